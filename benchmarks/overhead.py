@@ -1,0 +1,141 @@
+"""What federation costs beside the local steps themselves, in time and in memory.
+
+Compared, in turns in one process: rounds of a federated run (broadcast, private state to and from
+disk, mean, digests, checkpoint), and a bare loop of the same steps on the same batches (one model,
+one optimiser for each part, nothing else). `ratio_4` and `ratio_32` are wall times of the first
+over the second for 4 and 32 sites; `memory_per_site` is the growth of peak memory for each site
+more, over one site's private state on disk.
+
+    python benchmarks/overhead.py [--json]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from grandrounds.build import build_bench, build_federation, build_task
+from grandrounds.checkpoints import save_state
+from grandrounds.machine import machine_for, peak_memory, repeatable
+from grandrounds.messages import LocalPlan
+from grandrounds.opening import open_sites
+from grandrounds.packaged import studies
+from grandrounds.seeds import seed_for
+from grandrounds.study import Study
+from grandrounds.study_file import read_study
+from grandrounds.training import train
+from grandrounds.weights import digest
+
+REPEATS = 5
+
+
+def study_of(sites: int) -> Study:
+    """The demo's study at its size, with as many sites as asked for."""
+    study = read_study(studies() / "demo.toml")
+    roster = [replace(study.site[n % 4], name=f"site-{n:02d}") for n in range(sites)]
+    few = [replace(s, patients=replace(s.patients, validation=0, test=1)) for s in roster]
+    return replace(study, site=tuple(few))
+
+
+def federated(study: Study, folder: Path) -> Callable[[], None]:
+    machine = machine_for(study.training)
+    federation = build_federation(study, open_sites(study, ()), folder, machine, lambda *_: None)
+    states = [federation.start]
+
+    def one_round() -> None:
+        outcome = federation.topology.round(states[-1], federation.sites, federation.method)
+        state = outcome.state
+        digest(state.weights)
+        save_state(folder, state)
+        states[:] = [state]
+
+    return one_round
+
+
+def bare(study: Study) -> Callable[[], None]:
+    task = build_task(study)
+    bench = build_bench(study, task, machine_for(study.training))
+    bench.set_rate(study.training.learning_rate)
+    examples = [task.training_examples(o.cohorts) for o in open_sites(study, ()).values()]
+    rounds = iter(range(1, 10**6))
+
+    def one_round() -> None:
+        number = next(rounds)
+        for site, own in zip(study.site, examples, strict=True):
+            seed = seed_for(study.seed, site.name, number, "batches")
+            plan = LocalPlan(epochs=study.training.epochs)
+            train(bench, task, own, plan=plan, batch_size=study.training.batch_size, seed=seed)
+
+    return one_round
+
+
+def ratio(sites: int) -> tuple[float, float, float]:
+    study = study_of(sites)
+    with tempfile.TemporaryDirectory() as folder, repeatable(machine_for(study.training)):
+        arms = [federated(study, Path(folder)), bare(study)]
+        seconds: list[list[float]] = [[], []]
+        for turn in range(REPEATS + 1):
+            for arm, one_round in enumerate(arms):
+                started = time.perf_counter()
+                one_round()
+                if turn:  # the first of each warms up
+                    seconds[arm].append(time.perf_counter() - started)
+        pairs = [a / b for a, b in zip(*seconds, strict=True)]
+    return median(pairs), median(seconds[0]), median(seconds[1])
+
+
+def peak(sites: int) -> None:
+    """Print the peak memory of a process that plays two rounds, and a site's private state on disk."""
+    study = study_of(sites)
+    with tempfile.TemporaryDirectory() as folder, repeatable(machine_for(study.training)):
+        one_round = federated(study, Path(folder))
+        one_round()
+        one_round()
+        state = max(Path(folder).glob("sites/*/state/*.safetensors")).stat().st_size
+    print(json.dumps([peak_memory(), state]))
+
+
+def measured_peak(sites: int) -> tuple[int, int]:
+    command = [sys.executable, __file__, "--peak", str(sites)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    memory, state = json.loads(done.stdout)
+    return memory, state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peak", type=int)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        peak(arguments.peak)
+        return
+    ratios = {sites: ratio(sites) for sites in (4, 32)}
+    memory = {sites: measured_peak(sites) for sites in (4, 32)}
+    growth = (memory[32][0] - memory[4][0]) / 28
+    found = {
+        "ratio_4": ratios[4][0],
+        "ratio_32": ratios[32][0],
+        "memory_per_site": growth / memory[4][1],
+    }
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print("a round of the demo's study, federated over bare, median of pairs")
+    for sites, (value, ours, theirs) in ratios.items():
+        print(f"{sites:4d} sites: {ours:6.2f} s against {theirs:6.2f} s, ratio {value:.3f}")
+    for sites, (bytes_, _) in memory.items():
+        print(f"{sites:4d} sites: peak memory {bytes_ / 2**20:,.0f} MiB")
+    print(
+        f"growth per site: {growth / 2**20:.2f} MiB; private state {memory[4][1] / 2**20:.2f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

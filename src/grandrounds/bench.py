@@ -1,0 +1,109 @@
+"""The one model in memory, with its optimisers.
+
+Sites take turns at it, each with its own private state.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from grandrounds.precision import autocast
+from grandrounds.weights import Filter, Weights, copied, select
+
+OPTIMIZER = "optimizer/"
+
+
+@dataclass
+class Bench:
+    """A model, an optimiser for each trained part, and where and how precisely they compute.
+
+    `rates` multiplies the learning rate for parameters whose name starts with a prefix.
+    """
+
+    model: nn.Module
+    device: torch.device
+    precision: torch.dtype
+    betas: tuple[float, float] = (0.9, 0.999)
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    _optimizers: dict[str, Adam] = field(default_factory=dict[str, Adam], init=False)
+    _rate: float = field(default=0.0, init=False)
+
+    def place(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Move a batch to the device."""
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of all optimisers, present and to come."""
+        self._rate = rate
+        for optimizer in self._optimizers.values():
+            self._apply_rate(optimizer)
+
+    def _apply_rate(self, optimizer: Adam) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self._rate * group["factor"]
+
+    def optimizer(self, part: str) -> Adam:
+        """Give the optimiser of a sub-module, made when it is first asked for."""
+        if part not in self._optimizers:
+            self._optimizers[part] = self._new_optimizer(part)
+        return self._optimizers[part]
+
+    def _new_optimizer(self, part: str) -> Adam:
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self._parameters(part).items():
+            factors = [f for prefix, f in self.rates.items() if f"{part}.{name}".startswith(prefix)]
+            by_factor.setdefault(factors[0] if factors else 1.0, []).append(parameter)
+        groups = [{"params": params, "factor": factor} for factor, params in by_factor.items()]
+        optimizer = Adam(groups, lr=self._rate, betas=self.betas, fused=True)
+        self._apply_rate(optimizer)
+        return optimizer
+
+    def _parameters(self, part: str) -> dict[str, nn.Parameter]:
+        return dict(self.model.get_submodule(part).named_parameters())
+
+    def under_autocast(self, losses: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Run a task's losses in the chosen precision; what the caller does between is outside."""
+        while True:
+            with autocast(self.device, self.precision):
+                item = next(losses, None)
+            if item is None:
+                return
+            yield item
+
+    def weights(self, keep: Filter) -> Weights:
+        """Copy the model's tensors whose names pass the filter."""
+        return copied(select(self.model.state_dict(), keep))
+
+    def optimizer_state(self, keep: Filter) -> Weights:
+        """Copy the optimisers' tensors of the parameters whose names pass the filter.
+
+        They are named `optimizer/PART/PARAMETER/KEY`.
+        """
+        return {
+            f"{OPTIMIZER}{part}/{name}/{key}": tensor.detach().to("cpu", copy=True)
+            for part, optimizer in self._optimizers.items()
+            for name, parameter in self._parameters(part).items()
+            if parameter in optimizer.state and keep(f"{part}.{name}")
+            for key, tensor in optimizer.state[parameter].items()
+        }
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Overwrite the model's tensors of these names; the others stay as they are."""
+        own = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Replace all optimiser state: what `state` does not name starts anew."""
+        for optimizer in self._optimizers.values():
+            optimizer.state.clear()
+        for address, tensor in state.items():
+            part, name, key = address.removeprefix(OPTIMIZER).split("/")
+            parameter = self._parameters(part)[name]
+            place = "cpu" if key == "step" and self.device.type == "cpu" else self.device
+            slot = self.optimizer(part).state[parameter]
+            slot[key] = tensor.to(place, copy=True).contiguous(memory_format=torch.preserve_format)

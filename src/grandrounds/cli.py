@@ -1,0 +1,188 @@
+"""The command line.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from grandrounds.errors import BadInput, GrandRoundsError
+
+app = typer.Typer(
+    name="grandrounds",
+    help="Federated learning for medical imaging: one study file, the same numbers everywhere.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyPath = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The run folder.", show_default="runs/NAME")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the study, for example training.epochs=2."),
+]
+SitePaths = Annotated[
+    list[Path] | None,
+    typer.Option("--site", help="A site file (TOML) that says where a real site's data lies."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Workers = Annotated[
+    int, typer.Option("--workers", help="How many arms train at a time; 0: one for each core.")
+]
+
+
+def main() -> None:
+    """Run a command; say errors in one sentence.
+
+    Exit code 2: bad input; 1: the run failed or was stopped.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except GrandRoundsError as error:
+        print(f"grandrounds: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+    except (KeyboardInterrupt, click.Abort):
+        print(f"grandrounds: stopped. {RESUME}", file=sys.stderr)
+        sys.exit(1)
+
+
+RESUME = (
+    "Every finished round is saved; give the same command again, `run` with --resume, to go on."
+)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    set: Set = None,
+    workers: Workers = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Four simulated hospitals learn MRI synthesis: pFLSynth beside FedAvg and training alone."""
+    from grandrounds.commands import compare_arms
+    from grandrounds.compare import DEMO_ARMS
+    from grandrounds.packaged import studies
+
+    compare_arms(
+        studies() / "demo.toml",
+        DEMO_ARMS,
+        out=out or Path("runs/demo"),
+        overrides=set or [],
+        sites=[],
+        workers=workers,
+        as_json=json,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def run(
+    study: StudyPath,
+    out: Out = None,
+    rounds: Annotated[int | None, typer.Option(help="Override the number of rounds.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+    set: Set = None,
+    site: SitePaths = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a study, test it, and write its run folder and report."""
+    from grandrounds.commands import run_study
+
+    overrides = [*(set or []), *([f"rounds={rounds}"] if rounds is not None else [])]
+    run_study(
+        study,
+        out=out,
+        overrides=overrides,
+        sites=site or [],
+        resume=resume,
+        as_json=json,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def check(
+    study: StudyPath,
+    site: SitePaths = None,
+    set: Set = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
+    from grandrounds.commands import check_study
+
+    check_study(study, overrides=set or [], sites=site or [], as_json=json, quiet=quiet)
+
+
+@app.command()
+def compare(
+    study: StudyPath,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="METHOD[:KEY=VALUE...] with commas between, for example pflsynth,fedavg,local."
+        ),
+    ],
+    out: Out = None,
+    set: Set = None,
+    site: SitePaths = None,
+    workers: Workers = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train several arms on the same data, splits and seed, and report them side by side."""
+    from grandrounds.commands import compare_arms
+
+    compare_arms(
+        study,
+        arms.split(","),
+        out=out,
+        overrides=set or [],
+        sites=site or [],
+        workers=workers,
+        as_json=json,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a comparison's.")],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write report.html anew from a run folder."""
+    from grandrounds.report.html import write_report
+    from grandrounds.results import show
+
+    path = write_report(folder)
+    show(folder, path, as_json=json, quiet=quiet)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the study file, for editors."""
+    from grandrounds.study_file import schema as study_schema
+
+    print(json.dumps(study_schema(), indent=2))

@@ -1,0 +1,172 @@
+"""What the commands do: from arguments to results. Results go to stdout, progress to stderr."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from grandrounds.compare import Arm, Comparison
+from grandrounds.data.inspect import SiteSummary, check_elements
+from grandrounds.errors import BadSite
+from grandrounds.estimate import Estimate, estimate
+from grandrounds.events import Event
+from grandrounds.machine import machine_for
+from grandrounds.opening import open_site
+from grandrounds.progress import Bars
+from grandrounds.report.html import write_report
+from grandrounds.results import show
+from grandrounds.run import run
+from grandrounds.run_folder import is_finished
+from grandrounds.site_file import read_site
+from grandrounds.study import Study, notes
+from grandrounds.study_file import fingerprint, read_study, read_table, to_table, to_toml
+
+MIB = 2**20
+
+
+def run_study(
+    path: Path,
+    *,
+    out: Path | None,
+    overrides: Sequence[str],
+    sites: Sequence[Path],
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run one study and write its report."""
+    study = read_study(path, overrides)
+    folder = out or Path("runs") / study.name
+    files = [read_site(site) for site in sites]
+    console = Console(stderr=True, quiet=quiet)
+    for note in notes(study):
+        console.print(f"note: {note}", style="yellow")
+    with Bars(console) as bars:
+        title = study.build_method().title
+        bars.add(study.title, title, study.rounds)
+
+        def hear(event: Event) -> None:
+            bars.hear(study.title, event)
+
+        run(study, folder, files=files, resume=resume, listeners=[hear])
+    show(folder, write_report(folder), as_json=as_json, quiet=quiet)
+
+
+def compare_arms(
+    path: Path,
+    labels: Sequence[str],
+    *,
+    out: Path | None,
+    overrides: Sequence[str],
+    sites: Sequence[Path],
+    workers: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run arms side by side; what is done already is kept. Then write one report for all."""
+    table = read_table(path)
+    arms = [Arm(label.strip()) for label in labels if label.strip()]
+    studies = {arm: arm.study(table, overrides) for arm in arms}
+    folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
+    files = tuple(read_site(site) for site in sites)
+    at_once = min(workers or os.cpu_count() or 1, len(arms))
+    comparison = Comparison(folder, studies, files, at_once)
+    with Bars(Console(stderr=True, quiet=quiet)) as bars:
+        for arm, study in studies.items():
+            done = is_finished(comparison.arm_folder(arm))
+            bars.add(arm.name, arm.title(study), study.rounds, done=done)
+        comparison.run(bars.hear)
+    show(folder, write_report(folder), as_json=as_json, quiet=quiet)
+
+
+def check_study(
+    path: Path,
+    *,
+    overrides: Sequence[str],
+    sites: Sequence[Path],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Say what a study means and costs, and what each given site can deliver. Raises `BadInput`."""
+    study = read_study(path, overrides)
+    cost = estimate(study)
+    summaries = [_summary(study, site) for site in sites]
+    if as_json:
+        print(json.dumps(_facts(study, cost, summaries), indent=2))
+    elif not quiet:
+        _print_study(study, cost)
+        for summary in summaries:
+            _print_site(summary)
+    for summary in summaries:
+        check_elements(summary, study.elements, study.roster[summary.site])
+
+
+def _summary(study: Study, path: Path) -> SiteSummary:
+    file = read_site(path)
+    for spec in study.site:
+        if spec.name == file.name and spec.data == "files":
+            return open_site(study, spec, file)[1]
+    real = ", ".join(spec.name for spec in study.site if spec.data == "files") or "none"
+    raise BadSite(f"{path}: the study has no real site named '{file.name}'; it has {real}")
+
+
+def _facts(study: Study, cost: Estimate, summaries: Sequence[SiteSummary]) -> dict[str, object]:
+    machine = machine_for(study.training)
+    return {
+        "study": to_table(study),
+        "sha256": fingerprint(study),
+        "notes": notes(study),
+        "policy": asdict(cost.policy),
+        "bytes_per_round": cost.bytes_per_round,
+        "bytes_per_run": cost.bytes_per_run,
+        "memory": cost.memory,
+        "device": str(machine.device),
+        "precision": machine.precision_name,
+        "sites": [asdict(summary) for summary in summaries],
+    }
+
+
+def _print_study(study: Study, cost: Estimate) -> None:
+    console = Console()
+    machine = machine_for(study.training)
+    console.print(to_toml(study), markup=False, highlight=False)
+    grid = Grid("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
+    for group in cost.policy.groups:
+        grid.add_row(group.group, group.policy, str(group.tensors), f"{group.parameters:,}")
+    console.print(grid)
+    console.print(f"norm buffers: {cost.policy.norm_buffers}")
+    console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB, all sites, both directions")
+    console.print(f"the run: {cost.bytes_per_run / MIB:,.1f} MiB in {cost.rounds} rounds")
+    console.print(
+        f"memory: about {cost.memory / 2**30:.1f} GiB where one process simulates all sites"
+    )
+    console.print(f"here: {machine.device}, {machine.precision_name}, {machine.threads} threads")
+    console.print(f"SHA-256 of the resolved study: {fingerprint(study)}")
+    for note in notes(study):
+        console.print(f"note: {note}", style="yellow")
+
+
+def _print_site(summary: SiteSummary) -> None:
+    console = Console()
+    grid = Grid("", "patients", "sessions", "slices", title=f"Site '{summary.site}'")
+    for name, count in [*summary.splits.items(), *summary.contents.items()]:
+        grid.add_row(name, str(count.patients), str(count.sessions), str(count.slices))
+    for task, splits in summary.tasks.items():
+        for split, count in splits.items():
+            row = (str(count.patients), str(count.sessions), str(count.slices))
+            grid.add_row(f"{task} {split}", *row)
+    console.print(grid)
+    geometry = summary.geometry
+    console.print(
+        f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
+    )
+    for note in summary.notes:
+        console.print(note)
+
+
+def _ranges(ranges: Sequence[tuple[float, float]]) -> str:
+    return " x ".join(f"{low:g}" if low == high else f"{low:g}-{high:g}" for low, high in ranges)

@@ -1,0 +1,1 @@
+"""Images of one hospital: read, checked, prepared, split by patient."""

@@ -1,0 +1,22 @@
+"""The common data elements: what every site of a study must be able to deliver."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Fractions:
+    """How a site's patients are split; the three add up to 1."""
+
+    train: float = 0.7
+    validation: float = 0.1
+    test: float = 0.2
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What the consortium agreed on; `size` (height, width) in pixels, `spacing` in mm."""
+
+    contrasts: tuple[str, ...]
+    size: tuple[int, int] = (128, 128)
+    spacing: tuple[float, float] = (1.5, 1.5)
+    split: Fractions = field(default_factory=Fractions)

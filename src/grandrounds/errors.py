@@ -1,0 +1,85 @@
+"""Every error a user can meet.
+
+    GrandRoundsError
+    ├── BadInput             what the user gave is wrong; exit code 2, nothing trained, nothing lost
+    │   ├── BadStudy         the study file, an override or an argument
+    │   ├── BadSite          a site file, or a site that cannot deliver the common data elements
+    │   ├── BadImage         an image file
+    │   └── BadFolder        a run folder that is missing, incomplete or of another study
+    └── RunFailed            the run stopped; exit code 1
+        ├── SiteFailed       ... because of one site; carries the failure card
+        ├── BadUpdate        ... because updates do not fit together
+        └── DiskFailed       ... because the disk refused a checkpoint
+
+Each message says what was found, where, and what would be right.
+"""
+
+from dataclasses import dataclass
+
+
+class GrandRoundsError(Exception):
+    """The root: catch this to catch everything that this package raises on purpose."""
+
+
+class BadInput(GrandRoundsError):  # noqa: N818 - reads as what it says
+    """The user's input is wrong; one clear sentence, exit code 2."""
+
+
+class BadStudy(BadInput):
+    """The study file, an override or an argument is wrong."""
+
+
+class BadSite(BadInput):
+    """A site file is wrong, or the site cannot deliver the common data elements."""
+
+
+class BadImage(BadInput):
+    """An image cannot be used."""
+
+
+class BadFolder(BadInput):
+    """A run folder is missing, incomplete, or belongs to another study."""
+
+
+class RunFailed(GrandRoundsError):  # noqa: N818 - reads as what it says
+    """The run stopped before its end; what was saved can be resumed."""
+
+
+class BadUpdate(RunFailed):
+    """Updates of different sites do not fit together."""
+
+
+class DiskFailed(RunFailed):
+    """The disk refused to keep what must not be lost."""
+
+
+@dataclass(frozen=True)
+class FailureCard:
+    """Who failed, when, in what, and what may help."""
+
+    site: str
+    round: int
+    stage: str
+    error: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        hint = f" {self.hint}" if self.hint else ""
+        return (
+            f"site '{self.site}' failed in round {self.round} ({self.stage}): "
+            f"{self.error}: {self.message}.{hint}"
+        )
+
+
+class SiteFailed(RunFailed):
+    """One site could not answer; the run stops instead of going on with a subset."""
+
+    def __init__(self, card: FailureCard) -> None:
+        super().__init__(str(card))
+        self.card = card
+
+    def __reduce__(self) -> tuple[type["SiteFailed"], tuple[FailureCard]]:
+        """Cross a process boundary with the card, not with its text."""
+        return SiteFailed, (self.card,)

@@ -1,0 +1,174 @@
+"""What happened, in order: frozen events, and the append-only journal that keeps them.
+
+Progress bars, tables, the report and trackers are readers of these events; nothing else tells them
+anything.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, get_args
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins: who takes part, on what."""
+
+    name: str
+    arm: str
+    seed: int
+    rounds: int
+    sites: tuple[str, ...]
+    study: str  # SHA-256 of the resolved study
+    version: str
+    torch: str
+    device: str
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class RunResumed:
+    """A run goes on after this round; what the journal holds of later rounds did not survive."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class SiteReady:
+    """A site delivered the common data elements: counts only.
+
+    `patients`, `sessions` and `slices` map a split to a count, `cases` a task to its slices per
+    split.
+    """
+
+    site: str
+    tasks: tuple[str, ...]
+    patients: Mapping[str, int]
+    sessions: Mapping[str, int]
+    slices: Mapping[str, int]
+    cases: Mapping[str, Mapping[str, int]]
+    simulated: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GroupPolicy:
+    """Whether one parameter group travels."""
+
+    group: str
+    policy: str  # "shared" or "private"
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class PolicySet:
+    """What travels and what stays, decided before anything trains."""
+
+    groups: tuple[GroupPolicy, ...]
+    norm_buffers: str
+    bytes_per_round: int  # one site, both directions
+
+
+@dataclass(frozen=True)
+class SiteTrained:
+    """One site's part in one round."""
+
+    round: int
+    site: str
+    seconds: float
+    examples: int
+    steps: int
+    bytes_up: int
+    bytes_down: int
+    losses: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class SiteValidated:
+    """One site's validation score of a round's aggregate (higher is better)."""
+
+    round: int
+    site: str
+    seconds: float
+    cases: int
+    score: float
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class RoundFinished:
+    """The aggregate of a round stands, saved."""
+
+    round: int
+    digest: str
+    score: float | None  # weighted validation score, if the round was validated
+    best_round: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StoppedEarly:
+    """The validation score did not improve for `patience` rounds."""
+
+    round: int
+    best_round: int
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A person stopped the run after this round; it can be resumed."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run stopped because of an error."""
+
+    site: str
+    round: int
+    stage: str
+    error: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class SiteTested:
+    """One site's test cases were scored with the model of `round`."""
+
+    round: int
+    site: str
+    seconds: float
+    cases: int
+    summary: Mapping[str, float] = field(default_factory=dict[str, float])  # metric -> patient mean
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run is complete."""
+
+    round: int
+    best_round: int
+    digest: str
+    seconds: float
+    peak_memory: int  # bytes, of this process
+
+
+Event: TypeAlias = (
+    RunStarted
+    | RunResumed
+    | SiteReady
+    | PolicySet
+    | SiteTrained
+    | SiteValidated
+    | RoundFinished
+    | StoppedEarly
+    | Interrupted
+    | Failed
+    | SiteTested
+    | RunFinished
+)
+Listener: TypeAlias = Callable[[Event], None]
+KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}

@@ -1,0 +1,67 @@
+"""What a run computes on: device, precision, threads, and what makes its numbers repeatable."""
+
+import os
+import resource
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from grandrounds.precision import choose_device, choose_precision
+from grandrounds.training import Training
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes, how precisely, with how many threads."""
+
+    device: torch.device
+    precision: torch.dtype
+    threads: int
+
+    @property
+    def precision_name(self) -> str:
+        """Say "bf16" or "fp32"."""
+        return "bf16" if self.precision == torch.bfloat16 else "fp32"
+
+
+def machine_for(training: Training) -> Machine:
+    """Choose device, precision and threads for a study. Raises `BadStudy` for an absent device."""
+    device = choose_device(training.device)
+    threads = training.threads or _cores()
+    return Machine(device, choose_precision(training.precision, device), threads)
+
+
+@contextmanager
+def repeatable(machine: Machine) -> Generator[None, None, None]:
+    """Fix the threads and ask for deterministic algorithms; put both back afterwards.
+
+    On accelerators some operations have no deterministic form: there a warning is given, and equal
+    digests are promised on equal hardware only as far as the operations allow.
+    """
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(machine.threads)
+    torch.use_deterministic_algorithms(True, warn_only=machine.device.type != "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
+        torch.set_num_threads(threads)
+
+
+def peak_memory() -> int:
+    """Give the largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def physical_memory() -> int:
+    """Give the machine's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cores() -> int:
+    """Count the cores that this process may use; macOS cannot restrict them."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Per-case scores. Averages are made later: within a patient first."""

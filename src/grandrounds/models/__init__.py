@@ -1,0 +1,1 @@
+"""Networks: the personalised generator, its critic, and what they are made of."""

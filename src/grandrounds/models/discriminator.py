@@ -1,0 +1,85 @@
+"""The critic: judges patches of an image beside the source that it was made from.
+
+Shapes: B batch, C channel, H height, W width; P patch map.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from grandrounds.models.blocks import channels_last
+from grandrounds.models.initialise import initialise, seeded
+from grandrounds.models.norm import Norm, norm_layer
+
+_SLOPE = 0.2
+_WIDEST = 8  # times the width
+
+
+class Discriminator(nn.Module):
+    """A conditional PatchGAN; with 3 strided `layers` each judgement sees 70x70 pixels.
+
+    Isola et al. 2017.
+    """
+
+    def __init__(
+        self, width: int = 64, *, norm: Norm = "instance", in_channels: int = 2, layers: int = 3
+    ) -> None:
+        super().__init__()
+        channels = [width * min(2**depth, _WIDEST) for depth in range(layers + 1)]
+        self.entry = nn.Conv2d(in_channels, width, 4, stride=2, padding=1)
+        self.hidden = nn.ModuleList(
+            _Judge(inputs, outputs, stride=1 if depth == layers else 2, norm=norm)
+            for depth, (inputs, outputs) in enumerate(pairwise(channels), start=1)
+        )
+        self.verdict = nn.Conv2d(channels[-1], 1, 4, padding=1)
+
+    def forward(self, pair_BCHW: Tensor) -> Tensor:
+        """Judge source and image, stacked as channels; float32 (B, 1, P, P), 1 real, 0 made."""
+        features = functional.leaky_relu(self.entry(channels_last(pair_BCHW)), _SLOPE, inplace=True)
+        for layer in self.hidden:
+            features = layer(features)
+        return self.verdict(features).float()
+
+
+class _Judge(nn.Module):
+    def __init__(self, inputs: int, outputs: int, *, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1, bias=False)
+        self.norm = norm_layer(norm, outputs)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        return functional.leaky_relu(
+            self.norm(self.convolution(features_BCHW)), _SLOPE, inplace=True
+        )
+
+
+def build_discriminator(
+    width: int = 64,
+    *,
+    seed: int,
+    norm: Norm = "instance",
+    in_channels: int = 2,
+    layers: int = 3,
+) -> Discriminator:
+    """Build an initialised critic: equal seeds give equal bits, global draws are untouched."""
+    with seeded(seed):
+        return initialise(Discriminator(width, norm=norm, in_channels=in_channels, layers=layers))
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Generator[None]:
+    """Judge without learning: what runs inside passes gradients through, and gets none itself.
+
+    Parameters that required no gradient before still require none after.
+    """
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -1,0 +1,136 @@
+"""The generator: encoder, residual bottleneck, decoder, and personalisation between the stages.
+
+Shapes: B batch, D latent, H height, K code value, W width. The first part of a parameter's name is
+its group: mapper, encoder, bottleneck_early, bottleneck_late, decoder, personal.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grandrounds.models.blocks import (
+    Padding,
+    ResidualBlock,
+    Stage,
+    channels_last,
+    downsample,
+    same_size,
+    upsample,
+)
+from grandrounds.models.initialise import initialise, seeded
+from grandrounds.models.mapper import Mapper, Modulation, PersonalBlock
+from grandrounds.models.norm import Norm, norm_layer
+
+_EARLY_SHARE = 5 / 9  # of the residual blocks; Dalmaz et al. keep five of nine at the site
+
+
+@dataclass(frozen=True)
+class GeneratorShape:
+    """The size of a generator; the defaults are the full model of Dalmaz et al. 2024.
+
+    `code_size` counts the values of a code. Without `personalised` it is the plain ResNet: no
+    mapper, no personalisation blocks, and codes are ignored. `equalised` slows the mapper and the
+    blocks down the way the published code does.
+    """
+
+    code_size: int
+    width: int = 64
+    blocks: int = 9
+    latent: int = 512
+    mapper_layers: int = 6
+    personalised: bool = True
+    norm: Norm = "instance"
+    padding: Padding = "reflect"
+    dropout: float = 0.5
+    equalised: bool = False
+
+    @property
+    def num_early(self) -> int:
+        """Count the residual blocks of the early bottleneck: 5 of 9, 2 of 4."""
+        return round(self.blocks * _EARLY_SHARE)
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Give the output channels of every stage but the last, which makes the image."""
+        width = self.width
+        return (width, 2 * width, *[4 * width] * (self.blocks + 1), 2 * width, width)
+
+
+class Generator(nn.Module):
+    """Translates a slice of one contrast into another, for the site and task in the code."""
+
+    def __init__(self, shape: GeneratorShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = _encoder(shape)
+        self.bottleneck_early = _bottleneck(shape, shape.num_early)
+        self.bottleneck_late = _bottleneck(shape, shape.blocks - shape.num_early)
+        self.decoder = _decoder(shape)
+        self.mapper = _mapper(shape) if shape.personalised else None
+        self.personal = _personal(shape) if shape.personalised else nn.ModuleList()
+
+    def forward(self, source_B1HW: Tensor, code_BK: Tensor) -> Tensor:
+        """Give the image in [-1, 1], float32, (B, 1, H, W); H and W are multiples of 4."""
+        *stages, to_image = self._stages()
+        features = channels_last(source_B1HW)
+        for stage, modulation in zip(stages, self._modulations(code_BK), strict=True):
+            features = stage(features)
+            features = modulation.apply(features) if modulation else features
+        return torch.tanh(to_image(features).float())
+
+    def _stages(self) -> list[nn.Module]:
+        bottleneck = (*self.bottleneck_early, *self.bottleneck_late)
+        return [*self.encoder, *bottleneck, *self.decoder]
+
+    def _modulations(self, code_BK: Tensor) -> list[Modulation | None]:
+        if self.mapper is None:
+            return [None] * len(self.shape.stage_channels)
+        # In full precision: codes must stay apart, and casting these weights costs more than a use.
+        with torch.autocast(code_BK.device.type, enabled=False):
+            style_BD = self.mapper(code_BK)
+            return [block(style_BD) for block in self.personal]
+
+
+def build_generator(shape: GeneratorShape, *, seed: int) -> Generator:
+    """Build an initialised generator: equal seeds give equal bits, global draws are untouched."""
+    with seeded(seed):
+        return initialise(Generator(shape))
+
+
+def _encoder(shape: GeneratorShape) -> nn.ModuleList:
+    width, norm = shape.width, shape.norm
+    entry = Stage(same_size(1, width, 7, shape.padding), norm_layer(norm, width))
+    return nn.ModuleList(
+        [entry, downsample(width, 2 * width, norm), downsample(2 * width, 4 * width, norm)]
+    )
+
+
+def _bottleneck(shape: GeneratorShape, blocks: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        ResidualBlock(
+            4 * shape.width, norm=shape.norm, padding=shape.padding, dropout=shape.dropout
+        )
+        for _ in range(blocks)
+    )
+
+
+def _decoder(shape: GeneratorShape) -> nn.ModuleList:
+    width, norm = shape.width, shape.norm
+    to_image = same_size(width, 1, 7, shape.padding, bias=True)
+    return nn.ModuleList(
+        [upsample(4 * width, 2 * width, norm), upsample(2 * width, width, norm), to_image]
+    )
+
+
+def _mapper(shape: GeneratorShape) -> Mapper:
+    return Mapper(
+        shape.code_size, shape.latent, layers=shape.mapper_layers, equalised=shape.equalised
+    )
+
+
+def _personal(shape: GeneratorShape) -> nn.ModuleList:
+    return nn.ModuleList(
+        PersonalBlock(shape.latent, channels, equalised=shape.equalised)
+        for channels in shape.stage_channels
+    )

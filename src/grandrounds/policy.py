@@ -1,0 +1,62 @@
+"""The tensor policy: which tensors leave a site, which stay, and what happens to norm buffers."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from grandrounds.errors import BadStudy
+from grandrounds.events import GroupPolicy, PolicySet
+from grandrounds.methods.method import Method
+from grandrounds.tasks.task import Task
+from grandrounds.weights import Filter, Weights, num_bytes, select
+
+
+def travelling(model: nn.Module, task: Task, method: Method, *, norm_buffers: str) -> Filter:
+    """Build the filter of the tensors that leave a site.
+
+    Running statistics follow their layer unless `norm_buffers` says otherwise. Integer counters
+    never travel: 3.5 batches is not a count. Raises `BadStudy` where the method would share nothing
+    by mistake.
+    """
+    groups = task.groups(model)
+    base = method.travels(groups)
+    buffers = {name for name, _ in model.named_buffers()}
+    counters = {n for n, t in model.named_buffers() if not t.is_floating_point()}
+    statistics = {name for name in buffers - counters if groups["norm"](name)}
+    anywhere = norm_buffers == "shared" and bool(method.shared)
+
+    def leaves(name: str) -> bool:
+        if name in counters:
+            return False
+        if name in statistics and norm_buffers != "follow":
+            return anywhere
+        return base(name)
+
+    if method.shared and not any(leaves(name) for name in model.state_dict()):
+        raise BadStudy(
+            f"method: the groups {', '.join(method.shared)} hold no tensor of this network"
+        )
+    return leaves
+
+
+def described(
+    model: nn.Module, task: Task, travels: Filter, *, norm_buffers: str, validate_every: int
+) -> PolicySet:
+    """Say for each parameter group whether it travels, and what a round costs a site in bytes."""
+    state: Weights = model.state_dict()
+    groups = {n: g for n, g in task.groups(model).items() if n != "all"}
+    found = [_group(name, select(state, group), travels) for name, group in groups.items()]
+    one_way = num_bytes(select(state, travels))
+    return PolicySet(
+        groups=tuple(group for group in found if group.tensors),
+        norm_buffers=norm_buffers
+        if any(True for _ in model.named_buffers())
+        else "none in this network",
+        bytes_per_round=2 * one_way + one_way // validate_every,
+    )
+
+
+def _group(name: str, tensors: Mapping[str, Tensor], travels: Filter) -> GroupPolicy:
+    leaving = [travels(tensor) for tensor in tensors]
+    policy = "shared" if all(leaving) else "private" if not any(leaving) else "partly shared"
+    return GroupPolicy(name, policy, len(tensors), sum(t.numel() for t in tensors.values()))

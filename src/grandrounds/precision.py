@@ -1,0 +1,72 @@
+"""Where a run computes, and how precisely: bfloat16 where the hardware has it, else float32."""
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+
+from grandrounds.errors import BadStudy
+
+Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
+
+_CPU_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def choose_device(wish: str = "auto") -> torch.device:
+    """Give the wished device, or for "auto" the first present of cuda, mps, cpu.
+
+    Raises `BadStudy` if the wish names no device or one that this machine lacks.
+    """
+    if wish == "auto":
+        return next(torch.device(kind) for kind in ("cuda", "mps", "cpu") if _count(kind))
+    try:
+        device = torch.device(wish)
+    except RuntimeError:
+        raise BadStudy(f"'{wish}' names no device; say auto, cpu, cuda, cuda:N or mps.") from None
+    if (device.index or 0) >= _count(device.type):
+        raise BadStudy(
+            f"This machine has no device '{wish}'; say auto, or cpu, which is always there."
+        )
+    return device
+
+
+def _count(kind: str) -> int:
+    match kind:
+        case "cuda":
+            return torch.cuda.device_count() if torch.cuda.is_available() else 0
+        case "mps":
+            return int(torch.backends.mps.is_available())
+        case _:
+            return int(kind == "cpu")
+
+
+def choose_precision(wish: Precision, device: torch.device) -> torch.dtype:
+    """Give the dtype that convolutions and matrix products compute in on this device."""
+    if wish == "auto":
+        return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+    return torch.bfloat16 if wish == "bf16" else torch.float32
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and not _CPU_FEATURES.isdisjoint(_cpu_features())
+
+
+def _cpu_features() -> frozenset[str]:
+    # Older releases of torch have no public question for this; Linux writes the same words.
+    if hasattr(torch.cpu, "get_capabilities"):
+        present = torch.cpu.get_capabilities()
+        return frozenset(name for name, value in present.items() if value is True)
+    return frozenset(_CPU_INFO.read_text().split()) if _CPU_INFO.exists() else frozenset()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Compute in `dtype` inside this context; weights stay float32, and float32 changes nothing.
+
+    Casts are not cached: after an optimiser step in the same context they would be of old weights.
+    """
+    return torch.autocast(
+        device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False
+    )

@@ -1,0 +1,95 @@
+"""Progress for people: bars on stderr, fed by events."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from grandrounds.events import (
+    Event,
+    RoundFinished,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    SiteTested,
+    SiteTrained,
+    SiteValidated,
+    StoppedEarly,
+)
+
+
+class Bars:
+    """One bar for each arm: rounds done, time left, who is at work, and the score so far."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[score]}"),
+            TextColumn("[dim]{task.fields[doing]}"),
+            console=console,
+        )
+        self._rows: dict[str, TaskID] = {}
+        self._scores: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def add(self, arm: str, title: str, rounds: int, *, done: bool = False) -> None:
+        """Show an arm before it starts, or as done already."""
+        doing = "done before" if done else "waiting"
+        self._scores[arm] = ""
+        self._rows[arm] = self._progress.add_task(
+            title, total=rounds, completed=rounds if done else 0, start=False, score="", doing=doing
+        )
+
+    def hear(self, arm: str, event: Event) -> None:
+        """Show what an event says."""
+        row = self._rows[arm]
+        match event:
+            case RunStarted():
+                self._progress.start_task(row)
+                self._progress.update(row, doing="starting")
+            case RunResumed():
+                self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
+            case SiteTrained() | SiteValidated() | SiteTested():
+                self._progress.update(row, doing=_doing(event))
+            case RoundFinished():
+                if event.score is not None:
+                    self._scores[arm] = f"{event.score:.2f} dB"
+                self._progress.update(row, completed=event.round, score=self._scores[arm])
+            case StoppedEarly():
+                self._progress.update(row, doing=f"stopped early; best round {event.best_round}")
+            case RunFinished():
+                self._progress.update(row, doing="done")
+                self._progress.stop_task(row)
+            case _:
+                pass
+
+
+def _doing(event: SiteTrained | SiteValidated | SiteTested) -> str:
+    verb = {SiteTrained: "trained", SiteValidated: "validated", SiteTested: "tested"}[type(event)]
+    return f"{event.site} {verb}"

@@ -1,0 +1,174 @@
+"""Everything that one hospital does. An engine only decides how a request reaches `Site.answer`."""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import assert_never, cast
+
+import torch
+from torch import nn
+
+from grandrounds.bench import OPTIMIZER, Bench
+from grandrounds.checkpoints import Rounds
+from grandrounds.data.case import Cohort, Split
+from grandrounds.evaluation import panels, save_panels, scored
+from grandrounds.events import SiteReady
+from grandrounds.messages import CaseScore, Describe, Evaluate, Finish, Reply, Request, Train
+from grandrounds.metrics.summary import summary
+from grandrounds.seeds import seed_for
+from grandrounds.tasks.task import Examples, Task
+from grandrounds.training import Training, train
+from grandrounds.weights import Filter, Weights, digest, select, starting_with, write
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital: its data, its task, its private state on its own disk.
+
+    `travels` selects the tensors that may leave; `first_weights` gives the model before any
+    training; `bench` holds the model in memory and may be shared with other sites of the same
+    process. `cohorts` is the site's own data (several only where a comparison pools them).
+    """
+
+    name: str
+    task: Task
+    cohorts: tuple[Cohort, ...]
+    training: Training
+    rounds: int
+    seed: int
+    travels: Filter
+    first_weights: Callable[[], Weights]
+    bench: Bench
+    folder: Path
+    ready: SiteReady
+    shows_images: bool = True
+
+    def answer(self, request: Request) -> Reply:
+        """Do what is asked.
+
+        Randomness depends on (study seed, site, round) alone, and leaves no trace.
+        """
+        started = time.perf_counter()
+        with _own_randomness(seed_for(self.seed, self.name, request.round, type(request).__name__)):
+            reply = self._answer(request)
+        return replace(reply, examples=len(self._train), seconds=time.perf_counter() - started)
+
+    def _answer(self, request: Request) -> Reply:
+        match request:
+            case Describe():
+                return self._describe()
+            case Train():
+                return self._train_round(request)
+            case Evaluate():
+                return self._evaluate(request)
+            case Finish():
+                return self._finish(request)
+            case _:
+                assert_never(request)
+
+    @cached_property
+    def _train(self) -> Examples:
+        return self.task.training_examples(self.cohorts)
+
+    @cached_property
+    def _uses(self) -> Filter:
+        return self.task.uses(self.name)
+
+    @property
+    def _state(self) -> Rounds:
+        return Rounds(self.folder / "state")
+
+    def _describe(self) -> Reply:
+        return Reply(site=self.name, round=0, rounds=self._state.held(), ready=self.ready)
+
+    def _train_round(self, request: Train) -> Reply:
+        self._sit_down(request.round - 1, request.weights, to_train=True)
+        self.bench.set_rate(self.training.rate(request.round, self.rounds))
+        trained = train(
+            self.bench,
+            self.task,
+            self._train,
+            plan=request.plan,
+            batch_size=self.training.batch_size,
+            seed=seed_for(self.seed, self.name, request.round, "batches"),
+        )
+        private = self._private_state()
+        # Acknowledged by the disk before the reply is released: what the others build on cannot be
+        # lost here.
+        self._state.save(request.round, private, {}, keep=request.keep)
+        return Reply(
+            site=self.name,
+            round=request.round,
+            steps=trained.steps,
+            metrics=trained.losses,
+            digest=digest(private),
+            weights=self.bench.weights(self.travels),
+        )
+
+    def _sit_down(self, round: int, shared: Weights, *, to_train: bool) -> None:
+        """Put this site's model of a round on the bench: its private state, then what came in."""
+        private = self._private_of(round)
+        self.bench.load(select(private, lambda name: not name.startswith(OPTIMIZER)))
+        self.bench.load(shared)
+        if not to_train:
+            return
+        keep_moments = not self.training.reset_optimizer
+        moments = select(private, starting_with(OPTIMIZER)) if keep_moments else {}
+        self.bench.load_optimizer_state(moments)
+        if self.training.norm_buffers == "reset":
+            _reset_running_statistics(self.bench.model)
+
+    def _private_of(self, round: int) -> Weights:
+        if round == 0:
+            return select(self.first_weights(), self._uses)
+        return self._state.load(round)[0]
+
+    def _private_state(self) -> Weights:
+        stays = self.bench.weights(lambda name: self._uses(name) and not self.travels(name))
+        return stays | self.bench.optimizer_state(self._uses)
+
+    def _evaluate(self, request: Evaluate) -> Reply:
+        split = cast(Split, request.split)
+        examples = self.task.evaluation_examples(self.cohorts, split)
+        self._sit_down(request.round, request.weights, to_train=False)
+        scores = scored(self.bench, self.task, examples)
+        if request.cases and self.shows_images:
+            self._show(examples, scores)
+        return Reply(
+            site=self.name,
+            round=request.round,
+            cases=len(scores),
+            metrics=summary(scores),
+            scores=scores if request.cases else (),
+        )
+
+    def _show(self, examples: Examples, scores: tuple[CaseScore, ...]) -> None:
+        """Keep the report's pictures in this site's own folder: they are no part of a reply."""
+        for site, made in panels(self.bench, self.task, examples, scores).items():
+            save_panels(self.folder.parent / site / "panels.npz", made)
+
+    def _finish(self, request: Finish) -> Reply:
+        for name, round in {"private": request.best, "private-last": request.round}.items():
+            stays = select(self._private_of(round), lambda n: not n.startswith(OPTIMIZER))
+            own = select(stays, lambda n: not self.travels(n))
+            write(
+                self.folder / f"{name}.safetensors", own, {"site": self.name, "round": str(round)}
+            )
+        return Reply(site=self.name, round=request.round)
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Generator[None, None, None]:
+    """Seed what cannot be given a generator (dropout), and put the global state back afterwards."""
+    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        yield
+
+
+def _reset_running_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            module.reset_running_stats()

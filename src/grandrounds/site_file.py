@@ -1,0 +1,61 @@
+"""A site's own file: where its data lies. It never leaves the site."""
+
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from grandrounds.errors import BadSite, BadStudy
+from grandrounds.study import Study
+from grandrounds.study_file import parse_table
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """Where a real site keeps its images and its cache of prepared slices.
+
+    `data` is a folder of NIfTI volumes, `cache` one that may be filled; relative paths start at the
+    site file. `include_images` allows pictures of test cases in the report.
+    """
+
+    name: str
+    data: Path
+    cache: Path | None = None
+    include_images: bool = False
+
+
+def read_site(path: Path) -> SiteFile:
+    """Read a site file. Raises `BadSite`."""
+    try:
+        found = parse_table(SiteFile, tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSite(f"{path}: cannot be read as a site file ({error})") from None
+    except BadStudy as error:
+        raise BadSite(f"{path}: {error}") from None
+    beside = path.absolute().parent
+    cache = beside / found.cache if found.cache else None
+    return replace(found, data=beside / found.data, cache=cache)
+
+
+def matched(study: Study, files: Sequence[SiteFile]) -> dict[str, SiteFile]:
+    """Give each real site of the study its file. Raises `BadSite` unless they match one to one."""
+    names = [file.name for file in files]
+    known = ", ".join(study.roster)
+    for name in names:
+        if name not in study.roster:
+            raise BadSite(f"site file of '{name}': the study has no such site; it has {known}")
+        if names.count(name) > 1:
+            raise BadSite(f"site '{name}' has {names.count(name)} site files; give one")
+    for spec in study.site:
+        if spec.data == "files" and spec.name not in names:
+            raise BadSite(f"site '{spec.name}' needs its site file: add --site PATH_OF_ITS.toml")
+        if spec.data == "simulated" and spec.name in names:
+            raise BadSite(f"site '{spec.name}' is simulated in this study; it takes no site file")
+    return {file.name: file for file in files}
+
+
+def default_cache() -> Path:
+    """Give the cache for sites whose file names none (GRANDROUNDS_CACHE overrides it)."""
+    chosen = os.environ.get("GRANDROUNDS_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "grandrounds"

@@ -1,0 +1,195 @@
+"""Slices as examples of image-to-image translation: each has a source, a target and their codes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from math import ceil
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from grandrounds.data.case import Cohort, Session, Split
+from grandrounds.tasks.task import Batch, Case
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One synthesis task: which contrast is made from which."""
+
+    source: str
+    target: str
+
+    @staticmethod
+    def parse(label: str) -> "Pair":
+        """Read a label such as "T1w->T2w". Raises `ValueError`."""
+        source, target = (word.strip() for word in label.split("->"))
+        return Pair(source, target)
+
+    @property
+    def label(self) -> str:
+        """Write the label."""
+        return f"{self.source}->{self.target}"
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Turns (site, pair) into the code that the mapper reads.
+
+    It is the one-hots of site, source and target in a row. `codes` says which of them are told to
+    the network; the others are zero. pflsynth.md 2.1.
+    """
+
+    sites: tuple[str, ...]
+    contrasts: tuple[str, ...]
+    codes: Literal["both", "site", "task", "none"] = "both"
+
+    @property
+    def size(self) -> int:
+        """Count the values of a code."""
+        return len(self.sites) + 2 * len(self.contrasts)
+
+    def code(self, site: str, pair: Pair) -> Tensor:
+        """Give the code, (K,)."""
+        code = torch.zeros(self.size)
+        if self.codes in ("both", "site"):
+            code[self.sites.index(site)] = 1.0
+        if self.codes in ("both", "task"):
+            code[len(self.sites) + self.contrasts.index(pair.source)] = 1.0
+            code[len(self.sites) + len(self.contrasts) + self.contrasts.index(pair.target)] = 1.0
+        return code
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a slice before the network sees it.
+
+    `flip` is the probability of a left-right flip in training; `intensity` = "slice" scales each
+    slice to its own range in 8 bits; `crop` = "resize-crop" enlarges by 286/256 and crops at
+    random, as the released pFLSynth code does (there in evaluation too).
+    """
+
+    flip: float = 0.5
+    intensity: Literal["volume", "slice"] = "volume"
+    crop: Literal["none", "resize-crop"] = "none"
+
+    def __call__(self, images_CHW: Tensor, generator: Generator, *, training: bool) -> Tensor:
+        """Apply to the source and target of one sample, (2, H, W) in [0, 1]."""
+        if self.intensity == "slice":
+            images_CHW = _eight_bit(images_CHW)
+        if self.crop == "resize-crop":
+            images_CHW = _resized_crop(images_CHW, generator)
+        if training and float(torch.rand((), generator=generator)) < self.flip:
+            images_CHW = images_CHW.flip(-1)
+        return images_CHW
+
+
+def _eight_bit(images_CHW: Tensor) -> Tensor:
+    low, high = images_CHW.amin((1, 2), keepdim=True), images_CHW.amax((1, 2), keepdim=True)
+    return ((images_CHW - low) / (high - low).clamp_min(1e-6) * 255).round() / 255
+
+
+def _resized_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
+    height, width = images_CHW.shape[1:]
+    size = (ceil(height * 286 / 256), ceil(width * 286 / 256))
+    large = nn.functional.interpolate(images_CHW[None], size, mode="bicubic", align_corners=False)
+    top = int(torch.randint(size[0] - height + 1, (), generator=generator))
+    left = int(torch.randint(size[1] - width + 1, (), generator=generator))
+    return large[0, :, top : top + height, left : left + width].clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of one session, and the pairs that it can serve at its site."""
+
+    site: str
+    patient: str
+    session: Session
+    index: int
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Examples of translation.
+
+    A slice with several pairs has one of them drawn when a generator is given.
+    """
+
+    slices: tuple[Slice, ...]
+    coding: Coding
+    augmentation: Augmentation
+
+    def __len__(self) -> int:
+        """Count the slices."""
+        return len(self.slices)
+
+    def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
+        """Collate slices.
+
+        Source and target are (B, 1, H, W) in [-1, 1], code (B, K), pair (B, 2) of contrasts.
+        """
+        chosen = [self.slices[index] for index in indices]
+        draw = generator or Generator().manual_seed(0)
+        pairs = [_drawn(each.pairs, draw) for each in chosen]
+        images = [self._images(s, p, draw, generator) for s, p in zip(chosen, pairs, strict=True)]
+        images_BCHW = torch.stack(images).mul_(2).sub_(1)
+        contrasts = self.coding.contrasts
+        return {
+            "source": images_BCHW[:, :1].contiguous(),
+            "target": images_BCHW[:, 1:].contiguous(),
+            "code": torch.stack(
+                [self.coding.code(s.site, p) for s, p in zip(chosen, pairs, strict=True)]
+            ),
+            "pair": torch.tensor(
+                [[contrasts.index(p.source), contrasts.index(p.target)] for p in pairs]
+            ),
+        }
+
+    def _images(
+        self, each: Slice, pair: Pair, draw: Generator, training: Generator | None
+    ) -> Tensor:
+        contrasts = (pair.source, pair.target)
+        both = [each.session.image(each.index, contrast) for contrast in contrasts]
+        images_CHW = torch.from_numpy(np.stack(both))  # pyright: ignore[reportUnknownMemberType]
+        return self.augmentation(images_CHW, draw, training=training is not None)
+
+    def case(self, index: int) -> Case:
+        """Name an example."""
+        each = self.slices[index]
+        label = f"{each.session.session or '1'}/{each.index:03d}"
+        return Case(each.site, each.patient, label, each.pairs[0].label)
+
+
+def _drawn(pairs: tuple[Pair, ...], generator: Generator) -> Pair:
+    if len(pairs) == 1:
+        return pairs[0]
+    return pairs[int(torch.randint(len(pairs), (), generator=generator))]
+
+
+def slices_of(
+    cohort: Cohort, split: Split, pairs: Sequence[Pair], *, each_pair: bool
+) -> tuple[Slice, ...]:
+    """List a split's slices that can serve at least one pair.
+
+    `each_pair` lists a slice once for every pair.
+    """
+    pseudonyms = _pseudonyms(cohort)
+    found: list[Slice] = []
+    for session in cohort.splits[split]:
+        served = tuple(p for p in pairs if {p.source, p.target} <= set(session.contrasts))
+        choices = [(pair,) for pair in served] if each_pair else [served] if served else []
+        found += [
+            Slice(cohort.site, pseudonyms[session.patient], session, index, choice)
+            for choice in choices
+            for index in range(session.num_slices)
+        ]
+    return tuple(found)
+
+
+def _pseudonyms(cohort: Cohort) -> Mapping[str, str]:
+    """Number the patients in an order that tells nothing of their names."""
+    patients = {session.patient for session in cohort}
+    ordered = sorted(patients, key=lambda p: sha256(f"{cohort.site}/{p}".encode()).hexdigest())
+    return {patient: f"p{number:03d}" for number, patient in enumerate(ordered, start=1)}

@@ -1,0 +1,262 @@
+"""Contrast synthesis: a generator translates slices, critics of each site judge them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from grandrounds.data.case import Cohort, Split
+from grandrounds.data.elements import Elements
+from grandrounds.metrics.images import nrmse, psnr, ssim
+from grandrounds.models.discriminator import Discriminator, build_discriminator, frozen
+from grandrounds.models.generator import Generator, GeneratorShape, build_generator
+from grandrounds.models.norm import batch_norm_names
+from grandrounds.seeds import seed_for
+from grandrounds.tasks.slices import Augmentation, Coding, Pair, Slices, slices_of
+from grandrounds.tasks.task import Batch, Picture
+from grandrounds.weights import Filter, among, starting_with
+
+GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
+SINGLE = "any"
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Options of the synthesis task; `model` = "small" changes the defaults to a network for CPUs.
+
+    `generator` "auto" is "personalised" for the method pflsynth and "plain" for the others;
+    `critics` is one per task or a single one; `adversarial` and `l1` weigh the generator's loss;
+    `equalised` and `dropout_at_evaluation` are how the released pFLSynth code differs (see
+    `parity`).
+    """
+
+    metric: ClassVar[str] = "psnr"
+
+    kind: Literal["synthesis"] = "synthesis"
+    model: Literal["full", "small"] = "full"
+    generator: Literal["auto", "personalised", "plain"] = "auto"
+    codes: Literal["both", "site", "task", "none"] = "both"
+    width: int = 64
+    blocks: int = 9
+    latent: int = 512
+    mapper_layers: int = 6
+    mapper_rate: float = 1.0
+    norm: Literal["instance", "batch"] = "instance"
+    padding: Literal["reflect", "zero"] = "reflect"
+    dropout: float = 0.5
+    equalised: bool = False
+    dropout_at_evaluation: bool = False
+    critics: Literal["per-task", "single"] = "per-task"
+    critic_width: int = 64
+    critic_layers: int = 3
+    adversarial: float = 1.0
+    l1: float = 100.0
+    flip: float = 0.5
+    intensity: Literal["volume", "slice"] = "volume"
+    crop: Literal["none", "resize-crop"] = "none"
+
+    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "SynthesisTask":
+        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
+        pairs = {
+            site: tuple(Pair.parse(label) for label in labels) for site, labels in sites.items()
+        }
+        coding = Coding(tuple(sites), elements.contrasts, self.codes)
+        return SynthesisTask(self, coding, pairs)
+
+
+class Translator(nn.Module):
+    """A generator and the critics that judge it, in one module whose names tell them apart."""
+
+    generator: Generator
+    critics: nn.ModuleDict
+
+    def __init__(self, generator: Generator, critics: Mapping[str, Discriminator]) -> None:
+        super().__init__()
+        self.generator = generator
+        self.critics = nn.ModuleDict(critics)
+
+    def compile(self) -> None:
+        """Compile the networks; this container itself is never called."""
+        for network in (self.generator, *self.critics.values()):
+            network.compile()  # pyright: ignore[reportUnknownMemberType]
+
+    def critic(self, label: str) -> nn.Module:
+        """Give the critic of a task."""
+        return self.critics[label]
+
+
+@dataclass(frozen=True)
+class SynthesisTask:
+    """Adversarial contrast translation. Dalmaz et al. 2024; least-squares GAN beside L1."""
+
+    options: Synthesis
+    coding: Coding
+    pairs: Mapping[str, tuple[Pair, ...]]
+
+    @property
+    def metric(self) -> str:
+        """Watch PSNR."""
+        return self.options.metric
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """Slow or speed the mapper."""
+        return {"generator.mapper.": self.options.mapper_rate}
+
+    @property
+    def shape(self) -> GeneratorShape:
+        """Give the generator's dimensions."""
+        o = self.options
+        return GeneratorShape(
+            code_size=self.coding.size,
+            width=o.width,
+            blocks=o.blocks,
+            latent=o.latent,
+            mapper_layers=o.mapper_layers,
+            personalised=o.generator == "personalised",
+            norm=o.norm,
+            padding=o.padding,
+            dropout=o.dropout,
+            equalised=o.equalised,
+        )
+
+    def build(self, seed: int) -> Translator:
+        """Build generator and critics; the same seed gives the same bits."""
+        generator = build_generator(self.shape, seed=seed_for(seed, "generator"))
+        return Translator(generator, {name: self._critic(seed, name) for name in self._critics()})
+
+    def _critics(self) -> tuple[str, ...]:
+        if not self.options.adversarial:
+            return ()
+        return tuple(dict.fromkeys(self._critic_of(p) for ps in self.pairs.values() for p in ps))
+
+    def _critic_of(self, pair: Pair) -> str:
+        return pair.label if self.options.critics == "per-task" else SINGLE
+
+    def _critic(self, seed: int, name: str) -> Discriminator:
+        o = self.options
+        return build_discriminator(
+            width=o.critic_width,
+            layers=o.critic_layers,
+            norm=o.norm,
+            seed=seed_for(seed, "critic", name),
+        )
+
+    def blank(self, size: tuple[int, int]) -> Batch:
+        """Give a batch of one case without content."""
+        site, pairs = next(iter(self.pairs.items()))
+        image_B1HW = torch.zeros(1, 1, *size)
+        contrasts = [self.coding.contrasts.index(c) for c in (pairs[0].source, pairs[0].target)]
+        return {
+            "source": image_B1HW,
+            "target": image_B1HW,
+            "code": self.coding.code(site, pairs[0])[None],
+            "pair": torch.tensor([contrasts]),
+        }
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of each critic that this batch concerns, then the generator's.
+
+        pflsynth.md section 3.
+        """
+        assert isinstance(model, Translator)
+        source, target = batch["source"], batch["target"]
+        fake = model.generator(source, batch["code"])
+        judged = self._judged(batch)
+        for name, rows in judged.items():
+            yield (
+                f"critics.{name}",
+                self._critic_loss(model.critic(name), source[rows], target[rows], fake[rows]),
+            )
+        realism = [self._realism(model.critic(n), source[r], fake[r]) for n, r in judged.items()]
+        distance = (fake.float() - target).abs().mean()
+        adversarial = torch.stack(realism).sum() / len(source) if realism else 0.0
+        yield "generator", self.options.adversarial * adversarial + self.options.l1 * distance
+
+    def _judged(self, batch: Batch) -> dict[str, Tensor]:
+        """Map each critic that this batch concerns to its rows."""
+        rows: dict[str, list[int]] = {}
+        if self.options.adversarial:
+            contrasts = self.coding.contrasts
+            pairs = cast(list[list[int]], batch["pair"].tolist())  # pyright: ignore[reportUnknownMemberType]
+            for row, (source, target) in enumerate(pairs):
+                pair = Pair(contrasts[source], contrasts[target])
+                rows.setdefault(self._critic_of(pair), []).append(row)
+        return {name: torch.tensor(found) for name, found in rows.items()}
+
+    def _critic_loss(
+        self, critic: nn.Module, source: Tensor, target: Tensor, fake: Tensor
+    ) -> Tensor:
+        real_BCHW, fake_BCHW = torch.cat([source, target], 1), torch.cat([source, fake.detach()], 1)
+        if self.options.norm == "batch":  # one batch for both would mix their statistics
+            on_real, on_fake = critic(real_BCHW).float(), critic(fake_BCHW).float()
+        else:
+            on_real, on_fake = critic(torch.cat([real_BCHW, fake_BCHW])).float().chunk(2)
+        return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
+
+    def _realism(self, critic: nn.Module, source: Tensor, fake: Tensor) -> Tensor:
+        with frozen(critic):
+            verdict = critic(torch.cat([source, fake], 1)).float()
+        return (verdict - 1).square().flatten(1).mean(1).sum()
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Synthesise the targets, (B, 1, H, W) in [0, 1]."""
+        assert isinstance(model, Translator)
+        model.eval()
+        for module in model.generator.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(self.options.dropout_at_evaluation)
+        return _unit(model.generator(batch["source"], batch["code"]).float())
+
+    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Score each case: PSNR (dB), SSIM, NRMSE, over the whole image, data range 1."""
+        target = _unit(batch["target"])
+        return {
+            "psnr": psnr(prediction, target),
+            "ssim": ssim(prediction, target),
+            "nrmse": nrmse(prediction, target),
+        }
+
+    def picture(self, prediction: Tensor, batch: Batch) -> Picture:
+        """Give source, target and prediction of the first case, each (H, W) in [0, 1]."""
+        images = {
+            "source": _unit(batch["source"]),
+            "target": _unit(batch["target"]),
+            "prediction": prediction,
+        }
+        return {name: image[0, 0].cpu().numpy() for name, image in images.items()}
+
+    def groups(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the parameter groups; critics judge a site's own tasks, so "all" leaves them out."""
+        groups = {name: starting_with(f"generator.{name}.") for name in GROUPS}
+        critic = starting_with("critics.")
+        norm = frozenset(n for n in batch_norm_names(model) if not critic(n))
+        return groups | {
+            "norm": among(norm),
+            "critic": critic,
+            "all": starting_with("generator."),
+        }
+
+    def uses(self, site: str) -> Filter:
+        """Select the generator and the critics of a site's own tasks."""
+        own = {self._critic_of(pair) for pair in self.pairs.get(site, sum(self.pairs.values(), ()))}
+        return starting_with("generator.", *(f"critics.{name}." for name in own))
+
+    def training_examples(self, cohorts: Sequence[Cohort]) -> Slices:
+        """Give each training slice once; its task is drawn when it is used."""
+        return self._examples(cohorts, "train", each_pair=False)
+
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Slices:
+        """Give each slice of a split once for each of its site's tasks that it can serve."""
+        return self._examples(cohorts, split, each_pair=True)
+
+    def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each_pair: bool) -> Slices:
+        found = [slices_of(c, split, self.pairs[c.site], each_pair=each_pair) for c in cohorts]
+        o = self.options
+        return Slices(sum(found, ()), self.coding, Augmentation(o.flip, o.intensity, o.crop))
+
+
+def _unit(image: Tensor) -> Tensor:
+    return ((image + 1) / 2).clamp(0, 1)

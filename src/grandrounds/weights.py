@@ -1,0 +1,138 @@
+"""Named tensors, and the few operations that a federation performs on them."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeAlias, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from grandrounds.errors import BadFolder, BadUpdate, DiskFailed
+
+Weights: TypeAlias = dict[str, Tensor]
+Filter: TypeAlias = Callable[[str], bool]
+
+
+def starting_with(*prefixes: str) -> Filter:
+    """Select names by how they start, for example `starting_with("generator.decoder.")`."""
+    return lambda name: name.startswith(prefixes)
+
+
+def among(names: frozenset[str]) -> Filter:
+    """Select exactly these names."""
+    return lambda name: name in names
+
+
+def select(weights: Mapping[str, Tensor], keep: Filter) -> Weights:
+    """Keep the tensors whose names pass the filter, in their order."""
+    return {name: tensor for name, tensor in weights.items() if keep(name)}
+
+
+def copied(weights: Mapping[str, Tensor]) -> Weights:
+    """Copy every tensor to contiguous memory of the CPU, detached from any graph."""
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in weights.items()}
+
+
+def num_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Count the bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+def mean(updates: Sequence[Weights], shares: Sequence[float]) -> Weights:
+    """Average in the order given, in float64, and return each tensor in its own dtype.
+
+    `updates` map equal names to floating tensors of equal shape; `shares` are example counts or any
+    positive weights. Raises `BadUpdate` where names or shapes differ. McMahan et al. 2017,
+    algorithm 1.
+    """
+    _check_alike(updates)
+    total = sum(shares)
+    return {
+        name: _mean([update[name] for update in updates], [share / total for share in shares])
+        for name in updates[0]
+    }
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total += tensor.double() * share
+    return total.to(tensors[0].dtype)
+
+
+def _check_alike(updates: Sequence[Weights]) -> None:
+    shapes = {name: tensor.shape for name, tensor in updates[0].items()}
+    for update in updates[1:]:
+        found = {name: tensor.shape for name, tensor in update.items()}
+        if found != shapes:
+            odd = sorted(n for n in shapes.keys() | found.keys() if shapes.get(n) != found.get(n))
+            raise BadUpdate(
+                f"updates differ in {len(odd)} tensors, first '{odd[0]}': "
+                f"{shapes.get(odd[0])} and {found.get(odd[0])}; every site must send the same names"
+            )
+
+
+def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor that holds a NaN or an infinity, if any."""
+    return next((name for name, t in weights.items() if not bool(t.isfinite().all())), None)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Fingerprint names, dtypes, shapes and bits: equal digests mean identical weights.
+
+    The digest is a SHA-256, in hex.
+    """
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file so that a reader sees all of it or nothing, even after a power cut.
+
+    Raises `DiskFailed` where the disk refuses; what stood at `path` before then still stands.
+    """
+    write_atomically(path, to_safetensors(weights, dict(notes or {})))
+
+
+class _OpenFile(Protocol):
+    def keys(self) -> Iterable[str]: ...
+    def get_tensor(self, name: str) -> Tensor: ...
+    def metadata(self) -> Mapping[str, str] | None: ...
+
+
+def read(path: Path) -> tuple[Weights, dict[str, str]]:
+    """Read a safetensors file: its tensors and its notes. Raises `BadFolder` if it is damaged."""
+    try:
+        opened = cast(AbstractContextManager[_OpenFile], safe_open(path, framework="pt"))
+        with opened as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, FileNotFoundError) as error:
+        raise BadFolder(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name, flush to the disk, then rename. Raises `DiskFailed`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DiskFailed(
+            f"cannot write {path}: {error.strerror}; what was saved before is intact. "
+            "Free some space or correct the folder, then continue with --resume."
+        ) from error

@@ -1,0 +1,46 @@
+"""What tests of several kinds share: the real images, and a way to write a tiny volume."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike
+
+SaveVolume: TypeAlias = Callable[..., Path]
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images: GRANDROUNDS_DATA, or shared/data beside the repository."""
+    default = REPOSITORY.parent / "shared" / "data"
+    folder = Path(os.environ.get("GRANDROUNDS_DATA", default))
+    if not folder.is_dir():
+        reason = f"real images: {folder} is missing (set GRANDROUNDS_DATA)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def save_volume() -> SaveVolume:
+    """Writes voxels (x, y, z), by default 1 mm and towards right, anterior and superior."""
+
+    def save(path: Path, voxels: ArrayLike, affine: ArrayLike | None = None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(voxels), np.eye(4) if affine is None else affine), path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def head() -> np.ndarray:
+    """A ball of 40 to 100, brighter to the front, in 12 x 14 x 6 voxels of air."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in (12, 14, 6)), indexing="ij")
+    return np.where(x**2 + y**2 + z**2 < 0.9, 70 + 30 * y, 0).astype(np.float32)

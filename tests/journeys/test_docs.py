@@ -1,0 +1,52 @@
+"""Every command of the how-tos runs as it stands there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = ["docs/study-file.md", "docs/run-folder.md", "docs/your-own-data.md"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "studies", tmp_path / "studies")
+    return tmp_path
+
+
+def commands(page: str) -> list[str]:
+    return BLOCK.findall((ROOT / page).read_text("utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs(page: str, elsewhere: Path, real_data: Path):
+    program = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "PATH": f"{program}{os.pathsep}{os.environ['PATH']}",
+        "GRANDROUNDS_DATA": str(real_data),
+    }
+    assert commands(page), f"{page} shows no command"
+    for command in commands(page):
+        done = subprocess.run(
+            ["bash", "-euc", command],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{page}:\n{command}\n{done.stderr}"
+
+
+def test_a_page_exists_for_every_link():
+    for page in [*ROOT.glob("docs/**/*.md"), ROOT / "README.md"]:
+        for link in re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"

@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+
+from grandrounds.errors import BadFolder, DiskFailed
+from grandrounds.events import (
+    KINDS,
+    Event,
+    Failed,
+    GroupPolicy,
+    Interrupted,
+    PolicySet,
+    RoundFinished,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    SiteReady,
+    SiteTested,
+    SiteTrained,
+    SiteValidated,
+    StoppedEarly,
+)
+from grandrounds.journal import Journal, read_journal, surviving
+
+COUNTS = {"train": 2, "test": 8}
+EVENTS: list[Event] = [
+    RunStarted("s", "a", 7, 3, ("x", "y"), "ab", "0.1.0", "2.8.0", "cpu", "fp32", 1),
+    RunResumed(0),
+    SiteReady("x", ("t",), COUNTS, COUNTS, COUNTS, {"t": COUNTS}, True, ("thin",)),
+    PolicySet((GroupPolicy("mapper", "shared", 2, 10),), "shared", 80),
+    SiteTrained(1, "x", 0.5, 16, 4, 40, 40, {"generator": 0.25}),
+    SiteValidated(1, "x", 0.1, 3, 20.5),
+    RoundFinished(1, "cd", None, 1, 0.7),
+    StoppedEarly(1, 1),
+    Interrupted(1),
+    Failed("x", 2, "train", "ValueError", "naïve\u2028message", "look again"),
+    SiteTested(1, "x", 0.2, 8, {"psnr": 21.0}),
+    RunFinished(1, 1, "cd", 2.0, 1000),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+def events(path: Path) -> list[Event]:
+    return [event for _, event in read_journal(path)]
+
+
+def test_every_kind_of_event_comes_back_equal_and_in_order(path: Path):
+    journal = Journal(path)
+    for event in EVENTS:
+        journal(event)
+    assert events(path) == EVENTS
+    assert {type(event).__name__ for event in EVENTS} == set(KINDS)
+
+
+def test_times_never_run_backwards(path: Path):
+    for event in EVENTS[:4]:
+        Journal(path).append(event)
+    times = [moment for moment, _ in read_journal(path)]
+    assert times == sorted(times)
+
+
+def test_an_unfinished_last_line_is_not_read(path: Path):
+    Journal(path).append(EVENTS[0])
+    with path.open("a") as file:
+        file.write('{"event": "SiteTr')
+    assert events(path) == EVENTS[:1]
+
+
+def test_an_unfinished_last_line_is_cut_before_the_next_event(path: Path):
+    Journal(path).append(EVENTS[0])
+    with path.open("a") as file:
+        file.write('{"event": "SiteTr')
+    Journal(path).append(EVENTS[4])
+    assert events(path) == [EVENTS[0], EVENTS[4]]
+
+
+def test_a_journal_of_half_a_line_starts_afresh(path: Path):
+    path.write_text('{"event"')
+    assert events(path) == []
+    Journal(path).append(EVENTS[0])
+    assert events(path) == EVENTS[:1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nonsense", '{"event": "Party", "time": 1}', '{"event": "RunResumed", "time": 1}', "[1]"],
+)
+def test_a_damaged_line_is_named(path: Path, line: str):
+    Journal(path).append(EVENTS[0])
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(BadFolder, match=r"journal\.jsonl: line 2 is no event"):
+        read_journal(path)
+
+
+def test_a_missing_journal_is_a_bad_folder(path: Path):
+    with pytest.raises(BadFolder, match="no journal here"):
+        read_journal(path)
+
+
+def test_a_journal_that_cannot_be_written_is_a_failed_disk(tmp_path: Path):
+    with pytest.raises(DiskFailed, match="cannot be written"):
+        Journal(tmp_path / "absent" / "journal.jsonl").append(EVENTS[0])
+
+
+def test_a_resume_voids_the_rounds_after_it_and_nothing_else():
+    before = [EVENTS[0], *(RoundFinished(r, str(r), None, r, 1.0) for r in (1, 2, 3))]
+    after = [RunResumed(1), RoundFinished(2, "again", None, 2, 1.0)]
+    kept = surviving([(0.0, event) for event in [*before, *after]])
+    assert [event for _, event in kept] == [*before[:2], *after]
+
+
+def test_what_came_after_a_resume_survives_an_earlier_round():
+    run = [RunResumed(1), RoundFinished(2, "b", None, 2, 1.0), RunResumed(2)]
+    assert [event for _, event in surviving([(0.0, event) for event in run])] == run

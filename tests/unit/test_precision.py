@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from grandrounds import precision
+from grandrounds.errors import BadStudy
+from grandrounds.precision import autocast, choose_device, choose_precision
+
+CPU = torch.device("cpu")
+
+
+def test_cpu_is_always_there():
+    assert choose_device("cpu") == CPU
+
+
+def test_auto_takes_an_accelerator_only_where_there_is_one():
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    assert (choose_device("auto").type == "cpu") == (not accelerated)
+
+
+@pytest.mark.parametrize("wish", ["cuda:99", "meta", "cpu:1"])
+def test_an_absent_device_is_refused_by_name(wish: str):
+    with pytest.raises(BadStudy, match=f"no device '{wish}'"):
+        choose_device(wish)
+
+
+def test_a_word_that_names_no_device_is_refused():
+    with pytest.raises(BadStudy, match="'gpu' names no device; say auto"):
+        choose_device("gpu")
+
+
+def test_an_explicit_precision_is_taken_as_it_is():
+    assert choose_precision("bf16", CPU) == torch.bfloat16
+    assert choose_precision("fp32", CPU) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        ({"avx2", "avx512_f"}, torch.float32),
+        ({"amx_bf16"}, torch.bfloat16),
+        ({"avx512_bf16", "avx2"}, torch.bfloat16),
+    ],
+)
+def test_auto_takes_bf16_where_the_cpu_multiplies_it(
+    features: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(precision, "_cpu_features", lambda: frozenset(features))
+    assert choose_precision("auto", CPU) == dtype
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)]
+)
+def test_auto_takes_bf16_from_cuda_capability_8_on(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda")) == dtype
+
+
+def test_auto_stays_in_fp32_on_mps():
+    assert choose_precision("auto", torch.device("mps")) == torch.float32
+
+
+def test_older_torch_reads_the_features_that_linux_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    listing = tmp_path / "cpuinfo"
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(precision, "_CPU_INFO", listing)
+    assert choose_precision("auto", CPU) == torch.float32
+    listing.write_text("flags : fpu avx2 amx_bf16\n")
+    assert choose_precision("auto", CPU) == torch.bfloat16
+
+
+def test_autocast_multiplies_in_bf16_and_fp32_changes_nothing():
+    ones = torch.ones(2, 2)
+    with autocast(CPU, torch.bfloat16):
+        assert (ones @ ones).dtype == torch.bfloat16
+    with autocast(CPU, torch.float32):
+        assert (ones @ ones).dtype == torch.float32
+
+
+def test_autocast_sees_weights_that_changed_inside_the_context():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    one = torch.ones(1, 1)
+    with autocast(CPU, torch.bfloat16):
+        layer(one)
+        with torch.no_grad():
+            layer.weight.fill_(3.0)
+        assert layer(one).item() == 3.0

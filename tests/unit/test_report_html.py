@@ -1,0 +1,188 @@
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from grandrounds.errors import DiskFailed
+from grandrounds.report import write_report
+from grandrounds.report.arm import Spread
+from grandrounds.report.html import cells
+from grandrounds.report.metrics import METRICS
+from tests.unit.report_folder import ARMS, FEDAVG, PFLSYNTH, real, write_comparison, write_run
+
+VOID = {"meta", "link", "img", "br", "line", "rect", "path", "polyline"}
+
+
+class Page(HTMLParser):
+    """Collects elements, and refuses tags that do not close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(write_comparison(tmp_path_factory.mktemp("comparison"))).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def report_of(folder: Path) -> str:
+    return write_report(folder).read_text()
+
+
+def test_nothing_on_the_page_is_loaded_from_anywhere(text: str, page: Page):
+    links = [value for _, a in page.elements for k, value in a.items() if k in ("src", "href")]
+    assert links
+    assert all(link and link.startswith(("data:", "#")) for link in links)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert page.all("script") == []
+    assert "default-src 'none'" in str(page.all("meta"))
+
+
+def test_every_picture_has_its_own_words(page: Page):
+    words = [image["alt"] for image in page.all("img")]
+    assert len(words) == 4 * 2 * (2 + 4 * 2)
+    assert all(words)
+    assert len(set(words)) == len(words)
+
+
+def test_every_chart_has_a_description(page: Page):
+    charts = [svg for svg in page.all("svg") if svg.get("role") == "img"]
+    assert len(charts) == 5
+    assert all("Validation score per round" in str(svg["aria-label"]) for svg in charts)
+    assert all(
+        svg.get("aria-hidden") == "true" or svg in charts or "x" in svg for svg in page.all("svg")
+    )
+
+
+def test_every_header_cell_says_what_it_heads(page: Page):
+    assert all(cell.get("scope") for cell in page.all("th"))
+
+
+def test_every_id_is_used_once_and_every_link_arrives(page: Page):
+    ids = Counter(a["id"] for _, a in page.elements if "id" in a)
+    assert set(ids.values()) == {1}
+    arrivals = [str(a["href"])[1:] for a in page.all("a")]
+    arrivals += [str(a["aria-labelledby"]) for _, a in page.elements if "aria-labelledby" in a]
+    assert set(arrivals) <= set(ids)
+
+
+def test_the_page_has_landmarks_and_one_title(page: Page):
+    tags = Counter(tag for tag, _ in page.elements)
+    assert [tags[tag] for tag in ("header", "nav", "main", "footer", "h1")] == [1] * 5
+
+
+def test_what_a_table_hides_at_the_side_can_be_reached_by_keyboard(page: Page):
+    regions = [div for div in page.all("div") if div.get("class") == "scroll"]
+    assert all(div.get("tabindex") == "0" and div.get("aria-label") for div in regions)
+
+
+def test_the_record_is_collapsed(page: Page):
+    assert len(page.all("details")) == 4
+    assert all("open" not in details for details in page.all("details"))
+
+
+def test_the_page_says_it_all(text: str):
+    for said in (
+        "Simulated data.",
+        "Birch would have been better off alone.",
+        "1 dB more means",
+        "Not a medical device",
+        "9f2c9f2c",
+        "10ab10ab",
+        "batch_size = 4",
+    ):
+        assert said in text
+
+
+def test_words_from_outside_cannot_become_markup(tmp_path: Path):
+    plan = replace(PFLSYNTH, title="<script>alert(1)</script>", description="a <b>bold</b> claim")
+    text = report_of(write_comparison(tmp_path / "c", [plan, FEDAVG]))
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "a &lt;b&gt;bold&lt;/b&gt; claim" in text
+
+
+def test_no_patient_is_named(tmp_path: Path):
+    text = report_of(write_run(tmp_path / "run", real(PFLSYNTH)))
+    assert "alder-3" not in text
+    assert "Simulated data." not in text
+
+
+def test_a_single_run_is_a_report_too(tmp_path: Path):
+    text = report_of(write_run(tmp_path / "run", PFLSYNTH))
+    assert Page(text).all("details")
+    assert "pflsynth reached 24.2\u00a0dB (PSNR) on average over 4 hospitals." in text
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 4])
+def test_an_unfinished_run_still_gives_a_report(tmp_path: Path, rounds: int):
+    folder = write_run(tmp_path / "run", PFLSYNTH, until=rounds)
+    text = report_of(folder)
+    Page(text)
+    assert f"{rounds} of 10 rounds done so far" in text
+    assert "Results at a glance" not in text
+    assert "Hospital by hospital" not in text
+
+
+def test_a_comparison_under_way_names_what_has_not_started(tmp_path: Path):
+    folder = write_comparison(tmp_path / "c", ARMS[:2])
+    (folder / "arms" / "pflsynth" / "journal.jsonl").unlink()
+    assert "pFLSynth: Not started." in report_of(folder)
+
+
+def test_a_short_training_is_warned_of(tmp_path: Path):
+    folder = write_run(tmp_path / "run", replace(PFLSYNTH, steps=16))
+    assert "Short training." in report_of(folder)
+
+
+def test_a_report_replaces_the_one_before_and_leaves_nothing_else(tmp_path: Path):
+    folder = write_run(tmp_path / "run", PFLSYNTH)
+    assert report_of(folder) == report_of(folder)
+    assert [path.name for path in folder.glob("report*")] == ["report.html"]
+
+
+def test_a_report_that_cannot_be_written_is_a_failed_disk(tmp_path: Path):
+    folder = write_run(tmp_path / "run", PFLSYNTH)
+    (folder / "report.html").mkdir()
+    with pytest.raises(DiskFailed, match="the report cannot be written"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("metric", "means", "best"),
+    [
+        ("psnr", [24.0, 25.0, None], [False, True, False]),
+        ("nrmse", [0.2, 0.1], [False, True]),
+        ("ssim", [0.911, 0.909], [True, True]),
+        ("psnr", [None], [False]),
+    ],
+)
+def test_the_best_as_printed_is_marked(metric: str, means: list[float | None], best: list[bool]):
+    spreads = [None if mean is None else Spread(mean, 0.5, 8) for mean in means]
+    assert [cell.best for cell in cells(spreads, METRICS[metric])] == best
