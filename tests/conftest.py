@@ -1,17 +1,41 @@
-"""What tests of several kinds share: the real images, and a way to write a tiny volume."""
+"""What tests of several kinds share: a cache of their own, the real images, a way to write a tiny volume."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import ArrayLike
 
 SaveVolume: TypeAlias = Callable[..., Path]
 REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-golden",
+        action="store_true",
+        help="write the golden digests anew, for this version of torch on this platform",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Prepared and simulated sessions are made once for all tests, and nothing outside is touched."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRANDROUNDS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_each() -> None:
+    """Tests share the cores, and exact numbers need a fixed number of threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

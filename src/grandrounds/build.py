@@ -72,8 +72,7 @@ def build_bench(study: Study, task: Task, machine: Machine) -> Bench:
     """Put the model on the device, compiled if the study asks for it."""
     model = task.build(study.seed).to(machine.device)
     if study.training.compile:
-        for part in (*model.children(),):
-            part.compile()  # pyright: ignore[reportUnknownMemberType]
+        model.compile()  # pyright: ignore[reportUnknownMemberType]
     return Bench(
         model,
         machine.device,

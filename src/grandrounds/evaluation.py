@@ -42,7 +42,10 @@ def _transposed(columns: Sequence[torch.Tensor]) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Panel:
-    """The picture of one task at one site: the patient with the median score, its middle slice."""
+    """The picture of one task at one site: the middle slice of the patient in the middle.
+
+    The order is that of the pseudonyms, so the choice knows no score and is the same for every arm.
+    """
 
     task: str
     patient: str
@@ -60,7 +63,7 @@ def panels(
         by_task[score.site, score.task].append(index)
     found: dict[str, list[Panel]] = defaultdict(list)
     for (site, label), indices in by_task.items():
-        chosen, value = _median_patient([scores[i] for i in indices], task.metric)
+        chosen, value = _middle_patient([scores[i] for i in indices], task.metric)
         own = [i for i in indices if scores[i].patient == chosen]
         batch = bench.place(examples.batch([own[len(own) // 2]], None))
         picture = task.picture(task.predict(bench.model, batch), batch)
@@ -68,10 +71,9 @@ def panels(
     return dict(found)
 
 
-def _median_patient(scores: Sequence[CaseScore], metric: str) -> tuple[str, float]:
-    means = {patient: v for (_, _, patient), v in patient_means(scores, metric).items()}
-    ranked = sorted(means, key=lambda patient: (means[patient], patient))
-    chosen = ranked[(len(ranked) - 1) // 2]
+def _middle_patient(scores: Sequence[CaseScore], metric: str) -> tuple[str, float]:
+    means = {patient: value for (*_, patient), value in patient_means(scores, metric).items()}
+    chosen = sorted(means)[(len(means) - 1) // 2]
     return chosen, means[chosen]
 
 

@@ -90,8 +90,8 @@ def pictures(facts: Facts, site: str, task: str) -> str:
     if not found:
         return _no_pictures(facts, site)
     rule = (
-        "Chosen by rule, not by eye: the middle slice of the test patient with the median PSNR. "
-        "The figure below a picture is that patient's mean PSNR."
+        "Chosen by rule, not by eye or score: the middle slice of the test patient whose pseudonym "
+        "comes in the middle. The figure below a picture is that patient's mean PSNR."
     )
     if len({panel.patient for _, panel in found}) == 1:
         return rule

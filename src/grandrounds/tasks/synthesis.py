@@ -28,8 +28,7 @@ class Synthesis:
 
     `generator` "auto" is "personalised" for the method pflsynth and "plain" for the others;
     `critics` is one per task or a single one; `adversarial` and `l1` weigh the generator's loss;
-    `equalised` and `dropout_at_evaluation` are how the released pFLSynth code differs (see
-    `parity`).
+    `equalised` and `dropout_at_evaluation` are how the released pFLSynth code differs (`parity`).
     """
 
     metric: ClassVar[str] = "psnr"
@@ -157,10 +156,7 @@ class SynthesisTask:
         }
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of each critic that this batch concerns, then the generator's.
-
-        pflsynth.md section 3.
-        """
+        """Yield the loss of each critic concerned, then the generator's. pflsynth.md section 3."""
         assert isinstance(model, Translator)
         source, target = batch["source"], batch["target"]
         fake = model.generator(source, batch["code"])

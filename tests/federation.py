@@ -1,0 +1,86 @@
+"""Tiny federations of real sites, and what tests ask of them."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grandrounds.bench import OPTIMIZER
+from grandrounds.build import Federation, build_federation
+from grandrounds.checkpoints import State
+from grandrounds.engines.simulation import Simulation
+from grandrounds.machine import machine_for
+from grandrounds.messages import Reply, Request
+from grandrounds.opening import open_sites
+from grandrounds.site import Site
+from grandrounds.study import Study
+from grandrounds.study_file import read_study
+from grandrounds.topologies.topology import Outcome
+from grandrounds.weights import first_not_finite
+
+TINY = Path(__file__).parents[1] / "studies" / "tiny.toml"
+
+
+def tiny(*overrides: str, sites: int = 4) -> Study:
+    """The study of quick tests, with the first few of its sites."""
+    study = read_study(TINY, overrides)
+    return replace(study, site=study.site[:sites])
+
+
+def ignore(request: Request, reply: Reply) -> None:
+    """Hear a reply and do nothing."""
+
+
+def built(study: Study, folder: Path) -> Federation:
+    """A study's federation, before its first round."""
+    return build_federation(
+        study, open_sites(study, ()), folder, machine_for(study.training), ignore
+    )
+
+
+def with_sites(federation: Federation, *sites: Site) -> Federation:
+    """The same federation of other sites."""
+    return replace(federation, sites=Simulation(sites, ignore))
+
+
+def played(federation: Federation, rounds: int) -> list[Outcome]:
+    """The outcome of every round from the first."""
+    outcomes: list[Outcome] = []
+    state = federation.start
+    for _ in range(rounds):
+        outcomes.append(federation.topology.round(state, federation.sites, federation.method))
+        state = outcomes[-1].state
+    return outcomes
+
+
+def private_weights(site: Site, round: int) -> dict[str, Tensor]:
+    """What a site keeps of its model after a round, without optimiser state."""
+    saved, _ = site._state.load(round)
+    return {name: t for name, t in saved.items() if not name.startswith(OPTIMIZER)}
+
+
+def model_of(site: Site, state: State) -> dict[str, Tensor]:
+    """All tensors of a site's model: its own, and the last shared ones."""
+    return private_weights(site, state.round) | state.weights
+
+
+def assert_trained(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """Nothing is NaN or infinite, and every floating tensor moved: two dead runs agree, too."""
+    assert after
+    assert first_not_finite(after) is None
+    still = [n for n, t in after.items() if t.is_floating_point() and torch.equal(before[n], t)]
+    assert not still
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def digests(folder: Path) -> Sequence[str]:
+    """The digest of every round of a run folder."""
+    return [row["digest"] for row in rows(folder / "digests.csv")]

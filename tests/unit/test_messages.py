@@ -1,0 +1,122 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import tensor
+
+from grandrounds.events import SiteReady
+from grandrounds.messages import (
+    KINDS,
+    CaseScore,
+    Describe,
+    Evaluate,
+    Finish,
+    LocalPlan,
+    Message,
+    Reply,
+    Train,
+    decode,
+    encode,
+)
+from grandrounds.weights import Weights, digest
+
+COUNTS = {"train": 8, "validation": 2, "test": 4}
+READY = SiteReady(
+    "alder", ("T1w->T2w",), COUNTS, COUNTS, COUNTS, {"T1w->T2w": COUNTS}, True, ("ünusual\x1f",)
+)
+WEIGHTS: Weights = {
+    "generator.decoder.weight": tensor([[1.0, -0.0], [float("nan"), float("inf")]]),
+    "half": tensor([1.0, 1 / 3], dtype=torch.bfloat16),
+    "count": tensor(3),
+    "none": torch.zeros(0, 4),
+}
+SCORES = (
+    CaseScore(site="alder", patient="p001", case="1/000", task="a->b", values={"psnr": 20.125}),
+    CaseScore(site="alder", patient="p002", case="1/001", task="a->b", values={}),
+)
+MESSAGES: list[Message] = [
+    Describe(),
+    Train(round=3, plan=LocalPlan(epochs=2), keep=1),
+    Train(round=3, plan=LocalPlan(), weights=WEIGHTS),
+    Evaluate(round=2, split="test", cases=True, weights=WEIGHTS),
+    Finish(round=9, best=4),
+    Reply(site="alder", round=0, rounds=(1, 2), ready=READY),
+    Reply(
+        site="alder",
+        round=3,
+        examples=8,
+        cases=2,
+        steps=2,
+        digest="ab",
+        seconds=0.1,
+        metrics={"generator": 1 / 3},
+        scores=SCORES,
+        weights=WEIGHTS,
+    ),
+]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
+
+
+def bare(message: Message) -> dict[str, object]:
+    return {name: value for name, value in vars(message).items() if name != "weights"}
+
+
+def weights_of(message: Message) -> Weights:
+    return getattr(message, "weights", {})
+
+
+def test_every_kind_of_message_is_here():
+    assert {type(message) for message in MESSAGES} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_comes_back_as_it_was(message: Message):
+    found = decode(encode(message))
+    assert type(found) is type(message)
+    assert bare(found) == bare(message)
+    assert digest(weights_of(found)) == digest(weights_of(message))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_a_message_is_the_same_bytes_every_time(message: Message):
+    assert encode(decode(encode(message))) == encode(message)
+
+
+def test_encoding_leaves_the_message_as_it_was():
+    message = Train(round=1, plan=LocalPlan(), weights=WEIGHTS)
+    encode(message)
+    assert list(message.weights) == list(WEIGHTS)
+
+
+def test_all_but_the_weights_is_readable_json():
+    data = encode(Evaluate(round=2, split="test", weights=WEIGHTS))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
+    assert header == {
+        "kind": "Evaluate",
+        "fields": {"round": 2, "split": "test", "cases": False},
+    }
+
+
+NAMES = st.text("abcxyz._->é", min_size=1, max_size=8)
+
+
+@st.composite
+def any_weights(draw: st.DrawFn) -> Weights:
+    """Tensors of any dtype, shape and bits, NaNs with payloads among them."""
+    weights: Weights = {}
+    for name in draw(st.lists(NAMES, unique=True, max_size=4)):
+        dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.lists(st.integers(0, 3), max_size=3))
+        size = torch.Size(shape).numel() * dtype.itemsize
+        raw = draw(st.binary(min_size=size, max_size=size))
+        weights[name] = tensor(list(raw), dtype=torch.uint8).view(dtype).reshape(shape)
+    return weights
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(any_weights())
+def test_weights_of_any_dtype_shape_and_bits_come_back(weights: Weights):
+    found = weights_of(decode(encode(Reply(site="alder", round=1, weights=weights))))
+    assert digest(found) == digest(weights)
