@@ -29,6 +29,9 @@ class Bench:
     betas: tuple[float, float] = (0.9, 0.999)
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     _optimizers: dict[str, Adam] = field(default_factory=dict[str, Adam], init=False)
+    _named: dict[str, dict[str, nn.Parameter]] = field(
+        default_factory=dict[str, dict[str, nn.Parameter]], init=False
+    )
     _rate: float = field(default=0.0, init=False)
 
     def place(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,7 +65,9 @@ class Bench:
         return optimizer
 
     def _parameters(self, part: str) -> dict[str, nn.Parameter]:
-        return dict(self.model.get_submodule(part).named_parameters())
+        if part not in self._named:
+            self._named[part] = dict(self.model.get_submodule(part).named_parameters())
+        return self._named[part]
 
     def under_autocast(self, losses: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Run a task's losses in the chosen precision; what the caller does between is outside."""

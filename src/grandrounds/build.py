@@ -1,6 +1,7 @@
 """From a study to what runs: task, method, topology, sites, and the engine that reaches them."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -46,7 +47,7 @@ def build_federation(
         return task.build(seed).state_dict()
 
     members = [pooled(opened)] if method.pooled else list(opened.values())
-    make = partial(_site, study, task, bench, travels, first, folder)
+    make = partial(_site, study, task, bench, travels, first, folder, ThreadPoolExecutor(2))
     start = State(select(first(_first_seed(study, "")), travels))
     return Federation(
         method=method,
@@ -89,6 +90,7 @@ def _site(
     travels: Filter,
     first: Callable[[int], Weights],
     folder: Path,
+    disk: Executor,
     opened: Opened,
 ) -> Site:
     own = "" if study.training.first_broadcast else opened.name
@@ -104,6 +106,7 @@ def _site(
         bench=bench,
         folder=folder / "sites" / opened.name,
         ready=opened.ready,
+        disk=disk,
         shows_images=opened.shows_images,
     )
 

@@ -6,11 +6,15 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch.utils import deterministic
 
 from grandrounds.precision import choose_device, choose_precision
 from grandrounds.training import Training
+
+FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,15 @@ def repeatable(machine: Machine) -> Generator[None, None, None]:
     digests are promised on equal hardware only as far as the operations allow.
     """
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fills = cast(bool, getattr(deterministic, FILL))
     torch.set_num_threads(machine.threads)
     torch.use_deterministic_algorithms(True, warn_only=machine.device.type != "cpu")
+    # Filling memory that is about to be overwritten finds bugs, changes no number, and costs 8 %.
+    setattr(deterministic, FILL, False)
     try:
         yield
     finally:
+        setattr(deterministic, FILL, fills)
         torch.use_deterministic_algorithms(strict)
         torch.set_num_threads(threads)
 

@@ -52,7 +52,7 @@ def _arm(facts: Facts, arm: Arm) -> dict[str, object]:
 
 
 def _table(facts: Facts) -> Table:
-    table = Table(title="Test PSNR in dB: mean (sd) over patients; best in bold")
+    table = Table(title="Test PSNR in dB, mean over patients; the best in bold")
     table.add_column("site")
     table.add_column("task")
     for arm in facts.arms:
@@ -61,17 +61,14 @@ def _table(facts: Facts) -> Table:
         for task in facts.tasks(site):
             table.add_row(site, task, *_cells([arm.spread(site, task, MAIN) for arm in facts.arms]))
     table.add_section()
-    table.add_row("all", "", *_cells([arm.overall(MAIN) for arm in facts.arms], spread=False))
+    table.add_row("all", "", *_cells([arm.overall(MAIN) for arm in facts.arms]))
     return table
 
 
-def _cells(spreads: list[Spread | None], *, spread: bool = True) -> list[str]:
+def _cells(spreads: list[Spread | None]) -> list[str]:
     best = max((s.mean for s in spreads if s), default=0.0)
-    return [_cell(s, bold=s.mean == best, spread=spread) if s else "-" for s in spreads]
+    return [_cell(s.mean, bold=s.mean == best) if s else "-" for s in spreads]
 
 
-def _cell(found: Spread, *, bold: bool, spread: bool) -> str:
-    text = f"{found.mean:.2f}"
-    if spread and found.sd is not None:
-        text += f" ({found.sd:.2f})"
-    return f"[bold]{text}[/bold]" if bold else text
+def _cell(value: float, *, bold: bool) -> str:
+    return f"[bold]{value:.2f}[/bold]" if bold else f"{value:.2f}"

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import assert_never, cast
+from typing import TypeAlias, assert_never, cast
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ from grandrounds.tasks.task import Examples, Task
 from grandrounds.training import Training, train
 from grandrounds.weights import Filter, Weights, digest, select, starting_with, write
 
+Promise: TypeAlias = Callable[[], Reply]
+
 
 @dataclass(frozen=True)
 class Site:
@@ -30,7 +33,8 @@ class Site:
 
     `travels` selects the tensors that may leave; `first_weights` gives the model before any
     training; `bench` holds the model in memory and may be shared with other sites of the same
-    process. `cohorts` is the site's own data (several only where a comparison pools them).
+    process. `cohorts` is the site's own data (several only where a comparison pools them). `disk`
+    keeps and fingerprints private state while the site, or another one, computes.
     """
 
     name: str
@@ -44,28 +48,38 @@ class Site:
     bench: Bench
     folder: Path
     ready: SiteReady
+    disk: Executor
     shows_images: bool = True
 
     def answer(self, request: Request) -> Reply:
-        """Do what is asked.
+        """Do what is asked; when the reply is released, what must survive is on this site's disk.
 
         Randomness depends on (study seed, site, round) alone, and leaves no trace.
         """
+        return self.begin(request)()
+
+    def begin(self, request: Request) -> Promise:
+        """Do what is asked, and promise the reply for when the disk has taken what must survive.
+
+        An engine may let another site compute meanwhile; it releases no reply before it has kept
+        its promise.
+        """
         started = time.perf_counter()
         with _own_randomness(seed_for(self.seed, self.name, request.round, type(request).__name__)):
-            reply = self._answer(request)
-        return replace(reply, examples=len(self._train), seconds=time.perf_counter() - started)
+            promise = self._begin(request)
+        seconds = time.perf_counter() - started
+        return lambda: replace(promise(), examples=len(self._train), seconds=seconds)
 
-    def _answer(self, request: Request) -> Reply:
+    def _begin(self, request: Request) -> Promise:
         match request:
             case Describe():
-                return self._describe()
+                return self._describe
             case Train():
                 return self._train_round(request)
             case Evaluate():
-                return self._evaluate(request)
+                return partial(_same, self._evaluate(request))
             case Finish():
-                return self._finish(request)
+                return partial(_same, self._finish(request))
             case _:
                 assert_never(request)
 
@@ -84,7 +98,7 @@ class Site:
     def _describe(self) -> Reply:
         return Reply(site=self.name, round=0, rounds=self._state.held(), ready=self.ready)
 
-    def _train_round(self, request: Train) -> Reply:
+    def _train_round(self, request: Train) -> Promise:
         self._sit_down(request.round - 1, request.weights, to_train=True)
         self.bench.set_rate(self.training.rate(request.round, self.rounds))
         trained = train(
@@ -95,18 +109,22 @@ class Site:
             batch_size=self.training.batch_size,
             seed=seed_for(self.seed, self.name, request.round, "batches"),
         )
-        private = self._private_state()
-        # Acknowledged by the disk before the reply is released: what the others build on cannot be
-        # lost here.
-        self._state.save(request.round, private, {}, keep=request.keep)
-        return Reply(
+        reply = Reply(
             site=self.name,
             round=request.round,
             steps=trained.steps,
             metrics=trained.losses,
-            digest=digest(private),
             weights=self.bench.weights(self.travels),
         )
+        private = self._private_state()
+        kept = self.disk.submit(self._state.save, request.round, private, {}, keep=request.keep)
+        fingerprint = self.disk.submit(digest, private)
+
+        def promise() -> Reply:
+            kept.result()
+            return replace(reply, digest=fingerprint.result())
+
+        return promise
 
     def _sit_down(self, round: int, shared: Weights, *, to_train: bool) -> None:
         """Put this site's model of a round on the bench: its private state, then what came in."""
@@ -158,6 +176,10 @@ class Site:
                 self.folder / f"{name}.safetensors", own, {"site": self.name, "round": str(round)}
             )
         return Reply(site=self.name, round=request.round)
+
+
+def _same(reply: Reply) -> Reply:
+    return reply
 
 
 @contextmanager

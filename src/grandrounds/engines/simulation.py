@@ -1,12 +1,17 @@
-"""All sites in this process, one after the other: the engine of a laptop."""
+"""All sites in this process, one after the other: the engine of a laptop.
 
-from collections.abc import Callable, Mapping
+While one site's private state goes to the disk, the next site computes.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from grandrounds.errors import BadInput, FailureCard, SiteFailed
 from grandrounds.messages import Reply, Request
-from grandrounds.site import Site
+from grandrounds.site import Promise, Site
 from grandrounds.weights import first_not_finite
 
 OnReply: TypeAlias = Callable[[Request, Reply], None]
@@ -36,23 +41,38 @@ class Simulation:
 
         Raises `SiteFailed` with the failure card of the first that fails.
         """
-        asked = [site for site in self.sites if site.name in requests]
-        return [self._ask(site, requests[site.name]) for site in asked]
+        replies: list[Reply] = []
+        waiting: Callable[[], Reply] | None = None
+        for site in (site for site in self.sites if site.name in requests):
+            begun = partial(self._finish, site, requests[site.name], self._begin(site, requests))
+            if waiting:
+                replies.append(waiting())
+            waiting = begun
+        return [*replies, waiting()] if waiting else replies
 
-    def _ask(self, site: Site, request: Request) -> Reply:
-        try:
-            reply = site.answer(request)
-        except BadInput:
-            raise
-        except Exception as error:
-            raise SiteFailed(_card(site.name, request, error)) from error
-        odd = first_not_finite(reply.weights)
-        if odd:
-            raise SiteFailed(
-                _card(site.name, request, FloatingPointError(f"'{odd}' is not finite"))
-            )
+    def _begin(self, site: Site, requests: Mapping[str, Request]) -> Promise:
+        with _carded(site.name, requests[site.name]):
+            return site.begin(requests[site.name])
+
+    def _finish(self, site: Site, request: Request, promise: Promise) -> Reply:
+        with _carded(site.name, request):
+            reply = promise()
+            odd = first_not_finite(reply.weights)
+            if odd:
+                raise FloatingPointError(f"'{odd}' is not finite")
         self.on_reply(request, reply)
         return reply
+
+
+@contextmanager
+def _carded(site: str, request: Request) -> Generator[None, None, None]:
+    """Turn what goes wrong at a site into its failure card; bad input says enough by itself."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        raise SiteFailed(_card(site, request, error)) from error
 
 
 def _card(site: str, request: Request, error: Exception) -> FailureCard:

@@ -40,12 +40,12 @@ class Dropout(nn.Dropout):
             return super().forward(input)
         if not self.training or self.p == 0:
             return input
-        return input * _dropout_mask(input.detach(), round(self.p * _BYTE))
+        return input * _kept_mask(input.detach(), round(self.p * _BYTE))
 
 
 # An operator of its own: the compiler would draw value by value again, or stop at the drawing.
-@torch.library.custom_op("grandrounds::dropout_mask", mutates_args=())
-def _dropout_mask(features_BCHW: Tensor, dropped: int) -> Tensor:
+@torch.library.custom_op("grandrounds::kept_mask", mutates_args=())
+def _kept_mask(features_BCHW: Tensor, dropped: int) -> Tensor:
     words = torch.empty(math.ceil(features_BCHW.numel() / 8), dtype=torch.int64)
     words.random_(torch.iinfo(torch.int64).min, None)
     kept = words.view(torch.uint8)[: features_BCHW.numel()] >= dropped
@@ -53,12 +53,12 @@ def _dropout_mask(features_BCHW: Tensor, dropped: int) -> Tensor:
     return mask.view(features_BCHW.movedim(1, -1).shape).movedim(-1, 1)
 
 
-def _dropout_mask_like(features_BCHW: Tensor, _: int) -> Tensor:
+def _kept_mask_like(features_BCHW: Tensor, _: int) -> Tensor:
     return torch.empty_like(features_BCHW, memory_format=torch.channels_last)
 
 
 torch.library.register_fake(  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
-    "grandrounds::dropout_mask", _dropout_mask_like
+    "grandrounds::kept_mask", _kept_mask_like
 )
 
 

@@ -1,0 +1,53 @@
+"""An engine only carries messages: the same numbers, whether or not they cross as bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from grandrounds import build
+from grandrounds.messages import Reply, Request, decode, encode
+from grandrounds.run import run
+from grandrounds.site import Site
+from tests.federation import assert_trained, built, digests, rows, tiny
+
+crossed: list[str] = []
+
+
+class FarSite(Site):
+    """A site that is reached by wire alone: every request and every reply crosses as bytes."""
+
+    def answer(self, request: Request) -> Reply:
+        arrived = decode(encode(request))
+        crossed.append(type(arrived).__name__)
+        reply = decode(encode(super().answer(arrived)))  # pyright: ignore[reportArgumentType]
+        assert isinstance(reply, Reply)
+        return reply
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("method.kind=pflsynth",),
+        ("method.kind=pflsynth", "method.split=wide"),
+        ("method.kind=fedavg", "task.norm=batch"),
+        ("method.kind=fedbn", "task.norm=batch"),
+        ("method.kind=local",),
+        ("method.kind=central",),
+    ],
+    ids=" ".join,
+)
+def test_a_run_over_the_wire_has_the_same_digests_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+):
+    study = tiny("rounds=2", *options, sites=2)
+    near = run(study, tmp_path / "near")
+    monkeypatch.setattr(build, "Site", FarSite)
+    crossed.clear()
+    run(study, tmp_path / "far")
+    assert set(crossed) == {"Describe", "Train", "Evaluate", "Finish"}
+    assert digests(tmp_path / "far") == digests(tmp_path / "near")
+    assert rows(tmp_path / "far/scores.csv") == rows(tmp_path / "near/scores.csv")
+    assert len(set(digests(tmp_path / "near"))) == 2
+    if near.weights:
+        assert_trained(built(study, tmp_path / "start").start.weights, near.weights)

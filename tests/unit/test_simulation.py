@@ -1,0 +1,120 @@
+import pickle
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from grandrounds.engines.simulation import HINTS, Simulation
+from grandrounds.errors import BadFolder, DiskFailed, FailureCard, SiteFailed
+from grandrounds.messages import Describe, LocalPlan, Reply, Request, Train
+from grandrounds.site import Site
+from grandrounds.topologies import Star
+from tests.federation import built, ignore, tiny
+
+
+@dataclass(frozen=True)
+class Odd(Site):
+    """A site that fails, or sends one number that is none."""
+
+    error: Exception | None = None
+
+    def answer(self, request: Request) -> Reply:
+        if self.error:
+            raise self.error
+        reply = super().answer(request)
+        weights = dict(reply.weights)
+        name = next(iter(weights))
+        weights[name] = weights[name].clone().index_fill_(0, torch.tensor([0]), float("nan"))
+        return replace(reply, weights=weights)
+
+
+def odd(site: Site, error: Exception | None = None) -> Odd:
+    return Odd(**{f.name: getattr(site, f.name) for f in fields(Site)}, error=error)
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> tuple[Site, ...]:
+    return built(tiny(sites=3), tmp_path).sites.sites
+
+
+ORDER = Train(round=1, plan=LocalPlan())
+
+
+def test_replies_come_in_roster_order_whatever_the_order_of_the_requests(sites: tuple[Site, ...]):
+    engine = Simulation(sites, ignore)
+    assert engine.names == ("alder", "birch", "cedar")
+    for names in (("cedar", "alder", "birch"), ("cedar", "alder")):
+        replies = engine.ask(dict.fromkeys(names, Describe()))
+        assert [reply.site for reply in replies] == sorted(names)
+
+
+def test_every_reply_is_heard_as_it_comes(sites: tuple[Site, ...]):
+    heard: list[tuple[Request, str]] = []
+    engine = Simulation(sites, lambda request, reply: heard.append((request, reply.site)))
+    engine.ask(dict.fromkeys(engine.names, Describe()))
+    assert heard == [(Describe(), name) for name in engine.names]
+
+
+def failure(sites: tuple[Site, ...], failing: Site, request: Request = ORDER) -> SiteFailed:
+    """What stops a round in which the second site fails, after the first and before the third."""
+    heard: list[str] = []
+    engine = Simulation(
+        (sites[0], failing, sites[2]), lambda request, reply: heard.append(reply.site)
+    )
+    with pytest.raises(SiteFailed) as stopped:
+        engine.ask(dict.fromkeys(engine.names, request))
+    assert heard == ["alder"]
+    return stopped.value
+
+
+def test_a_site_that_raises_stops_the_round_with_its_failure_card(sites: tuple[Site, ...]):
+    failed = failure(sites, odd(sites[1], ValueError("no such slice")))
+    assert failed.card == FailureCard("birch", 1, "train", "ValueError", "no such slice")
+    assert str(failed) == (
+        "site 'birch' failed in round 1 (train): ValueError: no such slice."
+    )
+    assert isinstance(failed.__cause__, ValueError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FloatingPointError("x"), MemoryError("x"), torch.OutOfMemoryError("x"), DiskFailed("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_failure_card_hints_at_what_may_help(sites: tuple[Site, ...], error: Exception):
+    failed = failure(sites, odd(sites[1], error))
+    assert failed.card.hint == HINTS[type(error).__name__]
+    assert str(failed).endswith(f"x. {failed.card.hint}")
+
+
+def test_a_reply_that_is_not_finite_stops_the_round_and_names_the_tensor(sites: tuple[Site, ...]):
+    failed = failure(sites, odd(sites[1]))
+    assert failed.card.error == "FloatingPointError"
+    assert failed.card.message.endswith("' is not finite")
+    assert failed.card.hint.startswith("Lower training.learning_rate")
+
+
+def test_a_card_names_the_stage(sites: tuple[Site, ...]):
+    failed = failure(sites, odd(sites[1], OSError("gone")), Describe())
+    assert (failed.card.stage, failed.card.round) == ("describe", 0)
+
+
+def test_bad_input_of_a_site_stays_bad_input(sites: tuple[Site, ...]):
+    engine = Simulation((odd(sites[0], BadFolder("not here")),), ignore)
+    with pytest.raises(BadFolder, match="not here"):
+        engine.ask({"alder": Describe()})
+
+
+def test_a_failure_crosses_a_process_boundary_with_its_card(sites: tuple[Site, ...]):
+    failed = failure(sites, odd(sites[1], ValueError("x")))
+    again = pickle.loads(pickle.dumps(failed))
+    assert (again.card, str(again)) == (failed.card, str(failed))
+
+
+def test_no_round_comes_of_a_round_in_which_a_site_failed(tmp_path: Path):
+    federation = built(tiny(sites=2), tmp_path)
+    alder, birch = federation.sites.sites
+    engine = Simulation((alder, odd(birch, ValueError("x"))), ignore)
+    with pytest.raises(SiteFailed):
+        Star().round(federation.start, engine, federation.method)
