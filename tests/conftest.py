@@ -1,4 +1,4 @@
-"""What tests of several kinds share: a cache of their own, the real images, a way to write a tiny volume."""
+"""What tests of several kinds share: a cache, the real images, a way to write a tiny volume."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Prepared and simulated sessions are made once for all tests, and nothing outside is touched."""
+    """Sessions are prepared and simulated once for all tests; nothing outside is touched."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRANDROUNDS_CACHE", str(folder))

@@ -14,6 +14,7 @@ from grandrounds.machine import machine_for
 from grandrounds.run import run
 from tests.federation import assert_trained, built, digests, tiny
 
+BF16 = ("amx_bf16", "avx512_bf16")  # each has kernels of its own
 STORED = Path(__file__).with_name("digests.json")
 ARMS: dict[str, tuple[str, ...]] = {
     "fedavg": ("method.kind=fedavg",),
@@ -32,6 +33,7 @@ def here() -> dict[str, str]:
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "precision": machine_for(tiny().training).precision_name,
+        "bf16": " ".join(sorted(name for name in BF16 if torch.cpu.get_capabilities().get(name))),
     }
 
 

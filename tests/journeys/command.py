@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own, or in this one where only words matter."""
+"""The command line as a user meets it: in a process of its own, or here where words matter."""
 
 import os
 import signal

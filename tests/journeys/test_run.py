@@ -1,4 +1,4 @@
-"""A run from its first to its last file: the folder, the exit codes, and every way to be stopped."""
+"""A run from first to last: the folder, the exit codes, and every way to be stopped."""
 
 import json
 import resource
@@ -47,6 +47,14 @@ FILES = {
         )
     ],
 }
+WITHOUT_TORCH = """
+import sys
+from grandrounds.cli import main
+try:
+    main()
+except SystemExit as end:
+    sys.exit(3 if "torch" in sys.modules else end.code)
+"""
 HINT = (
     "grandrounds: stopped. Every finished round is saved; "
     "give the same command again, `run` with --resume, to go on."
@@ -86,10 +94,10 @@ def test_the_resolved_study_stands_in_the_folder(finished: tuple[Path, Done]):
 def test_the_tables_have_the_columns_of_the_contract(finished: tuple[Path, Done]):
     folder, _ = finished
     scores, rounds = rows(folder / "scores.csv"), rows(folder / "rounds.csv")
-    assert list(scores[0]) == "arm,seed,site,patient,case,task,metric,value,round".split(",")
+    assert ",".join(scores[0]) == "arm,seed,site,patient,case,task,metric,value,round"
     assert len(scores) == 4 * 2 * 2 * 4 * 3  # sites, tasks, patients, slices, metrics
     assert {row["site"] for row in scores} == set(NAMES)
-    assert list(rounds[0])[:6] == "round,site,took_part,seconds,bytes_up,bytes_down".split(",")
+    assert ",".join(rounds[0]).startswith("round,site,took_part,seconds,bytes_up,bytes_down,loss:")
     assert [(row["round"], row["site"]) for row in rounds] == [
         (str(round), name) for round in (1, 2, 3) for name in NAMES
     ]
@@ -177,12 +185,7 @@ def test_a_run_is_not_resumed_with_another_study(
 @pytest.mark.slow
 def test_a_report_is_written_anew_without_torch(undisturbed: Path):
     (undisturbed / "report.html").unlink(missing_ok=True)
-    probe = (
-        "import sys; from grandrounds.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: sys.exit(3 if 'torch' in sys.modules else end.code)"
-    )
-    words = [sys.executable, "-c", probe, "report", str(undisturbed), "--json"]
+    words = [sys.executable, "-c", WITHOUT_TORCH, "report", str(undisturbed), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert (undisturbed / "report.html").stat().st_size > 10_000
@@ -190,12 +193,7 @@ def test_a_report_is_written_anew_without_torch(undisturbed: Path):
 
 
 def test_help_needs_no_torch():
-    probe = (
-        "import sys; from grandrounds.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: sys.exit(3 if 'torch' in sys.modules else end.code)"
-    )
-    words = [sys.executable, "-c", probe, "--help"]
+    words = [sys.executable, "-c", WITHOUT_TORCH, "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     for command in ("demo", "run", "check", "compare", "report", "schema"):
@@ -251,14 +249,12 @@ def test_a_run_that_is_stopped_says_how_to_go_on_and_does(
     assert str(refused.value) == (
         f"{folder}: another process is running in it; wait or choose another --out"
     )
-    assert (process.returncode, out, err) == (1, "", f"{HINT}\n")
-    told = events(folder)
-    assert isinstance(told[-1], Interrupted)
-    known = list(digests(undisturbed))
-    assert list(digests(folder)) == known[: len(digests(folder))]
-    assert 1 <= len(digests(folder)) < 3
+    assert isinstance(events(folder)[-1], Interrupted)
+    kept = list(digests(folder))
+    assert kept in (list(digests(undisturbed))[:1], list(digests(undisturbed))[:2])
     run(tiny(), folder, resume=True)
     assert digests(folder) == digests(undisturbed)
+    assert (process.returncode, out, err) == (1, "", f"{HINT}\n")
 
 
 @pytest.mark.slow
@@ -266,14 +262,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     tmp_path: Path, undisturbed: Path
 ):
     folder = tmp_path / "run"
-    for count in (1, 3, 6):
+    for count in (1, 5):
         with started("run", TINY, "--out", folder, "--quiet", "--resume") as process:
             before = len(events(folder))
             wait_for(folder, lambda told, n=before + 5 + count: len(told) >= n)
             kill(process)
         assert not any(isinstance(event, RunFinished) for event in events(folder))
-    done = program("run", TINY, "--out", folder, "--quiet", "--resume")
-    assert (done.code, done.err) == (0, "")
+    run(tiny(), folder, resume=True)
     assert digests(folder) == digests(undisturbed)
     assert rows(folder / "scores.csv") == rows(undisturbed / "scores.csv")
 
@@ -284,12 +279,12 @@ def test_a_run_that_is_killed_in_the_midst_of_any_write_ends_with_the_same_bits(
     moment: Moment, tmp_path: Path
 ):
     """The attempt of number n is killed at its n-th write, until one comes to its end."""
-    study = tiny(sites=2)
+    study = tiny(sites=1)
     run(study, tmp_path / "whole")
     folder, attempts = tmp_path / "run", 1
     while killed(study, folder, moment, attempts):
         attempts += 1
-    assert attempts > 9
+    assert attempts > 7
     assert digests(folder) == digests(tmp_path / "whole")
     assert rows(folder / "scores.csv") == rows(tmp_path / "whole/scores.csv")
 
@@ -308,9 +303,9 @@ def test_a_line_that_a_kill_left_unfinished_is_cut(tmp_path: Path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):
-    with claimed(tmp_path, tiny(), resume=False):
-        with pytest.raises(BadFolder, match="another process is running in it"):
-            run(tiny(), tmp_path, resume=True)
+    busy = pytest.raises(BadFolder, match="another process is running in it")
+    with claimed(tmp_path, tiny(), resume=False), busy:
+        run(tiny(), tmp_path, resume=True)
     assert not (tmp_path / "journal.jsonl").exists()
 
 
@@ -325,20 +320,20 @@ def test_a_full_disk_stops_the_run_with_one_sentence_and_it_can_go_on(
 ):
     folder = tmp_path / "run"
     done = program("run", TINY, "--out", folder, "--quiet", limit=small_files)
-    path = folder / "sites/alder/state/round-000001.safetensors"
-    assert done == Done(
-        1,
-        "",
-        f"grandrounds: site 'alder' failed in round 1 (train): DiskFailed: cannot write {path}: "
-        "File too large; what was saved before is intact. Free some space or correct the folder, "
-        "then continue with --resume.. The rounds before this one are safe.\n",
-    )
     told = events(folder)
     assert isinstance(told[-1], Failed)
     assert (told[-1].site, told[-1].round, told[-1].error) == ("alder", 1, "DiskFailed")
     assert not list(folder.rglob("*.tmp"))
     run(tiny(), folder, resume=True)
     assert digests(folder) == digests(undisturbed)
+    path = folder / "sites/alder/state/round-000001.safetensors"
+    assert done == Done(
+        1,
+        "",
+        f"grandrounds: site 'alder' failed in round 1 (train): DiskFailed: cannot write {path}: "
+        "File too large; what was saved before is intact. Free some space or correct the folder, "
+        "then continue with --resume. The rounds before this one are safe.\n",
+    )
 
 
 @pytest.mark.slow
@@ -376,9 +371,7 @@ def test_a_run_whose_numbers_explode_stops_with_a_failure_card(
     assert (done.code, done.out) == (1, "")
     assert done.err.count("\n") == 1
     assert done.err.startswith("grandrounds: site 'alder' failed in round 1 (train): Floating")
-    assert done.err.endswith(
-        "Lower training.learning_rate, or run in fp32 (training.precision).\n"
-    )
+    assert done.err.endswith("Lower training.learning_rate, or run in fp32 (training.precision).\n")
     assert isinstance(events(folder)[-1], Failed)
     assert rows(folder / "digests.csv") == []
 
@@ -389,9 +382,7 @@ def test_the_model_of_the_best_round_is_tested_even_where_the_last_is_worse(tmp_
     best, last = with_test(study, "best"), with_test(study, "last")
     run(best, tmp_path / "best")
     run(last, tmp_path / "last")
-    scores = {
-        e.round: e.score for e in events(tmp_path / "best") if isinstance(e, RoundFinished)
-    }
+    scores = {e.round: e.score for e in events(tmp_path / "best") if isinstance(e, RoundFinished)}
     assert read_best(tmp_path / "best") == max(scores, key=lambda r: scores[r] or 0.0)
     assert read_best(tmp_path / "last") == 4
     assert {row["round"] for row in rows(tmp_path / "best/scores.csv")} == {
@@ -401,3 +392,21 @@ def test_the_model_of_the_best_round_is_tested_even_where_the_last_is_worse(tmp_
 
 def with_test(study: Study, which: str) -> Study:
     return replace(study, stop=replace(study.stop, test=which))  # pyright: ignore[reportArgumentType]
+
+
+def test_where_nobody_validates_the_last_round_is_the_best(tmp_path: Path):
+    study = tiny("rounds=2", sites=1)
+    [spec] = study.site
+    alone = replace(study, site=(replace(spec, patients=replace(spec.patients, validation=0)),))
+    state = run(alone, tmp_path / "run")
+    finished_rounds = [e for e in events(tmp_path / "run") if isinstance(e, RoundFinished)]
+    assert [(e.score, e.best_round) for e in finished_rounds] == [(None, 1), (None, 2)]
+    assert state.best_round == read_best(tmp_path / "run") == 2
+
+
+def test_rounds_between_validations_have_no_score_and_the_last_always_has(tmp_path: Path):
+    run(tiny("rounds=3", "stop.validate_every=2", sites=1), tmp_path / "run")
+    scored = {e.round: e.score for e in events(tmp_path / "run") if isinstance(e, RoundFinished)}
+    assert scored[1] is None
+    assert scored[2] is not None
+    assert scored[3] is not None

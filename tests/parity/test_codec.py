@@ -7,7 +7,7 @@ import pytest
 from grandrounds import build
 from grandrounds.messages import Reply, Request, decode, encode
 from grandrounds.run import run
-from grandrounds.site import Site
+from grandrounds.site import Promise, Site
 from tests.federation import assert_trained, built, digests, rows, tiny
 
 crossed: list[str] = []
@@ -16,12 +16,17 @@ crossed: list[str] = []
 class FarSite(Site):
     """A site that is reached by wire alone: every request and every reply crosses as bytes."""
 
-    def answer(self, request: Request) -> Reply:
+    def begin(self, request: Request) -> Promise:
         arrived = decode(encode(request))
         crossed.append(type(arrived).__name__)
-        reply = decode(encode(super().answer(arrived)))  # pyright: ignore[reportArgumentType]
-        assert isinstance(reply, Reply)
-        return reply
+        promise = super().begin(arrived)  # pyright: ignore[reportArgumentType]
+        return lambda: returned(promise())
+
+
+def returned(reply: Reply) -> Reply:
+    arrived = decode(encode(reply))
+    assert isinstance(arrived, Reply)
+    return arrived
 
 
 @pytest.mark.slow

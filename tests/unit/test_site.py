@@ -66,9 +66,9 @@ def test_an_answer_leaves_global_randomness_untouched_and_does_not_use_it(tmp_pa
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002 - it is the global state that is watched
     random.seed(1)
-    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+    before = torch.get_rng_state(), list(np.random.get_state(legacy=True))[1], random.getstate()  # noqa: NPY002
     first = alder.answer(order(start))
-    after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+    after = torch.get_rng_state(), list(np.random.get_state(legacy=True))[1], random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert np.array_equal(before[1], after[1])
     assert before[2] == after[2]

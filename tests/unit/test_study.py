@@ -102,7 +102,7 @@ SITES: list[tuple[Study, str]] = [
     ),
     (
         with_site(tasks=("T1w=>T2w",)),
-        'site \'alder\', task \'T1w=>T2w\': write it as "SOURCE->TARGET", for example "T1w->T2w"',
+        "site 'alder', task 'T1w=>T2w': write it as \"SOURCE->TARGET\", for example \"T1w->T2w\"",
     ),
     (
         with_site(tasks=("T1w->T2w->PDw",)),

@@ -273,27 +273,34 @@ def definition(made: Table, rule: Table) -> Table:
 
 def misfits(made: Table, rule: Table, value: Any, where: str) -> Iterator[str]:
     """Paths in a TOML value that a schema has no place for."""
-    rule = definition(made, rule)
-    if "oneOf" in rule:
-        variants = [v for v in rule["oneOf"] if v["properties"]["kind"]["const"] == value["kind"]]
-        assert len(variants) == 1, where
-        rule = variants[0]
+    rule = variant(definition(made, rule), value)
     if isinstance(value, dict):
-        open_to = rule.get("additionalProperties", True)
-        for key, item in value.items():
-            inner = rule.get("properties", {}).get(key) or open_to
-            if inner is False:
-                yield f"{where}{key}"
-            elif isinstance(inner, dict):
-                yield from misfits(made, inner, item, f"{where}{key}.")
-        yield from (f"{where}{n} missing" for n in rule.get("required", ()) if n not in value)
+        yield from misfits_of_table(made, rule, value, where)
     elif isinstance(value, list):
         rules = rule.get("prefixItems") or [rule["items"]] * len(value)
         for item, inner in zip(value, rules, strict=True):
             yield from misfits(made, inner, item, f"{where}[].")
-    elif "enum" in rule or "const" in rule:
-        if value not in rule.get("enum", [rule.get("const")]):
-            yield f"{where} = {value}"
+    elif value not in rule.get("enum", [rule.get("const", value)]):
+        yield f"{where} = {value}"
+
+
+def misfits_of_table(made: Table, rule: Table, table: Table, where: str) -> Iterator[str]:
+    open_to = rule.get("additionalProperties", True)
+    for key, item in table.items():
+        inner = rule.get("properties", {}).get(key) or open_to
+        if inner is False:
+            yield f"{where}{key}"
+        elif isinstance(inner, dict):
+            yield from misfits(made, inner, item, f"{where}{key}.")
+    yield from (f"{where}{name} missing" for name in rule.get("required", ()) if name not in table)
+
+
+def variant(rule: Table, value: Any) -> Table:
+    """The one variant of a choice that the value's kind names."""
+    if "oneOf" not in rule:
+        return rule
+    [found] = [v for v in rule["oneOf"] if v["properties"]["kind"]["const"] == value["kind"]]
+    return found
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -126,7 +126,9 @@ def test_realism_reaches_the_generator_through_the_critic():
     model = task.build(1)
     *_, (_, loss) = task.losses(model, batch_of(task, *MIXED))
     loss.backward()
-    assert sum(float(p.grad.abs().sum()) for p in model.generator.parameters() if p.grad is not None)
+    assert sum(
+        float(p.grad.abs().sum()) for p in model.generator.parameters() if p.grad is not None
+    )
 
 
 def expected_losses(
