@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from grandrounds.errors import BadInput, GrandRoundsError
@@ -49,21 +48,10 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        app()
     except GrandRoundsError as error:
         print(f"grandrounds: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)
-    except (KeyboardInterrupt, click.Abort):
-        print(f"grandrounds: stopped. {RESUME}", file=sys.stderr)
-        sys.exit(1)
-
-
-RESUME = (
-    "Every finished round is saved; give the same command again, `run` with --resume, to go on."
-)
 
 
 def _interrupt(*_: object) -> None:

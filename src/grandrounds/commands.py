@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table as Grid
 
 from grandrounds.compare import Arm, Comparison
 from grandrounds.data.inspect import SiteSummary, check_elements
-from grandrounds.errors import BadSite
+from grandrounds.errors import BadSite, Stopped
 from grandrounds.estimate import Estimate, estimate
 from grandrounds.events import Event
 from grandrounds.machine import machine_for
@@ -52,8 +53,20 @@ def run_study(
         def hear(event: Event) -> None:
             bars.hear(study.title, event)
 
-        run(study, folder, files=files, resume=resume, listeners=[hear])
+        with _stoppable("with --resume"):
+            run(study, folder, files=files, resume=resume, listeners=[hear])
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)
+
+
+@contextmanager
+def _stoppable(how: str) -> Generator[None, None, None]:
+    """Turn Ctrl-C into a sentence that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped; every finished round is saved. Give the same command again {how} to go on."
+        ) from None
 
 
 def compare_arms(
@@ -79,7 +92,8 @@ def compare_arms(
         for arm, study in studies.items():
             done = is_finished(comparison.arm_folder(arm))
             bars.add(arm.name, arm.title(study), study.rounds, done=done)
-        comparison.run(bars.hear)
+        with _stoppable("as it was"):
+            comparison.run(bars.hear)
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)
 
 

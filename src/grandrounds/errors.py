@@ -8,6 +8,7 @@
     │   └── BadFolder        a run folder that is missing, incomplete or of another study
     └── RunFailed            the run stopped; exit code 1
         ├── SiteFailed       ... because of one site; carries the failure card
+        ├── Stopped          ... because a person stopped it
         ├── BadUpdate        ... because updates do not fit together
         └── DiskFailed       ... because the disk refused a checkpoint
 
@@ -45,6 +46,10 @@ class RunFailed(GrandRoundsError):  # noqa: N818 - reads as what it says
     """The run stopped before its end; what was saved can be resumed."""
 
 
+class Stopped(RunFailed):
+    """A person stopped the run."""
+
+
 class BadUpdate(RunFailed):
     """Updates of different sites do not fit together."""
 
@@ -66,10 +71,10 @@ class FailureCard:
 
     def __str__(self) -> str:
         """One line for people."""
-        hint = f" {self.hint}" if self.hint else ""
+        hint = f". {self.hint}" if self.hint else ""
         return (
             f"site '{self.site}' failed in round {self.round} ({self.stage}): "
-            f"{self.error}: {self.message}.{hint}"
+            f"{self.error}: {self.message.rstrip('.')}{hint}"
         )
 
 

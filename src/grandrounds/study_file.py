@@ -25,6 +25,7 @@ CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
     "method": METHODS,
     "topology": TOPOLOGIES,
 }
+DEFAULTS = {"method": "pflsynth", "topology": "star"}
 
 SMALL: Table = {
     "task": {
@@ -70,7 +71,7 @@ def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "s
 
     Raises `BadStudy` with the dotted path of what is wrong.
     """
-    table = deepcopy(table)
+    table = {key: {"kind": default} for key, default in DEFAULTS.items()} | deepcopy(table)
     for override in overrides:
         _apply(table, override)
     if table.get("parity") is True:
@@ -78,7 +79,7 @@ def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "s
     if cast(Table, table.get("task", {})).get("model") == "small":
         table = _under(SMALL, table)
     try:
-        chosen = {key: _choice(key, table[key]) for key in CHOICES if key in table}
+        chosen = {key: _choice(key, table[key]) for key in CHOICES}
         return resolved(parse_table(Study, table | chosen))
     except BadStudy as error:
         raise BadStudy(f"{source}: {error}") from None

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 
@@ -131,7 +131,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing to remove where the folder itself could not be made
+            temporary.unlink()
         raise DiskFailed(
             f"cannot write {path}: {error.strerror}; what was saved before is intact. "
             "Free some space or correct the folder, then continue with --resume."

@@ -56,8 +56,8 @@ except SystemExit as end:
     sys.exit(3 if "torch" in sys.modules else end.code)
 """
 HINT = (
-    "grandrounds: stopped. Every finished round is saved; "
-    "give the same command again, `run` with --resume, to go on."
+    "grandrounds: stopped; every finished round is saved. "
+    "Give the same command again with --resume to go on."
 )
 
 

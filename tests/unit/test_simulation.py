@@ -93,7 +93,7 @@ def failure(sites: tuple[Site, ...], failing: Site, request: Request = ORDER) ->
 def test_a_site_that_raises_stops_the_round_with_its_failure_card(sites: tuple[Site, ...]):
     failed = failure(sites, odd(sites[1], ValueError("no such slice")))
     assert failed.card == FailureCard("birch", 1, "train", "ValueError", "no such slice")
-    assert str(failed) == ("site 'birch' failed in round 1 (train): ValueError: no such slice.")
+    assert str(failed) == ("site 'birch' failed in round 1 (train): ValueError: no such slice")
     assert isinstance(failed.__cause__, ValueError)
 
 

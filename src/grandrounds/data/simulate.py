@@ -27,10 +27,10 @@ JITTER = (0.02, 0.05, 0.05)  # relative standard deviations of proton density, T
 def default_protocol() -> Mapping[str, Sequence]:
     """Give four contrasts as a 1.5 tesla scanner without surprises takes them."""
     return {
-        "T1w": Sequence("spin-echo", tr=500, te=12),
-        "T2w": Sequence("spin-echo", tr=4500, te=100),
-        "PDw": Sequence("spin-echo", tr=3000, te=15),
-        "FLAIR": Sequence("inversion-recovery", tr=9000, te=110, ti=2500),
+        "T1w": Sequence("spin-echo", tr=500.0, te=12.0),
+        "T2w": Sequence("spin-echo", tr=4500.0, te=100.0),
+        "PDw": Sequence("spin-echo", tr=3000.0, te=15.0),
+        "FLAIR": Sequence("inversion-recovery", tr=9000.0, te=110.0, ti=2500.0),
     }
 
 

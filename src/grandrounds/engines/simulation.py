@@ -6,7 +6,6 @@ While one site's private state goes to the disk, the next site computes.
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from grandrounds.errors import BadInput, FailureCard, SiteFailed
@@ -15,6 +14,7 @@ from grandrounds.site import Promise, Site
 from grandrounds.weights import first_not_finite
 
 OnReply: TypeAlias = Callable[[Request, Reply], None]
+Begun: TypeAlias = tuple[str, Request, Promise]
 
 HINTS = {
     "FloatingPointError": "Lower training.learning_rate, or run in fp32 (training.precision).",
@@ -42,26 +42,40 @@ class Simulation:
         Raises `SiteFailed` with the failure card of the first that fails.
         """
         replies: list[Reply] = []
-        waiting: Callable[[], Reply] | None = None
-        for site in (site for site in self.sites if site.name in requests):
-            begun = partial(self._finish, site, requests[site.name], self._begin(site, requests))
-            if waiting:
-                replies.append(waiting())
-            waiting = begun
-        return [*replies, waiting()] if waiting else replies
+        begun: list[Begun] = []
+        try:
+            for site in (site for site in self.sites if site.name in requests):
+                begun.append(self._begin(site, requests[site.name]))
+                if len(begun) > 1:
+                    replies.append(self._finish(*begun.pop(0)))
+            while begun:
+                replies.append(self._finish(*begun.pop(0)))
+        except BaseException as error:
+            for site, _, promise in begun:
+                _settle(site, promise, error)
+            raise
+        return replies
 
-    def _begin(self, site: Site, requests: Mapping[str, Request]) -> Promise:
-        with _carded(site.name, requests[site.name]):
-            return site.begin(requests[site.name])
-
-    def _finish(self, site: Site, request: Request, promise: Promise) -> Reply:
+    def _begin(self, site: Site, request: Request) -> Begun:
         with _carded(site.name, request):
+            return site.name, request, site.begin(request)
+
+    def _finish(self, site: str, request: Request, promise: Promise) -> Reply:
+        with _carded(site, request):
             reply = promise()
             odd = first_not_finite(reply.weights)
             if odd:
                 raise FloatingPointError(f"'{odd}' is not finite")
         self.on_reply(request, reply)
         return reply
+
+
+def _settle(site: str, promise: Promise, stopped_by: BaseException) -> None:
+    """Let the disk finish before anyone else writes there; a second failure is noted, not told."""
+    try:
+        promise()
+    except Exception as error:
+        stopped_by.add_note(f"site '{site}' then failed too: {type(error).__name__}: {error}")
 
 
 @contextmanager

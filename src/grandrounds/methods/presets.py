@@ -23,7 +23,7 @@ def pflsynth(*, split: Literal["paper", "wide"] = "paper", share: tuple[str, ...
     blocks, which suits sites with few patients; `share` names the parameter groups instead.
     """
     splits = {"paper": ("mapper", "bottleneck_late", "decoder"), "wide": ("all",)}
-    return Method("pFLSynth", shared=share or splits[split], private=("personal",))
+    return Method("pFLSynth", shared=share or splits[split], private=() if share else ("personal",))
 
 
 def local() -> Method:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from math import ceil
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -101,10 +103,14 @@ def _resized_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of one session, and the pairs that it can serve at its site."""
+    """One slice of one session, and the pairs that it can serve at its site.
+
+    `patient` is a pseudonym and `visit` a number: what the site calls either says too much.
+    """
 
     site: str
     patient: str
+    visit: int
     session: Session
     index: int
     pairs: tuple[Pair, ...]
@@ -158,7 +164,7 @@ class Slices:
     def case(self, index: int) -> Case:
         """Name an example."""
         each = self.slices[index]
-        label = f"{each.session.session or '1'}/{each.index:03d}"
+        label = f"{each.visit}/{each.index:03d}"
         return Case(each.site, each.patient, label, each.pairs[0].label)
 
 
@@ -175,13 +181,20 @@ def slices_of(
 
     `each_pair` lists a slice once for every pair.
     """
-    pseudonyms = _pseudonyms(cohort)
+    pseudonyms, visits = _pseudonyms(cohort), _visits(cohort)
     found: list[Slice] = []
     for session in cohort.splits[split]:
         served = tuple(p for p in pairs if {p.source, p.target} <= set(session.contrasts))
         choices = [(pair,) for pair in served] if each_pair else [served] if served else []
         found += [
-            Slice(cohort.site, pseudonyms[session.patient], session, index, choice)
+            Slice(
+                cohort.site,
+                pseudonyms[session.patient],
+                visits[session.label],
+                session,
+                index,
+                choice,
+            )
             for choice in choices
             for index in range(session.num_slices)
         ]
@@ -193,3 +206,10 @@ def _pseudonyms(cohort: Cohort) -> Mapping[str, str]:
     patients = {session.patient for session in cohort}
     ordered = sorted(patients, key=lambda p: sha256(f"{cohort.site}/{p}".encode()).hexdigest())
     return {patient: f"p{number:03d}" for number, patient in enumerate(ordered, start=1)}
+
+
+def _visits(cohort: Cohort) -> Mapping[str, int]:
+    """Number each patient's sessions, by the order of their labels."""
+    labels = sorted((session.patient, session.label) for session in cohort)
+    numbers = groupby(labels, key=itemgetter(0))
+    return {label: n for _, own in numbers for n, (_, label) in enumerate(own, start=1)}
