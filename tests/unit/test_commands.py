@@ -1,0 +1,59 @@
+"""What the commands print, called in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grandrounds.commands import check_study, run_study
+from grandrounds.errors import BadSite
+from grandrounds.packaged import studies
+
+TINY = studies() / "tiny.toml"
+
+
+def test_check_prints_the_study_and_what_it_costs(capsys: pytest.CaptureFixture[str]):
+    check_study(TINY, overrides=[], sites=[], as_json=False, quiet=False)
+    said = capsys.readouterr().out
+    for words in ("Tensor policy", "bottleneck_late", "a round:", "memory: about", "SHA-256"):
+        assert words in said
+
+
+def test_check_says_what_may_surprise(capsys: pytest.CaptureFixture[str]):
+    fedbn = 'method={kind="fedbn"}'
+    check_study(TINY, overrides=[fedbn], sites=[], as_json=True, quiet=False)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["notes"] == [
+        "fedbn changes nothing here: the network has no batch norm, so this is FedAvg"
+    ]
+    assert facts["memory"] > 0
+    assert facts["bytes_per_run"] == facts["bytes_per_round"] * facts["study"]["rounds"]
+
+
+@pytest.mark.slow
+def test_check_counts_what_a_real_site_has_and_names_nobody(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    site = tmp_path / "site.toml"
+    site.write_text(f'name = "ljubljana-15t"\ndata = "{real_data}/mri/site-lju15t"\n')
+    check_study(studies() / "real.toml", overrides=[], sites=[site], as_json=False, quiet=False)
+    said = capsys.readouterr().out
+    assert "2 of 7 sessions lack T2w" in said
+    assert "sub-" not in said
+    assert str(real_data) not in said
+
+
+def test_a_site_file_of_another_study_is_refused(tmp_path: Path):
+    site = tmp_path / "site.toml"
+    site.write_text('name = "elsewhere"\ndata = "."\n')
+    with pytest.raises(BadSite, match="no real site named 'elsewhere'"):
+        check_study(studies() / "real.toml", overrides=[], sites=[site], as_json=False, quiet=True)
+
+
+def test_a_run_prints_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = {"sites": [], "resume": False, "as_json": False, "quiet": False}
+    run_study(TINY, out=tmp_path / "run", overrides=["rounds=1", 'method={kind="fedbn"}'], **made)
+    said = capsys.readouterr()
+    assert "Test PSNR in dB" in said.out
+    assert "report.html" in said.out
+    assert "note: fedbn changes nothing here" in said.err
