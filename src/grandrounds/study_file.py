@@ -37,8 +37,8 @@ SMALL: Table = {
         "dropout": 0.0,
     }
 }
-# Each switch can be set alone; together they are the released code's settings: pflsynth.md
-# section 9.
+# Each switch can be set alone; together they are the settings of the code released with Dalmaz
+# et al. 2024, with a mapper that works.
 PARITY: Table = {
     "task": {
         "equalised": True,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from grandrounds.data.case import SPLITS, Session
+from grandrounds.data.case import Session
 from grandrounds.data.elements import Elements
 from grandrounds.data.signal import Sequence
 from grandrounds.data.simulate import (
@@ -18,7 +18,7 @@ from grandrounds.data.simulate import (
     Scanner,
     bias_shape,
     draw_properties,
-    simulate_cohort,
+    patient_labels,
     simulate_session,
 )
 from grandrounds.errors import BadStudy
@@ -193,16 +193,11 @@ def test_one_slice_shows_the_middle_of_the_head() -> None:
 
 
 def test_patients_are_numbered_through_the_splits() -> None:
-    elements = Elements(("T1w",), (16, 16), (15.0, 15.0))
-    cohort = simulate_cohort(7, "birch", OTHER, elements, Patients(2, 1, 2), slices=1)
-    assert cohort.site == "birch"
-    assert {split: cohort.patients(split) for split in SPLITS} == {
+    assert patient_labels(Patients(2, 1, 2)) == {
         "train": ("sub-001", "sub-002"),
         "validation": ("sub-003",),
         "test": ("sub-004", "sub-005"),
     }
-    third = session(patient="sub-003", slices=1, elements=elements)
-    assert digest(cohort.splits["validation"][0]) == digest(third)
 
 
 def test_a_contrast_that_the_protocol_lacks_is_refused_by_a_sentence() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.data.anatomy import BRAIN, HEAD, LESION, Streams, centred, tissue_fractions
-from grandrounds.data.case import Cohort, Session, Split
+from grandrounds.data.case import Session, Split
 from grandrounds.data.elements import Elements
 from grandrounds.data.fields import Array, Axes, blurred, random_field
 from grandrounds.data.signal import FIELDS, TISSUES, Properties, Sequence
@@ -81,26 +81,6 @@ class Patients:
     train: int
     validation: int
     test: int
-
-
-def simulate_cohort(
-    seed: int,
-    site: str,
-    scanner: Scanner,
-    elements: Elements,
-    patients: Patients,
-    *,
-    slices: int,
-) -> Cohort:
-    """Simulate one session for each patient of a site; no patient is in two splits."""
-    session = partial(simulate_session, seed, site, slices=slices)
-    return Cohort(
-        site,
-        {
-            split: tuple(session(label, scanner, elements) for label in labels)
-            for split, labels in patient_labels(patients).items()
-        },
-    )
 
 
 def patient_labels(patients: Patients) -> Mapping[Split, tuple[str, ...]]:

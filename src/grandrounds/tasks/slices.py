@@ -40,7 +40,7 @@ class Coding:
     """Turns (site, pair) into the code that the mapper reads.
 
     It is the one-hots of site, source and target in a row. `codes` says which of them are told to
-    the network; the others are zero. pflsynth.md 2.1.
+    the network; the others are zero. Dalmaz et al. 2024.
     """
 
     sites: tuple[str, ...]

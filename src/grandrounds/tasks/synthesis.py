@@ -156,7 +156,7 @@ class SynthesisTask:
         }
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of each critic concerned, then the generator's. pflsynth.md section 3."""
+        """Yield the loss of each critic concerned, then the generator's (Dalmaz et al. 2024)."""
         assert isinstance(model, Translator)
         source, target = batch["source"], batch["target"]
         fake = model.generator(source, batch["code"])

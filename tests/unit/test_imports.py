@@ -1,0 +1,34 @@
+"""What answers at once must not load what computes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.report_folder import write_comparison
+
+HEAVY = ("torch", "monai", "scipy", "numpy", "pydantic", "nibabel")
+
+
+def loaded_by(statement: str) -> set[str]:
+    program = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split("\n")[-2].split())
+
+
+@pytest.mark.parametrize("statement", ["import grandrounds", "import grandrounds.cli"])
+def test_the_package_and_its_help_load_nothing_heavy(statement: str):
+    assert not loaded_by(statement) & set(HEAVY)
+
+
+def test_a_report_needs_no_torch(tmp_path: Path):
+    folder = write_comparison(tmp_path / "compared")
+    statement = (
+        "from grandrounds.report.html import write_report; from pathlib import Path; "
+        f"write_report(Path({str(folder)!r}))"
+    )
+    assert not loaded_by(statement) & {"torch", "monai", "safetensors"}
+    assert (folder / "report.html").exists()
