@@ -24,6 +24,7 @@ class RunStarted:
     device: str
     precision: str
     threads: int
+    title: str = ""  # of the method, for people
 
 
 @dataclass(frozen=True)

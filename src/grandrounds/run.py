@@ -176,6 +176,7 @@ class Course:
             device=str(self.machine.device),
             precision=self.machine.precision_name,
             threads=self.machine.threads,
+            title=self.federation.method.title,
         )
 
     def _round(self, state: State) -> State:

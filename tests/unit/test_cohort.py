@@ -87,3 +87,10 @@ def test_no_patient_is_in_two_splits_whatever_the_sessions_and_their_order(
     assert {"train", "test"} <= set(split.values())
     assert split == split_patients(reversed(patients), fractions, site="alder")
     assert split == split_patients(sorted(set(patients)), fractions, site="alder")
+
+
+def test_another_salt_deals_the_patients_anew_and_the_same_again():
+    patients = [f"sub-{number:02d}" for number in range(40)]
+    dealt = [split_patients(patients, Fractions(salt=s), site="alder") for s in ("", "2", "2")]
+    assert dealt[0] != dealt[1]
+    assert dealt[1] == dealt[2]

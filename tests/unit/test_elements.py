@@ -124,7 +124,8 @@ def test_a_task_without_a_case_to_train_or_test_is_refused(empty: str, counts: s
     assert refusal(train, test, "T1w->T2w") == (
         f"site 'alder': T1w->T2w has no {empty} case "
         f"({counts}, 0 validation, {tested} test slices); "
-        "more patients need T1w and T2w in one session."
+        "more patients need T1w and T2w in one session, or the study another elements.split.salt, "
+        "which deals all patients anew."
     )
 
 

@@ -12,10 +12,12 @@ from grandrounds.errors import BadSite
 def split_patients(patients: Iterable[str], fractions: Fractions, *, site: str) -> dict[str, Split]:
     """Give each patient one split, the same on every machine and in any order of `patients`.
 
-    The patients are ranked by the SHA-256 of "site/patient" and dealt out by largest remainder;
+    The patients are ranked by the SHA-256 of "site/patient" and the fractions' salt, and dealt out
+    by largest remainder;
     train and test get at least one patient each. Raises `BadSite` with fewer than 2 patients.
     """
-    ranked = sorted(set(patients), key=lambda patient: (_rank(site, patient), patient))
+    prefix = f"{fractions.salt}{site}/"
+    ranked = sorted(set(patients), key=lambda patient: (_rank(prefix + patient), patient))
     if len(ranked) < 2:
         raise BadSite(
             f"site '{site}': {len(ranked)} {'patient' if len(ranked) == 1 else 'patients'} "
@@ -26,8 +28,8 @@ def split_patients(patients: Iterable[str], fractions: Fractions, *, site: str) 
     return dict(zip(ranked, dealt, strict=True))
 
 
-def _rank(site: str, patient: str) -> str:
-    return hashlib.sha256(f"{site}/{patient}".encode()).hexdigest()
+def _rank(patient: str) -> str:
+    return hashlib.sha256(patient.encode()).hexdigest()
 
 
 def _counts(total: int, fractions: Fractions) -> dict[Split, int]:

@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Fractions:
-    """How a site's patients are split; the three add up to 1."""
+    """How a site's patients are split; the three add up to 1.
+
+    Another `salt` deals all patients anew, for a site whose few test patients lack a contrast.
+    """
 
     train: float = 0.7
     validation: float = 0.1
     test: float = 0.2
+    salt: str = ""
 
 
 @dataclass(frozen=True)

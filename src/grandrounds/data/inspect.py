@@ -106,7 +106,8 @@ def _check_cases(summary: SiteSummary, elements: Elements, task: str) -> None:
             found = ", ".join(f"{slices[other]} {other}" for other in SPLITS)
             raise BadSite(
                 f"site '{summary.site}': {task} has no {split} case ({found} slices); "
-                f"more patients need {' and '.join(needs(task))} in one session."
+                f"more patients need {' and '.join(needs(task))} in one session, or "
+                "the study another elements.split.salt, which deals all patients anew."
             )
 
 

@@ -127,9 +127,9 @@ def _read_run(folder: Path, entry: ArmEntry | None) -> RunFolder:
     started = [event for _, event in events if isinstance(event, RunStarted)]
     if not started:
         raise BadFolder(f"{folder / 'journal.jsonl'}: no run has started here yet; start it first")
-    arm = started[-1].arm
+    arm, title = started[-1].arm, started[-1].title
     return RunFolder(
-        entry=entry or ArmEntry(arm, arm),
+        entry=entry or ArmEntry(arm, title or arm),
         study=study,
         events=events,
         cases=tuple(_cases(folder / "scores.csv")),
