@@ -108,7 +108,5 @@ class Bench:
             optimizer.state.clear()
         for address, tensor in state.items():
             part, name, key = address.removeprefix(OPTIMIZER).split("/")
-            parameter = self._parameters(part)[name]
-            place = "cpu" if key == "step" and self.device.type == "cpu" else self.device
-            slot = self.optimizer(part).state[parameter]
-            slot[key] = tensor.to(place, copy=True).contiguous(memory_format=torch.preserve_format)
+            state_of = self.optimizer(part).state[self._parameters(part)[name]]
+            state_of[key] = tensor.to(self.device, copy=True)

@@ -263,7 +263,7 @@ def test_row_15_a_run_that_stops_early_is_resumed_as_if_never_stopped(tmp_path: 
     assert len(digests(tmp_path / "run")) < study.rounds
 
 
-# The guard of the dead mapper, a working one tells codes apart after a federated round too.
+# The guard against a dead mapper: codes stay apart after a federated round too.
 
 
 def codes_of(study: Study) -> Tensor:

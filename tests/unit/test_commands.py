@@ -1,5 +1,6 @@
 """What the commands print, called in this process."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from grandrounds.commands import check_study, run_study
 from grandrounds.errors import BadSite
 from grandrounds.packaged import studies
+from grandrounds.report.facts import read_facts
 
 TINY = studies() / "tiny.toml"
 
@@ -57,3 +59,18 @@ def test_a_run_prints_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Test PSNR in dB" in said.out
     assert "report.html" in said.out
     assert "note: fedbn changes nothing here" in said.err
+
+
+def test_the_report_the_table_and_the_check_count_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = {"overrides": ["rounds=2"], "sites": [], "quiet": True}
+    run_study(TINY, out=tmp_path / "run", resume=False, as_json=False, **options)
+    capsys.readouterr()
+    check_study(TINY, as_json=True, **options)
+    promised = json.loads(capsys.readouterr().out)["bytes_per_run"]
+    with (tmp_path / "run" / "rounds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    [arm] = read_facts(tmp_path / "run").arms
+    assert sum(int(row["bytes_up"]) + int(row["bytes_down"]) for row in rows) == promised
+    assert sum(work.bytes_up + work.bytes_down for work in arm.work) == promised

@@ -164,7 +164,7 @@ def arm_of(run: RunFolder) -> Arm:
         finished_rounds=tuple(rounds[number] for number in sorted(rounds)),
         ending=_ending(events),
         curves=_curves(_of(events, SiteValidated)),
-        work=_work(_of(events, SiteTrained), started.sites),
+        work=_work(_of(events, SiteTrained), _of(events, SiteValidated), started.sites),
         scores=_patient_means(run.cases, run.study),
         seeds=tuple(sorted({case.seed for case in run.cases})),
         scored_rounds=tuple(sorted({case.round for case in run.cases})),
@@ -197,14 +197,21 @@ def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
     return {site: tuple(sorted(found.items())) for site, found in points.items()}
 
 
-def _work(trained: Iterable[SiteTrained], sites: Sequence[str]) -> tuple[Work, ...]:
+def _work(
+    trained: Iterable[SiteTrained], validated: Iterable[SiteValidated], sites: Sequence[str]
+) -> tuple[Work, ...]:
     by_site: dict[str, dict[int, SiteTrained]] = {site: {} for site in sites}
     for event in trained:
         by_site[event.site][event.round] = event
-    return tuple(_site_work(site, list(rounds.values())) for site, rounds in by_site.items())
+    # A validated round sends the shared weights once more.
+    again = {(event.site, event.round): event.bytes_down for event in validated}
+    return tuple(
+        _site_work(site, list(rounds.values()), sum(again.get((site, r), 0) for r in rounds))
+        for site, rounds in by_site.items()
+    )
 
 
-def _site_work(site: str, parts: Sequence[SiteTrained]) -> Work:
+def _site_work(site: str, parts: Sequence[SiteTrained], validation_bytes: int) -> Work:
     return Work(
         site=site,
         rounds=tuple(sorted(part.round for part in parts)),
@@ -212,7 +219,7 @@ def _site_work(site: str, parts: Sequence[SiteTrained]) -> Work:
         examples=max((part.examples for part in parts), default=0),
         seconds=sum(part.seconds for part in parts),
         bytes_up=sum(part.bytes_up for part in parts),
-        bytes_down=sum(part.bytes_down for part in parts),
+        bytes_down=sum(part.bytes_down for part in parts) + validation_bytes,
     )
 
 
