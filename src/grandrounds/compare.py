@@ -22,6 +22,7 @@ from grandrounds.site_file import SiteFile
 from grandrounds.study import Study
 from grandrounds.study_file import Table, parse_study
 from grandrounds.tables import concatenate
+from grandrounds.tasks import Synthesis
 from grandrounds.weights import write_atomically
 
 OnEvent: TypeAlias = Callable[[str, Event], None]
@@ -58,7 +59,7 @@ class Arm:
         """Write the arm's name for people."""
         title = study.build_method().title
         differing = [pair.partition("=")[2] for pair in self.overrides]
-        if study.method.kind == "local":
+        if study.method.kind == "local" and isinstance(study.task, Synthesis):  # pyright: ignore[reportUnnecessaryIsInstance]
             differing = [f"{study.task.generator} network"]
         return f"{title} ({', '.join(differing)})" if differing else title
 

@@ -68,10 +68,10 @@ def check_memory(study: Study) -> None:
     need, have = estimate(study).memory, physical_memory()
     if need > have:
         raise BadStudy(
-            f"elements.size = {list(study.elements.size)} with task.width = {study.task.width} and "
+            f"elements.size = {list(study.elements.size)} with "
             f"training.batch_size = {study.training.batch_size} needs about "
             f"{need / 2**30:.0f} GiB, but this machine has {have / 2**30:.0f} GiB; "
-            "choose a smaller size, width or batch"
+            "choose a smaller size, network or batch"
         )
 
 

@@ -13,13 +13,12 @@ from grandrounds.messages import CaseScore
 from grandrounds.metrics.summary import patient_means
 from grandrounds.tasks.task import Examples, Picture, Task
 
-BATCH = 8
-
 
 def scored(bench: Bench, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
     """Score every example, in fp32 and evaluation mode."""
-    starts = range(0, len(examples), BATCH)
-    chunks = [range(start, min(start + BATCH, len(examples))) for start in starts]
+    size = task.cases_at_once
+    starts = range(0, len(examples), size)
+    chunks = [range(start, min(start + size, len(examples))) for start in starts]
     return tuple(score for chunk in chunks for score in _scored_batch(bench, task, examples, chunk))
 
 

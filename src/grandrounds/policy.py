@@ -10,6 +10,8 @@ from grandrounds.methods.method import Method
 from grandrounds.tasks.task import Task
 from grandrounds.weights import Filter, Weights, num_bytes, select
 
+UNIONS = ("all", "head", "upper")  # other words for groups that are told of by themselves
+
 
 def travelling(model: nn.Module, task: Task, method: Method, *, norm_buffers: str) -> Filter:
     """Build the filter of the tensors that leave a site.
@@ -44,7 +46,7 @@ def described(
 ) -> PolicySet:
     """Say for each parameter group whether it travels, and what a round costs a site in bytes."""
     state: Weights = model.state_dict()
-    groups = {n: g for n, g in task.groups(model).items() if n != "all"}
+    groups = {n: g for n, g in task.groups(model).items() if n not in UNIONS}
     found = [_group(name, select(state, group), travels) for name, group in groups.items()]
     one_way = num_bytes(select(state, travels))
     return PolicySet(

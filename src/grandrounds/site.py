@@ -18,7 +18,6 @@ from grandrounds.data.case import Cohort, Split
 from grandrounds.evaluation import panels, save_panels, scored
 from grandrounds.events import SiteReady
 from grandrounds.messages import CaseScore, Describe, Evaluate, Finish, Reply, Request, Train
-from grandrounds.metrics.summary import summary
 from grandrounds.seeds import seed_for
 from grandrounds.tasks.task import Examples, Task
 from grandrounds.training import Training, train
@@ -159,7 +158,7 @@ class Site:
             site=self.name,
             round=request.round,
             cases=len(scores),
-            metrics=summary(scores),
+            metrics=self.task.summary(scores),
             scores=scores if request.cases else (),
         )
 

@@ -7,11 +7,10 @@ from typing import Literal, TypeAlias
 
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulate import Patients, Scanner
-from grandrounds.errors import BadStudy
 from grandrounds.methods import METHODS
 from grandrounds.methods.method import Method
-from grandrounds.tasks import Synthesis
-from grandrounds.tasks.slices import Pair
+from grandrounds.tasks import AnyTask, Synthesis
+from grandrounds.tasks.checks import require as _check
 from grandrounds.topologies import TOPOLOGIES
 from grandrounds.topologies.topology import Topology
 from grandrounds.training import Training
@@ -76,7 +75,7 @@ class Study:
     rounds: int = 30
     parity: bool = False
     arm: str = ""
-    task: Synthesis = field(default_factory=Synthesis)
+    task: AnyTask = field(default_factory=Synthesis)
     training: Training = field(default_factory=Training)
     method: Choice = field(default_factory=lambda: Choice("pflsynth"))
     topology: Choice = field(default_factory=lambda: Choice("star"))
@@ -106,18 +105,13 @@ class Study:
 
 def resolved(study: Study) -> Study:
     """Fill in what depends on other choices, then check everything. Raises `BadStudy`."""
-    if study.task.generator == "auto":
+    if isinstance(study.task, Synthesis) and study.task.generator == "auto":  # pyright: ignore[reportUnnecessaryIsInstance]
         personalised = study.method.kind == "pflsynth"
         generator = "personalised" if personalised else "plain"
         study = replace(study, task=replace(study.task, generator=generator))
     for check in CHECKS:
         check(study)
     return study
-
-
-def _check(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise BadStudy(sentence)
 
 
 def check_counts(study: Study) -> None:
@@ -129,34 +123,19 @@ def check_counts(study: Study) -> None:
         "training.threads": (study.training.threads, 0),
         "stop.patience": (study.stop.patience, 0),
         "stop.validate_every": (study.stop.validate_every, 1),
-        "task.width": (study.task.width, 8),
-        "task.blocks": (study.task.blocks, 2),
-        "task.latent": (study.task.latent, 1),
-        "task.mapper_layers": (study.task.mapper_layers, 1),
-        "task.critic_width": (study.task.critic_width, 1),
-        "task.critic_layers": (study.task.critic_layers, 1),
     }
     for path, (value, low) in least.items():
         _check(value >= low, f"{path} is {value}; it must be {low} or more")
     _check(study.training.learning_rate > 0, "training.learning_rate must be above 0")
-    for path, value in {"task.dropout": study.task.dropout, "task.flip": study.task.flip}.items():
-        _check(0 <= value <= 1, f"{path} is {value}; it is a probability, from 0 to 1")
 
 
 def check_elements(study: Study) -> None:
     """Refuse common data elements that no network or split can use."""
     elements = study.elements
-    _check(len(elements.contrasts) >= 2, "elements.contrasts must name two contrasts or more")
     _check(
         len(set(elements.contrasts)) == len(elements.contrasts),
         f"elements.contrasts names a contrast twice: {', '.join(elements.contrasts)}",
     )
-    for pixels in elements.size:
-        _check(
-            pixels >= 32 and pixels % 4 == 0,
-            f"elements.size is {list(elements.size)}; "
-            "both numbers must be multiples of 4, 32 or more",
-        )
     _check(min(elements.spacing) > 0, "elements.spacing must be above 0 (mm)")
     parts = elements.split
     total = parts.train + parts.validation + parts.test
@@ -181,21 +160,11 @@ def check_sites(study: Study) -> None:
         _check(
             bool(site.tasks), f"site '{site.name}' has no tasks; for example tasks = [\"T1w->T2w\"]"
         )
-        for label in site.tasks:
-            _check_pair(study, site.name, label)
 
 
-def _check_pair(study: Study, site: str, label: str) -> None:
-    where = f"site '{site}', task '{label}'"
-    _check(label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"')
-    pair = Pair.parse(label)
-    known = ", ".join(study.elements.contrasts)
-    for contrast in (pair.source, pair.target):
-        _check(
-            contrast in study.elements.contrasts,
-            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
-        )
-    _check(pair.source != pair.target, f"{where}: source and target are the same contrast")
+def check_task(study: Study) -> None:
+    """Refuse what the task itself refuses."""
+    study.task.check(study.elements, study.roster)
 
 
 def check_simulated(study: Study) -> None:
@@ -223,12 +192,12 @@ def check_method(study: Study) -> None:
     """Refuse a method that the task's network cannot follow, and policies that would do nothing."""
     if study.method.kind == "pflsynth":
         _check(
-            study.task.generator == "personalised",
+            isinstance(study.task, Synthesis) and study.task.generator == "personalised",  # pyright: ignore[reportUnnecessaryIsInstance]
             'method "pflsynth" needs task.generator = "personalised"; without personalisation '
             "blocks and mapper its split has nothing to personalise",
         )
     _check(
-        study.training.norm_buffers == "follow" or study.task.norm == "batch",
+        study.training.norm_buffers == "follow" or study.task.has_statistics,
         f'training.norm_buffers = "{study.training.norm_buffers}" would do nothing: '
         'task.norm is "instance", which keeps no running statistics. '
         'Remove it, or set task.norm = "batch".',
@@ -239,6 +208,7 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
     check_counts,
     check_elements,
     check_sites,
+    check_task,
     check_simulated,
     check_method,
 )
@@ -247,8 +217,8 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
 def notes(study: Study) -> tuple[str, ...]:
     """Say what is allowed but may surprise."""
     found: list[str] = []
-    if study.method.kind == "fedbn" and study.task.norm == "instance":
+    if study.method.kind == "fedbn" and not study.task.has_statistics:
         found.append("fedbn changes nothing here: the network has no batch norm, so this is FedAvg")
-    if study.task.norm == "batch" and study.training.batch_size == 1 and not study.parity:
+    if study.task.has_statistics and study.training.batch_size == 1 and not study.parity:
         found.append("batch norm with training.batch_size = 1 acts as instance norm while training")
     return tuple(found)

@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import MISSING, asdict, is_dataclass
+from dataclasses import MISSING, asdict, is_dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from inspect import signature
@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from grandrounds.errors import BadStudy
 from grandrounds.methods import METHODS
 from grandrounds.study import Choice, Study, resolved
+from grandrounds.tasks import TASKS, AnyTask
 from grandrounds.topologies import TOPOLOGIES
 
 Table = dict[str, Any]
@@ -26,17 +27,8 @@ CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
     "topology": TOPOLOGIES,
 }
 DEFAULTS = {"method": "pflsynth", "topology": "star"}
+DEFAULT_TASK = "synthesis"
 
-SMALL: Table = {
-    "task": {
-        "width": 16,
-        "blocks": 4,
-        "latent": 128,
-        "critic_width": 16,
-        "padding": "zero",
-        "dropout": 0.0,
-    }
-}
 # Each switch can be set alone; together they are the settings of the code released with Dalmaz
 # et al. 2024, with a mapper that works.
 PARITY: Table = {
@@ -76,19 +68,38 @@ def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "s
         _apply(table, override)
     if table.get("parity") is True:
         table = _under(PARITY, table)
-    if cast(Table, table.get("task", {})).get("model") == "small":
-        table = _under(SMALL, table)
     try:
         chosen = {key: _choice(key, table[key]) for key in CHOICES}
-        return resolved(parse_table(Study, table | chosen))
+        task = _task(table.pop("task", {}))
+        study = parse_table(Study, table | chosen)
+        return resolved(replace(study, task=task))
     except BadStudy as error:
         raise BadStudy(f"{source}: {error}") from None
 
 
-def parse_table(kind: type[T], table: Table) -> T:
+def _task(table: object) -> AnyTask:
+    """Make a task's options: the table's, over the defaults of the size that it chose."""
+    if not isinstance(table, dict):
+        raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
+    given = cast(Table, table)
+    kind = given.get("kind", DEFAULT_TASK)
+    options = TASKS[_known("task.kind", kind, TASKS)]
+    size = options.sizes.get(given.get("model", ""), {})
+    return parse_table(options, _under(dict(size), given), "task.")
+
+
+def _known(path: str, word: object, words: Mapping[str, object]) -> str:
+    if not isinstance(word, str) or word not in words:
+        near = get_close_matches(str(word), words, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(words)}"
+        raise BadStudy(f"{path} = '{word}' is unknown; {hint}")
+    return word
+
+
+def parse_table(kind: type[T], table: Table, where: str = "") -> T:
     """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
-    _refuse_unknown(kind, table, "")
-    return _checked(TypeAdapter(kind), table, "")
+    _refuse_unknown(kind, table, where)
+    return _checked(TypeAdapter(kind), table, where)
 
 
 def _apply(table: Table, override: str) -> None:
@@ -159,11 +170,7 @@ def _choice(key: str, table: object) -> Table:
             f'{key} must be a table with a kind, for example kind = "{next(iter(CHOICES[key]))}"'
         )
     given = dict(cast(Table, table))
-    kind = cast(str, given.pop("kind"))
-    if kind not in CHOICES[key]:
-        near = get_close_matches(kind, CHOICES[key], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(CHOICES[key])}"
-        raise BadStudy(f"{key}.kind = '{kind}' is unknown; {hint}")
+    kind = _known(f"{key}.kind", given.pop("kind"), CHOICES[key])
     preset = CHOICES[key][kind]
     known = signature(preset).parameters
     for name in given:

@@ -85,13 +85,12 @@ STUDIES: dict[str, tuple[str, str]] = {
     ),
     "more memory than there is": (
         tiny_with("size = [32, 32]", "size = [262144, 262144]"),
-        "elements.size = [262144, 262144] with task.width = 8 and training.batch_size = 4 "
-        "needs about ",
+        "elements.size = [262144, 262144] with training.batch_size = 4 needs about ",
     ),
     "a method that cannot work": (
-        tiny_with('kind = "pflsynth"', 'kind = "pflsynth"\nshare = ["head"]'),
-        "method: no parameter group 'head'; this task has mapper, encoder, bottleneck_early, "
-        "bottleneck_late, decoder, personal, norm, critic, all",
+        tiny_with('kind = "pflsynth"', 'kind = "pflsynth"\nshare = ["tail"]'),
+        "method: no parameter group 'tail'; this task has mapper, encoder, bottleneck_early, "
+        "bottleneck_late, decoder, personal, norm, critic, head, upper, all",
     ),
     "a device that is not there": (
         tiny_with("threads = 1", 'threads = 1\ndevice = "cuda:99"'),

@@ -209,9 +209,9 @@ def test_a_method_that_would_share_nothing_by_mistake_is_refused():
 def test_an_unknown_group_is_refused_with_those_that_there_are():
     task, model = model_of(**SMALL)
     with pytest.raises(BadStudy) as refused:
-        shared(METHODS["pflsynth"](share=("head",)), task, model)
-    known = ", ".join((*GROUPS, "norm", "critic", "all"))
-    assert str(refused.value) == f"method: no parameter group 'head'; this task has {known}"
+        shared(METHODS["pflsynth"](share=("tail",)), task, model)
+    known = ", ".join((*GROUPS, "norm", "critic", "head", "upper", "all"))
+    assert str(refused.value) == f"method: no parameter group 'tail'; this task has {known}"
 
 
 def test_a_share_that_is_named_is_shared_whatever_the_method_would_keep():

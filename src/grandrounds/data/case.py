@@ -17,7 +17,7 @@ class Session:
 
     `images` is float32 (slice, contrast, height, width) in [0, 1], often a read-only memory map;
     `contrasts` names its second axis; `masks` maps "brain" or "lesion" to uint8 (slice, height,
-    width).
+    width); `values` are the patient's variables, NaN where one is missing.
     """
 
     patient: str
@@ -25,6 +25,7 @@ class Session:
     contrasts: tuple[str, ...]
     images: NDArray[np.float32]
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
+    values: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def num_slices(self) -> int:

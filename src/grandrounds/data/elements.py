@@ -18,9 +18,13 @@ class Fractions:
 
 @dataclass(frozen=True)
 class Elements:
-    """What the consortium agreed on; `size` (height, width) in pixels, `spacing` in mm."""
+    """What the consortium agreed on; `size` (height, width) in pixels, `spacing` in mm.
 
-    contrasts: tuple[str, ...]
+    `variables` are numbers known of every patient, such as age or a finding, beside the images.
+    """
+
+    contrasts: tuple[str, ...] = ()
     size: tuple[int, int] = (128, 128)
     spacing: tuple[float, float] = (1.5, 1.5)
     split: Fractions = field(default_factory=Fractions)
+    variables: tuple[str, ...] = ()

@@ -11,6 +11,9 @@ from grandrounds.data.prepare import used_contrasts
 from grandrounds.errors import BadSite
 
 Range: TypeAlias = tuple[float, float]
+VARIABLES = (
+    "variables"  # stands for all of the study's variables in a task such as variables->death
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class SiteSummary:
 
 
 def needs(task: str) -> tuple[str, ...]:
-    """Name what a case of a task must have: its source, and its target contrast or mask."""
-    return tuple(task.split("->"))
+    """Name what a case of a task must have: "T1w+FLAIR->lesion" needs two contrasts and a mask."""
+    return tuple(word.strip() for side in task.split("->") for word in side.split("+"))
 
 
 def serves(session: Session, task: str) -> bool:
@@ -137,7 +140,9 @@ def _summary(
 
 
 def _has(session: Session, name: str) -> bool:
-    return name in session.contrasts or name in session.masks
+    if name == VARIABLES:
+        return bool(session.values)
+    return name in session.contrasts or name in session.masks or name in session.values
 
 
 def _count(sessions: Iterable[Session]) -> Count:

@@ -4,6 +4,7 @@ Shapes: B batch, D latent, H height, K code value, W width. The first part of a 
 its group: mapper, encoder, bottleneck_early, bottleneck_late, decoder, personal.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,17 +80,63 @@ class Generator(nn.Module):
             features = modulation.apply(features) if modulation else features
         return torch.tanh(to_image(features).float())
 
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Name the stages in order, each with how the names of its parameters start."""
+        own = {
+            name: (f"{name}.", f"personal.{number}.") for number, name in enumerate(self._names())
+        }
+        return {"mapper": ("mapper.",)} | own if self.mapper else own
+
+    def run(self, stages: Sequence[str], carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run neighbouring stages on what the stage before them gave.
+
+        The first takes "source", (B, 1, H, W), and "code", (B, K); between stages go "features" and
+        "style", (B, D); the last one gives "output", the image in [-1, 1].
+        """
+        tensors, names = dict(carried), self._names()
+        for stage in stages:
+            if stage == "mapper":
+                tensors["style"] = self._style(tensors.pop("code"))
+            else:
+                tensors = self._run_one(names.index(stage), tensors)
+        return tensors
+
+    def _run_one(self, number: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        stages = self._stages()
+        source = tensors.get("source")
+        features = tensors["features"] if source is None else channels_last(source)
+        made = stages[number](features)
+        if number == len(stages) - 1:
+            return {"output": torch.tanh(made.float())}
+        if self.mapper is None:
+            return {"features": made}
+        block = self.personal[number]
+        modulation = self._modulation(block, tensors["style"])
+        return {"features": modulation.apply(made), "style": tensors["style"]}
+
+    def _names(self) -> list[str]:
+        parts = ("encoder", "bottleneck_early", "bottleneck_late", "decoder")
+        return [f"{p}.{n}" for p in parts for n, _ in self.get_submodule(p).named_children()]
+
     def _stages(self) -> list[nn.Module]:
         bottleneck = (*self.bottleneck_early, *self.bottleneck_late)
         return [*self.encoder, *bottleneck, *self.decoder]
 
+    def _style(self, code_BK: Tensor) -> Tensor:
+        # In full precision: codes must stay apart, and casting these weights costs more than a use.
+        assert self.mapper is not None
+        with torch.autocast(code_BK.device.type, enabled=False):
+            return self.mapper(code_BK)
+
+    def _modulation(self, block: nn.Module, style_BD: Tensor) -> Modulation:
+        with torch.autocast(style_BD.device.type, enabled=False):
+            return block(style_BD)
+
     def _modulations(self, code_BK: Tensor) -> list[Modulation | None]:
         if self.mapper is None:
             return [None] * len(self.shape.stage_channels)
-        # In full precision: codes must stay apart, and casting these weights costs more than a use.
-        with torch.autocast(code_BK.device.type, enabled=False):
-            style_BD = self.mapper(code_BK)
-            return [block(style_BD) for block in self.personal]
+        style_BD = self._style(code_BK)
+        return [self._modulation(block, style_BD) for block in self.personal]
 
 
 def build_generator(shape: GeneratorShape, *, seed: int) -> Generator:

@@ -9,17 +9,36 @@ from torch import Tensor, nn
 
 from grandrounds.data.case import Cohort, Split
 from grandrounds.data.elements import Elements
+from grandrounds.messages import CaseScore
 from grandrounds.metrics.images import nrmse, psnr, ssim
+from grandrounds.metrics.summary import summary
 from grandrounds.models.discriminator import Discriminator, build_discriminator, frozen
 from grandrounds.models.generator import Generator, GeneratorShape, build_generator
 from grandrounds.models.norm import batch_norm_names
 from grandrounds.seeds import seed_for
+from grandrounds.tasks.checks import check_counts, check_shares, check_size, require
 from grandrounds.tasks.slices import Augmentation, Coding, Pair, Slices, slices_of
 from grandrounds.tasks.task import Batch, Picture
-from grandrounds.weights import Filter, among, starting_with
+from grandrounds.weights import Filter, Weights, among, starting_with
 
 GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
 SINGLE = "any"
+SMALL = {
+    "width": 16,
+    "blocks": 4,
+    "latent": 128,
+    "critic_width": 16,
+    "padding": "zero",
+    "dropout": 0.0,
+}
+LEAST = {
+    "width": 8,
+    "blocks": 2,
+    "latent": 1,
+    "mapper_layers": 1,
+    "critic_width": 1,
+    "critic_layers": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,7 @@ class Synthesis:
     """
 
     metric: ClassVar[str] = "psnr"
+    sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {"small": SMALL}
 
     kind: Literal["synthesis"] = "synthesis"
     model: Literal["full", "small"] = "full"
@@ -56,6 +76,21 @@ class Synthesis:
     intensity: Literal["volume", "slice"] = "volume"
     crop: Literal["none", "resize-crop"] = "none"
 
+    @property
+    def has_statistics(self) -> bool:
+        """Batch norm keeps running statistics, instance norm does not."""
+        return self.norm == "batch"
+
+    def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
+        """Refuse what no generator can be made of. Raises `BadStudy`."""
+        check_counts(self, LEAST)
+        check_shares(self, ("dropout", "flip"))
+        require(len(elements.contrasts) >= 2, "elements.contrasts must name two contrasts or more")
+        check_size(elements, least=32, multiple=4)
+        for site, labels in sites.items():
+            for label in labels:
+                _check_pair(site, label, elements)
+
     def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "SynthesisTask":
         """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
         pairs = {
@@ -63,6 +98,21 @@ class Synthesis:
         }
         coding = Coding(tuple(sites), elements.contrasts, self.codes)
         return SynthesisTask(self, coding, pairs)
+
+
+def _check_pair(site: str, label: str, elements: Elements) -> None:
+    where = f"site '{site}', task '{label}'"
+    require(
+        label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
+    )
+    pair = Pair.parse(label)
+    known = ", ".join(elements.contrasts)
+    for contrast in (pair.source, pair.target):
+        require(
+            contrast in elements.contrasts,
+            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
+        )
+    require(pair.source != pair.target, f"{where}: source and target are the same contrast")
 
 
 class Translator(nn.Module):
@@ -98,6 +148,11 @@ class SynthesisTask:
     def metric(self) -> str:
         """Watch PSNR."""
         return self.options.metric
+
+    @property
+    def cases_at_once(self) -> int:
+        """Score eight slices at a time."""
+        return 8
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
@@ -158,8 +213,12 @@ class SynthesisTask:
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of each critic concerned, then the generator's (Dalmaz et al. 2024)."""
         assert isinstance(model, Translator)
-        source, target = batch["source"], batch["target"]
-        fake = model.generator(source, batch["code"])
+        return self.judge(model, model.generator(batch["source"], batch["code"]), batch)
+
+    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the losses of an image that the generator made."""
+        assert isinstance(model, Translator)
+        source, target, fake = batch["source"], batch["target"], output
         judged = self._judged(batch)
         for name, rows in judged.items():
             yield (
@@ -204,7 +263,27 @@ class SynthesisTask:
         for module in model.generator.modules():
             if isinstance(module, nn.Dropout):
                 module.train(self.options.dropout_at_evaluation)
-        return _unit(model.generator(batch["source"], batch["code"]).float())
+        return self.read(model.generator(batch["source"], batch["code"]))
+
+    def read(self, output: Tensor) -> Tensor:
+        """Bring the generator's image to [0, 1]."""
+        return _unit(output.float())
+
+    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the generator's stages, each with its personalisation block."""
+        assert isinstance(model, Translator)
+        found = model.generator.stages()
+        return {n: starting_with(*(f"generator.{p}" for p in own)) for n, own in found.items()}
+
+    def inputs(self, batch: Batch) -> Weights:
+        """Give source and code; the plain generator reads no code."""
+        names = ("source", "code") if self.shape.personalised else ("source",)
+        return {name: batch[name] for name in names}
+
+    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
+        """Run stages of the generator."""
+        assert isinstance(model, Translator)
+        return model.generator.run(stages, carried)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score each case: PSNR (dB), SSIM, NRMSE, over the whole image, data range 1."""
@@ -214,6 +293,10 @@ class SynthesisTask:
             "ssim": ssim(prediction, target),
             "nrmse": nrmse(prediction, target),
         }
+
+    def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
+        """Average over patients, then tasks, then sites."""
+        return summary(scores)
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
         """Give source, target and prediction of the first case, each (H, W) in [0, 1]."""
@@ -232,6 +315,8 @@ class SynthesisTask:
         return groups | {
             "norm": among(norm),
             "critic": critic,
+            "head": starting_with("generator.decoder.2."),
+            "upper": starting_with("generator.bottleneck_late.", "generator.decoder."),
             "all": starting_with("generator."),
         }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from grandrounds.data.case import Cohort, Split
-from grandrounds.weights import Filter
+from grandrounds.data.elements import Elements
+from grandrounds.messages import CaseScore
+from grandrounds.weights import Filter, Weights
 
 Batch: TypeAlias = dict[str, Tensor]
 Picture: TypeAlias = dict[str, NDArray[np.float32]]
@@ -42,12 +44,50 @@ class Examples(Protocol):
         ...
 
 
+class TaskOptions(Protocol):
+    """A task's part of the study file: a frozen dataclass, checked and then bound to a roster.
+
+    `kind` is its word in the study; `sizes` maps a value of its option `model`, where it has one,
+    to the defaults that come with it.
+    """
+
+    metric: ClassVar[str]
+    sizes: ClassVar[Mapping[str, Mapping[str, object]]]
+
+    @property
+    def kind(self) -> str:
+        """Say the task's word in the study file."""
+        ...
+
+    @property
+    def has_statistics(self) -> bool:
+        """Tell whether the network keeps running statistics (batch norm)."""
+        ...
+
+    def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
+        """Refuse options, elements or task labels that make no sense. Raises `BadStudy`."""
+        ...
+
+    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "Task":
+        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
+        ...
+
+
 class Task(Protocol):
-    """What is learned: model, losses, scores, and the named groups of its parameters."""
+    """What is learned: model, losses, scores, and the named groups of its parameters.
+
+    A model is cut into stages, run in their order, each from named tensors to named tensors; the
+    last one gives {"output": ...}. Split learning cuts it between any two.
+    """
 
     @property
     def metric(self) -> str:
         """Name the score that early stopping watches; higher is better."""
+        ...
+
+    @property
+    def cases_at_once(self) -> int:
+        """Say how many cases one batch of an evaluation holds."""
         ...
 
     @property
@@ -71,8 +111,32 @@ class Task(Protocol):
         """Predict in evaluation mode."""
         ...
 
+    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the model's stages in order, each with the filter of its parameters' names."""
+        ...
+
+    def inputs(self, batch: Batch) -> Weights:
+        """Give the named tensors of a batch that enter the first stage."""
+        ...
+
+    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
+        """Run neighbouring stages on the tensors that the stage before them gave."""
+        ...
+
+    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the losses of an output that stages made, as `losses` does of the whole model."""
+        ...
+
+    def read(self, output: Tensor) -> Tensor:
+        """Turn the last stage's output into a prediction, as `predict` gives it."""
+        ...
+
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score each case; nothing is averaged here."""
+        ...
+
+    def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
+        """Summarise one site's cases; empty without scores."""
         ...
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
@@ -80,7 +144,11 @@ class Task(Protocol):
         ...
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the parameter groups; "all" is everything that sites can sensibly average."""
+        """Name the parameter groups.
+
+        Every task has "all", everything that sites can sensibly average; "norm", its batch norms;
+        "head", the layers that make the output; and "upper", the later half of the network.
+        """
         ...
 
     def uses(self, site: str) -> Filter:
