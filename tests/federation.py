@@ -1,24 +1,30 @@
 """Tiny federations of real sites, and what tests ask of them."""
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
-from grandrounds.bench import OPTIMIZER
+from grandrounds import kept
 from grandrounds.build import Federation, build_federation
 from grandrounds.checkpoints import State
 from grandrounds.engines.simulation import Simulation
+from grandrounds.errors import FailureCard, SiteFailed
+from grandrounds.events import Event
+from grandrounds.kept import Kept
 from grandrounds.machine import machine_for
 from grandrounds.messages import Reply, Request
 from grandrounds.opening import open_sites
-from grandrounds.site import Site
+from grandrounds.run import run
+from grandrounds.site import Promise, Site
 from grandrounds.study import Study
 from grandrounds.study_file import read_study
-from grandrounds.topologies.topology import Outcome
+from grandrounds.tasks import Synthesis
+from grandrounds.topologies.topology import EVERYONE, Links, Outcome, Quorum
 from grandrounds.weights import first_not_finite
 
 TINY = Path(__file__).parents[1] / "studies" / "tiny.toml"
@@ -30,15 +36,87 @@ def tiny(*overrides: str, sites: int = 4) -> Study:
     return replace(study, site=study.site[:sites])
 
 
+def synthesis_of(study: Study) -> Synthesis:
+    """A study's task, which is synthesis."""
+    assert isinstance(study.task, Synthesis)
+    return study.task
+
+
 def ignore(request: Request, reply: Reply) -> None:
     """Hear a reply and do nothing."""
+
+
+class Nobody:
+    """Hears and does nothing."""
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """Hear a reply."""
+
+    def miss(self, card: FailureCard) -> None:
+        """Hear of an absence."""
+        raise SiteFailed(card)
+
+
+NOBODY = Nobody()
 
 
 def built(study: Study, folder: Path) -> Federation:
     """A study's federation, before its first round."""
     return build_federation(
-        study, open_sites(study, ()), folder, machine_for(study.training), ignore
+        study, open_sites(study, ()), folder, machine_for(study.training), NOBODY
     )
+
+
+def fail_when(patch: pytest.MonkeyPatch, fails: Callable[[str, Request], bool]) -> None:
+    """Let sites fail at the requests that `fails` says, by their name."""
+    begin = Site.begin
+
+    def fallible(site: Site, request: Request) -> Promise:
+        if fails(site.name, request):
+            raise ValueError("out of luck")
+        return begin(site, request)
+
+    patch.setattr(Site, "begin", fallible)
+
+
+def stopped(study: Study, folder: Path, moment: Callable[[Event], bool]) -> None:
+    """Run a study until a moment, as Ctrl-C would stop it."""
+
+    def stop(event: Event) -> None:
+        if moment(event):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(study, folder, listeners=[stop])
+
+
+@dataclass(frozen=True)
+class Spy:
+    """Sites, and all that was said between them and the coordinator."""
+
+    sites: Simulation
+    asked: list[tuple[str, Request]] = field(default_factory=list[tuple[str, Request]])
+    replies: list[Reply] = field(default_factory=list[Reply])
+
+    links = Links.MESH
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Give the roster."""
+        return self.sites.names
+
+    def ask(
+        self,
+        requests: Mapping[str, Request],
+        *,
+        deliver_to: Sequence[str] = (),
+        quorum: Quorum = EVERYONE,
+    ) -> list[Reply]:
+        """Note the requests and the replies."""
+        self.asked.extend(requests.items())
+        replies = self.sites.ask(requests, deliver_to=deliver_to, quorum=quorum)
+        self.replies.extend(replies)
+        return replies
 
 
 def with_sites(federation: Federation, *sites: Site) -> Federation:
@@ -58,8 +136,8 @@ def played(federation: Federation, rounds: int) -> list[Outcome]:
 
 def private_weights(site: Site, round: int) -> dict[str, Tensor]:
     """What a site keeps of its model after a round, without optimiser state."""
-    saved, _ = site._state.load(round)
-    return {name: t for name, t in saved.items() if not name.startswith(OPTIMIZER)}
+    saved, _ = Kept(site.folder).private.load(round)
+    return kept.model_of(saved)
 
 
 def model_of(site: Site, state: State) -> dict[str, Tensor]:

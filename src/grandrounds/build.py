@@ -1,41 +1,80 @@
 """From a study to what runs: task, method, topology, sites, and the engine that reaches them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from torch import nn
 
 from grandrounds.bench import Bench
 from grandrounds.checkpoints import State
-from grandrounds.engines.simulation import OnReply, Simulation
-from grandrounds.events import PolicySet
-from grandrounds.machine import Machine
+from grandrounds.engines.crew import Share, crew_of
+from grandrounds.engines.quorum import untold
+from grandrounds.engines.simulation import Simulation
+from grandrounds.engines.workers import Workers, shared_out
+from grandrounds.errors import BadStudy, FailureCard
+from grandrounds.events import PolicySet, TopologySet
+from grandrounds.machine import Machine, machine_for, repeatable
+from grandrounds.messages import Reply, Request
 from grandrounds.methods.method import Method
-from grandrounds.opening import Opened, pooled
+from grandrounds.opening import Opened, open_sites, pooled
 from grandrounds.policy import described, travelling
+from grandrounds.precision import weights_dtype
 from grandrounds.seeds import seed_for
 from grandrounds.site import Site
+from grandrounds.site_file import SiteFile
+from grandrounds.split_build import crossing, split_up
 from grandrounds.study import Study
 from grandrounds.tasks.task import Task
-from grandrounds.topologies.topology import Topology
-from grandrounds.weights import Filter, Weights, select
+from grandrounds.topologies.topology import Links, Load, Sites, Topology
+from grandrounds.weights import Filter, Weights, num_bytes, select
+
+
+class Hearing(Protocol):
+    """Who hears what comes from the sites."""
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """Hear of a reply."""
+        ...
+
+    def miss(self, card: FailureCard) -> None:
+        """Hear of a site that a quorum goes on without."""
+        ...
+
+
+class Unheard:
+    """Nobody hears a site in a worker's process; what it sends is heard where it arrives."""
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """Leave a reply untold."""
+
+    def miss(self, card: FailureCard) -> None:
+        """Go on without no site. Raises `SiteFailed`."""
+        untold(card)
+
+
+Engine = TypeVar("Engine", bound=Sites, covariant=True)
 
 
 @dataclass(frozen=True)
-class Federation:
+class Federation(Generic[Engine]):
     """Everything that a run needs, built and checked before anything trains."""
 
     method: Method
     topology: Topology
-    sites: Simulation
+    sites: Engine
     start: State
     policy: PolicySet
+    account: TopologySet
 
 
 def build_federation(
-    study: Study, opened: Mapping[str, Opened], folder: Path, machine: Machine, on_reply: OnReply
-) -> Federation:
+    study: Study, opened: Mapping[str, Opened], folder: Path, machine: Machine, listener: Hearing
+) -> Federation[Simulation]:
     """Build what a study trains on, from sites that are open. Raises `BadStudy`."""
     task, method = build_task(study), study.build_method()
     bench = build_bench(study, task, machine)
@@ -44,24 +83,90 @@ def build_federation(
 
     @cache
     def first(seed: int) -> Weights:
-        return task.build(seed).state_dict()
+        return task.build(seed).to(weights_dtype(machine.precision)).state_dict()
 
     members = [pooled(opened)] if method.pooled else list(opened.values())
-    make = partial(_site, study, task, bench, travels, first, folder, ThreadPoolExecutor(2))
-    start = State(select(first(_first_seed(study, "")), travels))
-    return Federation(
-        method=method,
-        topology=study.build_topology(),
-        sites=Simulation(tuple(make(member) for member in members), on_reply),
-        start=start if study.training.first_broadcast else State({}),
-        policy=described(
-            bench.model,
-            task,
-            travels,
-            norm_buffers=buffers,
-            validate_every=study.stop.validate_every,
-        ),
+    make = partial(_site, study, task, method, bench, travels, first, folder, ThreadPoolExecutor(2))
+    another_bench = partial(build_bench, study, task, machine)
+    topology, hosts = split_up(
+        study, study.build_topology(), [make(member) for member in members], another_bench
     )
+    sends_first = study.training.first_broadcast and not topology.model_at_sites
+    policy = described(
+        bench.model,
+        task,
+        travels,
+        norm_buffers=buffers,
+        validate_every=study.stop.validate_every,
+    )
+    sites = Simulation(hosts, listener.hear, listener.miss)
+    check_links(study, topology, sites)
+    start = State(select(first(_first_seed(study, "")), travels)) if sends_first else State({})
+    account = accounted(study, topology, method, bench.model, travels, len(members))
+    return Federation(method, topology, sites, start, policy, account)
+
+
+def num_processes(study: Study, workers: int) -> int:
+    """Say how many of the workers there is a site for; pooled data is one site's."""
+    return 1 if study.build_method().pooled else min(workers, len(study.site))
+
+
+@contextmanager
+def spread_out(
+    federation: Federation[Simulation],
+    study: Study,
+    files: Sequence[SiteFile],
+    folder: Path,
+    listener: Hearing,
+    *,
+    processes: int,
+) -> Generator[Federation[Sites], None, None]:
+    """Let several processes host a federation's sites; one is this process."""
+    if processes == 1:
+        yield federation
+        return
+    simulated = federation.sites
+    examples = {s.name: len(s.task.training_examples(s.cohorts)) for s in simulated.sites}
+    host = partial(hosted, study, files, folder, processes)
+    with crew_of(shared_out(examples, processes), host) as crew:
+        sites = Workers(simulated.names, crew, listener.hear, listener.miss)
+        yield replace(federation, sites=sites)
+
+
+@contextmanager
+def hosted(
+    study: Study, files: Sequence[SiteFile], folder: Path, processes: int, share: Share
+) -> Generator[Simulation, None, None]:
+    """Open a share of the sites in one of several processes. Raises `BadInput`."""
+    machine = machine_for(study.training, processes=processes)
+    opened = open_sites(study, files, only=share)
+    with repeatable(machine):
+        yield build_federation(study, opened, folder, machine, Unheard()).sites
+
+
+def check_links(study: Study, topology: Topology, sites: Sites) -> None:
+    """Refuse an engine that cannot reach who must be reached. Raises `BadStudy`."""
+    if topology.needs is Links.MESH and sites.links is Links.STAR:
+        raise BadStudy(
+            f"topology '{study.topology.kind}' needs sites that reach each other; "
+            f"here {sites.links.value}"
+        )
+
+
+def accounted(
+    study: Study,
+    topology: Topology,
+    method: Method,
+    model: nn.Module,
+    travels: Filter,
+    sites: int,
+) -> TopologySet:
+    """Say what a round costs and who sees what."""
+    one_way = num_bytes(select(model.state_dict(), travels))
+    extra = one_way if method.plan.controls else 0
+    crossed = crossing(study, topology, model, travels)
+    found = topology.account(Load(sites, one_way, extra, 1 / study.stop.validate_every, crossed))
+    return TopologySet(study.topology.kind, found.bytes_per_round, found.wall_clock, found.sees)
 
 
 def build_task(study: Study) -> Task:
@@ -71,14 +176,16 @@ def build_task(study: Study) -> Task:
 
 def build_bench(study: Study, task: Task, machine: Machine) -> Bench:
     """Put the model on the device, compiled if the study asks for it."""
-    model = task.build(study.seed).to(machine.device)
+    model = task.build(study.seed).to(machine.device, weights_dtype(machine.precision))
     if study.training.compile:
         model.compile()  # pyright: ignore[reportUnknownMemberType]
     return Bench(
         model,
         machine.device,
         machine.precision,
+        kind=study.training.optimizer,
         betas=study.training.betas,
+        momentum=study.training.momentum,
         rates=task.learning_rates,
     )
 
@@ -86,6 +193,7 @@ def build_bench(study: Study, task: Task, machine: Machine) -> Bench:
 def _site(
     study: Study,
     task: Task,
+    method: Method,
     bench: Bench,
     travels: Filter,
     first: Callable[[int], Weights],
@@ -102,12 +210,14 @@ def _site(
         rounds=study.rounds,
         seed=study.seed,
         travels=travels,
+        method=method,
         first_weights=partial(first, _first_seed(study, own)),
         bench=bench,
         folder=folder / "sites" / opened.name,
         ready=opened.ready,
         disk=disk,
         shows_images=opened.shows_images,
+        redact=opened.redact,
     )
 
 

@@ -5,13 +5,14 @@ any moment. The newest two rounds and the best one are kept.
 """
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from grandrounds.errors import BadFolder
-from grandrounds.weights import Weights, read, write
+from grandrounds.weights import Weights, below, digest, named, read, write
 
 NO_SCORE = float("-inf")
 
@@ -21,7 +22,9 @@ class State:
     """All that survives a round at the coordinator.
 
     Saving this is checkpointing; loading it is resuming. `memory` is what a method's server step
-    remembers; `best_round` had the best weighted validation score.
+    remembers; `best_round` had the best weighted validation score. `held` fingerprints the model
+    where the sites hold it and not the coordinator. `seen` says of each site that missed this round
+    which one it last took part in, `best_seen` the same of the best round.
     """
 
     weights: Weights
@@ -29,6 +32,22 @@ class State:
     memory: Weights = field(default_factory=dict[str, Tensor])
     best_round: int = 0
     best_score: float = NO_SCORE
+    held: str = ""
+    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    best_seen: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint the shared model, wherever it lies."""
+        return self.held or digest(self.weights)
+
+    def last_of(self, site: str) -> int:
+        """Give the last round that a site took part in."""
+        return self.seen.get(site, self.round)
+
+    def best_of(self, site: str) -> int:
+        """Give the last round that a site took part in when the best one ended."""
+        return self.best_seen.get(site, self.best_round)
 
 
 @dataclass(frozen=True)
@@ -46,10 +65,10 @@ class Rounds:
         names = self.folder.glob("round-*.safetensors")
         return tuple(sorted(int(name.stem.removeprefix("round-")) for name in names))
 
-    def save(self, round: int, weights: Weights, notes: dict[str, str], *, keep: int) -> None:
+    def save(self, round: int, weights: Weights, notes: dict[str, str], keep: set[int]) -> None:
         """Save a round; drop all but this one, the one before and `keep`. Raises `DiskFailed`."""
         write(self.path(round), weights, notes)
-        for old in set(self.held()) - {round, round - 1, keep}:
+        for old in set(self.held()) - {round, round - 1} - keep:
             self.path(old).unlink()
 
     def load(self, round: int) -> tuple[Weights, dict[str, str]]:
@@ -60,35 +79,44 @@ class Rounds:
         return read(self.path(round))
 
 
+def flattened(state: State) -> Weights:
+    """Lay a state's tensors in one set of names."""
+    return named("weights/", state.weights) | named("memory/", state.memory)
+
+
+def unflattened(tensors: Weights, round: int) -> State:
+    """Give the state whose tensors `flattened` laid together."""
+    return State(below("weights/", tensors), round, below("memory/", tensors))
+
+
 def save_state(folder: Path, state: State) -> None:
     """Save the coordinator's state of one round. Raises `DiskFailed`."""
-    tensors = {f"weights/{name}": t for name, t in state.weights.items()}
-    tensors |= {f"memory/{name}": t for name, t in state.memory.items()}
-    notes = {"best": json.dumps([state.best_round, state.best_score])}
-    Rounds(folder / "state").save(state.round, tensors, notes, keep=state.best_round)
+    facts = (state.best_round, state.best_score, state.held, state.seen, state.best_seen)
+    notes = {"state": json.dumps(facts)}
+    Rounds(folder / "state").save(state.round, flattened(state), notes, {state.best_round})
 
 
 def load_state(folder: Path, round: int) -> State:
     """Load the coordinator's state of one round. Raises `BadFolder`."""
     tensors, notes = Rounds(folder / "state").load(round)
-    best_round, best_score = json.loads(notes["best"])
-    return State(
-        weights=_below("weights/", tensors),
-        round=round,
-        memory=_below("memory/", tensors),
+    best_round, best_score, held, seen, best_seen = json.loads(notes["state"])
+    return replace(
+        unflattened(tensors, round),
         best_round=best_round,
         best_score=best_score,
+        held=held,
+        seen=seen,
+        best_seen=best_seen,
     )
 
 
-def _below(prefix: str, tensors: Weights) -> Weights:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def newest_complete_round(folder: Path, sites: dict[str, tuple[int, ...]]) -> int:
-    """Find the newest round that the coordinator and all sites hold; 0 if there is none.
+def newest_complete_round(folder: Path, sites: Mapping[str, tuple[int, ...]]) -> int:
+    """Find the newest round that the coordinator and all sites that took part hold; 0 if none.
 
     `sites` maps each site to the rounds whose private state it holds.
     """
-    common = set(Rounds(folder / "state").held()).intersection(*sites.values())
-    return max(common, default=0)
+    for round in reversed(Rounds(folder / "state").held()):
+        state = load_state(folder, round)
+        if all(state.last_of(site) in {0, *held} for site, held in sites.items()):
+            return round
+    return 0

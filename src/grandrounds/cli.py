@@ -89,6 +89,10 @@ def run(
     out: Out = None,
     rounds: Annotated[int | None, typer.Option(help="Override the number of rounds.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="How many processes share the sites; 0: one for each core."),
+    ] = 1,
     set: Set = None,
     site: SitePaths = None,
     json: Json = False,
@@ -103,6 +107,7 @@ def run(
         out=out,
         overrides=overrides,
         sites=site or [],
+        workers=workers,
         resume=resume,
         as_json=json,
         quiet=quiet,
@@ -166,6 +171,29 @@ def report(
 
     path = write_report(folder)
     show(folder, path, as_json=json, quiet=quiet)
+
+
+@app.command()
+def partition(
+    source: Annotated[Path, typer.Argument(help="An image stack or a MedMNIST file (.npz).")],
+    variable: Annotated[str, typer.Option(help="Its variable that the sites differ in.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the sites.")],
+    sites: Annotated[int, typer.Option(help="How many sites.")] = 4,
+    alpha: Annotated[
+        float, typer.Option(help="How alike their proportions are; inf: as in the dataset.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Another seed deals anew.")] = 1,
+    least: Annotated[int, typer.Option(help="The fewest patients of a class at a site.")] = 10,
+    cases: Annotated[int, typer.Option(help="Patients of a site; 0: all there are.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Deal one dataset to pseudo-sites with unlike label proportions (Hsu et al. 2019)."""
+    from grandrounds.commands import deal_out
+    from grandrounds.data.partition import Deal
+
+    plan = Deal(sites, alpha, seed, least=least, cases=cases)
+    deal_out(source, variable, plan, out=out, as_json=json, quiet=quiet)
 
 
 @app.command()

@@ -12,10 +12,11 @@ from rich.table import Table as Grid
 
 from grandrounds.compare import Arm, Comparison
 from grandrounds.data.inspect import SiteSummary, check_elements
+from grandrounds.data.partition import Deal, counts, deal, read_pool, write_sites
 from grandrounds.errors import BadSite, Stopped
-from grandrounds.estimate import Estimate, estimate
-from grandrounds.events import Event
-from grandrounds.machine import machine_for
+from grandrounds.estimate import Estimate, estimate, topologies
+from grandrounds.events import Event, TopologySet
+from grandrounds.machine import machine_for, num_cores
 from grandrounds.opening import open_site
 from grandrounds.progress import Bars
 from grandrounds.report.html import write_report
@@ -23,7 +24,8 @@ from grandrounds.results import show
 from grandrounds.run import run
 from grandrounds.run_folder import is_finished
 from grandrounds.site_file import read_site
-from grandrounds.study import Study, notes
+from grandrounds.study import Study
+from grandrounds.study_checks import notes
 from grandrounds.study_file import fingerprint, read_study, read_table, to_table, to_toml
 
 MIB = 2**20
@@ -35,6 +37,7 @@ def run_study(
     out: Path | None,
     overrides: Sequence[str],
     sites: Sequence[Path],
+    workers: int,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -54,7 +57,8 @@ def run_study(
             bars.hear(study.title, event)
 
         with _stoppable("with --resume"):
-            run(study, folder, files=files, resume=resume, listeners=[hear])
+            at_once = workers or num_cores()
+            run(study, folder, files=files, resume=resume, listeners=[hear], workers=at_once)
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)
 
 
@@ -97,6 +101,24 @@ def compare_arms(
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)
 
 
+def deal_out(
+    path: Path, variable: str, plan: Deal, *, out: Path, as_json: bool, quiet: bool
+) -> None:
+    """Deal a dataset to pseudo-sites, write them, and say how many of each label they have."""
+    pool = read_pool(path, variable)
+    dealt = deal(pool.labels, plan)
+    write_sites(pool, dealt, plan, out)
+    found = dict(zip(plan.names, counts(pool.labels, dealt), strict=True))
+    if as_json:
+        print(json.dumps({"variable": variable, "sites": found}, indent=2))
+    elif not quiet:
+        labels = tuple(found[plan.names[0]])
+        grid = Grid("site", *(f"{variable} {label}" for label in labels), title="Patients")
+        for name, own in found.items():
+            grid.add_row(name, *(str(own[label]) for label in labels))
+        Console().print(grid)
+
+
 def check_study(
     path: Path,
     *,
@@ -135,6 +157,8 @@ def _facts(study: Study, cost: Estimate, summaries: Sequence[SiteSummary]) -> di
         "sha256": fingerprint(study),
         "notes": notes(study),
         "policy": asdict(cost.policy),
+        "topology": asdict(cost.topology),
+        "topologies": {kind: _told(found) for kind, found in topologies(study).items()},
         "bytes_per_round": cost.bytes_per_round,
         "bytes_per_run": cost.bytes_per_run,
         "memory": cost.memory,
@@ -153,7 +177,8 @@ def _print_study(study: Study, cost: Estimate) -> None:
         grid.add_row(group.group, group.policy, str(group.tensors), f"{group.parameters:,}")
     console.print(grid)
     console.print(f"norm buffers: {cost.policy.norm_buffers}")
-    console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB, all sites, both directions")
+    _print_topologies(console, study, cost)
+    console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB over all links")
     console.print(f"the run: {cost.bytes_per_run / MIB:,.1f} MiB in {cost.rounds} rounds")
     console.print(
         f"memory: about {cost.memory / 2**30:.1f} GiB where one process simulates all sites"
@@ -162,6 +187,30 @@ def _print_study(study: Study, cost: Estimate) -> None:
     console.print(f"SHA-256 of the resolved study: {fingerprint(study)}")
     for note in notes(study):
         console.print(f"note: {note}", style="yellow")
+
+
+def _told(found: TopologySet | str) -> dict[str, object]:
+    return {"refused": found} if isinstance(found, str) else asdict(found)
+
+
+def _print_topologies(console: Console, study: Study, cost: Estimate) -> None:
+    seen = Grid("who", "sees", title=f"Who sees what over topology '{cost.topology.kind}'")
+    for who, what in cost.topology.sees.items():
+        seen.add_row(who, what)
+    if cost.bytes_per_round:
+        console.print(seen)
+    grid = Grid("topology", "a round", "takes", "the coordinator sees", title="Topologies")
+    refused: list[str] = []
+    for kind, found in topologies(study).items():
+        if isinstance(found, str):
+            refused.append(f"not {kind}: {found}")
+            continue
+        moved = f"{found.bytes_per_round / MIB:,.1f} MiB"
+        sees = next(iter(found.sees.values())) if found.bytes_per_round else "nothing"
+        grid.add_row(kind, moved, found.wall_clock, sees)
+    console.print(grid)
+    for sentence in refused:
+        console.print(sentence, markup=False)
 
 
 def _print_site(summary: SiteSummary) -> None:
@@ -174,10 +223,10 @@ def _print_site(summary: SiteSummary) -> None:
             row = (str(count.patients), str(count.sessions), str(count.slices))
             grid.add_row(f"{task} {split}", *row)
     console.print(grid)
-    geometry = summary.geometry
-    console.print(
-        f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
-    )
+    if geometry := summary.geometry:
+        console.print(
+            f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
+        )
     for note in summary.notes:
         console.print(note)
 

@@ -31,10 +31,10 @@ DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: a method and what else differs from the study.
+    """One arm: a method, a topology if not the study's own, and what else differs.
 
-    It is written `METHOD[:KEY=VALUE[:KEY=VALUE]]`. A key without a dot is an option of the method;
-    one with a dot is a path in the study.
+    It is written `METHOD[@TOPOLOGY][:KEY=VALUE[:KEY=VALUE]]`. A key without a dot is an option of
+    the method; one with a dot is a path in the study.
     """
 
     label: str
@@ -42,7 +42,12 @@ class Arm:
     @property
     def kind(self) -> str:
         """Name the method."""
-        return self.label.partition(":")[0]
+        return self.label.partition(":")[0].partition("@")[0]
+
+    @property
+    def topology(self) -> str:
+        """Name the topology, if the arm does."""
+        return self.label.partition(":")[0].partition("@")[2]
 
     @property
     def name(self) -> str:
@@ -59,7 +64,9 @@ class Arm:
         """Write the arm's name for people."""
         title = study.build_method().title
         differing = [pair.partition("=")[2] for pair in self.overrides]
-        if study.method.kind == "local" and isinstance(study.task, Synthesis):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if self.topology:
+            title = f"{title} over {self.topology}"
+        if study.method.kind == "local" and isinstance(study.task, Synthesis):
             differing = [f"{study.task.generator} network"]
         return f"{title} ({', '.join(differing)})" if differing else title
 
@@ -70,6 +77,8 @@ class Arm:
                 f"arm '{self.label}': no method '{self.kind}'; known: {', '.join(METHODS)}"
             )
         own = {**table, "method": {"kind": self.kind}, "arm": self.name}
+        if self.topology:
+            own["topology"] = {"kind": self.topology}
         return parse_study(own, (*overrides, *self.overrides), source=f"arm '{self.label}'")
 
 

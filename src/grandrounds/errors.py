@@ -60,7 +60,7 @@ class DiskFailed(RunFailed):
 
 @dataclass(frozen=True)
 class FailureCard:
-    """Who failed, when, in what, and what may help."""
+    """Who failed, when, in what, and what may help; `trace` names the lines, without any path."""
 
     site: str
     round: int
@@ -68,6 +68,7 @@ class FailureCard:
     error: str
     message: str
     hint: str = ""
+    trace: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for people."""

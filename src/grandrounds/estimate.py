@@ -1,18 +1,21 @@
 """What a study will cost, before anything trains: memory, bytes, tensors that travel."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from grandrounds.build import build_task
+from grandrounds.build import accounted, build_task
 from grandrounds.errors import BadStudy
-from grandrounds.events import PolicySet
+from grandrounds.events import PolicySet, TopologySet
 from grandrounds.machine import physical_memory
 from grandrounds.policy import described, travelling
-from grandrounds.study import Study
+from grandrounds.study import Choice, Study
+from grandrounds.study_checks import resolved
 from grandrounds.tasks.task import Task
-from grandrounds.weights import num_bytes
+from grandrounds.topologies import TOPOLOGIES
+from grandrounds.weights import Filter, num_bytes
 
 PROBE = 64  # pixels
 PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
@@ -27,8 +30,8 @@ class Estimate:
     """
 
     policy: PolicySet
+    topology: TopologySet
     rounds: int
-    sites: int
     weights: int
     activations: int
 
@@ -39,8 +42,8 @@ class Estimate:
 
     @property
     def bytes_per_round(self) -> int:
-        """Count what travels in a round, all sites, both directions."""
-        return self.policy.bytes_per_round * self.sites
+        """Count what travels in a round over all links."""
+        return self.topology.bytes_per_round
 
     @property
     def bytes_per_run(self) -> int:
@@ -56,11 +59,37 @@ def estimate(study: Study) -> Estimate:
     travels = travelling(model, task, method, norm_buffers=buffers)
     return Estimate(
         policy=described(model, task, travels, norm_buffers=buffers, validate_every=every),
+        topology=_accounted(study, model, travels),
         rounds=study.rounds,
-        sites=1 if method.pooled else len(study.site),
         weights=8 * num_bytes(model.state_dict()),
         activations=_activations(model, task, study),
     )
+
+
+def _accounted(study: Study, model: nn.Module, travels: Filter) -> TopologySet:
+    method = study.build_method()
+    sites = 1 if method.pooled else len(study.site)
+    return accounted(study, study.build_topology(), method, model, travels, sites)
+
+
+def topologies(study: Study) -> Mapping[str, TopologySet | str]:
+    """Say of each topology what a round costs and shows there, or why the study cannot choose it.
+
+    The study's own is counted with its options, the others with their defaults.
+    """
+    task, method = build_task(study), study.build_method()
+    model = task.build(study.seed)
+    travels = travelling(model, task, method, norm_buffers=study.training.norm_buffers)
+    choices = {kind: Choice(kind) for kind in TOPOLOGIES} | {study.topology.kind: study.topology}
+    found: dict[str, TopologySet | str] = {}
+    for kind, choice in choices.items():
+        try:
+            chosen = resolved(replace(study, topology=choice))
+        except BadStudy as refusal:
+            found[kind] = str(refusal)
+        else:
+            found[kind] = _accounted(chosen, model, travels)
+    return found
 
 
 def check_memory(study: Study) -> None:

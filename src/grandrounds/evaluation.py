@@ -1,7 +1,7 @@
 """Scoring a model on a site's cases, and choosing by rule the pictures that a report shows."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,21 +11,33 @@ import torch
 from grandrounds.bench import Bench
 from grandrounds.messages import CaseScore
 from grandrounds.metrics.summary import patient_means
-from grandrounds.tasks.task import Examples, Picture, Task
+from grandrounds.tasks.task import Batch, Examples, Picture, Task
 
 
 def scored(bench: Bench, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
     """Score every example, in fp32 and evaluation mode."""
+    chunks = chunks_of(task, examples)
+    return tuple(score for chunk in chunks for score in _scored_batch(bench, task, examples, chunk))
+
+
+def chunks_of(task: Task, examples: Examples) -> list[range]:
+    """Deal examples out in the batches in which they are scored."""
     size = task.cases_at_once
     starts = range(0, len(examples), size)
-    chunks = [range(start, min(start + size, len(examples))) for start in starts]
-    return tuple(score for chunk in chunks for score in _scored_batch(bench, task, examples, chunk))
+    return [range(start, min(start + size, len(examples))) for start in starts]
 
 
 @torch.no_grad()
 def _scored_batch(bench: Bench, task: Task, examples: Examples, chunk: range) -> list[CaseScore]:
     batch = bench.place(examples.batch(chunk, None))
-    values = task.score(task.predict(bench.model, batch), batch)
+    return case_scores(task, examples, chunk, task.predict(bench.model, batch), batch)
+
+
+def case_scores(
+    task: Task, examples: Examples, chunk: range, prediction: torch.Tensor, batch: Batch
+) -> list[CaseScore]:
+    """Score the predictions of one batch of examples."""
+    values = task.score(prediction, batch)
     rows = [dict(zip(values, row, strict=True)) for row in _transposed(list(values.values()))]
     cases = [examples.case(index) for index in chunk]
     return [
@@ -52,28 +64,47 @@ class Panel:
     picture: Picture
 
 
-@torch.no_grad()
 def panels(
-    bench: Bench, task: Task, examples: Examples, scores: Sequence[CaseScore]
+    task: Task,
+    examples: Examples,
+    scores: Sequence[CaseScore],
+    picture: Callable[[int], Picture],
 ) -> dict[str, list[Panel]]:
-    """Make each site's panels from its scores, one for each of its tasks."""
-    by_task: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, score in enumerate(scores):
-        by_task[score.site, score.task].append(index)
+    """Make each site's panels, one for each of its tasks that has pictures.
+
+    `picture` shows an example by number.
+    """
+    pictures = {index: picture(index) for index in shown(examples)}
+    means = patient_means(scores, task.metric) if any(pictures.values()) else {}
     found: dict[str, list[Panel]] = defaultdict(list)
-    for (site, label), indices in by_task.items():
-        chosen, value = _middle_patient([scores[i] for i in indices], task.metric)
-        own = [i for i in indices if scores[i].patient == chosen]
-        batch = bench.place(examples.batch([own[len(own) // 2]], None))
-        picture = task.picture(task.predict(bench.model, batch), batch)
-        found[site].append(Panel(label, chosen, value, picture))
+    for index in (index for index, made in pictures.items() if made):
+        case = examples.case(index)
+        value = means[case.site, case.task, case.patient]
+        found[case.site].append(Panel(case.task, case.patient, value, pictures[index]))
     return dict(found)
 
 
-def _middle_patient(scores: Sequence[CaseScore], metric: str) -> tuple[str, float]:
-    means = {patient: value for (*_, patient), value in patient_means(scores, metric).items()}
-    chosen = sorted(means)[(len(means) - 1) // 2]
-    return chosen, means[chosen]
+@torch.no_grad()
+def predicted(bench: Bench, task: Task, examples: Examples, index: int) -> Picture:
+    """Show what the model on the bench predicts of one example."""
+    batch = bench.place(examples.batch([index], None))
+    return task.picture(task.predict(bench.model, batch), batch)
+
+
+def shown(examples: Examples) -> tuple[int, ...]:
+    """Choose the example that a report shows of each site and task."""
+    return tuple(_shown(examples))
+
+
+def _shown(examples: Examples) -> Iterator[int]:
+    by_task: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for index in range(len(examples)):
+        case = examples.case(index)
+        patients = by_task.setdefault((case.site, case.task), {})
+        patients.setdefault(case.patient, []).append(index)
+    for patients in by_task.values():
+        own = patients[sorted(patients)[(len(patients) - 1) // 2]]
+        yield own[len(own) // 2]
 
 
 def save_panels(path: Path, made: Sequence[Panel]) -> None:

@@ -57,7 +57,7 @@ class GroupPolicy:
     """Whether one parameter group travels."""
 
     group: str
-    policy: str  # "shared" or "private"
+    policy: str  # "shared", "private", "partly shared" or "reset"
     tensors: int
     parameters: int
 
@@ -69,6 +69,16 @@ class PolicySet:
     groups: tuple[GroupPolicy, ...]
     norm_buffers: str
     bytes_per_round: int  # one site, both directions
+
+
+@dataclass(frozen=True)
+class TopologySet:
+    """What a round costs over all links, what its time is made of, and who sees what."""
+
+    kind: str
+    bytes_per_round: int
+    wall_clock: str
+    sees: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,57 @@ class SiteValidated:
     cases: int
     score: float
     bytes_down: int = 0
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True)
+class SiteMonitored:
+    """One site's score of the travelling model, after another site's turn in a cycle."""
+
+    round: int
+    after: str
+    site: str
+    seconds: float
+    cases: int
+    score: float
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class SiteExchanged:
+    """Tensors that a site sent or received beside training and scoring."""
+
+    round: int
+    site: str
+    stage: str  # "merge", "adopt" or "split"
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class SiteMissed:
+    """A site did not answer, and the quorum went on without it; or a leader failed."""
+
+    site: str
+    round: int
+    stage: str
+    error: str
+    message: str
+    hint: str
+    trace: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SiteTuned:
+    """One site fine-tuned the federation's model for itself."""
+
+    round: int
+    site: str
+    seconds: float
+    steps: int
+    digest: str
+    losses: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -133,6 +194,7 @@ class Failed:
     error: str
     message: str
     hint: str
+    trace: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,8 +224,13 @@ Event: TypeAlias = (
     | RunResumed
     | SiteReady
     | PolicySet
+    | TopologySet
     | SiteTrained
     | SiteValidated
+    | SiteMonitored
+    | SiteExchanged
+    | SiteMissed
+    | SiteTuned
     | RoundFinished
     | StoppedEarly
     | Interrupted

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
 
 from grandrounds.errors import BadFolder, DiskFailed
-from grandrounds.events import KINDS, Event, PolicySet, RunResumed, RunStarted, SiteReady
+from grandrounds.events import (
+    KINDS,
+    Event,
+    PolicySet,
+    RunResumed,
+    RunStarted,
+    SiteReady,
+    TopologySet,
+)
 from grandrounds.plain import revive
 
 Stamped: TypeAlias = tuple[float, Event]  # unix seconds, event
@@ -94,7 +102,7 @@ def surviving(events: Iterable[Stamped]) -> list[Stamped]:
 
 def _round(event: Event) -> int:
     match event:
-        case RunStarted() | SiteReady() | PolicySet():
+        case RunStarted() | SiteReady() | PolicySet() | TopologySet():
             return 0
         case _:
             return event.round

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch.utils import deterministic
 
-from grandrounds.precision import choose_device, choose_precision
+from grandrounds.precision import DTYPES, choose_device, choose_precision
 from grandrounds.training import Training
 
 FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
@@ -27,14 +27,18 @@ class Machine:
 
     @property
     def precision_name(self) -> str:
-        """Say "bf16" or "fp32"."""
-        return "bf16" if self.precision == torch.bfloat16 else "fp32"
+        """Say "bf16", "fp32" or "fp64"."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.precision)
 
 
-def machine_for(training: Training) -> Machine:
-    """Choose device, precision and threads for a study. Raises `BadStudy` for an absent device."""
+def machine_for(training: Training, *, processes: int = 1) -> Machine:
+    """Choose device, precision and threads for a study. Raises `BadStudy` for an absent device.
+
+    Each of several processes gets training.threads, which keeps the numbers; where that is 0, they
+    share the cores.
+    """
     device = choose_device(training.device)
-    threads = training.threads or _cores()
+    threads = training.threads or max(1, num_cores() // processes)
     return Machine(device, choose_precision(training.precision, device), threads)
 
 
@@ -70,6 +74,6 @@ def physical_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _cores() -> int:
+def num_cores() -> int:
     """Count the cores that this process may use; macOS cannot restrict them."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

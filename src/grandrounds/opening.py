@@ -1,7 +1,7 @@
 """Opening a site's data: simulated or read, prepared, and checked against the study."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -10,12 +10,22 @@ from grandrounds.data.inspect import (
     SiteSummary,
     check_elements,
     describe,
+    describe_arrays,
     describe_simulated,
 )
 from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import cache_key, cached_session, prepare_cohort
 from grandrounds.data.simulate import SIMULATOR_VERSION, patient_labels, simulate_session
+from grandrounds.data.stack import is_stack, stack_cohort
+from grandrounds.data.table import (
+    PARTICIPANTS,
+    is_table,
+    read_table,
+    table_cohort,
+    with_values,
+)
 from grandrounds.events import SiteReady
+from grandrounds.failures import Redactor, whole
 from grandrounds.site_file import SiteFile, default_cache, matched
 from grandrounds.study import SiteSpec, Study
 
@@ -30,23 +40,35 @@ class Opened:
     cohorts: tuple[Cohort, ...]
     ready: SiteReady
     shows_images: bool
+    redact: Callable[[str], str] = whole
 
 
-def open_sites(study: Study, files: Sequence[SiteFile]) -> dict[str, Opened]:
-    """Open every site of the roster.
+def open_sites(
+    study: Study, files: Sequence[SiteFile], *, only: Container[str] | None = None
+) -> dict[str, Opened]:
+    """Open every site of the roster, or only some.
 
     Raises `BadSite` or `BadImage` where one cannot deliver the common data elements: a run starts
     only when all can.
     """
     by_name = matched(study, files)
-    return {spec.name: _open(study, spec, by_name.get(spec.name)) for spec in study.site}
+    specs = [spec for spec in study.site if only is None or spec.name in only]
+    return {spec.name: _open(study, spec, by_name.get(spec.name)) for spec in specs}
 
 
 def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> Opened:
     cohort, summary = open_site(study, spec, file)
     check_elements(summary, elements=study.elements, tasks=spec.tasks)
     shows = file is None or file.include_images
-    return Opened(spec.name, (cohort,), _ready(summary), shows)
+    return Opened(spec.name, (cohort,), _ready(summary), shows, _redactor(cohort, file))
+
+
+def _redactor(cohort: Cohort, file: SiteFile | None) -> Callable[[str], str]:
+    """Take a real site's paths and names out of its failure cards, unless it allows them."""
+    if file is None or file.reveal_failures:
+        return whole
+    sessions = tuple(cohort)
+    return Redactor(frozenset({s.patient for s in sessions} | {s.label for s in sessions}))
 
 
 def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Cohort, SiteSummary]:
@@ -57,10 +79,24 @@ def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Coho
     if file is None:
         cohort = _simulated(study, spec)
         return cohort, describe_simulated(cohort, elements=study.elements, tasks=spec.tasks)
-    cache = file.cache or default_cache()
-    cohort = prepare_cohort(spec.name, file.data, study.elements, cache=cache)
+    if is_stack(file.data) or is_table(file.data, study.elements):
+        make = stack_cohort if is_stack(file.data) else table_cohort
+        cohort = make(spec.name, file.data, study.elements)
+        return cohort, describe_arrays(cohort, elements=study.elements, tasks=spec.tasks)
+    cohort = _prepared(study, spec, file)
     found = find_sessions(file.data)
     return cohort, describe(cohort, found, elements=study.elements, tasks=spec.tasks)
+
+
+def _prepared(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
+    """Prepare a folder of NIfTI volumes; patients' variables may stand beside them in a table."""
+    elements = study.elements
+    cohort = prepare_cohort(spec.name, file.data, elements, cache=file.cache or default_cache())
+    if not elements.variables:
+        return cohort
+    path = file.data / PARTICIPANTS
+    table = read_table(path, elements.variables) if path.exists() else {}
+    return with_values(cohort, table, elements.variables)
 
 
 def _simulated(study: Study, spec: SiteSpec) -> Cohort:

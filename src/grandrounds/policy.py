@@ -1,6 +1,7 @@
 """The tensor policy: which tensors leave a site, which stay, and what happens to norm buffers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -38,6 +39,12 @@ def travelling(model: nn.Module, task: Task, method: Method, *, norm_buffers: st
         raise BadStudy(
             f"method: the groups {', '.join(method.shared)} hold no tensor of this network"
         )
+    for name in method.private:
+        if name != "norm" and not select(model.state_dict(), groups[name]):
+            raise BadStudy(
+                f"method: the group '{name}' that it keeps at the site holds no tensor of this "
+                "network, so it would do nothing"
+            )
     return leaves
 
 
@@ -48,6 +55,7 @@ def described(
     state: Weights = model.state_dict()
     groups = {n: g for n, g in task.groups(model).items() if n not in UNIONS}
     found = [_group(name, select(state, group), travels) for name, group in groups.items()]
+    found += _statistics(model, travels, reset=norm_buffers == "reset")
     one_way = num_bytes(select(state, travels))
     return PolicySet(
         groups=tuple(group for group in found if group.tensors),
@@ -56,6 +64,15 @@ def described(
         else "none in this network",
         bytes_per_round=2 * one_way + one_way // validate_every,
     )
+
+
+def _statistics(model: nn.Module, travels: Filter, *, reset: bool) -> list[GroupPolicy]:
+    """Say what becomes of batch norm's running statistics, which may go their own way."""
+    tensors = {n: t for n, t in model.named_buffers() if t.is_floating_point()}
+    if not tensors:
+        return []
+    group = _group("running statistics", tensors, travels)
+    return [replace(group, policy="reset") if reset else group]
 
 
 def _group(name: str, tensors: Mapping[str, Tensor], travels: Filter) -> GroupPolicy:

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from grandrounds.errors import BadStudy
 
-Precision: TypeAlias = Literal["auto", "bf16", "fp32"]
+Precision: TypeAlias = Literal["auto", "bf16", "fp32", "fp64"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 _CPU_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -45,7 +48,7 @@ def choose_precision(wish: Precision, device: torch.device) -> torch.dtype:
     """Give the dtype that convolutions and matrix products compute in on this device."""
     if wish == "auto":
         return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
-    return torch.bfloat16 if wish == "bf16" else torch.float32
+    return DTYPES[wish]
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
@@ -63,10 +66,20 @@ def _cpu_features() -> frozenset[str]:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Compute in `dtype` inside this context; weights stay float32, and float32 changes nothing.
+    """Compute in bfloat16 inside this context, with float32 weights; other types change nothing.
 
     Casts are not cached: after an optimiser step in the same context they would be of old weights.
     """
     return torch.autocast(
-        device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False
+        device.type, dtype=dtype, enabled=dtype == torch.bfloat16, cache_enabled=False
     )
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Bring a result of bfloat16 arithmetic to float32; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def weights_dtype(precision: torch.dtype) -> torch.dtype:
+    """Give the type of weights and of what they are applied to: float32 but for fp64."""
+    return torch.float64 if precision == torch.float64 else torch.float32

@@ -1,5 +1,6 @@
 """Progress for people: bars on stderr, fed by events."""
 
+from dataclasses import fields
 from types import TracebackType
 from typing import Self
 
@@ -13,17 +14,31 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from grandrounds.errors import FailureCard
 from grandrounds.events import (
     Event,
+    Failed,
+    Interrupted,
     RoundFinished,
     RunFinished,
     RunResumed,
     RunStarted,
+    SiteExchanged,
+    SiteMissed,
+    SiteMonitored,
     SiteTested,
     SiteTrained,
+    SiteTuned,
     SiteValidated,
     StoppedEarly,
 )
+
+VERBS: dict[type, str] = {
+    SiteTrained: "trained",
+    SiteValidated: "validated",
+    SiteTuned: "fine-tuned",
+    SiteTested: "tested",
+}
 
 
 class Bars:
@@ -69,24 +84,38 @@ class Bars:
         match event:
             case RunStarted():
                 self._progress.start_task(row)
-                self._progress.update(row, doing="starting")
             case RunResumed():
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
-            case SiteTrained() | SiteValidated() | SiteTested():
-                self._progress.update(row, doing=_doing(event))
+            case SiteMissed():
+                self._progress.console.print(missed(event), style="yellow", markup=False)
             case RoundFinished():
                 if event.score is not None:
-                    self._scores[arm] = f"{event.score:.2f} dB"
+                    self._scores[arm] = f"score {event.score:.4g}"
                 self._progress.update(row, completed=event.round, score=self._scores[arm])
-            case StoppedEarly():
-                self._progress.update(row, doing=f"stopped early; best round {event.best_round}")
             case RunFinished():
                 self._progress.update(row, doing="done")
                 self._progress.stop_task(row)
             case _:
-                pass
+                self._progress.update(row, doing=_doing(event))
 
 
-def _doing(event: SiteTrained | SiteValidated | SiteTested) -> str:
-    verb = {SiteTrained: "trained", SiteValidated: "validated", SiteTested: "tested"}[type(event)]
-    return f"{event.site} {verb}"
+def _doing(event: Event) -> str:
+    match event:
+        case SiteTrained() | SiteValidated() | SiteTuned() | SiteTested():
+            return f"{event.site} {VERBS[type(event)]}"
+        case SiteMonitored():
+            return f"{event.site} scored after {event.after}"
+        case SiteExchanged():
+            return f"{event.site}: {event.stage}"
+        case StoppedEarly():
+            return f"stopped early; best round {event.best_round}"
+        case Failed() | Interrupted():
+            return "stopped"
+        case _:
+            return "starting"
+
+
+def missed(event: SiteMissed) -> str:
+    """Say in one sentence who did not answer, and why."""
+    card = FailureCard(**{field.name: getattr(event, field.name) for field in fields(FailureCard)})
+    return f"went on without an answer: {card}"

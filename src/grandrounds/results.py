@@ -1,15 +1,17 @@
 """What a command prints at its end: the test scores of every arm, as a table or as JSON."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from grandrounds.report.arm import Arm, Spread
+from grandrounds.report.discrimination import LEVEL, Discrimination
 from grandrounds.report.facts import Facts, read_facts
-
-MAIN = "psnr"
+from grandrounds.report.metrics import Metric
 
 
 def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
@@ -19,8 +21,10 @@ def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
         print(json.dumps(_as_json(facts, folder, report), indent=2))
         return
     console = Console()
-    if facts.metrics and not quiet:
-        console.print(_table(facts))
+    if facts.main_metric and not quiet:
+        console.print(_table(facts, facts.main_metric))
+    if facts.discrimination and not quiet:
+        console.print(_discrimination(facts))
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -48,25 +52,53 @@ def _arm(facts: Facts, arm: Arm) -> dict[str, object]:
             }
             for site in facts.sites
         },
+        "auc": _aucs(arm),
     }
 
 
-def _table(facts: Facts) -> Table:
-    table = Table(title="Test PSNR in dB, mean over patients; the best in bold")
+def _aucs(arm: Arm) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = {}
+    for (site, task), value in arm.discrimination.items():
+        found.setdefault(site, {})[task] = asdict(value)
+    return found
+
+
+def _discrimination(facts: Facts) -> Table:
+    table = Table(title=f"Test AUC, and its {LEVEL} % interval over patients")
+    for name in ("site", "task", *(arm.title for arm in facts.arms)):
+        table.add_column(name)
+    for (site, task), row in facts.discrimination.items():
+        table.add_row(site, task, *(_auc(found) for found in row))
+    return table
+
+
+def _auc(found: Discrimination | None) -> str:
+    if found is None:
+        return "-"
+    if found.auc is None:
+        return "none: one class only"
+    return f"{found.auc:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _table(facts: Facts, metric: Metric) -> Table:
+    unit = f" in {metric.unit}" if metric.unit else ""
+    table = Table(title=f"Test {metric.label}{unit}, mean over patients; the best in bold")
     table.add_column("site")
     table.add_column("task")
     for arm in facts.arms:
         table.add_column(arm.title, justify="right")
     for site in facts.sites:
         for task in facts.tasks(site):
-            table.add_row(site, task, *_cells([arm.spread(site, task, MAIN) for arm in facts.arms]))
+            spreads = [arm.spread(site, task, metric.key) for arm in facts.arms]
+            table.add_row(site, task, *_cells(spreads, metric))
     table.add_section()
-    table.add_row("all", "", *_cells([arm.overall(MAIN) for arm in facts.arms]))
+    table.add_row("all", "", *_cells([arm.overall(metric.key) for arm in facts.arms], metric))
     return table
 
 
-def _cells(spreads: list[Spread | None]) -> list[str]:
-    best = max((s.mean for s in spreads if s), default=0.0)
+def _cells(spreads: Sequence[Spread | None], metric: Metric) -> list[str]:
+    means = [spread.mean for spread in spreads if spread]
+    best = (max if metric.higher_is_better else min)(means, default=None)
     return [_cell(s.mean, bold=s.mean == best) if s else "-" for s in spreads]
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from grandrounds import __version__
-from grandrounds.build import Federation, build_federation
+from grandrounds.build import Federation, build_federation, num_processes, spread_out
 from grandrounds.checkpoints import State, load_state, newest_complete_round, save_state
-from grandrounds.errors import RunFailed, SiteFailed
+from grandrounds.ending import Ending, evaluated
+from grandrounds.errors import FailureCard, RunFailed, SiteFailed
 from grandrounds.estimate import check_memory
 from grandrounds.events import (
     Event,
@@ -22,21 +23,20 @@ from grandrounds.events import (
     RunFinished,
     RunResumed,
     RunStarted,
-    SiteTested,
-    SiteTrained,
-    SiteValidated,
+    SiteMissed,
     StoppedEarly,
 )
+from grandrounds.heard import event_of
 from grandrounds.journal import Journal, read_journal, surviving
 from grandrounds.machine import Machine, machine_for, peak_memory, repeatable
-from grandrounds.messages import Describe, Evaluate, Finish, Reply, Request, Train
+from grandrounds.messages import Describe, Reply, Request
 from grandrounds.opening import open_sites
 from grandrounds.run_folder import claimed
 from grandrounds.site_file import SiteFile
 from grandrounds.study import Study
 from grandrounds.study_file import fingerprint
-from grandrounds.tables import write_digests, write_rounds, write_scores
-from grandrounds.weights import digest, num_bytes, write
+from grandrounds.tables import write_digests, write_forgetting, write_rounds, write_scores
+from grandrounds.topologies.topology import Sites
 
 
 def run(
@@ -46,30 +46,39 @@ def run(
     files: Sequence[SiteFile] = (),
     resume: bool = False,
     listeners: Sequence[Listener] = (),
+    workers: int = 1,
 ) -> State:
     """Run a study to its end in `folder`, and give the last round's state.
 
+    With several `workers`, as many processes share the sites; the numbers are the same as long as
+    training.threads says how many threads each one has.
     With `resume` the run goes on from the newest round that the coordinator and all sites hold, to
     the same bits as if it had never stopped. Raises `BadInput` before anything trains, `RunFailed`
     afterwards; both leave everything that was saved.
     """
     check_memory(study)
     opened = open_sites(study, files)
-    machine = machine_for(study.training)
+    processes = num_processes(study, workers)
+    machine = machine_for(study.training, processes=processes)
     with claimed(folder, study, resume=resume), repeatable(machine):
         teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
-        federation = build_federation(study, opened, folder, machine, teller.hear)
-        course = Course(study, folder, federation, machine, teller, resume)
-        try:
-            return course.follow()
-        except RunFailed as error:
-            teller.tell(_failed(error, course.reached))
-            raise
-        except KeyboardInterrupt:
-            teller.tell(Interrupted(course.reached))
-            raise
-        finally:
-            _write_tables(folder, federation.sites.names)
+        built = build_federation(study, opened, folder, machine, teller)
+        with spread_out(built, study, files, folder, teller, processes=processes) as federation:
+            return _followed(Course(study, folder, federation, machine, teller, resume))
+
+
+def _followed(course: "Course") -> State:
+    """Follow a run's course; whatever comes, it is told, and the tables are written."""
+    try:
+        return course.follow()
+    except RunFailed as error:
+        course.teller.tell(_failed(error, course.reached))
+        raise
+    except KeyboardInterrupt:
+        course.teller.tell(Interrupted(course.reached))
+        raise
+    finally:
+        _write_tables(course.folder, course.federation.sites.names)
 
 
 def _failed(error: RunFailed, round: int) -> Failed:
@@ -82,6 +91,7 @@ def _write_tables(folder: Path, sites: Sequence[str]) -> None:
     events = [event for _, event in surviving(read_journal(folder / "journal.jsonl"))]
     write_rounds(folder / "rounds.csv", events, sites)
     write_digests(folder / "digests.csv", events)
+    write_forgetting(folder / "forgetting.csv", events)
 
 
 @dataclass(frozen=True)
@@ -98,37 +108,13 @@ class Teller:
 
     def hear(self, request: Request, reply: Reply) -> None:
         """Hear of a site's reply as it comes."""
-        event = self._event(request, reply)
+        event = event_of(request, reply, self.study.task.metric)
         if event:
             self.tell(event)
 
-    def _event(self, request: Request, reply: Reply) -> Event | None:
-        match request:
-            case Train():
-                return SiteTrained(
-                    round=reply.round,
-                    site=reply.site,
-                    seconds=reply.seconds,
-                    examples=reply.examples,
-                    steps=reply.steps,
-                    bytes_up=num_bytes(reply.weights),
-                    bytes_down=num_bytes(request.weights),
-                    losses=reply.metrics,
-                )
-            case Evaluate(cases=True):
-                return SiteTested(
-                    reply.round, reply.site, reply.seconds, reply.cases, dict(reply.metrics)
-                )
-            case Evaluate():
-                score = reply.metrics.get(self.study.task.metric, 0.0)
-                down = num_bytes(request.weights)
-                return SiteValidated(
-                    reply.round, reply.site, reply.seconds, reply.cases, score, down
-                )
-            case Finish():
-                return None
-            case Describe():
-                return reply.ready
+    def miss(self, card: FailureCard) -> None:
+        """Hear of a site that a quorum goes on without."""
+        self.tell(SiteMissed(**asdict(card)))
 
 
 @dataclass
@@ -137,7 +123,7 @@ class Course:
 
     study: Study
     folder: Path
-    federation: Federation
+    federation: Federation[Sites]
     machine: Machine
     teller: Teller
     resumes: bool
@@ -158,6 +144,7 @@ class Course:
         replies = self.federation.sites.ask({name: Describe() for name in names})
         held = newest_complete_round(self.folder, {r.site: r.rounds for r in replies})
         self.teller.tell(self.federation.policy)
+        self.teller.tell(self.federation.account)
         if self.resumes:
             self.teller.tell(RunResumed(held))
         self.reached = held
@@ -198,16 +185,15 @@ class Course:
         """Validate the aggregate at every site, and remember the best round."""
         if state.round % self.study.stop.validate_every and state.round < self.study.rounds:
             return state, None
-        order = Evaluate(round=state.round, split="validation", weights=state.weights)
-        sites = self.federation.sites
-        replies = [r for r in sites.ask(dict.fromkeys(sites.names, order)) if r.cases]
+        asked = evaluated(self.federation, state, "validation", self.federation.sites.names)
+        replies = [reply for reply in asked if reply.cases]
         if not replies:  # nobody validates: the newest round is the best known
-            return replace(state, best_round=state.round), None
+            return _best(state, state.best_score), None
         metric = self.study.task.metric
         total = sum(reply.examples for reply in replies)
         score = sum(reply.examples * reply.metrics[metric] for reply in replies) / total
         if score > state.best_score:
-            state = replace(state, best_round=state.round, best_score=score)
+            state = _best(state, score)
         return state, score
 
     def _is_over(self, state: State) -> bool:
@@ -218,30 +204,21 @@ class Course:
         return True
 
     def _end(self, state: State) -> None:
-        names = self.federation.sites.names
-        best = state.best_round if self.study.stop.test == "best" else state.round
-        tested = load_state(self.folder, best).weights
-        notes = {"study": fingerprint(self.study), "round": str(best)}
-        write(self.folder / "model" / "shared.safetensors", tested, notes)
-        write(
-            self.folder / "model" / "last.safetensors",
-            state.weights,
-            notes | {"round": str(state.round)},
-        )
-        self.federation.sites.ask({n: Finish(round=state.round, best=best) for n in names})
-        order = Evaluate(round=best, split="test", cases=True, weights=tested)
-        replies = self.federation.sites.ask(dict.fromkeys(names, order))
-        scores = [score for reply in replies for score in reply.scores]
+        tested, scores = Ending(self.study, self.folder, self.federation, state).scores()
         seconds = time.perf_counter() - self._began
-        last = digest(state.weights)
+        best, last = tested.round, state.fingerprint
         self.teller.tell(RunFinished(state.round, best, last, seconds, peak_memory()))
         path, arm, seed = self.folder / "scores.csv", self.study.title, self.study.seed
         write_scores(path, scores, arm=arm, seed=seed, round=best)  # last: it marks a finished run
 
 
+def _best(state: State, score: float) -> State:
+    return replace(state, best_round=state.round, best_score=score, best_seen=state.seen)
+
+
 def _digest_of_all(state: State, replies: Sequence[Reply]) -> str:
     """Fingerprint a round: what is shared, and every site's private state, in roster order."""
-    sha = sha256(digest(state.weights).encode())
+    sha = sha256(state.fingerprint.encode())
     for reply in replies:
         sha.update(f"{reply.site}|{reply.digest}|".encode())
     return sha.hexdigest()

@@ -15,14 +15,17 @@ from grandrounds.study_file import parse_table
 class SiteFile:
     """Where a real site keeps its images and its cache of prepared slices.
 
-    `data` is a folder of NIfTI volumes, `cache` one that may be filled; relative paths start at the
-    site file. `include_images` allows pictures of test cases in the report.
+    `data` is a folder of NIfTI volumes, an image stack (.npz) or a table of patients (.tsv, .csv,
+    or a folder with participants.tsv), `cache` a folder that may be filled; relative paths start at
+    the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
+    paths and names of patients in failure cards.
     """
 
     name: str
     data: Path
     cache: Path | None = None
     include_images: bool = False
+    reveal_failures: bool = False
 
 
 def read_site(path: Path) -> SiteFile:

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import MISSING, asdict, is_dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -16,7 +16,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from grandrounds.errors import BadStudy
 from grandrounds.methods import METHODS
-from grandrounds.study import Choice, Study, resolved
+from grandrounds.study import Choice, Study
+from grandrounds.study_checks import resolved
 from grandrounds.tasks import TASKS, AnyTask
 from grandrounds.topologies import TOPOLOGIES
 
@@ -28,6 +29,7 @@ CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
 }
 DEFAULTS = {"method": "pflsynth", "topology": "star"}
 DEFAULT_TASK = "synthesis"
+UNCHOSEN = ("seed", "server")  # the study's own seed; what a run builds for a split
 
 # Each switch can be set alone; together they are the settings of the code released with Dalmaz
 # et al. 2024, with a mapper that works.
@@ -172,7 +174,7 @@ def _choice(key: str, table: object) -> Table:
     given = dict(cast(Table, table))
     kind = _known(f"{key}.kind", given.pop("kind"), CHOICES[key])
     preset = CHOICES[key][kind]
-    known = signature(preset).parameters
+    known = _options(preset)
     for name in given:
         if name not in known:
             raise _unknown(f"{key}.{name}", name, known or {"kind": ...})
@@ -180,9 +182,14 @@ def _choice(key: str, table: object) -> Table:
     return {"kind": kind, "options": options.model_dump()}
 
 
+def _options(preset: Callable[..., object]) -> dict[str, Parameter]:
+    """Give a preset's parameters, but for those that a study does not choose."""
+    return {n: p for n, p in signature(preset).parameters.items() if n not in UNCHOSEN}
+
+
 def _options_model(kind: str, preset: Callable[..., object]) -> Any:
     hints = get_type_hints(preset.__init__ if isinstance(preset, type) else preset)
-    options: Table = {n: (hints[n], p.default) for n, p in signature(preset).parameters.items()}
+    options: Table = {n: (hints[n], p.default) for n, p in _options(preset).items()}
     return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
 
 

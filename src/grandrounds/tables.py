@@ -1,18 +1,30 @@
-"""The tables of a run folder, each a view of what happened: scores, rounds and digests (CSV)."""
+"""The tables of a run folder, each a view of what happened (CSV)."""
 
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import TypeAlias
 
-from grandrounds.events import Event, RoundFinished, SiteTrained, SiteValidated
+from grandrounds.events import (
+    Event,
+    RoundFinished,
+    SiteExchanged,
+    SiteMissed,
+    SiteMonitored,
+    SiteTrained,
+    SiteValidated,
+)
 from grandrounds.messages import CaseScore
 from grandrounds.weights import write_atomically
 
 SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
 ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_down")
+FORGETTING_COLUMNS = ("round", "after", "site", "score", "cases")
 
-Row = Mapping[str, object]
+Row: TypeAlias = Mapping[str, object]
+Place: TypeAlias = tuple[int, str]  # round, site
 
 
 def write_scores(
@@ -40,28 +52,64 @@ def write_scores(
 def write_rounds(path: Path, events: Sequence[Event], sites: Sequence[str]) -> None:
     """Write one row for each round and site: whether it took part, seconds, bytes, losses."""
     trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
-    validated = {(e.round, e.site): e for e in events if isinstance(e, SiteValidated)}
+    absent = _absent(events)
+    scores = {(e.round, e.site): e for e in events if isinstance(e, SiteValidated) and e.cases}
+    traffic = _traffic(events)
     losses = list(dict.fromkeys(name for e in trained.values() for name in e.losses))
-    rounds = sorted({round for round, _ in trained})
     rows = [
-        _round_row(round, site, trained.get((round, site)), validated.get((round, site)))
-        for round in rounds
-        for site in sites
+        _round_row(place, None if place in absent else trained.get(place))
+        | _bytes(traffic.get(place))
+        | ({"validation": repr(scores[place].score)} if place in scores else {})
+        for place in product(sorted({round for round, _ in trained}), sites)
     ]
     _write(path, (*ROUND_COLUMNS, *(f"loss:{name}" for name in losses), "validation"), rows)
 
 
-def _round_row(
-    round: int, site: str, trained: SiteTrained | None, validated: SiteValidated | None
-) -> Row:
+def _round_row(place: Place, trained: SiteTrained | None) -> dict[str, object]:
+    round, site = place
     row: dict[str, object] = {"round": round, "site": site, "took_part": trained is not None}
     if trained:
-        row |= {"seconds": f"{trained.seconds:.4f}", "bytes_up": trained.bytes_up}
-        row |= {"bytes_down": trained.bytes_down + (validated.bytes_down if validated else 0)}
+        row |= {"seconds": f"{trained.seconds:.4f}"}
         row |= {f"loss:{name}": repr(value) for name, value in trained.losses.items()}
-    if validated and validated.cases:
-        row["validation"] = repr(validated.score)
     return row
+
+
+def _absent(events: Iterable[Event]) -> set[Place]:
+    """Find who missed a round's training."""
+    missed = (event for event in events if isinstance(event, SiteMissed))
+    return {(event.round, event.site) for event in missed if event.stage == "train"}
+
+
+def _traffic(events: Iterable[Event]) -> dict[Place, tuple[int, int]]:
+    """Add up what each site sent and received in each round, whatever it was for."""
+    found: dict[Place, tuple[int, int]] = {}
+    for event in events:
+        match event:
+            case SiteTrained() | SiteExchanged() | SiteValidated():
+                up, down = event.bytes_up, event.bytes_down
+            case SiteMonitored():
+                up, down = 0, event.bytes_down
+            case _:
+                continue
+        before = found.get((event.round, event.site), (0, 0))
+        found[event.round, event.site] = (before[0] + up, before[1] + down)
+    return found
+
+
+def _bytes(traffic: tuple[int, int] | None) -> dict[str, object]:
+    return {"bytes_up": traffic[0], "bytes_down": traffic[1]} if traffic else {}
+
+
+def write_forgetting(path: Path, events: Sequence[Event]) -> None:
+    """Write each site's score of the travelling model after each turn, if a cycle was watched."""
+    watched = [event for event in events if isinstance(event, SiteMonitored)]
+    rows = [
+        {"round": e.round, "after": e.after, "site": e.site, "score": score, "cases": e.cases}
+        for e in watched
+        for score in [repr(e.score) if e.cases else ""]
+    ]
+    if rows:
+        _write(path, FORGETTING_COLUMNS, rows)
 
 
 def write_digests(path: Path, events: Sequence[Event]) -> None:

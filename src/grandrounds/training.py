@@ -1,23 +1,26 @@
 """The one local training loop, its options, its schedule; every task and method trains by it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from grandrounds.bench import Bench
-from grandrounds.messages import LocalPlan
-from grandrounds.tasks.task import Examples, Task
+from grandrounds.nudges import Nudge, nudged
+from grandrounds.precision import Precision
+from grandrounds.tasks.task import Batch, Examples, Task
 
 
 @dataclass(frozen=True)
 class Training:
     """How a site trains, the same at every site.
 
-    `epochs` are local epochs a round; `betas` are Adam's; `threads` = 0 takes all cores;
+    `epochs` are local epochs a round, `fine_tune` those for each site alone after the last round;
+    `betas` are Adam's, `momentum` is SGD's; `threads` = 0 takes all cores;
     `first_broadcast` = false lets every site start from first weights of its own;
     `norm_buffers` says where running statistics of batch norms live ("follow": with their layer).
     """
@@ -25,9 +28,12 @@ class Training:
     batch_size: int = 4
     learning_rate: float = 2e-4
     epochs: int = 1
+    fine_tune: int = 0
+    optimizer: Literal["adam", "sgd"] = "adam"
     betas: tuple[float, float] = (0.5, 0.999)
+    momentum: float = 0.0
     schedule: Literal["constant-linear", "constant", "reference"] = "constant-linear"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Precision = "auto"
     device: str = "auto"
     threads: int = 0
     compile: bool = False
@@ -65,39 +71,66 @@ class Trained:
     steps: int
 
 
-def train(
-    bench: Bench, task: Task, examples: Examples, *, plan: LocalPlan, batch_size: int, seed: int
-) -> Trained:
-    """Train the bench's model for the plan's epochs.
+@dataclass(frozen=True)
+class Lesson:
+    """What a site trains on: its examples, in batches, in an order that the generator draws."""
 
-    Each example comes once an epoch, in an order set by the seed. Raises `FloatingPointError` if a
-    loss is not finite.
+    task: Task
+    examples: Examples
+    batch_size: int
+    generator: torch.Generator
+
+    def batches(self, *, epochs: int, steps: int = 0) -> Iterator[Batch]:
+        """Give each example once an epoch; with `steps` as many batches as that instead."""
+        passes = count() if steps else range(epochs)
+        drawn = (indices for _ in passes for indices in self._shuffled())
+        for indices in islice(drawn, steps or None):
+            yield self.examples.batch(indices, self.generator)
+
+    def num_batches(self, *, epochs: int, steps: int = 0) -> int:
+        """Count the batches that `batches` will give."""
+        return steps or epochs * -(-len(self.examples) // self.batch_size)
+
+    def _shuffled(self) -> list[list[int]]:
+        order = torch.randperm(len(self.examples), generator=self.generator)
+        chunks = cast(tuple[Tensor, ...], order.split(self.batch_size))  # pyright: ignore[reportUnknownMemberType]
+        return [chunk.tolist() for chunk in chunks]  # pyright: ignore[reportUnknownMemberType]
+
+
+def train(
+    bench: Bench, lesson: Lesson, batches: Iterable[Batch], *, nudges: Sequence[Nudge] = ()
+) -> Trained:
+    """Train the bench's model on batches, one optimiser step for each loss of the task.
+
+    Raises `FloatingPointError` if a loss is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
     totals: dict[str, list[Tensor]] = {}
     steps = 0
     bench.model.train()
-    for _ in range(plan.epochs):
-        for indices in _shuffled(len(examples), batch_size, generator):
-            batch = bench.place(examples.batch(indices, generator))
-            for part, loss in bench.under_autocast(task.losses(bench.model, batch)):
-                _step(bench, part, loss)
-                totals.setdefault(part, []).append(loss.detach())
-            steps += 1
-    return Trained(dict(_means(totals)), steps)
+    for batch in batches:
+        losses = lesson.task.losses(bench.model, bench.place(batch))
+        for part, loss in bench.under_autocast(losses):
+            step(bench, part, loss, nudges)
+            totals.setdefault(part, []).append(loss.detach())
+        steps += 1
+    return Trained(means(totals), steps)
 
 
-def _shuffled(count: int, size: int, generator: torch.Generator) -> list[list[int]]:
-    order = torch.randperm(count, generator=generator)
-    chunks = cast(tuple[Tensor, ...], order.split(size))  # pyright: ignore[reportUnknownMemberType]
-    return [chunk.tolist() for chunk in chunks]  # pyright: ignore[reportUnknownMemberType]
-
-
-def _step(bench: Bench, part: str, loss: Tensor) -> None:
+def step(bench: Bench, part: str, loss: Tensor, nudges: Sequence[Nudge] = ()) -> None:
+    """Take one optimiser step; a loss that no trained parameter moves takes none."""
     optimizer = bench.optimizer(part)
     optimizer.zero_grad()
+    if not loss.requires_grad:
+        return
     loss.backward()  # pyright: ignore[reportUnknownMemberType]
-    optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+    if nudges:
+        nudged(nudges, bench.parameters(part))
+    optimizer.step()
+
+
+def means(totals: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """Average each part's losses. Raises `FloatingPointError` if one is not finite."""
+    return dict(_means(totals))
 
 
 def _means(totals: Mapping[str, list[Tensor]]) -> Iterator[tuple[str, float]]:

@@ -16,6 +16,7 @@ from grandrounds.errors import BadFolder, BadUpdate, DiskFailed
 
 Weights: TypeAlias = dict[str, Tensor]
 Filter: TypeAlias = Callable[[str], bool]
+OPTIMIZER = "optimizer/"  # before the names of an optimiser's tensors, where they lie with weights
 
 
 def starting_with(*prefixes: str) -> Filter:
@@ -31,6 +32,16 @@ def among(names: frozenset[str]) -> Filter:
 def select(weights: Mapping[str, Tensor], keep: Filter) -> Weights:
     """Keep the tensors whose names pass the filter, in their order."""
     return {name: tensor for name, tensor in weights.items() if keep(name)}
+
+
+def named(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+    """Put a prefix before every name."""
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+def below(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+    """Select the names that start with a prefix, and take it off."""
+    return {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
 
 
 def copied(weights: Mapping[str, Tensor]) -> Weights:
@@ -63,6 +74,28 @@ def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     for tensor, share in zip(tensors, shares, strict=True):
         total += tensor.double() * share
     return total.to(tensors[0].dtype)
+
+
+def median(updates: Sequence[Weights]) -> Weights:
+    """Take the middle of each coordinate, in float64; of two middles, their mean.
+
+    Every site counts alike. Yin et al. 2018, definition 1.
+    """
+    return trimmed_mean(updates, (len(updates) - 1) // 2)
+
+
+def trimmed_mean(updates: Sequence[Weights], dropped: int) -> Weights:
+    """Average each coordinate without its `dropped` lowest and highest values, in float64.
+
+    Every site counts alike. Yin et al. 2018, definition 2.
+    """
+    _check_alike(updates)
+    return {n: _trimmed([update[n] for update in updates], dropped) for n in updates[0]}
+
+
+def _trimmed(tensors: Sequence[Tensor], dropped: int) -> Tensor:
+    ordered = torch.stack([tensor.double() for tensor in tensors]).sort(0).values
+    return ordered[dropped : len(tensors) - dropped].mean(0).to(tensors[0].dtype)
 
 
 def _check_alike(updates: Sequence[Weights]) -> None:
@@ -100,7 +133,7 @@ def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) 
 
     Raises `DiskFailed` where the disk refuses; what stood at `path` before then still stands.
     """
-    write_atomically(path, to_safetensors(weights, dict(notes or {})))
+    write_atomically(path, to_safetensors(weights, dict(notes) if notes else None))
 
 
 class _OpenFile(Protocol):

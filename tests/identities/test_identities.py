@@ -17,10 +17,12 @@ from grandrounds.checkpoints import State, load_state, save_state
 from grandrounds.events import Event, RoundFinished, SiteTrained, SiteValidated
 from grandrounds.messages import LocalPlan, Train
 from grandrounds.methods import METHODS
-from grandrounds.methods.method import Method, weighted_mean
+from grandrounds.methods.combine import Combine
+from grandrounds.methods.method import Method
 from grandrounds.run import run
 from grandrounds.study import Choice, Study
-from grandrounds.tasks.synthesis import GROUPS, Translator
+from grandrounds.tasks.synthesis import GROUPS, SynthesisTask
+from grandrounds.tasks.translation import Translator
 from grandrounds.topologies.topology import Outcome
 from grandrounds.weights import digest, read
 from tests.federation import (
@@ -73,7 +75,7 @@ def test_row_7_nothing_shared_is_every_site_training_alone(tmp_path: Path):
     apart = built(study, tmp_path / "apart")
     for site in apart.sites.sites:
         for round in range(1, ROUNDS + 1):
-            site.answer(Train(round=round, plan=LocalPlan()))
+            site.answer(Train(round=round, since=round - 1, plan=LocalPlan()))
     alone = [digest(private_weights(site, ROUNDS)) for site in apart.sites.sites]
     assert models(together, outcome) == alone
     assert len(set(alone)) == len(alone)
@@ -123,7 +125,7 @@ def test_row_14_permuting_the_sites_leaves_the_stars_aggregate_unchanged_once_so
     assert [digest(reply.weights) for reply in ordered] == [
         digest(reply.weights) for reply in once.replies
     ]
-    assert digest(weighted_mean(first.start, ordered).weights) == digest(once.state.weights)
+    assert digest(Combine()(first.start, ordered).weights) == digest(once.state.weights)
     for name, tensor in other.state.weights.items():
         torch.testing.assert_close(tensor, once.state.weights[name], rtol=1e-6, atol=1e-9)
     assert models(first, once)
@@ -268,6 +270,7 @@ def test_row_15_a_run_that_stops_early_is_resumed_as_if_never_stopped(tmp_path: 
 
 def codes_of(study: Study) -> Tensor:
     task = study.task.bind(study.elements, study.roster)
+    assert isinstance(task, SynthesisTask)
     return torch.stack(
         [task.coding.code(site, pair) for site, pairs in task.pairs.items() for pair in pairs]
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from grandrounds.methods import METHODS
 from tests.conftest import SaveVolume
 from tests.federation import TINY
 from tests.journeys.command import Done, inside
@@ -117,7 +118,7 @@ def test_a_bad_study_is_refused_before_anything_is_written(
         ("ruonds=2", "unknown key 'ruonds'; did you mean 'rounds'?"),
         ("rounds=0", "rounds is 0; it must be 1 or more"),
         ("rounds.x=0", "--set rounds.x=0: 'rounds' is not a table"),
-        ("method.kind=fedprocks", "method.kind = 'fedprocks' is unknown; known: fedavg, fedbn,"),
+        ("method.kind=fedprocks", "method.kind = 'fedprocks' is unknown; did you mean 'fedprox'?"),
         (
             "training.norm_buffers=shared",
             'training.norm_buffers = "shared" would do nothing: task.norm is "instance", ',
@@ -141,8 +142,7 @@ def test_a_bad_override_is_refused(
         (("run", TINY, "--rounds", "-1"), f"{TINY}: rounds is -1; it must be 1 or more"),
         (
             ("compare", TINY, "--arms", "pflsynth,fedprocks"),
-            "arm 'fedprocks': no method 'fedprocks'; "
-            "known: fedavg, fedbn, pflsynth, local, central",
+            f"arm 'fedprocks': no method 'fedprocks'; known: {', '.join(METHODS)}",
         ),
         (
             ("compare", TINY, "--arms", "fedavg:mu=1"),

@@ -11,7 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = ["docs/study-file.md", "docs/run-folder.md", "docs/your-own-data.md"]
+PAGES = [
+    f"docs/{name}.md"
+    for name in (
+        *("study-file", "run-folder", "your-own-data", "methods", "topologies", "split"),
+        *("segmentation", "classification", "tabular"),
+    )
+]
 
 
 @pytest.fixture

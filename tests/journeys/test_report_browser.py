@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from grandrounds.journal import Journal
 from grandrounds.report import write_report
+from tests.unit.report_cycle import cycle
 from tests.unit.report_folder import write_comparison
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -52,7 +54,10 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(write_comparison(tmp_path_factory.mktemp("comparison")))
+    folder = write_comparison(tmp_path_factory.mktemp("comparison"))
+    for event in cycle(10):
+        Journal(folder / "arms" / "fedavg" / "journal.jsonl").append(event)
+    return write_report(folder)
 
 
 def dom(chromium: str, page: Path, profile: Path, *options: str) -> str:
@@ -64,7 +69,8 @@ def dom(chromium: str, page: Path, profile: Path, *options: str) -> str:
 
 def test_the_page_reaches_the_reader_whole(chromium: str, report: Path, tmp_path: Path):
     seen = dom(chromium, report, tmp_path)
-    assert seen.count("<table") == 1 + 1 + 8 + 4 + 4
+    assert seen.count("<table") == 1 + 1 + 8 + 1 + 4 + 1 + 1 + 4
+    assert "What one hospital&#39;s turn" in seen or "What one hospital's turn" in seen
     assert seen.count("<img") == 80
     assert "Birch would have been better off alone." in seen
     assert "<script" not in seen
@@ -81,5 +87,5 @@ def test_pictures_are_drawn_and_nothing_overflows_or_is_loaded(
     found = re.search(r"drawn=(\d+) tables=(\d+) wide=(\d+) loaded=(\d+)", seen)
     assert found is not None
     drawn, tables, wide, loaded = map(int, found.groups())
-    assert (drawn, tables, loaded) == (80, 14, 0)  # the record's four tables are collapsed
+    assert (drawn, tables, loaded) == (80, 17, 0)  # the record's four tables are collapsed
     assert wide <= width

@@ -19,6 +19,7 @@ from grandrounds.events import (
     SiteTested,
     SiteTrained,
     SiteValidated,
+    TopologySet,
 )
 from grandrounds.journal import Journal
 from grandrounds.report.folder import COLUMNS
@@ -149,7 +150,9 @@ def beginning(plan: Plan) -> list[Event]:
     if plan.method == "pflsynth":
         groups.append(GroupPolicy("personal", "private", 30, 117_440))
     travels = 0 if plan.method == "local" else 3_425_032
-    return [started, *ready, PolicySet(tuple(groups), "shared", travels)]
+    policy = PolicySet(tuple(groups), "shared", travels)
+    star = TopologySet("star", 4 * travels, "the slowest site's time", {"server": "every update"})
+    return [started, *ready, policy, star]
 
 
 def _ready(plan: Plan, site: str) -> SiteReady:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,26 @@ SHARED: Weights = {"a/b": tensor([1.0, -0.0]), "weights/odd": tensor([2.0]).bflo
 def save(folder: Path, *rounds: int, keep: int = 0) -> Rounds:
     held = Rounds(folder)
     for round in rounds:
-        held.save(round, {"w": tensor([float(round)])}, {}, keep=keep)
+        held.save(round, {"w": tensor([float(round)])}, {}, keep={keep})
     return held
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path: Path):
-    state = State(SHARED, 4, {"a/b": tensor([3.0])}, best_round=2, best_score=1 / 3)
+    state = State(
+        SHARED,
+        4,
+        {"a/b": tensor([3.0])},
+        best_round=2,
+        best_score=1 / 3,
+        held="ab",
+        seen={"x": 3},
+        best_seen={"y": 1},
+    )
     save_state(tmp_path, state)
     found = load_state(tmp_path, 4)
     assert digest(found.weights) == digest(state.weights)
     assert digest(found.memory) == digest(state.memory)
-    assert (found.round, found.best_round, found.best_score) == (4, 2, 1 / 3)
+    assert replace(found, weights={}, memory={}) == replace(state, weights={}, memory={})
 
 
 def test_a_state_that_was_never_scored_comes_back(tmp_path: Path):
@@ -61,14 +71,14 @@ def test_a_state_keeps_its_best_round(tmp_path: Path):
 def test_a_round_that_is_played_again_replaces_the_first_and_later_ones(tmp_path: Path):
     """After a crash, what lies beyond the round resumed from is of another course."""
     held = save(tmp_path, 1, 2, 3)
-    held.save(2, {"w": tensor([20.0])}, {}, keep=0)
+    held.save(2, {"w": tensor([20.0])}, {}, keep=set())
     assert held.load(2)[0]["w"].item() == 20.0
     assert 3 not in held.held()
 
 
 def test_rounds_sort_by_number(tmp_path: Path):
     for round in (10, 9, 1_000_000):
-        Rounds(tmp_path).save(round, {"w": torch.zeros(1)}, {}, keep=9 if round > 9 else 10)
+        Rounds(tmp_path).save(round, {"w": torch.zeros(1)}, {}, keep={9 if round > 9 else 10})
     assert Rounds(tmp_path).held() == (9, 1_000_000)
 
 
@@ -103,6 +113,31 @@ def test_the_newest_complete_round_is_one_that_all_hold(
     for round in (1, 2):
         save_state(tmp_path, State({}, round))
     assert newest_complete_round(tmp_path, sites) == newest
+
+
+@pytest.mark.parametrize(("held", "newest"), [((1,), 3), ((2, 3), 0), ((), 0)])
+def test_a_site_that_missed_a_round_needs_the_last_one_that_it_took_part_in(
+    tmp_path: Path, held: tuple[int, ...], newest: int
+):
+    for round in (2, 3):
+        save_state(tmp_path, State({}, round, seen={"b": 1}))
+    assert newest_complete_round(tmp_path, {"a": (2, 3), "b": held}) == newest
+
+
+def test_a_site_that_never_took_part_needs_nothing(tmp_path: Path):
+    save_state(tmp_path, State({}, 2, seen={"b": 0}))
+    assert newest_complete_round(tmp_path, {"a": (2,), "b": ()}) == 2
+
+
+def test_a_state_without_absences_speaks_of_its_own_rounds():
+    state = State({}, 5, best_round=3, seen={"b": 2}, best_seen={"b": 1})
+    assert (state.last_of("a"), state.last_of("b")) == (5, 2)
+    assert (state.best_of("a"), state.best_of("b")) == (3, 1)
+
+
+def test_a_state_without_weights_is_fingerprinted_where_they_lie():
+    assert State(SHARED).fingerprint == digest(SHARED)
+    assert State({}, held="ab").fingerprint == "ab"
 
 
 def test_without_a_state_there_is_no_round(tmp_path: Path):

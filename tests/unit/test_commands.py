@@ -8,8 +8,14 @@ import pytest
 
 from grandrounds.commands import check_study, run_study
 from grandrounds.errors import BadSite
+from grandrounds.events import Failed
+from grandrounds.journal import read_journal
+from grandrounds.messages import Request, Train
 from grandrounds.packaged import studies
 from grandrounds.report.facts import read_facts
+from grandrounds.site import Promise, Site
+from tests.federation import fail_when
+from tests.journeys.command import inside
 
 TINY = studies() / "tiny.toml"
 
@@ -53,7 +59,7 @@ def test_a_site_file_of_another_study_is_refused(tmp_path: Path):
 
 
 def test_a_run_prints_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    made = {"sites": [], "resume": False, "as_json": False, "quiet": False}
+    made = {"sites": [], "resume": False, "workers": 1, "as_json": False, "quiet": False}
     run_study(TINY, out=tmp_path / "run", overrides=["rounds=1", 'method={kind="fedbn"}'], **made)
     said = capsys.readouterr()
     assert "Test PSNR in dB" in said.out
@@ -65,7 +71,7 @@ def test_the_report_the_table_and_the_check_count_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     options = {"overrides": ["rounds=2"], "sites": [], "quiet": True}
-    run_study(TINY, out=tmp_path / "run", resume=False, as_json=False, **options)
+    run_study(TINY, out=tmp_path / "run", resume=False, workers=1, as_json=False, **options)
     capsys.readouterr()
     check_study(TINY, as_json=True, **options)
     promised = json.loads(capsys.readouterr().out)["bytes_per_run"]
@@ -74,3 +80,37 @@ def test_the_report_the_table_and_the_check_count_the_same_bytes(
     [arm] = read_facts(tmp_path / "run").arms
     assert sum(int(row["bytes_up"]) + int(row["bytes_down"]) for row in rows) == promised
     assert sum(work.bytes_up + work.bytes_down for work in arm.work) == promised
+
+
+def test_a_failure_is_one_sentence_on_stderr_and_its_trace_is_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Site, round, stage, class and hint; exit code 1, and no JSON of a run that has no result."""
+    begin = Site.begin
+
+    def short(site: Site, request: Request) -> Promise:
+        if site.name == "birch" and isinstance(request, Train):
+            raise MemoryError("no room")
+        return begin(site, request)
+
+    monkeypatch.setattr(Site, "begin", short)
+    done = inside(monkeypatch, capsys, "run", TINY, "--out", tmp_path / "run", "--json", "--quiet")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "grandrounds: site 'birch' failed in round 1 (train): MemoryError: no room. "
+        "Lower training.batch_size or the size of the network.\n"
+    )
+    _, last = read_journal(tmp_path / "run" / "journal.jsonl")[-1]
+    assert isinstance(last, Failed)
+    assert last.trace[-1].startswith("test_commands.py:")
+
+
+def test_an_absence_is_told_on_stderr_and_the_result_still_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    fail_when(monkeypatch, lambda name, r: name == "birch" and isinstance(r, Train))
+    words = ("--rounds", "1", "--set", "topology.require=3", "--json")
+    done = inside(monkeypatch, capsys, "run", TINY, "--out", tmp_path / "run", *words)
+    assert done.code == 0
+    assert "without an answer: site 'birch' failed in round 1 (train): ValueError: out" in done.err
+    assert list(json.loads(done.out)["arms"]) == ["pflsynth"]

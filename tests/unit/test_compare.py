@@ -10,6 +10,7 @@ from grandrounds.errors import BadFolder, BadStudy
 from grandrounds.events import Event, RunFinished, SiteTrained
 from grandrounds.packaged import studies
 from grandrounds.study_file import read_table
+from tests.federation import synthesis_of
 
 TINY = read_table(studies() / "tiny.toml")
 
@@ -18,14 +19,16 @@ def test_an_arm_is_a_method_and_what_else_differs():
     arm = Arm("pflsynth:split=wide:task.l1=10")
     assert (arm.kind, arm.name) == ("pflsynth", "pflsynth-split-wide-task-l1-10")
     study = arm.study(TINY, ["rounds=2"])
-    assert (study.rounds, study.task.l1, study.method.options["split"]) == (2, 10.0, "wide")
+    assert (study.rounds, synthesis_of(study).l1) == (2, 10.0)
+    assert study.method.options["split"] == "wide"
     assert study.arm == arm.name
 
 
 def test_an_arm_leaves_the_others_alone():
     personalised = Arm("local:task.generator=personalised").study(TINY, [])
     plain = Arm("local").study(TINY, [])
-    assert (personalised.task.generator, plain.task.generator) == ("personalised", "plain")
+    assert synthesis_of(personalised).generator == "personalised"
+    assert synthesis_of(plain).generator == "plain"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_the_demo_s_arms_are_of_its_study():
     table = read_table(studies() / "demo.toml")
     found = [Arm(label).study(table, []) for label in DEMO_ARMS]
     assert [study.method.kind for study in found] == ["pflsynth", "fedavg", "local", "local"]
-    assert all(study.task.adversarial == 1.0 for study in found)
+    assert all(synthesis_of(study).adversarial == 1.0 for study in found)
 
 
 def comparison(folder: Path, *overrides: str) -> Comparison:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,20 @@ from torch import tensor
 from grandrounds.events import SiteReady
 from grandrounds.messages import (
     KINDS,
+    Adopt,
+    Backward,
     CaseScore,
     Describe,
     Evaluate,
     Finish,
+    Forward,
     LocalPlan,
+    Merge,
     Message,
     Reply,
+    Tail,
     Train,
+    Tune,
     decode,
     encode,
 )
@@ -38,9 +45,16 @@ SCORES = (
 )
 MESSAGES: list[Message] = [
     Describe(),
-    Train(round=3, plan=LocalPlan(epochs=2), keep=1),
-    Train(round=3, plan=LocalPlan(), weights=WEIGHTS),
-    Evaluate(round=2, split="test", cases=True, weights=WEIGHTS),
+    Train(round=3, since=2, plan=LocalPlan(epochs=2, steps=5, personal=0.5), keep=1),
+    Train(round=3, since=1, plan=LocalPlan(prox=0.1, controls=True), weights=WEIGHTS),
+    Merge(round=3, since=2, peers=("alder", "birch")),
+    Adopt(round=3, leader="birch", keep=1),
+    Tune(round=4, since=4, epochs=2, weights=WEIGHTS),
+    Evaluate(round=2, since=2, split="test", cases=True, weights=WEIGHTS),
+    Evaluate(round=2, since=1, split="validation", after="birch", tuned=True),
+    Forward(round=2, since=1, plan=LocalPlan(epochs=2), keep=1, weights=WEIGHTS),
+    Tail(round=2, step=3, weights=WEIGHTS),
+    Backward(round=2, step=3, last=True, losses={"generator": 1 / 3}, weights=WEIGHTS),
     Finish(round=9, best=4),
     Reply(site="alder", round=0, rounds=(1, 2), ready=READY),
     Reply(
@@ -50,6 +64,10 @@ MESSAGES: list[Message] = [
         cases=2,
         steps=2,
         digest="ab",
+        shared="cd",
+        merged=3,
+        sent=40,
+        received=80,
         seconds=0.1,
         metrics={"generator": 1 / 3},
         scores=SCORES,
@@ -85,19 +103,26 @@ def test_a_message_is_the_same_bytes_every_time(message: Message):
 
 
 def test_encoding_leaves_the_message_as_it_was():
-    message = Train(round=1, plan=LocalPlan(), weights=WEIGHTS)
+    message = Train(round=1, since=0, plan=LocalPlan(), weights=WEIGHTS)
     encode(message)
     assert list(message.weights) == list(WEIGHTS)
 
 
 def test_all_but_the_weights_is_readable_json():
-    data = encode(Evaluate(round=2, split="test", weights=WEIGHTS))
+    data = encode(Tune(round=2, since=1, epochs=3, weights=WEIGHTS))
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
     assert header == {
-        "kind": "Evaluate",
-        "fields": {"round": 2, "split": "test", "cases": False},
+        "kind": "Tune",
+        "fields": {"round": 2, "since": 1, "epochs": 3},
     }
+
+
+def test_a_receipt_says_what_was_sent_to_every_peer_and_holds_no_tensor():
+    reply = Reply(site="alder", round=1, digest="ab", sent=40, weights=WEIGHTS)
+    receipt = reply.receipt(num_peers=3)
+    assert receipt == replace(reply, weights={}, sent=120)
+    assert list(reply.weights) == list(WEIGHTS)
 
 
 NAMES = st.text("abcxyz._->é", min_size=1, max_size=8)

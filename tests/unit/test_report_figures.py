@@ -21,7 +21,7 @@ def opened(uri: str) -> Image.Image:
 
 def panel(error: float) -> Panel:
     target = np.full((2, 3), 0.5, np.float32)
-    return Panel("s", "t", "p", 20.0, target, target, target + np.float32(error))
+    return Panel("s", "t", "p", target, target, target + np.float32(error))
 
 
 def test_a_grey_picture_keeps_every_pixel():
@@ -36,6 +36,15 @@ def test_an_error_map_runs_from_white_to_the_darkest_colour(
     drawn = opened(figures.error_map(panel(error), 0.2)).convert("RGB")
     assert drawn.size == (3, 2)
     assert drawn.getpixel((0, 0)) == colour
+
+
+def test_what_is_only_right_or_wrong_has_no_shades():
+    slightly, badly = (figures.error_map(panel(e), 1.0, graded=False) for e in (0.3, 0.9))
+    assert slightly == badly != figures.error_map(panel(0.0), 1.0, graded=False)
+
+
+def test_a_tint_runs_from_white_to_a_blue():
+    assert [figures.tint(share) for share in (0.0, 0.5, 1.0)] == ["#ffffff", "#cae2ed", "#96c6db"]
 
 
 def test_error_colours_grow_darker_all_the_way():

@@ -22,10 +22,10 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
 
 def test_the_summary_names_who_gains_who_does_not_by_how_much_and_on_how_many(facts: Facts):
     assert plain(verdicts.summary(facts)) == (
-        "pFLSynth did better than training alone at 3 of 4 hospitals: Alder (+0.2 dB), "
-        "Cedar (+0.3 dB) and Dogwood (+0.4 dB). Training alone was better for Birch (by 0.3 dB). "
-        "On average over hospitals it was 0.1 dB better than each hospital's best local-only model "
-        "and 2.1 dB better than FedAvg (PSNR). "
+        "pFLSynth did better than training alone at 3 of 4 hospitals: Alder (by 0.2 dB), "
+        "Cedar (by 0.3 dB) and Dogwood (by 0.4 dB). Training alone was better for Birch "
+        "(by 0.3 dB). On average over hospitals it was 0.1 dB better than each hospital's best "
+        "local-only model and 2.1 dB better than FedAvg (PSNR). "
         "Measured on 32 test patients with one random seed; no test of significance was made, and "
         "other patients or seeds may differ."
     )
@@ -34,16 +34,16 @@ def test_the_summary_names_who_gains_who_does_not_by_how_much_and_on_how_many(fa
 def test_a_hospital_that_loses_reads_so_first(facts: Facts):
     assert plain(verdicts.verdict(facts, "birch")) == (
         "Birch would have been better off alone. "
-        "Trained alone, the best model reached 23.7 dB: Local-only (plain generator). "
-        "pFLSynth was 0.3 dB worse; it came closer to the real image for 0 of 8 test patients. "
-        "FedAvg was 2.4 dB worse; it came closer to the real image for 0 of 8 test patients."
+        "Trained alone, the best model reached 23.7 dB (PSNR): Local-only (plain generator). "
+        "pFLSynth was 0.3 dB worse; it did better for 0 of 8 test patients. "
+        "FedAvg was 2.4 dB worse; it did better for 0 of 8 test patients."
     )
 
 
 def test_a_hospital_that_gains_reads_so(facts: Facts):
     said = plain(verdicts.verdict(facts, "alder"))
     assert "better off alone" not in said
-    assert "pFLSynth was 0.2 dB better; it came closer to the real image for 4 of 8" in said
+    assert "pFLSynth was 0.2 dB better; it did better for 4 of 8" in said
 
 
 def test_a_summary_without_gains_says_none(tmp_path: Path):
@@ -156,6 +156,7 @@ def test_missing_pictures_of_real_patients_are_explained(tmp_path: Path):
         (words.day(0), "1 January 1970"),
         (words.compared(0.42, METRICS["psnr"]), "0.4\u00a0dB better"),
         (words.compared(-0.02, METRICS["ssim"]), "0.02 worse"),
+        (words.gained(-0.42, METRICS["psnr"]), "-0.4\u00a0dB"),
         (words.arrow("T1w->T2w"), "T1w → T2w"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from grandrounds.data.anatomy import HEAD
 from grandrounds.data.case import Session
 from grandrounds.data.elements import Elements
 from grandrounds.data.signal import Sequence
@@ -20,6 +21,7 @@ from grandrounds.data.simulate import (
     draw_properties,
     patient_labels,
     simulate_session,
+    tissue_masks,
 )
 from grandrounds.errors import BadStudy
 
@@ -223,3 +225,41 @@ def test_a_scanner_that_cannot_be_is_refused(settings: dict[str, float], sentenc
     with pytest.raises(BadStudy) as refused:
         replace(Scanner(), **settings)
     assert str(refused.value) == f"a scanner {sentence}"
+
+
+def test_each_pixel_of_the_brain_is_of_at_most_one_tissue() -> None:
+    found = session(slices=6)
+    tissues = np.stack([found.masks[name] for name in ("csf", "grey", "white")])
+    assert tissues.sum(axis=0).max() == 1
+    brain = found.masks["brain"] > 0
+    assert tissues[:, brain].sum() > 0.95 * brain.sum()
+    assert (tissues.sum(axis=0)[~brain]).mean() < 0.1
+
+
+def test_tissues_have_the_brightness_of_their_contrast() -> None:
+    """Spin-echo T1w: white over grey over fluid; FLAIR: fluid is dark."""
+    found = session(CLEAN, slices=6)
+    for contrast, order in {"T1w": ("csf", "grey", "white"), "FLAIR": ("csf", "white")}.items():
+        images = found.images[:, CONTRASTS.index(contrast)]
+        means = [float(np.median(images[found.masks[name] > 0])) for name in order]
+        assert means == sorted(means)
+
+
+def test_the_largest_share_names_the_tissue_and_grey_is_the_cortex_and_the_deep_one() -> None:
+    shares = np.zeros((1, len(HEAD), 1, 4), np.float32)
+    for column, mixture in enumerate(
+        (
+            {"grey": 0.3, "deep grey": 0.3, "white": 0.4},
+            {"white": 0.4, "csf": 0.3},
+            {"csf": 0.3, "grey": 0.2},  # the rest, half of it, is air
+            {"csf": 0.4, "lesion": 0.6},
+        )
+    ):
+        for tissue, share in mixture.items():
+            shares[0, HEAD.index(tissue), 0, column] = share
+    masks = {name: mask[0, 0].tolist() for name, mask in tissue_masks(shares).items()}
+    assert masks == {
+        "csf": [False, False, False, False],
+        "grey": [True, False, False, False],
+        "white": [False, True, False, False],
+    }

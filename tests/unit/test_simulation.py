@@ -9,11 +9,14 @@ from typing import ParamSpec, TypeVar
 import pytest
 import torch
 
-from grandrounds.engines.simulation import HINTS, Simulation
+from grandrounds.engines.simulation import Simulation
 from grandrounds.errors import BadFolder, DiskFailed, FailureCard, SiteFailed
+from grandrounds.failures import HINTS, Redactor
 from grandrounds.messages import Describe, LocalPlan, Reply, Request, Train
 from grandrounds.site import Promise, Site
 from grandrounds.topologies import Star
+from grandrounds.topologies.topology import Quorum
+from grandrounds.weights import digest, num_bytes
 from tests.federation import built, ignore, tiny
 
 P = ParamSpec("P")
@@ -60,7 +63,7 @@ def sites(tmp_path: Path) -> tuple[Site, ...]:
     return built(tiny(sites=3), tmp_path).sites.sites
 
 
-ORDER = Train(round=1, plan=LocalPlan())
+ORDER = Train(round=1, since=0, plan=LocalPlan())
 
 
 def test_replies_come_in_roster_order_whatever_the_order_of_the_requests(sites: tuple[Site, ...]):
@@ -92,7 +95,10 @@ def failure(sites: tuple[Site, ...], failing: Site, request: Request = ORDER) ->
 
 def test_a_site_that_raises_stops_the_round_with_its_failure_card(sites: tuple[Site, ...]):
     failed = failure(sites, odd(sites[1], ValueError("no such slice")))
-    assert failed.card == FailureCard("birch", 1, "train", "ValueError", "no such slice")
+    card = replace(failed.card, trace=())
+    assert card == FailureCard("birch", 1, "train", "ValueError", "no such slice")
+    assert failed.card.trace[-1].startswith("test_simulation.py:")
+    assert failed.card.trace[-1].endswith(" begin")
     assert str(failed) == ("site 'birch' failed in round 1 (train): ValueError: no such slice")
     assert isinstance(failed.__cause__, ValueError)
 
@@ -118,6 +124,48 @@ def test_a_reply_that_is_not_finite_stops_the_round_and_names_the_tensor(sites: 
 def test_a_card_names_the_stage(sites: tuple[Site, ...]):
     failed = failure(sites, odd(sites[1], OSError("gone")), Describe())
     assert (failed.card.stage, failed.card.round) == ("describe", 0)
+
+
+def test_a_card_tells_only_what_the_site_lets_out(sites: tuple[Site, ...]):
+    guarded = replace(sites[1], redact=Redactor(frozenset({"p001"})))
+    error = ValueError("/data/p001/t1.nii.gz of p001 is odd")
+    assert failure(sites, odd(guarded, error)).card.message == "[path] of [patient] is odd"
+    assert failure(sites, odd(sites[1], error)).card.message == str(error)
+
+
+def test_a_quorum_goes_on_without_a_site_and_tells_its_card(sites: tuple[Site, ...]):
+    told: list[FailureCard] = []
+    broken = (sites[0], odd(sites[1], ValueError("x")), sites[2])
+    engine = Simulation(broken, ignore, told.append)
+    replies = engine.ask(dict.fromkeys(engine.names, Describe()), quorum=Quorum(2))
+    assert [reply.site for reply in replies] == ["alder", "cedar"]
+    assert [(card.site, card.stage, card.message) for card in told] == [("birch", "describe", "x")]
+    with pytest.raises(SiteFailed, match="site 'birch' failed"):
+        engine.ask(dict.fromkeys(engine.names, Describe()), quorum=Quorum(3))
+
+
+def test_a_reply_that_a_quorum_drops_is_heard_of_by_nobody(sites: tuple[Site, ...]):
+    """A reply with a number that is none never reaches a listener."""
+    heard: list[str] = []
+    told: list[FailureCard] = []
+    engine = Simulation(
+        (sites[0], odd(sites[1])), lambda _, reply: heard.append(reply.site), told.append
+    )
+    engine.ask(dict.fromkeys(engine.names, ORDER), quorum=Quorum(1))
+    assert heard == ["alder"]
+    assert [card.error for card in told] == ["FloatingPointError"]
+
+
+def test_what_is_delivered_to_peers_leaves_a_receipt(sites: tuple[Site, ...]):
+    """Sent twice: to birch and cedar, but not to alder itself."""
+    engine = Simulation(sites, ignore)
+    [whole] = engine.ask({"alder": ORDER})
+    [receipt] = engine.ask({"alder": ORDER}, deliver_to=engine.names)
+    assert receipt.weights == {}
+    assert receipt.sent == 2 * num_bytes(whole.weights)
+    for site in sites:
+        [update] = site.mailbox.updates(["alder"], 1)
+        assert digest(update.weights) == digest(whole.weights)
 
 
 def test_bad_input_of_a_site_stays_bad_input(sites: tuple[Site, ...]):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grandrounds.bench import OPTIMIZER
 from grandrounds.errors import DiskFailed
+from grandrounds.kept import Kept
 from grandrounds.messages import Describe, Evaluate, Finish, LocalPlan, Reply, Train
 from grandrounds.site import Site
 from grandrounds.weights import digest, read
@@ -25,8 +26,9 @@ from tests.federation import (
 )
 
 
-def order(weights: Mapping[str, Tensor], round: int = 1, **more: int) -> Train:
-    return Train(round=round, plan=LocalPlan(), weights=dict(weights), **more)
+def order(weights: Mapping[str, Tensor], round: int = 1, keep: int = 0) -> Train:
+    plan = LocalPlan()
+    return Train(round=round, since=round - 1, plan=plan, keep=keep, weights=dict(weights))
 
 
 def same(first: Reply, second: Reply) -> bool:
@@ -49,7 +51,7 @@ def test_the_same_request_twice_is_the_same_reply_to_the_bit(tmp_path: Path):
     later = alder.answer(order(first.weights, 2))
     assert same(later, alder.answer(order(first.weights, 2)))
     assert not same(first, later)
-    asked = Evaluate(round=2, split="test", cases=True, weights=later.weights)
+    asked = Evaluate(round=2, since=2, split="test", cases=True, weights=later.weights)
     assert same(alder.answer(asked), alder.answer(asked))
 
 
@@ -57,7 +59,7 @@ def test_an_answer_does_not_depend_on_what_the_bench_did_before(tmp_path: Path):
     alder, birch, start = pair(tmp_path)
     first = alder.answer(order(start))
     birch.answer(order(start))
-    birch.answer(Evaluate(round=1, split="test", weights=start))
+    birch.answer(Evaluate(round=1, since=1, split="test", weights=start))
     assert same(alder.answer(order(start)), first)
 
 
@@ -165,7 +167,7 @@ def test_statistics_that_are_reset_forget_the_rounds_before(
 
 
 def steps(site: Site, round: int) -> set[float]:
-    saved, _ = site._state.load(round)
+    saved, _ = Kept(site.folder).private.load(round)
     return {float(t) for n, t in saved.items() if n.startswith(f"{OPTIMIZER}generator/")
             and n.endswith("/step")}  # fmt: skip
 
@@ -201,7 +203,7 @@ def test_optimiser_state_matters(tmp_path: Path):
 def test_a_digest_fingerprints_private_weights_and_optimiser_state(tmp_path: Path):
     alder, _, start = pair(tmp_path)
     reply = alder.answer(order(start))
-    saved, _ = alder._state.load(1)
+    saved, _ = Kept(alder.folder).private.load(1)
     assert reply.digest == digest(saved)
     assert any(name.startswith(f"{OPTIMIZER}generator/decoder") for name in saved)
 
@@ -222,7 +224,9 @@ def test_evaluation_scores_every_case_of_every_task_and_changes_nothing(tmp_path
     alder, _, start = pair(tmp_path)
     trained = alder.answer(order(start))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    reply = alder.answer(Evaluate(round=1, split="test", cases=True, weights=trained.weights))
+    reply = alder.answer(
+        Evaluate(round=1, since=1, split="test", cases=True, weights=trained.weights)
+    )
     assert reply.cases == len(reply.scores) == 2 * 2 * 4  # patients, tasks, slices
     assert {score.task for score in reply.scores} == {"T1w->T2w", "T2w->PDw"}
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == files
@@ -233,7 +237,7 @@ def test_evaluation_scores_every_case_of_every_task_and_changes_nothing(tmp_path
 def test_scores_leave_a_site_only_where_cases_are_asked_for(tmp_path: Path):
     alder, _, start = pair(tmp_path)
     alder.answer(order(start))
-    reply = alder.answer(Evaluate(round=1, split="validation", weights=start))
+    reply = alder.answer(Evaluate(round=1, since=1, split="validation", weights=start))
     assert reply.scores == ()
     assert reply.weights == {}
     assert set(reply.metrics) == {"psnr", "ssim", "nrmse"}
@@ -244,7 +248,7 @@ def test_scores_leave_a_site_only_where_cases_are_asked_for(tmp_path: Path):
 def test_pictures_stay_with_the_site_and_are_made_only_if_it_allows(tmp_path: Path, shows: bool):
     alder, _, start = pair(tmp_path)
     alder.answer(order(start))
-    asked = Evaluate(round=1, split="test", cases=True, weights=start)
+    asked = Evaluate(round=1, since=1, split="test", cases=True, weights=start)
     replace(alder, shows_images=shows).answer(asked)
     assert (tmp_path / "sites/alder/panels.npz").exists() == shows
 

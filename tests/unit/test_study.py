@@ -8,10 +8,11 @@ import pytest
 from grandrounds.data.elements import Elements, Fractions
 from grandrounds.data.simulate import Patients, Scanner
 from grandrounds.errors import BadStudy
-from grandrounds.study import Choice, SiteSpec, Stop, Study, notes, resolved
+from grandrounds.study import Choice, SiteSpec, Stop, Study
+from grandrounds.study_checks import notes, resolved
 from grandrounds.tasks import Synthesis
 from grandrounds.training import Training
-from tests.federation import tiny
+from tests.federation import synthesis_of, tiny
 
 CONTRASTS = ("T1w", "T2w", "PDw")
 SITE = SiteSpec("alder", ("T1w->T2w",))
@@ -188,12 +189,13 @@ def test_a_number_that_is_none_is_refused(path: str, value: str):
     ],
 )
 def test_a_method_chooses_its_generator_where_the_study_leaves_it_open(method: str, generator: str):
-    assert resolved(replace(STUDY, method=Choice(method))).task.generator == generator
+    study = resolved(replace(STUDY, method=Choice(method)))
+    assert synthesis_of(study).generator == generator
 
 
 def test_a_generator_that_the_study_names_stands():
     study = replace(with_task(generator="personalised"), method=Choice("fedavg"))
-    assert resolved(study).task.generator == "personalised"
+    assert synthesis_of(resolved(study)).generator == "personalised"
 
 
 def test_a_method_gets_the_studys_local_epochs():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from grandrounds.errors import BadStudy
+from grandrounds.methods import METHODS
 from grandrounds.study import Choice
 from grandrounds.study_file import (
     PARITY,
@@ -19,8 +20,10 @@ from grandrounds.study_file import (
     to_table,
     to_toml,
 )
+from grandrounds.tasks import TASKS
 from grandrounds.tasks.synthesis import SMALL
-from tests.federation import TINY, tiny
+from grandrounds.topologies import TOPOLOGIES
+from tests.federation import TINY, synthesis_of, tiny
 
 Table = dict[str, Any]
 STUDIES = sorted(TINY.parent.glob("*.toml"))
@@ -61,7 +64,8 @@ def test_a_method_with_options_reads_back_equal():
 def test_a_resolved_study_names_every_option():
     table = to_table(tiny())
     assert table["method"] == {"kind": "pflsynth", "split": "paper", "share": []}
-    assert table["topology"] == {"kind": "star"}
+    assert table["topology"] == {"kind": "star", "require": "all", "patience": 0.0}
+    assert table["aggregation"] == {"kind": "mean", "trim": 0.1, "shares": "cases"}
     assert table["stop"] == {"patience": 0, "validate_every": 1, "test": "best"}
     assert table["task"]["generator"] == "personalised"
 
@@ -95,7 +99,10 @@ def test_the_fingerprint_survives_writing_and_reading():
             "study: unknown key 'elements.split.tran'; did you mean 'train'?",
         ),
         ("method.slpit=wide", "study: unknown key 'method.slpit'; did you mean 'split'?"),
-        ("topology.leader=alder", "study: unknown key 'topology.leader'; valid here: kind"),
+        (
+            "topology.leader=alder",
+            "study: unknown key 'topology.leader'; valid here: require, patience",
+        ),
         ("privacy.epsilon=1", "study: unknown key 'privacy.epsilon'; valid here: kind"),
         (
             "stop.xyz=1",
@@ -144,11 +151,14 @@ def test_an_unknown_key_within_a_site_is_refused_with_its_path(site: Table, sent
         ("method.kind=fedavgg", "method.kind = 'fedavgg' is unknown; did you mean 'fedavg'?"),
         (
             "method.kind=x",
-            "method.kind = 'x' is unknown; known: fedavg, fedbn, pflsynth, local, central",
+            f"method.kind = 'x' is unknown; known: {', '.join(METHODS)}",
         ),
-        ("topology.kind=ring", "topology.kind = 'ring' is unknown; known: star"),
+        (
+            "topology.kind=ring",
+            f"topology.kind = 'ring' is unknown; known: {', '.join(TOPOLOGIES)}",
+        ),
         ("method=fedavg", 'method must be a table with a kind, for example kind = "fedavg"'),
-        ("task.kind=reading", "task.kind = 'reading' is unknown; known: synthesis"),
+        ("task.kind=reading", f"task.kind = 'reading' is unknown; known: {', '.join(TASKS)}"),
         ("elements.spacing=[1.5]", "'elements.spacing[1]' is missing; it is needed"),
     ],
 )
@@ -243,12 +253,13 @@ def test_a_preset_lies_under_what_the_study_says_itself(preset: Table, given: Ta
 
 def test_presets_can_be_laid_one_over_the_other():
     study = parse_study(base(parity=True, task={"model": "small"}))
-    assert (study.task.width, study.task.norm, study.training.batch_size) == (16, "batch", 1)
+    task = synthesis_of(study)
+    assert (task.width, task.norm, study.training.batch_size) == (16, "batch", 1)
 
 
 def test_overrides_come_before_presets():
     study = parse_study(base(), ("parity=true", "training.batch_size=2"))
-    assert (study.task.norm, study.training.batch_size) == ("batch", 2)
+    assert (synthesis_of(study).norm, study.training.batch_size) == ("batch", 2)
 
 
 def test_a_resolved_parity_study_means_the_same_without_the_preset():
@@ -273,7 +284,7 @@ def definition(made: Table, rule: Table) -> Table:
 
 def misfits(made: Table, rule: Table, value: Any, where: str) -> Iterator[str]:
     """Paths in a TOML value that a schema has no place for."""
-    rule = variant(definition(made, rule), value)
+    rule = variant(made, definition(made, rule), value)
     if isinstance(value, dict):
         yield from misfits_of_table(made, rule, value, where)
     elif isinstance(value, list):
@@ -295,12 +306,14 @@ def misfits_of_table(made: Table, rule: Table, table: Table, where: str) -> Iter
     yield from (f"{where}{name} missing" for name in rule.get("required", ()) if name not in table)
 
 
-def variant(rule: Table, value: Any) -> Table:
-    """The one variant of a choice that the value's kind names."""
-    if "oneOf" not in rule:
+def variant(made: Table, rule: Table, value: Any) -> Table:
+    """The one variant of a choice that the value's kind names; a task is synthesis by default."""
+    found = [definition(made, v) for v in rule.get("oneOf", rule.get("anyOf", ()))]
+    if not found or not isinstance(value, dict):
         return rule
-    [found] = [v for v in rule["oneOf"] if v["properties"]["kind"]["const"] == value["kind"]]
-    return found
+    kind = value.get("kind", "synthesis")
+    [named] = [v for v in found if v["properties"]["kind"]["const"] == kind]
+    return named
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -8,10 +8,11 @@ from grandrounds.bench import Bench
 from grandrounds.data.elements import Elements
 from grandrounds.tasks import Synthesis
 from grandrounds.tasks.slices import Pair
-from grandrounds.tasks.synthesis import SynthesisTask, Translator
+from grandrounds.tasks.synthesis import SynthesisTask
 from grandrounds.tasks.task import Batch
+from grandrounds.tasks.translation import Translator
 from grandrounds.weights import digest, select
-from tests.federation import assert_trained, built, model_of, played, tiny
+from tests.federation import assert_trained, built, model_of, played, synthesis_of, tiny
 
 SITES = {"alder": ("T1w->T2w", "T2w->PDw"), "birch": ("T1w->T2w", "FLAIR->T2w")}
 CONTRASTS = ("T1w", "T2w", "PDw", "FLAIR")
@@ -283,7 +284,7 @@ def test_a_blank_batch_has_the_form_of_a_real_one():
 def test_a_parity_study_builds_and_trains_a_round(tmp_path: Path):
     """Batch norm at batch 1, own first weights, the reference's schedule, crops and dropout."""
     study = tiny("parity=true", "training.batch_size=1", "rounds=2", "seed=2", sites=2)
-    assert study.task.equalised
+    assert synthesis_of(study).equalised
     assert study.training.schedule == "reference"
     federation = built(study, tmp_path)
     assert federation.start.weights == {}

@@ -1,8 +1,24 @@
 from pathlib import Path
 
-from grandrounds.events import RoundFinished, SiteTrained, SiteValidated
+import pytest
+
+from grandrounds.events import (
+    Event,
+    RoundFinished,
+    SiteExchanged,
+    SiteMissed,
+    SiteMonitored,
+    SiteTrained,
+    SiteValidated,
+)
 from grandrounds.messages import CaseScore
-from grandrounds.tables import concatenate, write_digests, write_rounds, write_scores
+from grandrounds.tables import (
+    concatenate,
+    write_digests,
+    write_forgetting,
+    write_rounds,
+    write_scores,
+)
 from tests.federation import rows
 
 SITES = ("alder", "birch")
@@ -56,6 +72,76 @@ def test_a_validation_without_cases_has_no_score(tmp_path: Path):
     events = [trained(1, "alder"), SiteValidated(1, "alder", 0.1, 0, 0.0, 30)]
     write_rounds(tmp_path / "rounds.csv", events, SITES[:1])
     assert rows(tmp_path / "rounds.csv")[0]["validation"] == ""
+
+
+def bytes_of(path: Path) -> list[tuple[str, str]]:
+    return [(row["bytes_up"], row["bytes_down"]) for row in rows(path)]
+
+
+def test_bytes_are_added_up_whatever_they_were_for(tmp_path: Path):
+    events: list[Event] = [
+        trained(1, "alder"),
+        SiteExchanged(1, "alder", "merge", 0.1, 1000, 0),
+        SiteExchanged(1, "alder", "adopt", 0.1, 0, 2000),
+        SiteMonitored(1, "alder", "birch", 0.1, 4, 20.5, 30),
+        trained(1, "birch"),
+        SiteMonitored(1, "birch", "birch", 0.1, 4, 20.5, 30),
+        SiteValidated(1, "birch", 0.1, 4, 20.5, 7),
+        trained(2, "alder"),
+    ]
+    write_rounds(tmp_path / "rounds.csv", events, SITES)
+    assert bytes_of(tmp_path / "rounds.csv") == [
+        ("1100", "2090"),
+        ("100", "157"),
+        ("100", "90"),
+        ("", ""),
+    ]
+
+
+def test_a_round_that_a_new_leader_had_trained_again_counts_all_its_bytes(tmp_path: Path):
+    events = [trained(1, "alder"), trained(1, "alder")]
+    write_rounds(tmp_path / "rounds.csv", events, SITES[:1])
+    assert bytes_of(tmp_path / "rounds.csv") == [("200", "180")]
+
+
+def missed(site: str, stage: str, round: int = 1) -> SiteMissed:
+    return SiteMissed(site, round, stage, "OSError", "gone", "")
+
+
+@pytest.mark.parametrize(
+    ("events", "took_part"),
+    [
+        ([missed("birch", "train")], "False"),
+        ([trained(1, "birch"), missed("birch", "train")], "False"),
+        ([trained(1, "birch"), missed("birch", "merge")], "True"),
+        ([trained(1, "birch"), missed("birch", "evaluate")], "True"),
+        ([trained(1, "birch"), missed("birch", "train", round=2)], "True"),
+    ],
+    ids=["failed", "late", "no leader", "unscored", "next"],
+)  # fmt: skip
+def test_a_site_that_was_missed_in_training_took_no_part(
+    tmp_path: Path, events: list[Event], took_part: str
+):
+    write_rounds(tmp_path / "rounds.csv", [trained(1, "alder"), *events], SITES)
+    found = [row["took_part"] for row in rows(tmp_path / "rounds.csv")]
+    assert found == ["True", took_part]
+
+
+def test_forgetting_has_one_row_for_each_turn_and_site(tmp_path: Path):
+    events = [
+        trained(1, "alder"),
+        SiteMonitored(1, "alder", "alder", 0.1, 4, 0.1 + 0.2, 30),
+        SiteMonitored(1, "alder", "birch", 0.1, 0, 0.0, 30),
+    ]
+    write_forgetting(tmp_path / "forgetting.csv", events)
+    assert (tmp_path / "forgetting.csv").read_text() == (
+        "round,after,site,score,cases\n1,alder,alder,0.30000000000000004,4\n1,alder,birch,,0\n"
+    )
+
+
+def test_where_no_cycle_was_watched_there_is_no_table_of_forgetting(tmp_path: Path):
+    write_forgetting(tmp_path / "forgetting.csv", [trained(1, "alder")])
+    assert not (tmp_path / "forgetting.csv").exists()
 
 
 def test_digests_have_one_row_for_each_round(tmp_path: Path):

@@ -1,16 +1,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
 from grandrounds.bench import Bench
-from grandrounds.messages import LocalPlan
 from grandrounds.tasks.task import Batch, Examples, Task
-from grandrounds.training import Trained, Training, rate_factor, train
+from grandrounds.training import Lesson, Trained, Training, rate_factor, step, train
+from grandrounds.weights import Filter, digest
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,32 @@ class Zero:
             yield part, model.get_submodule(part)(batch["x"]).square().mean() * self.worst
 
 
+def lesson_of(numbers: Numbers, task: Zero, *, seed: int = 0) -> Lesson:
+    generator = Generator().manual_seed(seed)
+    return Lesson(cast(Task, task), cast(Examples, numbers), 3, generator)
+
+
+def everything(_: str) -> bool:
+    return True
+
+
 def learn(
-    numbers: Numbers, *, epochs: int = 1, seed: int = 0, task: Zero | None = None
+    numbers: Numbers,
+    *,
+    epochs: int = 1,
+    steps: int = 0,
+    seed: int = 0,
+    task: Zero | None = None,
+    kind: Literal["adam", "sgd"] = "adam",
+    trained: Filter = everything,
 ) -> tuple[Bench, Trained]:
     torch.manual_seed(0)
     model = nn.ModuleDict({"first": nn.Linear(1, 1), "second": nn.Linear(1, 1)})
-    bench = Bench(model, torch.device("cpu"), torch.float32)
+    bench = Bench(model, torch.device("cpu"), torch.float32, kind=kind)
     bench.set_rate(0.1)
-    plan, real = LocalPlan(epochs=epochs), cast(Task, task or Zero())
-    examples = cast(Examples, numbers)
-    return bench, train(bench, real, examples, plan=plan, batch_size=3, seed=seed)
+    lesson = lesson_of(numbers, task or Zero(), seed=seed)
+    with bench.training_only(trained):
+        return bench, train(bench, lesson, lesson.batches(epochs=epochs, steps=steps))
 
 
 def test_each_epoch_sees_every_example_once_and_no_remainder_is_dropped():
@@ -90,6 +106,29 @@ def test_each_epoch_sees_every_example_once_and_no_remainder_is_dropped():
     epochs = [sorted(chain(*numbers.seen[:3])), sorted(chain(*numbers.seen[3:]))]
     assert epochs == [[*range(7)], [*range(7)]]
     assert trained.steps == 6
+
+
+@pytest.mark.parametrize(("steps", "sizes"), [(2, [3, 3]), (5, [3, 3, 1, 3, 3])])
+def test_steps_count_batches_in_place_of_epochs(steps: int, sizes: list[int]):
+    numbers = Numbers(7)
+    _, trained = learn(numbers, epochs=9, steps=steps)
+    assert [len(batch) for batch in numbers.seen] == sizes
+    assert trained.steps == steps
+
+
+def test_steps_begin_as_epochs_do():
+    """As many steps as epochs have batches are these epochs, to the bit."""
+    first, second = Numbers(7), Numbers(7)
+    by_epochs, _ = learn(first, epochs=2)
+    by_steps, _ = learn(second, steps=6)
+    assert first.seen == second.seen
+    assert digest(by_epochs.weights(everything)) == digest(by_steps.weights(everything))
+
+
+def test_a_lesson_counts_its_batches_before_it_gives_them():
+    lesson = lesson_of(Numbers(7), Zero())
+    assert lesson.num_batches(epochs=2) == 6
+    assert lesson.num_batches(epochs=2, steps=4) == 4
 
 
 def test_the_seed_alone_decides_the_order_and_epochs_differ():
@@ -133,3 +172,83 @@ def test_optimiser_state_comes_back_to_the_bit_and_what_is_not_named_starts_anew
     found = bench.optimizer_state(lambda _: True)
     assert found.keys() == saved.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in saved.items())
+
+
+def start() -> dict[str, Tensor]:
+    bench, _ = learn(Numbers(1), epochs=0)
+    return bench.weights(everything)
+
+
+def test_what_is_not_trained_does_not_move_and_can_be_trained_again():
+    bench, trained = learn(Numbers(6), trained=lambda name: name.startswith("first."))
+    moved = {n for n, t in start().items() if not torch.equal(t, bench.weights(everything)[n])}
+    assert moved == {"first.weight", "first.bias"}
+    assert set(trained.losses) == {"first", "second"}
+    assert all(parameter.requires_grad for parameter in bench.model.parameters())
+
+
+def test_a_part_of_which_nothing_is_trained_takes_no_step():
+    bench, _ = learn(Numbers(6), trained=lambda name: name.startswith("first."))
+    state = bench.optimizer_state(everything)
+    assert {name.split("/")[1] for name in state} == {"first"}
+
+
+def test_momentum_of_what_is_not_trained_moves_nothing():
+    """An optimiser that remembers a gradient would go on without a new one."""
+    bench, _ = learn(Numbers(6))
+    before = bench.weights(everything)
+    lesson = lesson_of(Numbers(6), Zero())
+    with bench.training_only(lambda name: name == "first.weight"):
+        train(bench, lesson, lesson.batches(epochs=2))
+    after = bench.weights(everything)
+    assert {n for n, t in before.items() if not torch.equal(t, after[n])} == {"first.weight"}
+
+
+def test_training_only_is_over_after_an_error():
+    bench, _ = learn(Numbers(1))
+    with pytest.raises(KeyError), bench.training_only(lambda _: False):
+        raise KeyError
+    assert all(parameter.requires_grad for parameter in bench.model.parameters())
+
+
+def test_what_was_frozen_before_stays_frozen():
+    bench, _ = learn(Numbers(1))
+    frozen = bench.parameters("first")["first.weight"].requires_grad_(False)
+    with bench.training_only(everything):
+        assert not frozen.requires_grad
+    assert not frozen.requires_grad
+
+
+def test_a_loss_that_moves_nothing_is_a_loss_without_a_step():
+    bench, _ = learn(Numbers(1))
+    before = bench.weights(everything)
+    step(bench, "first", torch.tensor(2.0))
+    assert digest(bench.weights(everything)) == digest(before)
+
+
+def test_sgd_takes_the_gradient_times_the_rate():
+    """One example, x = 0: the loss is b^2, its gradient 2 b."""
+    bench, _ = learn(Numbers(1), kind="sgd")
+    first, after = start(), bench.weights(everything)
+    torch.testing.assert_close(after["first.bias"], first["first.bias"] * (1 - 2 * 0.1))
+    assert torch.equal(after["first.weight"], first["first.weight"])
+    assert bench.optimizer_state(everything) == {}
+
+
+def test_sgds_momentum_is_state_that_comes_back():
+    model = nn.ModuleDict({"first": nn.Linear(1, 1), "second": nn.Linear(1, 1)})
+    bench = Bench(model, torch.device("cpu"), torch.float32, kind="sgd", momentum=0.9)
+    bench.set_rate(0.1)
+    lesson = lesson_of(Numbers(6), Zero())
+    train(bench, lesson, lesson.batches(epochs=1))
+    saved = bench.optimizer_state(everything)
+    assert "optimizer/second/bias/momentum_buffer" in saved
+    bench.load_optimizer_state({})
+    bench.load_optimizer_state(saved)
+    assert digest(bench.optimizer_state(everything)) == digest(saved)
+
+
+def test_parameters_have_their_names_in_the_whole_model():
+    bench, _ = learn(Numbers(1))
+    assert set(bench.parameters("first")) == {"first.weight", "first.bias"}
+    assert set(bench.parameters("")) == set(bench.model.state_dict())

@@ -16,8 +16,8 @@ class Session:
     """One scanning session of one patient, prepared and on one grid.
 
     `images` is float32 (slice, contrast, height, width) in [0, 1], often a read-only memory map;
-    `contrasts` names its second axis; `masks` maps "brain" or "lesion" to uint8 (slice, height,
-    width); `values` are the patient's variables, NaN where one is missing.
+    `contrasts` names its second axis; `masks` maps "brain", "lesion" or a tissue to uint8 (slice,
+    height, width); `values` are the patient's variables, NaN where one is missing.
     """
 
     patient: str

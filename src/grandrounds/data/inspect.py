@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import TypeAlias
 
 from grandrounds.data.case import SPLITS, Cohort, Session, Split
@@ -41,9 +42,9 @@ class Geometry:
 class SiteSummary:
     """One site in counts.
 
-    `splits` counts all sessions; `contents` those with a contrast ("T1w") or mask ("lesion");
-    `tasks` those that can serve a task ("T1w->T2w"), per split. `notes` say what is missing and
-    what it costs.
+    `splits` counts all sessions; `contents` those with a contrast ("T1w"), mask ("lesion") or
+    variable ("age"); `tasks` those that can serve a task ("T1w->T2w"), per split. `geometry` is
+    None where images came without any. `notes` say what is missing and what it costs.
     """
 
     site: str
@@ -51,7 +52,7 @@ class SiteSummary:
     splits: Mapping[Split, Count]
     contents: Mapping[str, Count]
     tasks: Mapping[str, Mapping[Split, Count]]
-    geometry: Geometry
+    geometry: Geometry | None
     notes: tuple[str, ...]
 
 
@@ -84,6 +85,11 @@ def describe_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[st
     return _summary(cohort, elements, tasks, simulated=True, geometry=geometry, notes=())
 
 
+def describe_arrays(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
+    """Count what a cohort made of an image stack or a table holds."""
+    return _summary(cohort, elements, tasks, simulated=False, geometry=None, notes=())
+
+
 def check_elements(summary: SiteSummary, elements: Elements, tasks: Sequence[str]) -> None:
     """Raise `BadSite` where a site cannot train and test each of its tasks."""
     for task in tasks:
@@ -99,7 +105,8 @@ def check_elements(summary: SiteSummary, elements: Elements, tasks: Sequence[str
 def _check_cases(summary: SiteSummary, elements: Elements, task: str) -> None:
     slices = {split: summary.tasks[task][split].slices for split in SPLITS}
     if not any(slices.values()):
-        sessions = ", ".join(f"{c} ({summary.contents[c].sessions})" for c in elements.contrasts)
+        names = elements.contrasts or tuple(summary.contents)
+        sessions = ", ".join(f"{name} ({summary.contents[name].sessions})" for name in names)
         raise BadSite(
             f"site '{summary.site}': {task} has no case; a session must have all that it needs, "
             f"and the sessions here have {sessions}."
@@ -120,10 +127,11 @@ def _summary(
     tasks: Sequence[str],
     *,
     simulated: bool,
-    geometry: Geometry,
+    geometry: Geometry | None,
     notes: tuple[str, ...],
 ) -> SiteSummary:
-    names = dict.fromkeys([*elements.contrasts, *(name for task in tasks for name in needs(task))])
+    needed = (name for task in tasks for name in needs(task))
+    names = dict.fromkeys([*elements.contrasts, *elements.variables, *needed])
     sessions = tuple(cohort)
     return SiteSummary(
         cohort.site,
@@ -135,14 +143,20 @@ def _summary(
             for task in tasks
         },
         geometry=geometry,
-        notes=(*notes, *_missing(cohort, names, tasks)),
+        notes=(
+            *notes,
+            *_missing(cohort, names, tasks),
+            *_unmasked(cohort, geometry),
+            *_unvalidated(cohort),
+        ),
     )
 
 
 def _has(session: Session, name: str) -> bool:
     if name == VARIABLES:
         return bool(session.values)
-    return name in session.contrasts or name in session.masks or name in session.values
+    known = not isnan(session.values.get(name, nan))
+    return known or name in session.contrasts or name in session.masks
 
 
 def _count(sessions: Iterable[Session]) -> Count:
@@ -181,16 +195,32 @@ def _missing(cohort: Cohort, names: Iterable[str], tasks: Sequence[str]) -> tupl
     sessions, notes = tuple(cohort), list[str]()
     for name in names:
         lacking = [session for session in sessions if not _has(session, name)]
-        losing = ", ".join(task for task in tasks if name in needs(task))
-        slices = _some(sum(session.num_slices for session in lacking), "slice")
-        cost = f"{slices} cannot serve {losing}" if losing else "no task here needs it"
         if lacking:
+            cost = _cost(name, lacking, tasks)
             notes.append(f"{_lack(len(lacking), len(sessions))} {name}: {cost}")
-    if unmasked := sum("brain" not in session.masks for session in sessions):
-        notes.append(f"{_lack(unmasked, len(sessions))} a brain mask: scaled by the whole head")
-    if not cohort.splits["validation"]:
-        notes.append("no patient is left for validation")
     return tuple(notes)
+
+
+def _cost(name: str, lacking: Sequence[Session], tasks: Sequence[str]) -> str:
+    losing = ", ".join(task for task in tasks if name in needs(task))
+    reading = ", ".join(task for task in tasks if VARIABLES in needs(task))
+    if losing:
+        slices = _some(sum(session.num_slices for session in lacking), "slice")
+        return f"{slices} cannot serve {losing}"
+    if reading and all(name in session.values for session in lacking):
+        return f"{reading} reads it as missing"
+    return "no task here needs it"
+
+
+def _unmasked(cohort: Cohort, geometry: Geometry | None) -> tuple[str, ...]:
+    lacking = ["brain" not in session.masks for session in cohort]
+    if geometry is None or not any(lacking):
+        return ()
+    return (f"{_lack(sum(lacking), len(lacking))} a brain mask: scaled by the whole head",)
+
+
+def _unvalidated(cohort: Cohort) -> tuple[str, ...]:
+    return () if cohort.splits["validation"] else ("no patient is left for validation",)
 
 
 def _lack(number: int, total: int) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -219,14 +218,14 @@ def _store(session: Session, folder: Path) -> _Entry:
 
 
 def _put(scratch: Path, folder: Path) -> None:
-    with suppress(FileNotFoundError):
-        folder.rename(scratch / "damaged")
+    """Put a new entry in its place, never moving one that another process may be reading."""
     try:
         (scratch / "new").rename(folder)
     except OSError:
-        # Another process may have kept the same session a moment earlier.
-        if not _intact(folder):
-            raise
+        if _intact(folder):  # another process kept the same session a moment earlier
+            return
+        folder.rename(scratch / "damaged")
+        (scratch / "new").rename(folder)
 
 
 def _write(session: Session, folder: Path) -> _Entry:

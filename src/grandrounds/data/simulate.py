@@ -16,7 +16,7 @@ from grandrounds.data.signal import FIELDS, TISSUES, Properties, Sequence
 from grandrounds.errors import BadStudy
 from grandrounds.seeds import seed_for
 
-SIMULATOR_VERSION = 1  # part of every cache key: raise it whenever simulated voxels would change
+SIMULATOR_VERSION = 2  # part of every cache key: raise it whenever voxels or masks would change
 HEADROOM = 1.2  # the 99th percentile inside the brain becomes 1 / HEADROOM
 SLAB, SHIFT = 24.0, 2.5  # mm above and below the middle; mm by which a patient's slab moves
 BIAS_RADIUS = 80.0  # mm; within it the bias is at most as large as the scanner says
@@ -103,7 +103,7 @@ def simulate_session(
     *,
     slices: int,
 ) -> Session:
-    """Simulate a patient's session: axial slices, and exact masks of the brain and of its lesions.
+    """Simulate a patient's session: axial slices, and exact masks of the brain and its tissues.
 
     The same seed, site and patient give the same session, whatever else was simulated before. Each
     contrast is divided by 1.2 times its 99th percentile inside the brain and clipped to [0, 1].
@@ -122,7 +122,7 @@ def simulate_session(
         signal *= 1 + TEXTURE * random_field(streams(f"texture {contrast}"), axes, TEXTURE_WIDTH)
         image = acquired(streams(f"noise {contrast}"), signal, brain, scanner)
         images[:, index] = (image / (HEADROOM * np.percentile(image[brain], 99))).clip(0, 1)
-    masks = {"brain": brain, "lesion": tissues[:, LESION] >= 0.5}
+    masks = {"brain": brain, "lesion": tissues[:, LESION] >= 0.5, **tissue_masks(tissues)}
     return Session(
         patient,
         "",
@@ -130,6 +130,19 @@ def simulate_session(
         images,
         {name: mask.astype(np.uint8) for name, mask in masks.items()},
     )
+
+
+def tissue_masks(tissues: Array) -> Mapping[str, NDArray[np.bool_]]:
+    """Tell where csf, grey matter (the deep one too) and white matter have the largest share.
+
+    `tissues` is (plane, tissue, height, width) in the order of `HEAD`; what is missing to 1 is air.
+    """
+    shares = np.concatenate([tissues, 1 - tissues.sum(axis=1, keepdims=True)], axis=1)
+    deep, grey = HEAD.index("deep grey"), HEAD.index("grey")
+    shares[:, grey] += shares[:, deep]
+    shares[:, deep] = 0
+    largest = shares.argmax(axis=1)
+    return {name: largest == HEAD.index(name) for name in ("csf", "grey", "white")}
 
 
 def _stream(seed: int, site: str, patient: str, purpose: str) -> np.random.Generator:

@@ -1,24 +1,13 @@
 """A method is a value: what travels, how a site trains, how updates become the next state."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from grandrounds.checkpoints import State
 from grandrounds.errors import BadStudy
-from grandrounds.messages import LocalPlan, Reply
-from grandrounds.weights import Filter, mean
-
-Combine: TypeAlias = Callable[[State, Sequence[Reply]], State]
-
-
-def weighted_mean(state: State, replies: Sequence[Reply]) -> State:
-    """Replace the weights by the sites' mean, each with the share n_k / n of its training examples.
-
-    McMahan et al. 2017, algorithm 1.
-    """
-    average = mean([reply.weights for reply in replies], [reply.examples for reply in replies])
-    return replace(state, weights=average, round=state.round + 1)
+from grandrounds.messages import LocalPlan
+from grandrounds.methods.combine import CONTROL, Combine
+from grandrounds.weights import OPTIMIZER, Filter, Weights, select, starting_with
 
 
 @dataclass(frozen=True)
@@ -34,8 +23,13 @@ class Method:
     shared: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     plan: LocalPlan = field(default_factory=LocalPlan)
-    combine: Combine = weighted_mean
+    combine: Combine = field(default_factory=Combine)
     pooled: bool = False
+
+    def broadcast(self, state: State) -> Weights:
+        """Give what a site needs to train from a state: the weights, and what a plan adds."""
+        names = (CONTROL,) * self.plan.controls + (OPTIMIZER,) * self.plan.carries
+        return state.weights | select(state.memory, starting_with(*names))
 
     def travels(self, groups: Mapping[str, Filter]) -> Filter:
         """Build the filter of what leaves a site. Raises `BadStudy` for an unknown group."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Literal
 
+from grandrounds.messages import LocalPlan
+from grandrounds.methods.combine import Combine, ServerStep
 from grandrounds.methods.method import Method
 
 
@@ -14,6 +16,63 @@ def fedavg() -> Method:
 def fedbn() -> Method:
     """Li et al. 2021: FedAvg, but batch-norm parameters and statistics stay at the site."""
     return Method("FedBN", shared=("all",), private=("norm",))
+
+
+def fedprox(*, mu: float = 0.01) -> Method:
+    """Li et al. 2020: FedAvg with a proximal pull of strength mu towards the round's start."""
+    return Method("FedProx", shared=("all",), plan=LocalPlan(prox=mu))
+
+
+def fedopt(
+    *,
+    server: Literal["momentum", "adam", "yogi", "adagrad"] = "adam",
+    rate: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+) -> Method:
+    """Reddi et al. 2021: the server takes the sites' mean move as the gradient of its optimiser."""
+    step = ServerStep(server, rate, beta1, beta2, tau, start=tau**2)
+    return Method(f"Fed{server.capitalize()}", shared=("all",), combine=Combine(step=step))
+
+
+def fedbadam(
+    *, rate: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3
+) -> Method:
+    """FedBAdam: Adam at the server, batch norms stay at the site (10.1016/j.bspc.2026.109649)."""
+    step = ServerStep("adam", rate, beta1, beta2, tau)
+    return Method("FedBAdam", shared=("all",), private=("norm",), combine=Combine(step=step))
+
+
+def scaffold(*, rate: float = 1.0) -> Method:
+    """Karimireddy et al. 2020: control variates correct each gradient for the site's drift.
+
+    `rate` is the server's.
+    """
+    step = ServerStep("replace", rate)
+    plan = LocalPlan(controls=True)
+    return Method("SCAFFOLD", shared=("all",), plan=plan, combine=Combine(step=step))
+
+
+def lg_fedavg() -> Method:
+    """Liang et al. 2020: the lower layers stay at the site, the upper ones are averaged."""
+    return Method("LG-FedAvg", shared=("upper",))
+
+
+def fedper() -> Method:
+    """Arivazhagan et al. 2019: the head stays at the site, all below it is averaged."""
+    return Method("FedPer", shared=("all",), private=("head",))
+
+
+def fedrep(*, head_epochs: int = 1) -> Method:
+    """Collins et al. 2021: as FedPer, but each round trains first the head alone, then the rest."""
+    plan = LocalPlan(private_epochs=head_epochs)
+    return Method("FedRep", shared=("all",), private=("head",), plan=plan)
+
+
+def ditto(*, strength: float = 0.1) -> Method:
+    """Li et al. 2021: FedAvg, and beside it each site's own model, pulled towards the shared."""
+    return Method("Ditto", shared=("all",), plan=LocalPlan(personal=strength))
 
 
 def pflsynth(*, split: Literal["paper", "wide"] = "paper", share: tuple[str, ...] = ()) -> Method:
@@ -38,7 +97,15 @@ def central() -> Method:
 
 METHODS: dict[str, Callable[..., Method]] = {
     "fedavg": fedavg,
+    "fedprox": fedprox,
+    "fedopt": fedopt,
     "fedbn": fedbn,
+    "fedbadam": fedbadam,
+    "scaffold": scaffold,
+    "lg_fedavg": lg_fedavg,
+    "fedper": fedper,
+    "fedrep": fedrep,
+    "ditto": ditto,
     "pflsynth": pflsynth,
     "local": local,
     "central": central,

@@ -13,6 +13,7 @@ from torch.nn import functional
 from grandrounds.models.blocks import channels_last
 from grandrounds.models.initialise import initialise, seeded
 from grandrounds.models.norm import Norm, norm_layer
+from grandrounds.precision import full
 
 _SLOPE = 0.2
 _WIDEST = 8  # times the width
@@ -41,7 +42,7 @@ class Discriminator(nn.Module):
         features = functional.leaky_relu(self.entry(channels_last(pair_BCHW)), _SLOPE, inplace=True)
         for layer in self.hidden:
             features = layer(features)
-        return self.verdict(features).float()
+        return full(self.verdict(features))
 
 
 class _Judge(nn.Module):

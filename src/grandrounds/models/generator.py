@@ -22,6 +22,7 @@ from grandrounds.models.blocks import (
 from grandrounds.models.initialise import initialise, seeded
 from grandrounds.models.mapper import Mapper, Modulation, PersonalBlock
 from grandrounds.models.norm import Norm, norm_layer
+from grandrounds.precision import full
 
 _EARLY_SHARE = 5 / 9  # of the residual blocks; Dalmaz et al. keep five of nine at the site
 
@@ -78,7 +79,7 @@ class Generator(nn.Module):
         for stage, modulation in zip(stages, self._modulations(code_BK), strict=True):
             features = stage(features)
             features = modulation.apply(features) if modulation else features
-        return torch.tanh(to_image(features).float())
+        return torch.tanh(full(to_image(features)))
 
     def stages(self) -> dict[str, tuple[str, ...]]:
         """Name the stages in order, each with how the names of its parameters start."""
@@ -94,6 +95,8 @@ class Generator(nn.Module):
         "style", (B, D); the last one gives "output", the image in [-1, 1].
         """
         tensors, names = dict(carried), self._names()
+        if "features" in tensors:  # they may have crossed a cut, which keeps no layout
+            tensors["features"] = channels_last(tensors["features"])
         for stage in stages:
             if stage == "mapper":
                 tensors["style"] = self._style(tensors.pop("code"))
@@ -107,7 +110,7 @@ class Generator(nn.Module):
         features = tensors["features"] if source is None else channels_last(source)
         made = stages[number](features)
         if number == len(stages) - 1:
-            return {"output": torch.tanh(made.float())}
+            return {"output": torch.tanh(full(made))}
         if self.mapper is None:
             return {"features": made}
         block = self.personal[number]

@@ -56,5 +56,7 @@ def batch_norm_names(module: nn.Module) -> frozenset[str]:
     return frozenset(
         name
         for name in module.state_dict()
-        if isinstance(module.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d)
+        if isinstance(
+            module.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d | nn.BatchNorm3d
+        )
     )

@@ -16,13 +16,18 @@ from grandrounds.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    SiteMonitored,
     SiteReady,
-    SiteTrained,
+    SiteTuned,
     SiteValidated,
     StoppedEarly,
+    TopologySet,
 )
+from grandrounds.report.discrimination import Discrimination, discriminations
 from grandrounds.report.folder import ArmEntry, CaseRow, Panel, RunFolder, StudyFile
-from grandrounds.report.metrics import METRICS
+from grandrounds.report.forgetting import Cycle, cycles_of
+from grandrounds.report.metrics import METRICS, is_known
+from grandrounds.report.work import Absence, Work, absences_of, work_of
 
 FEW_STEPS = 320  # up to here, training alone usually wins: an average slows every step
 Curve: TypeAlias = tuple[tuple[int, float], ...]  # (round, score)
@@ -42,19 +47,6 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Work:
-    """One site's part in one run, all rounds together."""
-
-    site: str
-    rounds: tuple[int, ...]
-    steps: int
-    examples: int
-    seconds: float
-    bytes_up: int
-    bytes_down: int
-
-
-@dataclass(frozen=True)
 class Arm:
     """One run of the report: what was trained, how far it came, how well it did."""
 
@@ -64,11 +56,16 @@ class Arm:
     began: float  # unix seconds
     ready: Mapping[str, SiteReady]
     policy: PolicySet | None
+    topology: TopologySet | None
     finished_rounds: tuple[RoundFinished, ...]
     ending: Ending | None
     curves: Mapping[str, Curve]
     work: tuple[Work, ...]
+    absences: tuple[Absence, ...]
+    cycles: tuple[Cycle, ...]
+    tuned: tuple[SiteTuned, ...]
     scores: Mapping[Cell, Patients]
+    discrimination: Mapping[tuple[str, str], Discrimination]  # by (site, task)
     seeds: tuple[int, ...]
     scored_rounds: tuple[int, ...]
     panels: tuple[Panel, ...]
@@ -82,6 +79,11 @@ class Arm:
     def local(self) -> bool:
         """Tell whether every site trained alone."""
         return self.study.method == "local"
+
+    @property
+    def pooled(self) -> bool:
+        """Tell whether all sites' data were in one place."""
+        return self.study.method == "central"
 
     @property
     def rounds(self) -> tuple[int, ...]:
@@ -144,9 +146,17 @@ class Arm:
         means = [spread.mean for spread in spreads if spread]
         return _spread(means) if len(means) == len(self.study.sites) else None
 
+    def auc(self, site: str) -> float | None:
+        """Average a site's AUC over the tasks for which it is defined; nothing where none is."""
+        found = [d.auc for (at, _), d in self.discrimination.items() if at == site]
+        defined = [value for value in found if value is not None]
+        return fmean(defined) if defined else None
+
     def few_steps(self) -> tuple[Work, ...]:
         """List the sites' work that a federation can hardly repay, for want of steps."""
-        return () if self.local else tuple(w for w in self.work if 0 < w.steps <= FEW_STEPS)
+        if self.local or self.pooled:
+            return ()
+        return tuple(w for w in self.work if 0 < w.steps <= FEW_STEPS)
 
 
 def arm_of(run: RunFolder) -> Arm:
@@ -161,11 +171,16 @@ def arm_of(run: RunFolder) -> Arm:
         began=run.events[0][0],
         ready={event.site: event for event in _of(events, SiteReady)},
         policy=next(reversed(_of(events, PolicySet)), None),
+        topology=next(reversed(_of(events, TopologySet)), None),
         finished_rounds=tuple(rounds[number] for number in sorted(rounds)),
         ending=_ending(events),
         curves=_curves(_of(events, SiteValidated)),
-        work=_work(_of(events, SiteTrained), _of(events, SiteValidated), started.sites),
+        work=work_of(events, started.sites),
+        absences=absences_of(events),
+        cycles=cycles_of(_of(events, SiteMonitored), [number for number in rounds if number]),
+        tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
         scores=_patient_means(run.cases, run.study),
+        discrimination=discriminations(run.cases, run.study),
         seeds=tuple(sorted({case.seed for case in run.cases})),
         scored_rounds=tuple(sorted({case.round for case in run.cases})),
         panels=run.panels,
@@ -197,36 +212,10 @@ def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
     return {site: tuple(sorted(found.items())) for site, found in points.items()}
 
 
-def _work(
-    trained: Iterable[SiteTrained], validated: Iterable[SiteValidated], sites: Sequence[str]
-) -> tuple[Work, ...]:
-    by_site: dict[str, dict[int, SiteTrained]] = {site: {} for site in sites}
-    for event in trained:
-        by_site[event.site][event.round] = event
-    # A validated round sends the shared weights once more.
-    again = {(event.site, event.round): event.bytes_down for event in validated}
-    return tuple(
-        _site_work(site, list(rounds.values()), sum(again.get((site, r), 0) for r in rounds))
-        for site, rounds in by_site.items()
-    )
-
-
-def _site_work(site: str, parts: Sequence[SiteTrained], validation_bytes: int) -> Work:
-    return Work(
-        site=site,
-        rounds=tuple(sorted(part.round for part in parts)),
-        steps=sum(part.steps for part in parts),
-        examples=max((part.examples for part in parts), default=0),
-        seconds=sum(part.seconds for part in parts),
-        bytes_up=sum(part.bytes_up for part in parts),
-        bytes_down=sum(part.bytes_down for part in parts) + validation_bytes,
-    )
-
-
 def _patient_means(cases: Iterable[CaseRow], study: StudyFile) -> dict[Cell, Patients]:
     values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in cases:
-        if case.metric not in METRICS or case.site not in study.sites:
+        if not is_known(case.metric) or case.site not in study.sites:
             raise BadFolder(
                 f"scores.csv: metric '{case.metric}' at site '{case.site}' is unknown; "
                 f"metrics: {', '.join(METRICS)}; sites of the study: {', '.join(study.sites)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grandrounds.events import SiteReady
 from grandrounds.report.arm import Arm, arm_of
+from grandrounds.report.discrimination import Discrimination
 from grandrounds.report.folder import ArmEntry, Panel, read_runs
 from grandrounds.report.metrics import METRICS, Metric
 
@@ -70,6 +71,13 @@ class Facts:
         declared = self.ready[site].tasks if site in self.ready else ()
         scored = (task for arm in self.arms for at, task, _ in arm.scores if at == site)
         return tuple(dict.fromkeys((*declared, *scored)))
+
+    @cached_property
+    def discrimination(self) -> Mapping[tuple[str, str], tuple[Discrimination | None, ...]]:
+        """Put each (site, task) that has an AUC beside the arms, in their order."""
+        cells = [(site, task) for site in self.sites for task in self.tasks(site)]
+        rows = {cell: tuple(arm.discrimination.get(cell) for arm in self.arms) for cell in cells}
+        return {cell: row for cell, row in rows.items() if any(row)}
 
     def best_local(self, site: str, metric: str) -> Arm | None:
         """Give the local-only arm with the best score at a site."""

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from grandrounds.report.arm import Arm, Curve
 from grandrounds.report.facts import Facts
 from grandrounds.report.folder import Image, Panel
+from grandrounds.report.wording import wording
 
 # Error colours from none to large; each step is darker, so the map also reads in grey.
 RAMP = ((255, 255, 255), (254, 224, 182), (241, 145, 75), (190, 54, 38), (84, 12, 36))
 ERROR_LIMITS = (0.1, 0.2, 0.3, 0.5, 1.0)
+TINT = (150, 198, 219)
+SAME = 1e-3  # closer greys are one structure
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ def style(number: int) -> Style:
     )
 
 
+def tint(share: float) -> str:
+    """Give a background from white (0) to a blue (1) on which dark figures stay legible."""
+    red, green, blue = (round(255 + share * (end - 255)) for end in TINT)
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
 def png(pixels: NDArray[np.uint8], palette: bytes = b"") -> str:
     """Encode (H, W) bytes as a PNG in a data: URI: grey, or by a palette of 256 RGB colours."""
     height, width = pixels.shape
@@ -67,9 +76,10 @@ def grey(image: Image) -> str:
     return png(_bytes(image))
 
 
-def error_map(panel: Panel, limit: float) -> str:
-    """Show |synthesised - real| from 0 (white) to `limit` (darkest)."""
-    return png(_bytes(np.abs(panel.prediction - panel.target) / limit), _palette())
+def error_map(panel: Panel, limit: float, *, graded: bool = True) -> str:
+    """Show |prediction - target| from 0 (white) to `limit` (darkest), or only where they differ."""
+    errors = np.abs(panel.prediction - panel.target)
+    return png(_bytes(errors / limit if graded else 0.75 * (errors > SAME)), _palette())
 
 
 def _bytes(image: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -92,11 +102,11 @@ def error_limit(panels: Iterable[Panel]) -> float:
 
 @dataclass(frozen=True)
 class Shown:
-    """One arm's pictures in a panel."""
+    """One arm's pictures in a panel, and the patient's mean score."""
 
     arm: Arm
-    value: float
-    synthesised: str
+    value: float | None
+    made: str
     error: str
 
 
@@ -115,14 +125,22 @@ def panel_rows(facts: Facts, site: str, *, task: str, limit: float) -> list[Pane
     groups: dict[tuple[str, bytes], list[tuple[Arm, Panel]]] = {}
     for arm, panel in facts.panels(site, task):
         groups.setdefault((panel.patient, panel.target.tobytes()), []).append((arm, panel))
-    return [_panel_row(pairs, limit) for pairs in groups.values()]
+    metric = facts.main_metric.key if facts.main_metric else ""
+    return [_panel_row(pairs, metric, limit) for pairs in groups.values()]
 
 
-def _panel_row(pairs: Sequence[tuple[Arm, Panel]], limit: float) -> PanelRow:
+def _panel_row(pairs: Sequence[tuple[Arm, Panel]], metric: str, limit: float) -> PanelRow:
     first = pairs[0][1]
-    shown = [Shown(arm, p.value, grey(p.prediction), error_map(p, limit)) for arm, p in pairs]
+    shown = [_shown(arm, panel, metric, limit) for arm, panel in pairs]
     height, width = first.target.shape
     return PanelRow(grey(first.source), grey(first.target), f"{width} / {height}", tuple(shown))
+
+
+def _shown(arm: Arm, panel: Panel, metric: str, limit: float) -> Shown:
+    patients = arm.scores.get((panel.site, panel.task, metric), {})
+    graded = wording(arm.study.task).graded
+    error = error_map(panel, limit, graded=graded)
+    return Shown(arm, patients.get(panel.patient), grey(panel.prediction), error)
 
 
 @dataclass(frozen=True)
@@ -185,15 +203,34 @@ def charts(facts: Facts) -> list[Chart]:
     x = axis([0, *(round for round, _ in points)], smallest_step=1)
     y = axis(score for _, score in points)
     titles = [arm.title for arm in facts.arms]
-    return [_chart(title, titles, curves, x=x, y=y) for title, curves in named if any(curves)]
+    what = "Validation score per round"
+    return [_chart(title, what, titles, curves, x=x, y=y) for title, curves in named if any(curves)]
 
 
-def _chart(title: str, arms: Sequence[str], curves: Sequence[Curve], *, x: Axis, y: Axis) -> Chart:
+def forgetting(facts: Facts) -> Chart | None:
+    """Draw what a site loses on average between its turn and its cycle's end, cycle by cycle."""
+    curves = [
+        tuple((c.round, c.mean_lost) for c in arm.cycles if c.mean_lost is not None)
+        for arm in facts.arms
+    ]
+    points = [point for curve in curves for point in curve]
+    if len({round for round, _ in points}) < 2:
+        return None
+    x = axis([0, *(round for round, _ in points)], smallest_step=1)
+    y = axis([0.0, *(lost for _, lost in points)])
+    titles = [arm.title for arm in facts.arms]
+    what = "Lost between a hospital's own turn and the end of its cycle"
+    return _chart("Lost, mean over hospitals", what, titles, curves, x=x, y=y)
+
+
+def _chart(
+    title: str, what: str, arms: Sequence[str], curves: Sequence[Curve], *, x: Axis, y: Axis
+) -> Chart:
     drawn = [(number, curve) for number, curve in enumerate(curves) if curve]
-    said = [f"{arms[n]} from {c[0][1]:.1f} to {c[-1][1]:.1f}" for n, c in drawn]
+    said = [f"{arms[n]} from {c[0][1]:.3g} to {c[-1][1]:.3g}" for n, c in drawn]
     return Chart(
         title=title,
-        description=f"Validation score per round: {'; '.join(said)}.",
+        description=f"{what}: {'; '.join(said)}.",
         lines=tuple(_line(number, curve, x=x, y=y) for number, curve in drawn),
         x_ticks=tuple((_across(x, tick), f"{tick:g}") for tick in x.ticks),
         y_ticks=tuple((_down(y, tick), f"{tick:g}") for tick in y.ticks),

@@ -27,6 +27,11 @@ class StudyFile:
     method: str
     task: str
     sites: tuple[str, ...]
+    variables: tuple[str, ...] = ()
+
+    def is_variable(self, task: str) -> bool:
+        """Tell whether a task's target is a variable of the patient, not drawn in the image."""
+        return task.partition("->")[2] in self.variables
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class CaseRow:
     seed: int
     site: str
     patient: str
+    case: str
     task: str
     metric: str
     value: float
@@ -44,12 +50,11 @@ class CaseRow:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One task's picture at a site: images (H, W) in [0, 1], and the patient's mean PSNR in dB."""
+    """One task's picture at a site, of one patient: images (H, W) in [0, 1]."""
 
     site: str
     task: str
     patient: str
-    value: float
     source: Image
     target: Image
     prediction: Image
@@ -142,7 +147,9 @@ def _study(path: Path) -> StudyFile:
         text = path.read_text()
         table = tomllib.loads(text)
         names = tuple(str(site["name"]) for site in table["site"])
-        return StudyFile(text, str(table["method"]["kind"]), str(table["task"]["kind"]), names)
+        method, task = str(table["method"]["kind"]), str(table["task"]["kind"])
+        variables = tuple(table.get("elements", {}).get("variables", ()))
+        return StudyFile(text, method, task, names, variables)
     except FileNotFoundError:
         raise BadFolder(
             f"{path.parent}: no study.toml and no arms.toml; this is neither a run nor a comparison"
@@ -174,7 +181,8 @@ def _case(row: Mapping[str, str], place: str) -> CaseRow:
         raise BadFolder(f"{place}: seed, value and round must be numbers; found {row}") from None
     if not math.isfinite(value):
         raise BadFolder(f"{place}: {row['metric']} is {value}; a score must be finite")
-    return CaseRow(seed, row["site"], row["patient"], row["task"], row["metric"], value, round)
+    words = (row[name] for name in ("site", "patient", "case", "task", "metric"))
+    return CaseRow(seed, *words, value=value, round=round)
 
 
 def _panels(folder: Path, site: str) -> list[Panel]:
@@ -183,7 +191,9 @@ def _panels(folder: Path, site: str) -> list[Panel]:
         return []
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            numbers = sorted({int(name.partition("/")[0]) for name in arrays.files})
+            numbers = sorted(
+                int(name.partition("/")[0]) for name in arrays.files if name.endswith("/prediction")
+            )
             return [_panel(site, arrays, number) for number in numbers]
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BadFolder(
@@ -196,5 +206,4 @@ def _panel(site: str, arrays: Mapping[str, NDArray[np.generic]], number: int) ->
         arrays[f"{number}/{name}"].astype(np.float32) for name in ("source", "target", "prediction")
     )
     task, patient = (str(arrays[f"{number}/{name}"]) for name in ("label", "patient"))
-    value = float(arrays[f"{number}/value"].astype(np.float64))
-    return Panel(site, task, patient, value, source, target, prediction)
+    return Panel(site, task, patient, source, target, prediction)

@@ -1,6 +1,6 @@
 """One HTML file that opens offline: everything it shows is inside it, and it loads nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from grandrounds.errors import DiskFailed
 from grandrounds.report import figures, sentences, verdicts, words
 from grandrounds.report.arm import Arm, Spread
+from grandrounds.report.discrimination import LEVEL, MEANING
 from grandrounds.report.facts import Facts, read_facts
 from grandrounds.report.figures import Axis, PanelRow
 from grandrounds.report.metrics import Metric
+from grandrounds.report.wording import wording
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,15 @@ def render(facts: Facts) -> str:
         words=words,
         styles=[figures.style(number) for number in range(len(facts.arms))],
         charts=figures.charts(facts),
+        forgetting=figures.forgetting(facts),
+        views=views(facts),
+        wording=wording(facts.arms[0].study.task),
+        discriminating=facts.discrimination,
+        level=LEVEL,
+        auc_meaning=MEANING,
+        imaging=any(any(ready.slices.values()) for ready in facts.ready.values()),
         ramp=figures.RAMP,
+        tint=figures.tint,
         limit=limit,
         overview=overview(facts),
         blocks={site: blocks(facts, site, limit) for site in facts.sites},
@@ -105,6 +115,25 @@ def _arm_rows(facts: Facts, site: str, task: str) -> list[ArmRow]:
         return []
     rows = zip(facts.arms, zip(*columns, strict=True), strict=True)
     return [ArmRow(arm, row, arm.num_patients(site, task)) for arm, row in rows]
+
+
+@dataclass(frozen=True)
+class View:
+    """Who sees what over one topology, and the arms that were trained over it."""
+
+    arms: tuple[str, ...]
+    kind: str
+    sees: Mapping[str, str]
+
+
+def views(facts: Facts) -> list[View]:
+    """List what the parties of each topology see; arms that saw alike share a view."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for arm in facts.arms:
+        if arm.topology and arm.topology.bytes_per_round:
+            key = arm.topology.kind, tuple(arm.topology.sees.items())
+            groups.setdefault(key, []).append(arm.title)
+    return [View(tuple(arms), kind, dict(sees)) for (kind, sees), arms in groups.items()]
 
 
 @dataclass(frozen=True)

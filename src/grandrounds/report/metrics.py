@@ -33,5 +33,31 @@ METRICS = {
             "lower is better; the typical error as a share of the real image's brightness, so 0.10 "
             "is an error of one tenth.",
         ),
+        Metric(
+            *("dice", "Dice", "", True, 0.005),
+            "from 0 to 1, higher is better; twice the overlap of the drawn and the real structure, "
+            "over the sum of both.",
+        ),
+        Metric(
+            *("hd95", "HD95", "mm", False, 0.1),
+            "lower is better; all but the worst twentieth of either outline is nearer to the other "
+            "than this.",
+        ),
+        Metric(
+            *("log_loss", "Log loss", "", False, 0.01),
+            "lower is better, 0 is perfect; a model that gives every case the chance of one half "
+            "has 0.69. Confident mistakes cost most.",
+        ),
+        Metric(
+            *("accuracy", "Accuracy", "", True, 0.01),
+            "from 0 to 1, higher is better; the share of cases that are put into the right class.",
+        ),
     )
 }
+CASE_DATA = ("probability", "label")  # what an AUC is computed from; no scores of their own
+WATCHED = ("log_score",)  # the log loss with its sign turned: what early stopping watches
+
+
+def is_known(key: str) -> bool:
+    """Tell whether a score is one of `METRICS`, or one that no page shows by itself."""
+    return key in METRICS or key in CASE_DATA + WATCHED or key.startswith("dice_")

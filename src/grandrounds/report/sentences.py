@@ -3,7 +3,10 @@
 from grandrounds.events import Failed, Interrupted, RunFinished, StoppedEarly
 from grandrounds.report.arm import FEW_STEPS, Arm
 from grandrounds.report.facts import Facts
-from grandrounds.report.words import counted, listed, shown
+from grandrounds.report.metrics import Metric
+from grandrounds.report.wording import wording
+from grandrounds.report.words import amount, counted, listed, shown
+from grandrounds.report.work import Absence
 
 
 def progress(arm: Arm) -> str:
@@ -69,19 +72,68 @@ def _absence(arm: Arm, site: str, present: tuple[int, ...]) -> str:
     return f"{shown(site)} missed {noun} {listed(missed)}" if missed else ""
 
 
+def absence(found: Absence) -> str:
+    """Say why a hospital did not answer, and in which rounds."""
+    noun = "round" if len(found.rounds) == 1 else "rounds"
+    numbers = listed([str(number) for number in found.rounds])
+    return f"{shown(found.site)} in {noun} {numbers} ({found.stage}): {found.reason}"
+
+
+POLICIES = {
+    "shared": "Travels each round",
+    "partly shared": "travels in part",
+    "reset": "starts anew in every round, at each hospital",
+    "private": "stays at the hospital",
+}
+
+
 def policy(arm: Arm) -> str:
-    """Say which parts of the model travel and which stay."""
+    """Say which parts of the model travel, which stay, and which start anew."""
     if arm.local:
         return "Nothing travels: each hospital trains its own model."
+    if arm.pooled:
+        return "Nothing travels: the data of all hospitals lie in one place."
     if arm.policy is None:
         return "What travels is not decided yet."
-    travels, stays = (
-        [f"{g.group} ({g.parameters:,})" for g in arm.policy.groups if g.policy == kind]
-        for kind in ("shared", "private")
+    groups = {kind: [g for g in arm.policy.groups if g.policy == kind] for kind in POLICIES}
+    named = {kind: [f"{g.group} ({g.parameters:,})" for g in groups[kind]] for kind in POLICIES}
+    said = [f"{words}: {listed(named[kind])}" for kind, words in POLICIES.items() if named[kind]]
+    none = "" if named["private"] else "; nothing stays behind"
+    return f"{_capital('; '.join(said))}{none} (in brackets: numbers of parameters)."
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def tuned(arm: Arm) -> str:
+    """Say that each hospital's fine-tuned copy was tested; empty where none was made."""
+    if not arm.tuned:
+        return ""
+    steps = listed([f"{shown(event.site)} {counted(event.steps, 'step')}" for event in arm.tuned])
+    return (
+        f"Each hospital's own fine-tuned copy was tested: it trained the model of round "
+        f"{arm.tuned[-1].round} on for itself alone ({steps})."
     )
-    sent = f"Travels each round: {listed(travels)}" if travels else "Nothing travels"
-    kept = f"stays at the hospital: {listed(stays)}" if stays else "nothing stays behind"
-    return f"{sent}; {kept} (in brackets: numbers of parameters)."
+
+
+def forgetting(arm: Arm) -> str:
+    """Say what each hospital lost between its own turn and the end of the last watched cycle."""
+    cycle, metric = arm.cycles[-1], wording(arm.study.task).watched
+    said = [_lost(site, lost, metric) for site, lost in cycle.lost.items()]
+    if not said:
+        return "No hospital before the last one has patients to validate on."
+    last = shown(cycle.turns[-1])
+    return (
+        f"Between its own turn and the end of cycle {cycle.round}, {listed(said)} "
+        f"({metric.label}); {last}'s turn was the last."
+    )
+
+
+def _lost(site: str, lost: float, metric: Metric) -> str:
+    if abs(lost) < metric.negligible:
+        return f"{shown(site)} lost nothing"
+    return f"{shown(site)} {'lost' if lost > 0 else 'gained'} {amount(lost, metric)}"
 
 
 def pictures(facts: Facts, site: str, task: str) -> str:
@@ -89,9 +141,10 @@ def pictures(facts: Facts, site: str, task: str) -> str:
     found = facts.panels(site, task)
     if not found:
         return _no_pictures(facts, site)
+    label = facts.main_metric.label if facts.main_metric else "score"
     rule = (
-        "Chosen by rule, not by eye or score: the middle slice of the test patient whose pseudonym "
-        "comes in the middle. The figure below a picture is that patient's mean PSNR."
+        "Chosen by rule, not by eye or score: the middle image of the test patient whose pseudonym "
+        f"comes in the middle. The figure below a picture is that patient's mean {label}."
     )
     if len({panel.patient for _, panel in found}) == 1:
         return rule

@@ -8,7 +8,15 @@ from grandrounds.report.arm import Arm
 from grandrounds.report.facts import Facts
 from grandrounds.report.metrics import Metric
 from grandrounds.report.sentences import progress
-from grandrounds.report.words import amount, compared, compared_with, counted, level, listed, shown
+from grandrounds.report.words import (
+    amount,
+    compared,
+    compared_with,
+    counted,
+    level,
+    listed,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,14 @@ def summary(facts: Facts) -> list[str]:
     if hero is None or metric is None or overall is None:
         return ["There is no complete set of test scores yet.", *_so_far(facts)]
     against = against_alone(facts)
+    told = [sentence for sentence in [discrimination(facts, hero)] if sentence]
     if against:
-        return [_who_gains(against), _on_average(facts, against), caution(facts)]
+        return [_who_gains(against), _on_average(facts, against), *told, caution(facts)]
     reached = (
         f"{hero.title} reached {level(overall.mean, metric)} ({metric.label}) on average over "
         f"{counted(len(facts.sites), 'hospital')}."
     )
-    return [reached, _why_no_comparison(hero), caution(facts)]
+    return [reached, _why_no_comparison(hero), *told, caution(facts)]
 
 
 def _so_far(facts: Facts) -> list[str]:
@@ -77,11 +86,12 @@ def _who_gains(against: Against) -> str:
 
 
 def _gainers(against: Against, better: Mapping[str, float]) -> str:
-    title, total = against.arm.title, len(against.gains)
+    metric, total = against.metric, len(against.gains)
+    title = against.arm.title if metric.unit else f"By {metric.label}, {against.arm.title}"
     if not better:
         return f"{title} did better than training alone at none of {counted(total, 'hospital')}."
     share = f"all {total}" if len(better) == total else f"{len(better)} of {total}"
-    names = [f"{shown(site)} (+{amount(g, against.metric)})" for site, g in better.items()]
+    names = [f"{shown(site)} (by {amount(g, metric)})" for site, g in better.items()]
     return f"{title} did better than training alone at {share} hospitals: {listed(names)}."
 
 
@@ -98,6 +108,29 @@ def _on_average(facts: Facts, against: Against) -> str:
 
 def _mean_gain(facts: Facts, hero: Arm, other: Arm, metric: Metric) -> float:
     return fmean(facts.gain(hero, other, site, metric.key) for site in facts.sites)
+
+
+def discrimination(facts: Facts, arm: Arm) -> str:
+    """Say what AUC an arm reached, from which hospital to which, and where there is none."""
+    if not arm.discrimination:
+        return ""
+    found = {site: arm.auc(site) for site in facts.sites}
+    defined = {site: value for site, value in found.items() if value is not None}
+    one_class = [shown(site) for site in found if site not in defined]
+    said = [_auc(arm, defined)] if defined else []
+    if one_class:
+        said.append(f"There is no AUC at {listed(one_class)}: all test cases are of one class.")
+    return " ".join(said)
+
+
+def _auc(arm: Arm, found: Mapping[str, float]) -> str:
+    where = counted(len(found), "hospital")
+    average = f"The AUC of {arm.title} was {fmean(found.values()):.2f} on average over {where}"
+    low, high = (f"{choose(found.values()):.2f}" for choose in (min, max))
+    if low == high:
+        return f"{average} (0.5 is guessing)."
+    worst, best = (choose(found, key=lambda site: found[site]) for choose in (min, max))
+    return f"{average}, from {low} at {shown(worst)} to {high} at {shown(best)} (0.5 is guessing)."
 
 
 def caution(facts: Facts) -> str:
@@ -117,7 +150,8 @@ def verdict(facts: Facts, site: str) -> list[str]:
     spread = alone.site_spread(site, metric.key) if alone and metric else None
     if metric is None or alone is None or spread is None:
         return []
-    best = f"Trained alone, the best model reached {level(spread.mean, metric)}: {alone.title}."
+    reached = f"{level(spread.mean, metric)} ({metric.label})"
+    best = f"Trained alone, the best model reached {reached}: {alone.title}."
     scored = [a for a in facts.arms if not a.local and a.site_spread(site, metric.key)]
     sentences = [best, *(_against(facts, a, alone, site=site, metric=metric) for a in scored)]
     if better_off_alone(facts, site):
@@ -135,6 +169,6 @@ def _against(facts: Facts, arm: Arm, alone: Arm, *, site: str, metric: Metric) -
     better, patients = facts.wins(arm, alone, site, metric.key)
     difference = compared(facts.gain(arm, alone, site, metric.key), metric)
     return (
-        f"{arm.title} was {difference}; it came closer to the real image for {better} of "
+        f"{arm.title} was {difference}; it did better for {better} of "
         f"{counted(patients, 'test patient')}."
     )

@@ -33,6 +33,12 @@ def amount(difference: float, metric: Metric) -> str:
     return level(abs(difference), metric)
 
 
+def gained(difference: float, metric: Metric) -> str:
+    """Write a gain with its sign: above 0 is better, whichever way the metric runs."""
+    sign = "+" if difference > 0 else "-"
+    return f"{sign}{amount(difference, metric)}"
+
+
 def compared(difference: float, metric: Metric) -> str:
     """Write a difference as "0.4 dB better", "0.3 dB worse" or "practically equal"."""
     if abs(difference) < metric.negligible:

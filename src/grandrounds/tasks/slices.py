@@ -13,6 +13,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from grandrounds.data.case import Cohort, Session, Split
+from grandrounds.data.elements import Elements
+from grandrounds.tasks.checks import require
 from grandrounds.tasks.task import Batch, Case
 
 
@@ -181,7 +183,7 @@ def slices_of(
 
     `each_pair` lists a slice once for every pair.
     """
-    pseudonyms, visits = _pseudonyms(cohort), _visits(cohort)
+    pseudonyms, visits = pseudonyms_of(cohort), visits_of(cohort)
     found: list[Slice] = []
     for session in cohort.splits[split]:
         served = tuple(p for p in pairs if {p.source, p.target} <= set(session.contrasts))
@@ -201,15 +203,31 @@ def slices_of(
     return tuple(found)
 
 
-def _pseudonyms(cohort: Cohort) -> Mapping[str, str]:
+def pseudonyms_of(cohort: Cohort) -> Mapping[str, str]:
     """Number the patients in an order that tells nothing of their names."""
     patients = {session.patient for session in cohort}
     ordered = sorted(patients, key=lambda p: sha256(f"{cohort.site}/{p}".encode()).hexdigest())
     return {patient: f"p{number:03d}" for number, patient in enumerate(ordered, start=1)}
 
 
-def _visits(cohort: Cohort) -> Mapping[str, int]:
+def visits_of(cohort: Cohort) -> Mapping[str, int]:
     """Number each patient's sessions, by the order of their labels."""
     labels = sorted((session.patient, session.label) for session in cohort)
     numbers = groupby(labels, key=itemgetter(0))
     return {label: n for _, own in numbers for n, (_, label) in enumerate(own, start=1)}
+
+
+def check_pair(site: str, label: str, elements: Elements) -> None:
+    """Refuse a label that is no pair of two of the study's contrasts. Raises `BadStudy`."""
+    where = f"site '{site}', task '{label}'"
+    require(
+        label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
+    )
+    pair = Pair.parse(label)
+    known = ", ".join(elements.contrasts)
+    for contrast in (pair.source, pair.target):
+        require(
+            contrast in elements.contrasts,
+            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
+        )
+    require(pair.source != pair.target, f"{where}: source and target are the same contrast")

@@ -12,13 +12,15 @@ from grandrounds.data.elements import Elements
 from grandrounds.messages import CaseScore
 from grandrounds.metrics.images import nrmse, psnr, ssim
 from grandrounds.metrics.summary import summary
-from grandrounds.models.discriminator import Discriminator, build_discriminator, frozen
-from grandrounds.models.generator import Generator, GeneratorShape, build_generator
+from grandrounds.models.discriminator import Discriminator, build_discriminator
+from grandrounds.models.generator import GeneratorShape, build_generator
 from grandrounds.models.norm import batch_norm_names
+from grandrounds.precision import full
 from grandrounds.seeds import seed_for
 from grandrounds.tasks.checks import check_counts, check_shares, check_size, require
-from grandrounds.tasks.slices import Augmentation, Coding, Pair, Slices, slices_of
+from grandrounds.tasks.slices import Augmentation, Coding, Pair, Slices, check_pair, slices_of
 from grandrounds.tasks.task import Batch, Picture
+from grandrounds.tasks.translation import Translator, critic_loss, realism, unit
 from grandrounds.weights import Filter, Weights, among, starting_with
 
 GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
@@ -89,7 +91,7 @@ class Synthesis:
         check_size(elements, least=32, multiple=4)
         for site, labels in sites.items():
             for label in labels:
-                _check_pair(site, label, elements)
+                check_pair(site, label, elements)
 
     def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "SynthesisTask":
         """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
@@ -98,42 +100,6 @@ class Synthesis:
         }
         coding = Coding(tuple(sites), elements.contrasts, self.codes)
         return SynthesisTask(self, coding, pairs)
-
-
-def _check_pair(site: str, label: str, elements: Elements) -> None:
-    where = f"site '{site}', task '{label}'"
-    require(
-        label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
-    )
-    pair = Pair.parse(label)
-    known = ", ".join(elements.contrasts)
-    for contrast in (pair.source, pair.target):
-        require(
-            contrast in elements.contrasts,
-            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
-        )
-    require(pair.source != pair.target, f"{where}: source and target are the same contrast")
-
-
-class Translator(nn.Module):
-    """A generator and the critics that judge it, in one module whose names tell them apart."""
-
-    generator: Generator
-    critics: nn.ModuleDict
-
-    def __init__(self, generator: Generator, critics: Mapping[str, Discriminator]) -> None:
-        super().__init__()
-        self.generator = generator
-        self.critics = nn.ModuleDict(critics)
-
-    def compile(self) -> None:
-        """Compile the networks; this container itself is never called."""
-        for network in (self.generator, *self.critics.values()):
-            network.compile()  # pyright: ignore[reportUnknownMemberType]
-
-    def critic(self, label: str) -> nn.Module:
-        """Give the critic of a task."""
-        return self.critics[label]
 
 
 @dataclass(frozen=True)
@@ -213,21 +179,20 @@ class SynthesisTask:
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of each critic concerned, then the generator's (Dalmaz et al. 2024)."""
         assert isinstance(model, Translator)
-        return self.judge(model, model.generator(batch["source"], batch["code"]), batch)
+        yield from self.judge(model, model.generator(batch["source"], batch["code"]), batch)
 
     def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield the losses of an image that the generator made."""
         assert isinstance(model, Translator)
         source, target, fake = batch["source"], batch["target"], output
         judged = self._judged(batch)
+        apart = self.options.norm == "batch"
         for name, rows in judged.items():
-            yield (
-                f"critics.{name}",
-                self._critic_loss(model.critic(name), source[rows], target[rows], fake[rows]),
-            )
-        realism = [self._realism(model.critic(n), source[r], fake[r]) for n, r in judged.items()]
-        distance = (fake.float() - target).abs().mean()
-        adversarial = torch.stack(realism).sum() / len(source) if realism else 0.0
+            images = source[rows], target[rows], fake[rows]
+            yield f"critics.{name}", critic_loss(model.critic(name), *images, apart=apart)
+        verdicts = [realism(model.critic(n), source[r], fake[r]) for n, r in judged.items()]
+        distance = (full(fake) - target).abs().mean()
+        adversarial = torch.stack(verdicts).sum() / len(source) if verdicts else 0.0
         yield "generator", self.options.adversarial * adversarial + self.options.l1 * distance
 
     def _judged(self, batch: Batch) -> dict[str, Tensor]:
@@ -241,21 +206,6 @@ class SynthesisTask:
                 rows.setdefault(self._critic_of(pair), []).append(row)
         return {name: torch.tensor(found) for name, found in rows.items()}
 
-    def _critic_loss(
-        self, critic: nn.Module, source: Tensor, target: Tensor, fake: Tensor
-    ) -> Tensor:
-        real_BCHW, fake_BCHW = torch.cat([source, target], 1), torch.cat([source, fake.detach()], 1)
-        if self.options.norm == "batch":  # one batch for both would mix their statistics
-            on_real, on_fake = critic(real_BCHW).float(), critic(fake_BCHW).float()
-        else:
-            on_real, on_fake = critic(torch.cat([real_BCHW, fake_BCHW])).float().chunk(2)
-        return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
-
-    def _realism(self, critic: nn.Module, source: Tensor, fake: Tensor) -> Tensor:
-        with frozen(critic):
-            verdict = critic(torch.cat([source, fake], 1)).float()
-        return (verdict - 1).square().flatten(1).mean(1).sum()
-
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Synthesise the targets, (B, 1, H, W) in [0, 1]."""
         assert isinstance(model, Translator)
@@ -267,7 +217,7 @@ class SynthesisTask:
 
     def read(self, output: Tensor) -> Tensor:
         """Bring the generator's image to [0, 1]."""
-        return _unit(output.float())
+        return unit(full(output))
 
     def stages(self, model: nn.Module) -> Mapping[str, Filter]:
         """Name the generator's stages, each with its personalisation block."""
@@ -287,7 +237,7 @@ class SynthesisTask:
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score each case: PSNR (dB), SSIM, NRMSE, over the whole image, data range 1."""
-        target = _unit(batch["target"])
+        target = unit(batch["target"])
         return {
             "psnr": psnr(prediction, target),
             "ssim": ssim(prediction, target),
@@ -301,8 +251,8 @@ class SynthesisTask:
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
         """Give source, target and prediction of the first case, each (H, W) in [0, 1]."""
         images = {
-            "source": _unit(batch["source"]),
-            "target": _unit(batch["target"]),
+            "source": unit(batch["source"]),
+            "target": unit(batch["target"]),
             "prediction": prediction,
         }
         return {name: image[0, 0].cpu().numpy() for name, image in images.items()}
@@ -337,7 +287,3 @@ class SynthesisTask:
         found = [slices_of(c, split, self.pairs[c.site], each_pair=each_pair) for c in cohorts]
         o = self.options
         return Slices(sum(found, ()), self.coding, Augmentation(o.flip, o.intensity, o.crop))
-
-
-def _unit(image: Tensor) -> Tensor:
-    return ((image + 1) / 2).clamp(0, 1)

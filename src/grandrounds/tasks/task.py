@@ -140,7 +140,7 @@ class Task(Protocol):
         ...
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
-        """Give the images that show the first case of a batch."""
+        """Give the images that show the first case of a batch; none where no image tells."""
         ...
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:

@@ -1,0 +1,141 @@
+"""Every topology beside training alone and beside pooled data, for one study and several seeds.
+
+All arms have the same data, splits, optimiser and local steps. A model is scored on its own site's
+test cases, and on those of all sites: a model trained alone meets the others' scanners only there.
+
+    python benchmarks/configurations.py studies/segmentation.toml --cut decoder.0 --seeds 3
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from grandrounds.build import build_federation
+from grandrounds.compare import Arm, Comparison
+from grandrounds.errors import FailureCard
+from grandrounds.events import Event, SiteTested
+from grandrounds.journal import read_journal
+from grandrounds.machine import machine_for, repeatable
+from grandrounds.messages import Evaluate, Reply, Request
+from grandrounds.opening import open_sites
+from grandrounds.site_file import SiteFile, read_site
+from grandrounds.study import Study
+from grandrounds.study_file import read_table
+from grandrounds.weights import read
+
+Summary = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Silent:
+    """Hears nothing."""
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """Hear a reply."""
+
+    def miss(self, card: FailureCard) -> None:
+        """Hear of an absence."""
+
+
+def main() -> None:
+    """Run all arms and print a table, or with --json one object."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("study", type=Path)
+    options.add_argument("--site", type=Path, action="append", default=[])
+    options.add_argument("--cut", required=True, help="first stage of the server in split learning")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--set", dest="overrides", action="append", default=[])
+    options.add_argument("--out", type=Path, default=Path("runs/configurations"))
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+    files = tuple(read_site(path) for path in given.site)
+    labels = (
+        *("central", "local", "fedavg", "fedavg@swarm", "fedavg@cyclic"),
+        f"fedavg@split:topology.cut={given.cut}",
+        f"fedavg@split:topology.cut={given.cut}:topology.variant=splitfed1",
+    )
+    found = {
+        seed: _seed(given.study, seed, labels, given.overrides, files, given.out)
+        for seed in range(1, given.seeds + 1)
+    }
+    print(json.dumps(found, indent=2) if given.json else _table(found))
+
+
+def _seed(
+    path: Path,
+    seed: int,
+    labels: Sequence[str],
+    overrides: Sequence[str],
+    files: tuple[SiteFile, ...],
+    out: Path,
+) -> dict[str, dict[str, Summary]]:
+    """Run one seed's arms; give for each its scores on own and on all test sets."""
+    table = read_table(path)
+    arms = [Arm(label) for label in labels]
+    own = (*overrides, f"seed={seed}", "training.threads=1")
+    studies = {arm: arm.study(table, own) for arm in arms}
+    folder = out / path.stem / f"seed-{seed}"
+    comparison = Comparison(folder, studies, files, workers=2)
+    comparison.run(_unheard)
+    found = {arm.label: _scores(comparison.arm_folder(arm)) for arm in arms}
+    star, swarm = (comparison.arm_folder(Arm(label)) for label in ("fedavg", "fedavg@swarm"))
+    equal = (star / "digests.csv").read_bytes() == (swarm / "digests.csv").read_bytes()
+    found["fedavg@swarm"]["bitwise"] = {"equal": float(equal)}
+    for label in ("central", "local"):
+        trained = comparison.arm_folder(Arm(label)) / "sites"
+        models = sorted(trained.glob("*/private.safetensors"))
+        found[label]["all"] = _scored_everywhere(studies[Arm("fedavg")], files, models, folder)
+    return found
+
+
+def _unheard(arm: str, event: Event) -> None:
+    """Hear an event and do nothing."""
+
+
+def _scores(folder: Path) -> dict[str, Summary]:
+    events = [event for _, event in read_journal(folder / "journal.jsonl")]
+    sites = [event.summary for event in events if isinstance(event, SiteTested)]
+    return {"own": _means(sites), "all": _means(sites)}
+
+
+def _means(summaries: Sequence[Summary]) -> Summary:
+    return {name: fmean(each[name] for each in summaries) for name in summaries[0]}
+
+
+def _scored_everywhere(
+    study: Study, files: tuple[SiteFile, ...], models: Sequence[Path], folder: Path
+) -> Summary:
+    """Score each whole model on every site's test cases."""
+    machine = machine_for(study.training)
+    with repeatable(machine):
+        federation = build_federation(
+            study, open_sites(study, files), folder / "crossed", machine, Silent()
+        )
+        orders = [Evaluate(round=0, since=0, split="test", weights=read(m)[0]) for m in models]
+        replies = [site.answer(order) for order in orders for site in federation.sites.sites]
+    return _means([reply.metrics for reply in replies])
+
+
+def _table(found: Mapping[int, Mapping[str, Mapping[str, Summary]]]) -> str:
+    first = next(iter(found.values()))
+    metrics = list(first["fedavg"]["own"])
+    lines = [" | ".join(["arm", "test sets", *metrics])]
+    for label in first:
+        for where in ("own", "all") if label == "local" else ("all",):
+            columns = [[seed[label][where][m] for seed in found.values()] for m in metrics]
+            lines.append(" | ".join([label, where, *map(_spread, columns)]))
+    equal = all(seed["fedavg@swarm"]["bitwise"]["equal"] for seed in found.values())
+    lines.append(f"swarm equals star to the bit in every round: {equal}")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" (sd {stdev(values):.4f})" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Image stacks: many single images of one contrast and their variables, in one .npz file."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grandrounds.data.case import SPLITS, Cohort, Session, Split
+from grandrounds.data.cohort import split_patients
+from grandrounds.data.elements import Elements
+from grandrounds.errors import BadImage, BadSite
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+IMAGES, PATIENT = "images", "patient"
+UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Images (N, H, W) in [0, 1], the rows of each patient, and each patient's variables."""
+
+    images: NDArray[np.float32]
+    rows: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, Mapping[str, float]]
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Read all arrays of an .npz file. Raises `BadImage`."""
+    if not zipfile.is_zipfile(path):
+        raise BadImage(f"{path}: is missing, or no .npz file; it must be one of plain arrays.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except UNREADABLE as error:
+        raise BadImage(
+            f"{path}: cannot be read ({error}); it must be an .npz file of plain arrays."
+        ) from None
+
+
+def stack_of(arrays: Arrays, variables: Sequence[str], path: Path) -> Stack:
+    """Make a stack of the arrays of a file, with these of its variables; nan is a missing value.
+
+    Without the array `patient` each image is of another one. Raises `BadImage`.
+    """
+    for name in (IMAGES, *variables):
+        if name not in arrays:
+            found = ", ".join(arrays) or "none"
+            raise BadImage(f"{path}: there is no array '{name}'; the file must have one ({found}).")
+    images = _images(arrays[IMAGES], path)
+    for name in (PATIENT, *variables):
+        if name in arrays and arrays[name].shape != (len(images),):
+            raise BadImage(
+                f"{path}: '{name}' has shape {arrays[name].shape}; it must have one value for each "
+                f"of the {len(images)} images, ({len(images)},)."
+            )
+    rows = _rows_of(arrays, len(images))
+    columns = {name: _numbers(arrays[name], name, path) for name in variables}
+    values = {patient: _values(columns, own, path) for patient, own in rows.items()}
+    return Stack(images, rows, values)
+
+
+def is_stack(data: Path) -> bool:
+    """Tell whether a site's data is an image stack."""
+    return data.suffix == ".npz"
+
+
+def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
+    """Make a cohort of a stack: a patient's images are slices of the study's first contrast.
+
+    Smaller images are padded with 0 about their middle. Raises `BadImage` and `BadSite`.
+    """
+    if not elements.contrasts:
+        raise BadSite(f"{path}: holds images; the study's elements.contrasts must name what of.")
+    stack = stack_of(read_arrays(path), elements.variables, path)
+    images = _padded(stack.images, elements.size, path)
+    split_of = split_patients(stack.rows, elements.split, site=site)
+    splits: dict[Split, list[Session]] = {split: [] for split in SPLITS}
+    for patient, rows in stack.rows.items():
+        own, values = images[list(rows), None], stack.values[patient]
+        session = Session(patient, "", elements.contrasts[:1], own, values=values)
+        splits[split_of[patient]].append(session)
+    return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
+
+
+def _images(images: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    single = images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images
+    if single.ndim != 3 or not single.size:
+        raise BadImage(
+            f"{path}: '{IMAGES}' has shape {images.shape}; it must be (N, H, W) or (N, 1, H, W)."
+        )
+    if single.dtype == np.uint8:
+        return single.astype(np.float32) / np.float32(255)
+    if single.dtype.kind != "f" or not (single.min() >= 0 and single.max() <= 1):
+        raise BadImage(
+            f"{path}: '{IMAGES}' is {single.dtype} from {single.min():g} to {single.max():g}; "
+            "it must be uint8, or floating-point from 0 to 1."
+        )
+    return single.astype(np.float32)
+
+
+def _rows_of(arrays: Arrays, count: int) -> dict[str, tuple[int, ...]]:
+    if PATIENT not in arrays:
+        return {f"image-{row:06d}": (row,) for row in range(count)}
+    rows: dict[str, list[int]] = {}
+    for row, patient in enumerate(arrays[PATIENT]):
+        rows.setdefault(str(patient), []).append(row)
+    return {patient: tuple(own) for patient, own in rows.items()}
+
+
+def _numbers(column: NDArray[Any], name: str, path: Path) -> NDArray[np.float64]:
+    if column.dtype.kind not in "biuf" or np.isinf(column).any():
+        raise BadImage(
+            f"{path}: '{name}' is {column.dtype} or infinite; each value must be a number, "
+            "or nan where missing."
+        )
+    return column.astype(np.float64)
+
+
+def _values(
+    columns: Mapping[str, NDArray[np.float64]], rows: Sequence[int], path: Path
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, column in columns.items():
+        own = np.unique(column[list(rows)])
+        if len(own) > 1:
+            raise BadImage(
+                f"{path}: the images of one patient differ in '{name}' "
+                f"({own[0]:g} and {own[1]:g}); a variable is the patient's."
+            )
+        values[name] = float(own[0])
+    return values
+
+
+def _padded(images: NDArray[np.float32], size: tuple[int, int], path: Path) -> NDArray[np.float32]:
+    missing = [own - found for own, found in zip(size, images.shape[1:], strict=True)]
+    if min(missing) < 0:
+        found = " x ".join(str(pixels) for pixels in images.shape[1:])
+        raise BadImage(
+            f"{path}: images of {found} pixels are larger than elements.size {list(size)}; "
+            "make them smaller, or agree on a larger size."
+        )
+    edges = [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+    return np.pad(images, [(0, 0), *edges])

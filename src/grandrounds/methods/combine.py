@@ -1,0 +1,123 @@
+"""How the sites' updates become one, and how the server steps towards it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grandrounds.checkpoints import State
+from grandrounds.messages import Reply
+from grandrounds.weights import Weights, below, mean, median, named, select, trimmed_mean
+
+CONTROL = "control/"
+STATISTICS = (".running_mean", ".running_var")
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How updates become one.
+
+    `kind`: the mean, or coordinate by coordinate the "median" or the mean "trimmed" by the share
+    `trim` at both ends, in which every site counts alike. `shares` of the mean: by training
+    "cases" (n_k / n), "uniform", or "given" with each site.
+    """
+
+    kind: Literal["mean", "median", "trimmed"] = "mean"
+    trim: float = 0.1
+    shares: Literal["cases", "uniform", "given"] = "cases"
+
+    def dropped(self, sites: int) -> int:
+        """Count the values that trimming takes from each end."""
+        return int(self.trim * sites)
+
+
+@dataclass(frozen=True)
+class ServerStep:
+    """The server's own optimiser; it takes the sites' mean move as its gradient.
+
+    `replace` with rate 1 is plain averaging. Momentum: m = beta1 m + d. Adam, Yogi, Adagrad:
+    m = beta1 m + (1 - beta1) d, divided by sqrt(v) + tau, with v starting at `start`.
+    Reddi et al. 2021, algorithm 2.
+    """
+
+    kind: Literal["replace", "momentum", "adam", "yogi", "adagrad"] = "replace"
+    rate: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    start: float = 0.0
+
+    def __call__(self, state: State, average: Weights) -> State:
+        """Step from the state's weights towards the sites' average."""
+        if self.kind == "replace" and self.rate == 1.0:
+            return replace(state, weights=average)
+        weights, memory = dict(average), dict(state.memory)
+        for name, target in average.items():
+            if name.endswith(STATISTICS):
+                continue  # running statistics are no parameters: a step could make them negative
+            old = state.weights[name].double()
+            move = self._move(name, target.double() - old, memory)
+            weights[name] = (old + self.rate * move).to(target.dtype)
+        return replace(state, weights=weights, memory=memory)
+
+    def _move(self, name: str, delta: Tensor, memory: Weights) -> Tensor:
+        if self.kind == "replace":
+            return delta
+        nothing = torch.zeros_like(delta)
+        old = memory.get(f"m/{name}", nothing)
+        fresh = 1.0 if self.kind == "momentum" else 1 - self.beta1
+        memory[f"m/{name}"] = direction = self.beta1 * old + fresh * delta
+        if self.kind == "momentum":
+            return direction
+        spread = memory.get(f"v/{name}", nothing + self.start)
+        memory[f"v/{name}"] = spread = SPREADS[self.kind](spread, delta.square(), self.beta2)
+        return direction / (spread.sqrt() + self.tau)
+
+
+SPREADS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "adam": lambda v, square, beta: beta * v + (1 - beta) * square,
+    "yogi": lambda v, square, beta: v - (1 - beta) * square * torch.sign(v - square),
+    "adagrad": lambda v, square, _: v + square,
+}
+
+
+@dataclass(frozen=True)
+class Combine:
+    """From the sites' replies to the next state; `given` holds the shares given in the study."""
+
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    step: ServerStep = field(default_factory=ServerStep)
+    given: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __call__(self, state: State, replies: Sequence[Reply]) -> State:
+        """Combine the replies, in the order given, into the next round's state.
+
+        The server's control variate is the mean of the sites' own: as all of them take part, this
+        is c + mean(c_i+ - c_i) of Karimireddy et al. 2020.
+        """
+        average = self._average(replies)
+        controls = below(CONTROL, average)
+        state = self.step(state, select(average, lambda name: not name.startswith(CONTROL)))
+        memory = {**state.memory, **named(CONTROL, controls)}
+        return replace(state, memory=memory, round=state.round + 1)
+
+    def _average(self, replies: Sequence[Reply]) -> Weights:
+        updates = [reply.weights for reply in replies]
+        match self.aggregation.kind:
+            case "mean":
+                return mean(updates, [self._share(reply) for reply in replies])
+            case "median":
+                return median(updates)
+            case "trimmed":
+                return trimmed_mean(updates, self.aggregation.dropped(len(updates)))
+
+    def _share(self, reply: Reply) -> float:
+        match self.aggregation.shares:
+            case "cases":
+                return reply.examples
+            case "uniform":
+                return 1.0
+            case "given":
+                return self.given[reply.site]

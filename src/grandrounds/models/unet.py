@@ -1,0 +1,119 @@
+"""A U-Net of MONAI's blocks, laid out flat so that it can be cut between any two of them.
+
+Shapes: B batch, C channel, S structure, then the image's axes: H, W or D, H, W.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+from monai.inferers.inferer import SlidingWindowInferer
+from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
+from torch import Tensor, nn
+
+from grandrounds.models.initialise import seeded
+from grandrounds.models.norm import Norm
+
+Layer: TypeAlias = tuple[str, Mapping[str, float | bool]]
+
+ACTIVATION: Layer = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True})
+ENCODER, BOTTLENECK, DECODER, OUTPUT = "encoder_", "bottleneck", "decoder_", "output"
+
+
+@dataclass(frozen=True)
+class UNetShape:
+    """The size of a U-Net: `channels` of each level, the finest first; `dims` is 2 or 3."""
+
+    inputs: int
+    outputs: int
+    channels: tuple[int, ...]
+    dims: int = 2
+    norm: Norm = "instance"
+    dropout: float = 0.0
+
+
+class UNet(nn.Module):
+    """Gives a logit for each structure at each pixel.
+
+    With five levels it is MONAI's `BasicUNet`. Ronneberger et al. 2015; Falk et al. 2019.
+    """
+
+    network: nn.ModuleDict
+
+    def __init__(self, shape: UNetShape) -> None:
+        super().__init__()
+        self.network = nn.ModuleDict(_encoder(shape) | _decoder(shape))
+
+    def forward(self, source_BCHW: Tensor) -> Tensor:
+        """Give the logits, float32, (B, S, H, W); the axes halve at every level but the first."""
+        return self.run(tuple(self.network), {"source": source_BCHW})["output"]
+
+    def stages(self) -> dict[str, str]:
+        """Name the stages in order, each with how the names of its parameters start."""
+        return {name: f"network.{name}." for name in self.network}
+
+    def run(self, stages: Sequence[str], carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run neighbouring stages on what the stage before them gave.
+
+        The first takes "source"; between stages go "features" and, from each level of the encoder
+        but the last one run, "skip_0", "skip_1", ...; the last stage gives "output", the logits.
+        """
+        tensors = dict(carried)
+        for stage in stages:
+            tensors = self._run_one(stage, tensors)
+        return tensors
+
+    def _run_one(self, stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        block = self.network[stage]
+        if "source" in tensors:
+            return {"features": block(tensors["source"])}
+        features = tensors["features"]
+        skips = {name: skip for name, skip in tensors.items() if name != "features"}
+        if stage == OUTPUT:
+            return {"output": block(features).float()}
+        if stage.startswith(DECODER):
+            skip = skips.pop(f"skip_{len(skips) - 1}")
+            return {"features": block(features, skip), **skips}
+        return {"features": block(features), **skips, f"skip_{len(skips)}": features}
+
+
+def build_unet(shape: UNetShape, *, seed: int) -> UNet:
+    """Build an initialised U-Net: equal seeds give equal bits, global draws are untouched."""
+    with seeded(seed):
+        return UNet(shape)
+
+
+def slid(network: nn.Module, source_BCDHW: Tensor, patch: Sequence[int], *, at_once: int) -> Tensor:
+    """Slide over volumes: the logits of half-overlapping patches, weighed by their middles."""
+    inferer = SlidingWindowInferer(patch, at_once, overlap=0.5, mode="gaussian")
+    found = inferer(source_BCDHW, network)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _encoder(shape: UNetShape) -> dict[str, nn.Module]:
+    entry = TwoConv(shape.dims, shape.inputs, shape.channels[0], *_options(shape))
+    *downs, bottleneck = [
+        Down(shape.dims, above, below, *_options(shape))
+        for above, below in pairwise(shape.channels)
+    ]
+    named = {f"{ENCODER}{level}": block for level, block in enumerate([entry, *downs])}
+    return {**named, BOTTLENECK: bottleneck}
+
+
+def _decoder(shape: UNetShape) -> dict[str, nn.Module]:
+    levels = reversed(list(enumerate(pairwise(shape.channels))))
+    ups = {
+        f"{DECODER}{level}": UpCat(
+            shape.dims, below, above, above, *_options(shape), halves=level > 0
+        )
+        for level, (above, below) in levels
+    }
+    convolution = nn.Conv2d if shape.dims == 2 else nn.Conv3d
+    return {**ups, OUTPUT: convolution(shape.channels[0], shape.outputs, kernel_size=1)}
+
+
+def _options(shape: UNetShape) -> tuple[Layer, Layer, bool, float]:
+    norm = (shape.norm, {"affine": True})
+    return ACTIVATION, norm, True, shape.dropout

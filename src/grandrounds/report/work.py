@@ -1,0 +1,95 @@
+"""What each site did in one run, as numbers: rounds, steps, time, bytes; and who was missing."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from grandrounds.events import (
+    Event,
+    SiteExchanged,
+    SiteMissed,
+    SiteMonitored,
+    SiteTrained,
+    SiteValidated,
+)
+
+Place: TypeAlias = tuple[int, str]  # round, site
+Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
+
+
+@dataclass(frozen=True)
+class Work:
+    """One site's part in one run, all rounds together."""
+
+    site: str
+    rounds: tuple[int, ...]
+    steps: int
+    examples: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why a site did not answer, and in which rounds."""
+
+    site: str
+    stage: str
+    reason: str
+    rounds: tuple[int, ...]
+
+
+def work_of(events: Sequence[Event], sites: Sequence[str]) -> tuple[Work, ...]:
+    """Add up each site's training and all its bytes, whatever they were sent for."""
+    trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
+    missed = {(e.round, e.site) for e in events if isinstance(e, SiteMissed) and e.stage == "train"}
+    traffic = _traffic(events, {round for round, _ in trained})
+    parts = {
+        name: [e for place, e in trained.items() if e.site == name and place not in missed]
+        for name in sites
+    }
+    return tuple(_site_work(name, parts[name], traffic.get(name, (0, 0))) for name in sites)
+
+
+def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Traffic) -> Work:
+    return Work(
+        site=site,
+        rounds=tuple(sorted(part.round for part in parts)),
+        steps=sum(part.steps for part in parts),
+        examples=max((part.examples for part in parts), default=0),
+        seconds=sum(part.seconds for part in parts),
+        bytes_up=traffic[0],
+        bytes_down=traffic[1],
+    )
+
+
+def _traffic(events: Iterable[Event], rounds: set[int]) -> Mapping[str, Traffic]:
+    """Add up what each site sent and received in these rounds."""
+    found: dict[str, Traffic] = {}
+    for event in events:
+        match event:
+            case SiteTrained() | SiteExchanged() | SiteValidated():
+                up, down = event.bytes_up, event.bytes_down
+            case SiteMonitored():
+                up, down = 0, event.bytes_down
+            case _:
+                continue
+        if event.round in rounds:
+            before = found.get(event.site, (0, 0))
+            found[event.site] = (before[0] + up, before[1] + down)
+    return found
+
+
+def absences_of(events: Iterable[Event]) -> tuple[Absence, ...]:
+    """List who did not answer and why; equal failures in several rounds are one."""
+    rounds: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for event in events:
+        if isinstance(event, SiteMissed):
+            said = f"{event.error}: {event.message}".rstrip(".")
+            reason = f"{said}. {event.hint}".rstrip()
+            rounds[event.site, event.stage, reason].append(event.round)
+    return tuple(
+        Absence(*key, rounds=tuple(sorted(set(numbers)))) for key, numbers in rounds.items()
+    )

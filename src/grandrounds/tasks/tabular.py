@@ -1,0 +1,206 @@
+"""Tables: whether one variable of a patient is above a threshold is predicted from the others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from grandrounds.data.case import Cohort, Split
+from grandrounds.data.elements import Elements
+from grandrounds.data.inspect import VARIABLES
+from grandrounds.messages import CaseScore
+from grandrounds.models.perceptron import HIDDEN, OUTPUT, Perceptron, build_perceptron
+from grandrounds.seeds import seed_for
+from grandrounds.tasks.binary import (
+    METRIC,
+    binary_loss,
+    binary_summary,
+    case_scores,
+    probabilities,
+)
+from grandrounds.tasks.checks import check_shares, require
+from grandrounds.tasks.records import Rows, Variables, rows_of
+from grandrounds.tasks.task import Batch, Picture
+from grandrounds.weights import Filter, Weights, among, starting_with
+
+PART = "network"
+NONE = among(frozenset())
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """Options of the tabular task: a perceptron with `hidden` layers of these widths.
+
+    Without hidden layers it is logistic regression. A patient is positive where the target is above
+    `threshold`. `positive_weight` makes positive patients count more in the loss; `specificity` is
+    where the sensitivity is reported.
+    """
+
+    metric: ClassVar[str] = METRIC
+    sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+
+    kind: Literal["tabular"] = "tabular"
+    hidden: tuple[int, ...] = (16,)
+    dropout: float = 0.0
+    threshold: float = 0.0
+    positive_weight: float = 1.0
+    specificity: float = 0.9
+
+    @property
+    def has_statistics(self) -> bool:
+        """The network has no norms."""
+        return False
+
+    def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
+        """Refuse what no network can be made of or trained on. Raises `BadStudy`."""
+        require(
+            all(width >= 1 for width in self.hidden),
+            f"task.hidden is {list(self.hidden)}; each layer must have a width of 1 or more",
+        )
+        check_shares(self, ("dropout", "specificity"))
+        require(
+            self.positive_weight > 0,
+            f"task.positive_weight is {self.positive_weight:g}; it must be above 0",
+        )
+        known = ", ".join(elements.variables) or "none"
+        require(
+            len(elements.variables) >= 2,
+            f"elements.variables has {known}; a table needs a target and one input or more",
+        )
+        _check_labels(sites, elements)
+
+    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "TabularTask":
+        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
+        target = next(_target(label) for labels in sites.values() for label in labels)
+        inputs = tuple(name for name in elements.variables if name != target)
+        return TabularTask(self, Variables(inputs, target, self.threshold))
+
+
+def _target(label: str) -> str:
+    return label.partition("->")[2].strip()
+
+
+def _check_labels(sites: Mapping[str, Sequence[str]], elements: Elements) -> None:
+    known = ", ".join(elements.variables)
+    for site, labels in sites.items():
+        for label in labels:
+            require(
+                label.partition("->")[0].strip() == VARIABLES
+                and _target(label) in elements.variables,
+                f"site '{site}', task '{label}': write it as \"{VARIABLES}->TARGET\", with a "
+                f"target of elements.variables ({known})",
+            )
+    targets = {_target(label) for labels in sites.values() for label in labels}
+    require(
+        len(targets) <= 1,
+        f"the sites' tasks have the targets {', '.join(sorted(targets))}; "
+        "a table has one, the same for all",
+    )
+
+
+@dataclass(frozen=True)
+class TabularTask:
+    """Predicts one variable of a patient."""
+
+    options: Tabular
+    variables: Variables
+
+    @property
+    def metric(self) -> str:
+        """Watch the log score, which is defined for one class, too."""
+        return self.options.metric
+
+    @property
+    def cases_at_once(self) -> int:
+        """Score so many patients at a time."""
+        return 256
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """Train all parts at one rate."""
+        return {}
+
+    def build(self, seed: int) -> Perceptron:
+        """Build the network; the same seed gives the same bits."""
+        o, seed = self.options, seed_for(seed, "perceptron")
+        return build_perceptron(self.variables.width, o.hidden, dropout=o.dropout, seed=seed)
+
+    def blank(self, size: tuple[int, int]) -> Batch:
+        """Give a batch of one patient without content."""
+        del size
+        return {"source": torch.zeros(1, self.variables.width), "target": torch.zeros(1, 1)}
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the cross-entropy, the mean over the patients."""
+        yield from self.judge(model, model(batch["source"]), batch)
+
+    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of logits that the network gave."""
+        del model
+        weight = self.options.positive_weight
+        yield PART, binary_loss(output, batch["target"], positive_weight=weight)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Give probabilities, (B, 1)."""
+        model.eval()
+        return self.read(model(batch["source"]))
+
+    def read(self, output: Tensor) -> Tensor:
+        """Turn logits into probabilities."""
+        return probabilities(output)
+
+    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the stages of the network."""
+        assert isinstance(model, Perceptron)
+        return {name: starting_with(prefix) for name, prefix in model.stages().items()}
+
+    def inputs(self, batch: Batch) -> Weights:
+        """Give the source."""
+        return {"source": batch["source"]}
+
+    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
+        """Run stages of the network."""
+        assert isinstance(model, Perceptron)
+        return model.run(stages, carried)
+
+    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Score each patient: log loss, accuracy, and the probability and label they are of."""
+        return case_scores(prediction, batch["target"])
+
+    def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
+        """Summarise a site: means of the scores, AUC, balanced accuracy and a sensitivity."""
+        return binary_summary(scores, whole=True, specificity=self.options.specificity)
+
+    def picture(self, prediction: Tensor, batch: Batch) -> Picture:
+        """Give none: a row is no image."""
+        del prediction, batch
+        return {}
+
+    def groups(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the parameter groups: "hidden" and "output"; it has no norms."""
+        del model
+        output, last = f"{PART}.{OUTPUT}.", f"{PART}.{HIDDEN}{len(self.options.hidden) - 1}."
+        return {
+            "hidden": starting_with(f"{PART}.{HIDDEN}"),
+            "output": starting_with(output),
+            "norm": NONE,
+            "head": starting_with(output),
+            "upper": starting_with(last, output),
+            "all": starting_with(f"{PART}."),
+        }
+
+    def uses(self, site: str) -> Filter:
+        """Select the whole network: all sites share its inputs and output."""
+        del site
+        return starting_with(f"{PART}.")
+
+    def training_examples(self, cohorts: Sequence[Cohort]) -> Rows:
+        """Give each training patient."""
+        return self.evaluation_examples(cohorts, "train")
+
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Rows:
+        """Give each patient of a split."""
+        found = [rows_of(cohort, split, self.variables) for cohort in cohorts]
+        return Rows(sum(found, ()))

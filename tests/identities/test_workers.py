@@ -1,0 +1,52 @@
+"""Row 17: one worker is many workers; the number of processes leaves no trace in the numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from grandrounds.build import spread_out
+from grandrounds.engines.workers import Workers
+from grandrounds.site import Site
+from grandrounds.study import Study
+from grandrounds.topologies.topology import Outcome
+from grandrounds.weights import digest
+from tests.federation import NOBODY, assert_trained, built, model_of, played, tiny
+
+ROUNDS = 2
+ARMS = {
+    "fedavg": "star",
+    "pflsynth": "star",
+    "fedavg over swarm": "swarm",
+    "fedavg over cyclic": "cyclic",
+}
+
+
+def spread(study: Study, folder: Path, workers: int) -> tuple[list[Outcome], tuple[Site, ...]]:
+    """The rounds that so many processes play, and the sites as this process finds them on disk."""
+    federation = built(study, folder)
+    with spread_out(federation, study, (), folder, NOBODY, processes=workers) as shared:
+        if workers > 1:
+            assert isinstance(shared.sites, Workers)
+            assert len(shared.sites.crew) == workers
+        return played(shared, ROUNDS), federation.sites.sites
+
+
+def traces(outcomes: list[Outcome]) -> list[list[str]]:
+    """What each round comes to: the shared model, and what each site sent and keeps."""
+    return [
+        [o.state.fingerprint, *(f"{r.site} {r.digest} {digest(r.weights)}" for r in o.replies)]
+        for o in outcomes
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_row_17_one_worker_is_many_workers(tmp_path: Path, arm: str):
+    method, topology = arm.split()[0], ARMS[arm]
+    overrides = (f"method.kind={method}", f"topology.kind={topology}", "training.threads=1")
+    study = tiny(*overrides, sites=3)
+    alone, sites = spread(study, tmp_path / "one", 1)
+    shared, _ = spread(study, tmp_path / "two", 2)
+    assert traces(shared) == traces(alone)
+    for site in sites:
+        assert_trained(site.first_weights(), model_of(site, alone[-1].state))

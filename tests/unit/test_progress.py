@@ -1,0 +1,72 @@
+"""What people see while a run goes on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from grandrounds.events import (
+    Event,
+    Failed,
+    RoundFinished,
+    SiteExchanged,
+    SiteMissed,
+    SiteMonitored,
+    SiteTested,
+    SiteTrained,
+    SiteTuned,
+    SiteValidated,
+    StoppedEarly,
+)
+from grandrounds.progress import Bars
+
+MISSED = SiteMissed("birch", 2, "train", "OSError", "no [more] space.", "Free some", ("a.py:1 f",))
+
+
+def shown(*events: Event, colour: bool = False) -> str:
+    """All that a terminal is told."""
+    file = io.StringIO()
+    system = "truecolor" if colour else None
+    with Bars(Console(file=file, width=200, force_terminal=colour, color_system=system)) as bars:
+        bars.add("arm", "FedAvg", 3)
+        for event in events:
+            bars.hear("arm", event)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (SiteTrained(1, "alder", 0.1, 8, 2, 0, 0), "alder trained"),
+        (SiteValidated(1, "alder", 0.1, 8, 20.0), "alder validated"),
+        (SiteMonitored(1, "birch", "alder", 0.1, 8, 20.0), "alder scored after birch"),
+        (SiteExchanged(1, "alder", "merge", 0.1, 0, 0), "alder: merge"),
+        (SiteTuned(1, "alder", 0.1, 4, "ab"), "alder fine-tuned"),
+        (SiteTested(1, "alder", 0.1, 8), "alder tested"),
+        (StoppedEarly(3, 1), "stopped early; best round 1"),
+        (Failed("alder", 1, "train", "OSError", "x", ""), "stopped"),
+        (RoundFinished(1, "ab", 0.87654, 1, 0.1), "score 0.8765"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_a_bar_says_what_happened_last(event: Event, words: str):
+    assert words in shown(event)
+
+
+def test_a_score_stays_while_a_round_is_not_validated():
+    said = shown(RoundFinished(1, "a", 21.5, 1, 0.1), RoundFinished(2, "b", None, 1, 0.1))
+    assert "2/3 rounds" in said
+    assert "score 21.5" in said
+
+
+def test_a_missed_site_is_told_with_its_cards_sentence():
+    said = shown(MISSED)
+    assert (
+        "went on without an answer: site 'birch' failed in round 2 (train): "
+        "OSError: no [more] space. Free some"
+    ) in said
+    assert "a.py" not in said
+
+
+def test_a_missed_site_is_told_in_yellow():
+    assert "\x1b[33mwent on without an answer" in shown(MISSED, colour=True)
