@@ -183,8 +183,9 @@ def _choice(key: str, table: object) -> Table:
 
 
 def _options(preset: Callable[..., object]) -> dict[str, Parameter]:
-    """Give a preset's parameters, but for those that a study does not choose."""
-    return {n: p for n, p in signature(preset).parameters.items() if n not in UNCHOSEN}
+    """Give a preset's options; what a topology is given by the run is none of them."""
+    given = UNCHOSEN if isinstance(preset, type) else ()
+    return {n: p for n, p in signature(preset).parameters.items() if n not in given}
 
 
 def _options_model(kind: str, preset: Callable[..., object]) -> Any:
