@@ -1,31 +1,69 @@
 """One round's training at a site, by the plan of its method."""
 
-from grandrounds.bench import Bench
-from grandrounds.kept import model_of
-from grandrounds.messages import LocalPlan
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from grandrounds.desk import Desk
+from grandrounds.kept import PERSONAL, model_of, personal_of
+from grandrounds.messages import Train
 from grandrounds.methods.combine import CONTROL
 from grandrounds.nudges import Control, Nudge, Pull
 from grandrounds.training import Lesson, Trained, train
-from grandrounds.weights import Filter, Weights, below
+from grandrounds.weights import Weights, below, named
 
 
-def local_round(
-    bench: Bench, lesson: Lesson, plan: LocalPlan, shared: Filter, private: Weights, came: Weights
-) -> tuple[Trained, Control]:
-    """Train the model on the bench from where a round starts, and give what was learned of drift.
+@dataclass(frozen=True)
+class LocalRound:
+    """A round at one desk.
 
-    `private` is the site's state of the round before, `came` what was sent to it.
+    `lesson` begins the round's examples anew, and `own_randomness` the draws of the network, so
+    that a personal model is trained as if it were the only one.
     """
-    control = Control(shared, below(CONTROL, private), below(CONTROL, came))
-    nudges = list[Nudge]()
-    if plan.prox:
-        nudges.append(Pull(plan.prox, model_of(came)))
-    if plan.controls:
-        nudges.append(control)
-    batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
-    if not plan.private_epochs:
-        return train(bench, lesson, batches, nudges=nudges), control
-    with bench.training_only(lambda name: not shared(name)):
-        train(bench, lesson, lesson.batches(epochs=plan.private_epochs))
-    with bench.training_only(shared):
-        return train(bench, lesson, batches, nudges=nudges), control
+
+    desk: Desk
+    request: Train
+    lesson: Callable[[], Lesson]
+    own_randomness: Callable[[], AbstractContextManager[None]]
+
+    def train(self) -> tuple[Trained, Weights, Weights]:
+        """Train; give what came of it, what may leave, and what stays."""
+        desk, plan = self.desk, self.request.plan
+        private = desk.private_of(self.request.since)
+        came = desk.came_in(self.request)
+        desk.sit_down(private | came)
+        control = Control(desk.travels, below(CONTROL, private), below(CONTROL, came))
+        trained = self._follow(came, control)
+        controls = named(CONTROL, control.learned())
+        shared = desk.shared(with_moments=plan.carries) | controls
+        stays = desk.private() | controls
+        if plan.personal is not None:
+            stays |= named(PERSONAL, self._personal(plan.personal, private, came))
+        return trained, shared, stays
+
+    def _follow(self, came: Weights, control: Control) -> Trained:
+        """Train the shared model as the plan says."""
+        desk, plan, lesson = self.desk, self.request.plan, self.lesson()
+        nudges = list[Nudge]()
+        if plan.prox:
+            nudges.append(Pull(plan.prox, model_of(came)))
+        if plan.controls:
+            nudges.append(control)
+        batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
+        if not plan.private_epochs:
+            return train(desk.bench, lesson, batches, nudges=nudges)
+        with desk.bench.training_only(lambda name: not desk.travels(name)):
+            train(desk.bench, lesson, lesson.batches(epochs=plan.private_epochs))
+        with desk.bench.training_only(desk.travels):
+            return train(desk.bench, lesson, batches, nudges=nudges)
+
+    def _personal(self, strength: float, private: Weights, came: Weights) -> Weights:
+        """Train the site's own model beside the shared one, as if alone but for the pull."""
+        desk, plan = self.desk, self.request.plan
+        desk.sit_down(personal_of(private) if self.request.since else private)
+        pull = Pull(strength, model_of(came))
+        with self.own_randomness():
+            lesson = self.lesson()
+            batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
+            train(desk.bench, lesson, batches, nudges=[pull] if strength else [])
+        return desk.whole() | desk.bench.optimizer_state(desk.uses)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TypeAlias, assert_never, cast
 
 import torch
-from torch import nn
 
 from grandrounds.bench import Bench
-from grandrounds.checkpoints import State, flattened, unflattened
+from grandrounds.checkpoints import flattened, unflattened
 from grandrounds.data.case import Cohort, Split
+from grandrounds.desk import Desk
 from grandrounds.evaluation import Panel, panels, predicted, save_panels, scored
 from grandrounds.events import SiteReady
 from grandrounds.failures import whole
-from grandrounds.kept import PERSONAL, Kept, model_of, moments_of, personal_of
-from grandrounds.local_round import local_round
+from grandrounds.kept import Kept
+from grandrounds.local_round import LocalRound
 from grandrounds.mailbox import Mailbox
 from grandrounds.messages import (
     Adopt,
@@ -36,17 +36,15 @@ from grandrounds.messages import (
     Train,
     Tune,
 )
-from grandrounds.methods.combine import CONTROL
 from grandrounds.methods.method import Method
-from grandrounds.nudges import Pull
 from grandrounds.seeds import seed_for
-from grandrounds.split_site import LearningTurn, SitePart
+from grandrounds.split_site import SitePart
 from grandrounds.tasks.task import Examples, Picture, Task
 from grandrounds.training import Lesson, Training, train
-from grandrounds.weights import Filter, Weights, digest, named, num_bytes, select
+from grandrounds.turns import Exchange, Turns
+from grandrounds.weights import Filter, Weights, digest, num_bytes
 
 Promise: TypeAlias = Callable[[], Reply]
-Exchange: TypeAlias = Forward | Tail | Backward
 Untrained: TypeAlias = Describe | Merge | Adopt | Tune | Evaluate | Finish
 
 
@@ -137,7 +135,7 @@ class Site:
                 assert_never(request)
 
     def _describe(self) -> Reply:
-        return Reply(site=self.name, round=0, rounds=self._kept.held(), ready=self.ready)
+        return Reply(site=self.name, round=0, rounds=self._desk.kept.held(), ready=self.ready)
 
     @cached_property
     def _train(self) -> Examples:
@@ -148,9 +146,23 @@ class Site:
         uses = self.task.uses(self.name)
         return self.part.cut.at_site(uses) if self.part else uses
 
-    @property
-    def _kept(self) -> Kept:
-        return Kept(self.folder)
+    @cached_property
+    def _desk(self) -> Desk:
+        return Desk(
+            self.bench,
+            Kept(self.folder),
+            self.training,
+            self.method,
+            self._uses,
+            self.travels,
+            self.first_weights,
+        )
+
+    def _cases(self, split: Split) -> Examples:
+        return self.task.evaluation_examples(self.cohorts, split)
+
+    def _rate(self, round: int) -> float:
+        return self.training.rate(round, self.rounds)
 
     def _lesson(self, round: int) -> Lesson:
         seed = seed_for(self.seed, self.name, round, "batches")
@@ -158,20 +170,10 @@ class Site:
         return Lesson(self.task, self._train, self.training.batch_size, generator)
 
     def _train_round(self, request: Train) -> Promise:
-        private = self._private_of(request.since)
-        came = self._came_in(request)
-        self._sit_down(private | came)
-        self.bench.set_rate(self.training.rate(request.round, self.rounds))
-        lesson = self._lesson(request.round)
-        trained, control = local_round(
-            self.bench, lesson, request.plan, self.travels, private, came
-        )
-        shared = self.bench.weights(self.travels) | named(CONTROL, control.learned())
-        if request.plan.carries:
-            shared |= self.bench.optimizer_state(self.travels)
-        mine = self._private_state() | named(CONTROL, control.learned())
-        if request.plan.personal is not None:
-            mine |= named(PERSONAL, self._personal(request, private, came))
+        self.bench.set_rate(self._rate(request.round))
+        lesson = partial(self._lesson, request.round)
+        anew = partial(own_randomness, self._seed(request))
+        trained, shared, stays = LocalRound(self._desk, request, lesson, anew).train()
         reply = Reply(
             site=self.name,
             round=request.round,
@@ -179,11 +181,11 @@ class Site:
             metrics=trained.losses,
             weights=shared,
         )
-        return self._kept_privately(reply, mine, {request.keep, request.since})
+        return self._kept_privately(reply, stays, {request.keep, request.since})
 
     def _kept_privately(self, reply: Reply, mine: Weights, keep: set[int]) -> Promise:
         """Promise a round's reply for when the disk has its private state."""
-        kept = self.disk.submit(self._kept.private.save, reply.round, mine, {}, keep)
+        kept = self.disk.submit(self._desk.kept.private.save, reply.round, mine, {}, keep)
         fingerprint = self.disk.submit(digest, mine)
 
         def promise() -> Reply:
@@ -192,50 +194,10 @@ class Site:
 
         return promise
 
-    def _came_in(self, request: Train | Evaluate | Tune) -> Weights:
-        """Give what the request brought, or the merged model that this site holds itself."""
-        if request.weights:
-            return request.weights
-        return self.method.broadcast(self._merged(request.since))
-
-    def _merged(self, round: int) -> State:
-        """Give the merged model of a round; before the first it is what all sites start from."""
-        first = State(select(self.first_weights(), self.travels))
-        return self._kept.merged(round) if round and first.weights else first
-
-    def _sit_down(self, tensors: Weights) -> None:
-        """Put a model on the bench to train: weights, and the optimiser's state if it lasts."""
-        self.bench.load(model_of(tensors))
-        keeps = not self.training.reset_optimizer
-        self.bench.load_optimizer_state(moments_of(tensors) if keeps else {})
-        if self.training.norm_buffers == "reset":
-            _reset_running_statistics(self.bench.model)
-
-    def _private_of(self, round: int) -> Weights:
-        if round == 0:
-            return select(self.first_weights(), self._uses)
-        return self._kept.private.load(round)[0]
-
-    def _private_state(self) -> Weights:
-        stays = self.bench.weights(lambda name: self._uses(name) and not self.travels(name))
-        return stays | self.bench.optimizer_state(self._uses)
-
-    def _personal(self, request: Train, private: Weights, came: Weights) -> Weights:
-        """Train the site's own model beside the shared one, as if alone but for the pull."""
-        assert request.plan.personal is not None
-        own = personal_of(private) if request.since else private
-        self._sit_down(own)
-        pull = Pull(request.plan.personal, model_of(came))
-        with own_randomness(self._seed(request)):
-            lesson = self._lesson(request.round)
-            batches = lesson.batches(epochs=request.plan.epochs, steps=request.plan.steps)
-            train(self.bench, lesson, batches, nudges=[pull] if pull.strength else [])
-        return self.bench.weights(self._uses) | self.bench.optimizer_state(self._uses)
-
     def _merge(self, request: Merge) -> Reply:
         """Lead: combine what the peers delivered."""
         updates = self.mailbox.updates(request.peers, request.round)
-        merged = self.method.combine(self._merged(request.since), updates)
+        merged = self.method.combine(self._desk.merged(request.since), updates)
         return Reply(
             site=self.name,
             round=request.round,
@@ -249,37 +211,31 @@ class Site:
         """Keep the leader's merged model; what else was delivered is of no use any more."""
         merged = self.mailbox.merged(request.leader, request.round)
         state = unflattened(merged.weights, request.round)
-        self._kept.keep_merged(state, request.keep)
+        self._desk.kept.keep_merged(state, request.keep)
         received = 0 if request.leader == self.name else num_bytes(merged.weights)
         shared = state.fingerprint
         return Reply(site=self.name, round=request.round, shared=shared, received=received)
 
     def _tune(self, request: Tune) -> Reply:
         """Fine-tune the whole model, all of it private from here on."""
-        self._sit_down(self._own_model(request))
+        self._desk.sit_down(self._desk.own_model(request))
         self.bench.set_rate(self.training.learning_rate)
         lesson = self._lesson(request.round)
         trained = train(self.bench, lesson, lesson.batches(epochs=request.epochs))
-        tuned = self.bench.weights(self._uses)
-        self._kept.keep_tuned(tuned)
+        tuned = self._desk.whole()
+        self._desk.kept.keep_tuned(tuned)
         metrics, steps = trained.losses, trained.steps
         return Reply(
             site=self.name, round=request.round, steps=steps, metrics=metrics, digest=digest(tuned)
         )
-
-    def _own_model(self, request: Evaluate | Tune) -> Weights:
-        """Give the model that this site uses: private and shared, or its personal one."""
-        private = self._private_of(request.since)
-        return model_of(private | self._came_in(request) | model_of(personal_of(private)))
 
     def _evaluate(self, request: Evaluate) -> Reply:
         if self.part:
             turn = self.part.scored()
             picture = turn.pictures.__getitem__
             return turn.tally.signed(self._judged(request, turn.examples, turn.scores, picture))
-        split = cast(Split, request.split)
-        examples = self.task.evaluation_examples(self.cohorts, split)
-        self.bench.load(self._kept.tuned() if request.tuned else self._own_model(request))
+        desk, examples = self._desk, self._cases(cast(Split, request.split))
+        self.bench.load(desk.kept.tuned() if request.tuned else desk.own_model(request))
         scores = scored(self.bench, self.task, examples)
         picture = partial(predicted, self.bench, self.task, examples)
         return self._judged(request, examples, scores, picture)
@@ -306,46 +262,27 @@ class Site:
         for site, made in panels.items():
             save_panels(self.folder.parent / site / "panels.npz", made)
 
-    def _take_turn(self, request: Exchange) -> Promise:
-        """Do one step of a turn over a split network, from the first to the last."""
+    @cached_property
+    def _turns(self) -> Turns:
         assert self.part is not None, "only a study that cuts the network asks for this"
-        if isinstance(request, Forward) and request.step == 0:
-            self._begin_turn(self.part, request)
-        steps, weights = self.part.exchange(request)
-        if isinstance(request, Backward) and request.last:
-            return self._end_turn(self.part.learned(), request)
-        name, round = self.name, request.round
-        return partial(_same, Reply(site=name, round=round, steps=steps, weights=weights))
-
-    def _begin_turn(self, part: SitePart, request: Forward) -> None:
-        tensors = self._private_of(request.since) | request.weights
-        if request.split == "train":
-            self._sit_down(tensors)
-            self.bench.set_rate(self.training.rate(request.round, self.rounds))
-            part.learn(request, self._lesson(request.round))
-        else:
-            self.bench.load(model_of(tensors))
-            split = cast(Split, request.split)
-            examples = self.task.evaluation_examples(self.cohorts, split)
-            part.score(examples, pictures=request.cases and self.shows_images)
-
-    def _end_turn(self, turn: LearningTurn, request: Backward) -> Promise:
-        """Send what is shared of this site's part, when the rest is kept."""
-        shared = self.bench.weights(self.travels)
-        if turn.opening.plan.carries:
-            shared |= self.bench.optimizer_state(self.travels)
-        losses = turn.losses() | dict(request.losses)
-        reply = Reply(
-            site=self.name, round=request.round, steps=turn.steps, metrics=losses, weights=shared
+        return Turns(
+            self.name,
+            self.part,
+            self._desk,
+            self._lesson,
+            self._rate,
+            self._cases,
+            self.shows_images,
         )
-        keep = {turn.opening.keep, turn.opening.since}
-        return self._kept_privately(turn.tally.signed(reply), self._private_state(), keep)
+
+    def _take_turn(self, request: Exchange) -> Promise:
+        reply, kept = self._turns.take(request)
+        if kept is None:
+            return partial(_same, reply)
+        return self._kept_privately(reply, kept.private, kept.rounds)
 
     def _finish(self, request: Finish) -> Reply:
-        for name, round in {"": request.best, "-last": request.round}.items():
-            private = self._private_of(round)
-            own = select(model_of(private), lambda n: not self.travels(n))
-            self._kept.write_model(name, round, own | model_of(personal_of(private)))
+        self._desk.write_models({"": request.best, "-last": request.round})
         return Reply(site=self.name, round=request.round)
 
 
@@ -359,9 +296,3 @@ def own_randomness(seed: int) -> Generator[None, None, None]:
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         yield
-
-
-def _reset_running_statistics(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-            module.reset_running_stats()

@@ -15,14 +15,15 @@ PAGES = [
     f"docs/{name}.md"
     for name in (
         *("study-file", "run-folder", "your-own-data", "methods", "topologies", "split"),
-        *("segmentation", "classification", "tabular"),
+        *("segmentation", "classification", "tabular", "partition"),
     )
 ]
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    shutil.copytree(ROOT / "studies", tmp_path / "studies")
+    for folder in ("studies", "scripts"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 
 

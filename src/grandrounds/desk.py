@@ -1,0 +1,88 @@
+"""A site's desk: which tensors of which round lie on the bench, and which of them stay."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from grandrounds.bench import Bench
+from grandrounds.checkpoints import State
+from grandrounds.kept import Kept, model_of, moments_of, personal_of
+from grandrounds.messages import Evaluate, Train, Tune
+from grandrounds.methods.method import Method
+from grandrounds.training import Training
+from grandrounds.weights import Filter, Weights, select
+
+
+@dataclass(frozen=True)
+class Desk:
+    """One site's place at a bench that it may share.
+
+    `uses` selects the tensors that the site's tasks need, `travels` those that may leave;
+    `first_weights` gives the model before any training.
+    """
+
+    bench: Bench
+    kept: Kept
+    training: Training
+    method: Method
+    uses: Filter
+    travels: Filter
+    first_weights: Callable[[], Weights]
+
+    def private_of(self, round: int) -> Weights:
+        """Give the private state after a round; before the first it is the first weights."""
+        if round == 0:
+            return select(self.first_weights(), self.uses)
+        return self.kept.private.load(round)[0]
+
+    def merged(self, round: int) -> State:
+        """Give the merged model of a round; before the first it is what all sites start from."""
+        first = State(select(self.first_weights(), self.travels))
+        return self.kept.merged(round) if round and first.weights else first
+
+    def came_in(self, request: Train | Evaluate | Tune) -> Weights:
+        """Give what a request brought, or the merged model that this site holds itself."""
+        if request.weights:
+            return request.weights
+        return self.method.broadcast(self.merged(request.since))
+
+    def sit_down(self, tensors: Weights) -> None:
+        """Put a model on the bench to train: weights, and the optimiser's state if it lasts."""
+        self.bench.load(model_of(tensors))
+        keeps = not self.training.reset_optimizer
+        self.bench.load_optimizer_state(moments_of(tensors) if keeps else {})
+        if self.training.norm_buffers == "reset":
+            _reset_running_statistics(self.bench.model)
+
+    def shared(self, *, with_moments: bool) -> Weights:
+        """Copy what may leave the bench, with the optimiser's state where that travels too."""
+        moments = self.bench.optimizer_state(self.travels) if with_moments else {}
+        return self.bench.weights(self.travels) | moments
+
+    def private(self) -> Weights:
+        """Copy what stays: own weights, and the optimiser's state."""
+        stays = self.bench.weights(lambda name: self.uses(name) and not self.travels(name))
+        return stays | self.bench.optimizer_state(self.uses)
+
+    def whole(self) -> Weights:
+        """Copy the whole model of the site's tasks."""
+        return self.bench.weights(self.uses)
+
+    def own_model(self, request: Evaluate | Tune) -> Weights:
+        """Give the model that this site uses: private and shared, or its personal one."""
+        private = self.private_of(request.since)
+        return model_of(private | self.came_in(request) | model_of(personal_of(private)))
+
+    def write_models(self, rounds: dict[str, int]) -> None:
+        """Write what of each round's model is the site's alone; a name ends the file's."""
+        for name, round in rounds.items():
+            private = self.private_of(round)
+            own = select(model_of(private), lambda n: not self.travels(n))
+            self.kept.write_model(name, round, own | model_of(personal_of(private)))
+
+
+def _reset_running_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            module.reset_running_stats()
