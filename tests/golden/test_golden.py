@@ -27,12 +27,20 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "fedbadam": ("task.norm=batch",),
     "split": ("topology.cut=encoder.2",),
 }
+SPLIT = ("method.kind=fedavg", "topology.kind=split", "topology.cut=encoder.2")
 # Options that deserve their own digests, beside every method over every topology.
 FURTHER: dict[str, tuple[str, ...]] = {
     "pflsynth-wide": ("method.kind=pflsynth", "method.split=wide"),
     "fedyogi": ("method.kind=fedopt", "method.server=yogi"),
     "median": ("method.kind=fedavg", "aggregation.kind=median"),
     "sgd": ("method.kind=fedavg", "training.optimizer=sgd", "training.momentum=0.9"),
+    "lg_fedavg@split": (
+        "method.kind=lg_fedavg",
+        "topology.kind=split",
+        "topology.cut=bottleneck_late.0",
+    ),
+    "splitfed1": (*SPLIT, "topology.variant=splitfed1"),
+    "splitfed2": (*SPLIT, "topology.variant=splitfed2"),
     "cyclic-travels": (
         *("method.kind=fedavg", "topology.kind=cyclic"),
         *("topology.order=shuffled", "topology.optimizer=travels"),
