@@ -9,17 +9,15 @@ test cases, and on those of all sites: a model trained alone meets the others' s
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from grandrounds.build import build_federation
+from grandrounds.build import Unheard, build_federation
 from grandrounds.compare import Arm, Comparison
-from grandrounds.errors import FailureCard
 from grandrounds.events import Event, SiteTested
 from grandrounds.journal import read_journal
 from grandrounds.machine import machine_for, repeatable
-from grandrounds.messages import Evaluate, Reply, Request
+from grandrounds.messages import Evaluate
 from grandrounds.opening import open_sites
 from grandrounds.site_file import SiteFile, read_site
 from grandrounds.study import Study
@@ -27,17 +25,6 @@ from grandrounds.study_file import read_table
 from grandrounds.weights import read
 
 Summary = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Silent:
-    """Hears nothing."""
-
-    def hear(self, request: Request, reply: Reply) -> None:
-        """Hear a reply."""
-
-    def miss(self, card: FailureCard) -> None:
-        """Hear of an absence."""
 
 
 def main() -> None:
@@ -112,7 +99,7 @@ def _scored_everywhere(
     machine = machine_for(study.training)
     with repeatable(machine):
         federation = build_federation(
-            study, open_sites(study, files), folder / "crossed", machine, Silent()
+            study, open_sites(study, files), folder / "crossed", machine, Unheard()
         )
         orders = [Evaluate(round=0, since=0, split="test", weights=read(m)[0]) for m in models]
         replies = [site.answer(order) for order in orders for site in federation.sites.sites]

@@ -20,17 +20,18 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from grandrounds.build import build_bench, build_federation, build_task
+import torch
+
+from grandrounds.build import Unheard, build_bench, build_federation, build_task
 from grandrounds.checkpoints import save_state
 from grandrounds.data.simulate import Patients
 from grandrounds.machine import machine_for, peak_memory, repeatable
-from grandrounds.messages import LocalPlan
 from grandrounds.opening import open_sites
 from grandrounds.packaged import studies
 from grandrounds.seeds import seed_for
 from grandrounds.study import Study
 from grandrounds.study_file import read_study
-from grandrounds.training import train
+from grandrounds.training import Lesson, train
 from grandrounds.weights import digest
 
 REPEATS = {4: 5, 32: 2}  # counted rounds; the first of each arm only warms up
@@ -48,7 +49,7 @@ def study_of(sites: int) -> Study:
 
 def federated(study: Study, folder: Path) -> Callable[[], None]:
     machine = machine_for(study.training)
-    federation = build_federation(study, open_sites(study, ()), folder, machine, lambda *_: None)
+    federation = build_federation(study, open_sites(study, ()), folder, machine, Unheard())
     states = [federation.start]
 
     def one_round() -> None:
@@ -72,8 +73,9 @@ def bare(study: Study) -> Callable[[], None]:
         number = next(rounds)
         for site, own in zip(study.site, examples, strict=True):
             seed = seed_for(study.seed, site.name, number, "batches")
-            plan = LocalPlan(epochs=study.training.epochs)
-            train(bench, task, own, plan=plan, batch_size=study.training.batch_size, seed=seed)
+            generator = torch.Generator().manual_seed(seed)
+            lesson = Lesson(task, own, study.training.batch_size, generator)
+            train(bench, lesson, lesson.batches(epochs=study.training.epochs))
 
     return one_round
 

@@ -12,7 +12,6 @@ from typing import TypeAlias, assert_never, cast
 import torch
 
 from grandrounds.bench import Bench
-from grandrounds.checkpoints import flattened, unflattened
 from grandrounds.data.case import Cohort, Split
 from grandrounds.desk import Desk
 from grandrounds.evaluation import Panel, panels, predicted, save_panels, scored
@@ -37,6 +36,7 @@ from grandrounds.messages import (
     Tune,
 )
 from grandrounds.methods.method import Method
+from grandrounds.peers import Peers
 from grandrounds.seeds import seed_for
 from grandrounds.split_site import SitePart
 from grandrounds.tasks.task import Examples, Picture, Task
@@ -122,9 +122,9 @@ class Site:
             case Describe():
                 return self._describe()
             case Merge():
-                return self._merge(request)
+                return self._peers.merge(request)
             case Adopt():
-                return self._adopt(request)
+                return self._peers.adopt(request)
             case Tune():
                 return self._tune(request)
             case Evaluate():
@@ -194,28 +194,6 @@ class Site:
 
         return promise
 
-    def _merge(self, request: Merge) -> Reply:
-        """Lead: combine what the peers delivered."""
-        updates = self.mailbox.updates(request.peers, request.round)
-        merged = self.method.combine(self._desk.merged(request.since), updates)
-        return Reply(
-            site=self.name,
-            round=request.round,
-            merged=len(updates),
-            received=sum(num_bytes(u.weights) for u in updates if u.site != self.name),
-            shared=merged.fingerprint,
-            weights=flattened(merged),
-        )
-
-    def _adopt(self, request: Adopt) -> Reply:
-        """Keep the leader's merged model; what else was delivered is of no use any more."""
-        merged = self.mailbox.merged(request.leader, request.round)
-        state = unflattened(merged.weights, request.round)
-        self._desk.kept.keep_merged(state, request.keep)
-        received = 0 if request.leader == self.name else num_bytes(merged.weights)
-        shared = state.fingerprint
-        return Reply(site=self.name, round=request.round, shared=shared, received=received)
-
     def _tune(self, request: Tune) -> Reply:
         """Fine-tune the whole model, all of it private from here on."""
         self._desk.sit_down(self._desk.own_model(request))
@@ -261,6 +239,10 @@ class Site:
         """Keep the report's pictures in this site's own folder: they are no part of a reply."""
         for site, made in panels.items():
             save_panels(self.folder.parent / site / "panels.npz", made)
+
+    @property
+    def _peers(self) -> Peers:
+        return Peers(self.name, self._desk, self.mailbox)
 
     @cached_property
     def _turns(self) -> Turns:
