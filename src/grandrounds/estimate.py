@@ -92,16 +92,20 @@ def topologies(study: Study) -> Mapping[str, TopologySet | str]:
     return found
 
 
-def check_memory(study: Study) -> None:
+def check_memory(study: Study, *, processes: int = 1) -> None:
     """Refuse a study that this machine's memory cannot hold. Raises `BadStudy`."""
-    need, have = estimate(study).memory, physical_memory()
+    need, have = processes * estimate(study).memory, physical_memory()
     if need > have:
         raise BadStudy(
             f"elements.size = {list(study.elements.size)} with "
             f"training.batch_size = {study.training.batch_size} needs about "
-            f"{need / 2**30:.0f} GiB, but this machine has {have / 2**30:.0f} GiB; "
+            f"{need / 2**30:.0f} GiB{_in(processes)}, but this machine has {have / 2**30:.0f} GiB; "
             "choose a smaller size, network or batch"
         )
+
+
+def _in(processes: int) -> str:
+    return f" in {processes} processes" if processes > 1 else ""
 
 
 def _activations(model: nn.Module, task: Task, study: Study) -> int:

@@ -19,6 +19,7 @@ from grandrounds.events import (
     Event,
     Failed,
     Interrupted,
+    PolicySet,
     RoundFinished,
     RunFinished,
     RunResumed,
@@ -86,6 +87,8 @@ class Bars:
                 self._progress.start_task(row)
             case RunResumed():
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
+            case PolicySet():
+                self._progress.console.print(f"{arm}: {policy(event)}", markup=False)
             case SiteMissed():
                 self._progress.console.print(missed(event), style="yellow", markup=False)
             case RoundFinished():
@@ -113,6 +116,15 @@ def _doing(event: Event) -> str:
             return "stopped"
         case _:
             return "starting"
+
+
+def policy(event: PolicySet) -> str:
+    """Say in one line which parameter groups are shared, private or reset."""
+    groups: dict[str, list[str]] = {}
+    for group in event.groups:
+        groups.setdefault(group.policy, []).append(group.group)
+    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups.items())
+    return told.replace("_", " ")
 
 
 def missed(event: SiteMissed) -> str:

@@ -56,9 +56,9 @@ def run(
     the same bits as if it had never stopped. Raises `BadInput` before anything trains, `RunFailed`
     afterwards; both leave everything that was saved.
     """
-    check_memory(study)
-    opened = open_sites(study, files)
     processes = num_processes(study, workers)
+    check_memory(study, processes=processes)
+    opened = open_sites(study, files)
     machine = machine_for(study.training, processes=processes)
     with claimed(folder, study, resume=resume), repeatable(machine):
         teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)

@@ -16,6 +16,7 @@ from grandrounds.methods import METHODS
 from grandrounds.methods.combine import Combine, ServerStep
 from grandrounds.site import Site
 from grandrounds.study import Choice, SiteSpec, Study
+from grandrounds.study_checks import notes
 from grandrounds.topologies.topology import Outcome
 from grandrounds.weights import OPTIMIZER, digest, select
 from tests.federation import (
@@ -239,6 +240,14 @@ def test_dittos_pull_brings_the_personal_model_nearer_to_the_shared_one(tmp_path
         personal = personal_of(Kept(federation.sites.sites[0].folder).private.load(ROUNDS)[0])
         apart.append(float(sum((personal[n] - t).square().sum() for n, t in state.weights.items())))
     assert apart[1] < apart[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_row_6_fedbn_without_batch_norm_is_fedavg_and_says_so(tmp_path: Path, kind: str):
+    studies = [tiny_of(kind, f"method.kind={m}", sites=2) for m in ("fedavg", "fedbn")]
+    plain, kept = (shared(study, tmp_path / study.method.kind) for study in studies)
+    assert digest(plain) == digest(kept)
+    assert "so this is FedAvg" in " ".join(notes(studies[1]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,6 +18,7 @@ ARMS = {
     "pflsynth": "star",
     "fedavg over swarm": "swarm",
     "fedavg over cyclic": "cyclic",
+    "fedavg over split": "split",
 }
 
 
@@ -43,7 +44,8 @@ def traces(outcomes: list[Outcome]) -> list[list[str]]:
 @pytest.mark.parametrize("arm", ARMS)
 def test_row_17_one_worker_is_many_workers(tmp_path: Path, arm: str):
     method, topology = arm.split()[0], ARMS[arm]
-    overrides = (f"method.kind={method}", f"topology.kind={topology}", "training.threads=1")
+    cut = ("topology.cut=encoder.2",) if topology == "split" else ()
+    overrides = (f"method.kind={method}", f"topology.kind={topology}", *cut, "training.threads=1")
     study = tiny(*overrides, sites=3)
     alone, sites = spread(study, tmp_path / "one", 1)
     shared, _ = spread(study, tmp_path / "two", 2)

@@ -8,6 +8,8 @@ from rich.console import Console
 from grandrounds.events import (
     Event,
     Failed,
+    GroupPolicy,
+    PolicySet,
     RoundFinished,
     SiteExchanged,
     SiteMissed,
@@ -51,6 +53,17 @@ def shown(*events: Event, colour: bool = False) -> str:
 )
 def test_a_bar_says_what_happened_last(event: Event, words: str):
     assert words in shown(event)
+
+
+def test_what_becomes_of_every_parameter_group_is_told():
+    groups = (
+        GroupPolicy("encoder", "private", 9, 1),
+        GroupPolicy("bottleneck_late", "shared", 6, 1),
+        GroupPolicy("running statistics", "reset", 2, 1),
+        GroupPolicy("decoder", "shared", 8, 1),
+    )
+    said = shown(PolicySet(groups, "reset", 0))
+    assert "private: encoder; shared: bottleneck late, decoder; reset: running statistics" in said
 
 
 def test_a_score_stays_while_a_round_is_not_validated():

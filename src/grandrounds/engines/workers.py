@@ -1,8 +1,8 @@
 """The sites in several processes at once, a share of them in each: the engine of a workstation.
 
-Processes and not threads, as small networks are bound by the interpreter: on two cores two
-processes play a round 1.6 times as fast as one (benchmarks/workers.py), two threads no faster. Each
-process has training.threads, or where that is 0 its share of the cores.
+Processes and not threads, as small networks are bound by the interpreter, which threads would
+share: on two cores two processes play a round 1.6 times as fast as one (benchmarks/workers.py).
+Each process has training.threads, or where that is 0 its share of the cores.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
