@@ -199,6 +199,6 @@ def partition(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the study file, for editors."""
-    from grandrounds.study_file import schema as study_schema
+    from grandrounds.study_schema import schema as study_schema
 
     print(json.dumps(study_schema(), indent=2))

@@ -1,9 +1,8 @@
 """Everything that one hospital does. An engine only decides how a request reaches `Site.answer`."""
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from grandrounds.peers import Peers
 from grandrounds.seeds import seed_for
 from grandrounds.split_site import SitePart
 from grandrounds.tasks.task import Examples, Picture, Task
-from grandrounds.training import Lesson, Training, train
+from grandrounds.training import Lesson, Training, own_randomness, train
 from grandrounds.turns import Exchange, Turns
 from grandrounds.weights import Filter, Weights, digest, num_bytes
 
@@ -270,11 +269,3 @@ class Site:
 
 def _same(reply: Reply) -> Reply:
     return reply
-
-
-@contextmanager
-def own_randomness(seed: int) -> Generator[None, None, None]:
-    """Seed what cannot be given a generator (dropout), and put the global state back afterwards."""
-    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        yield

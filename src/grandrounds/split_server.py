@@ -12,9 +12,8 @@ from grandrounds.cut import CUT, LABEL, WHOLE, Cut, begun_at, go_back, gradients
 from grandrounds.errors import RunFailed
 from grandrounds.precision import autocast
 from grandrounds.seeds import seed_for
-from grandrounds.site import own_randomness
 from grandrounds.tasks.task import Task
-from grandrounds.training import Training, means, step
+from grandrounds.training import Training, means, own_randomness, step
 from grandrounds.weights import Filter, Weights, below, copied, named, select
 
 

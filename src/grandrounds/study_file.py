@@ -178,7 +178,7 @@ def _choice(key: str, table: object) -> Table:
     for name in given:
         if name not in known:
             raise _unknown(f"{key}.{name}", name, known or {"kind": ...})
-    options = _checked(TypeAdapter(_options_model(kind, preset)), given, f"{key}.")
+    options = _checked(TypeAdapter(options_model(kind, preset)), given, f"{key}.")
     return {"kind": kind, "options": options.model_dump()}
 
 
@@ -188,7 +188,8 @@ def _options(preset: Callable[..., object]) -> dict[str, Parameter]:
     return {n: p for n, p in signature(preset).parameters.items() if n not in given}
 
 
-def _options_model(kind: str, preset: Callable[..., object]) -> Any:
+def options_model(kind: str, preset: Callable[..., object]) -> Any:
+    """Make a pydantic model of a preset's options."""
     hints = get_type_hints(preset.__init__ if isinstance(preset, type) else preset)
     options: Table = {n: (hints[n], p.default) for n, p in _options(preset).items()}
     return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
@@ -247,23 +248,3 @@ def changed_keys(old: Table, new: Table, where: str = "") -> list[str]:
         elif before != after:
             found.append(where + key)
     return found
-
-
-def schema() -> Table:
-    """Give the JSON Schema of the study file, for editors."""
-    made = TypeAdapter(Study).json_schema()
-    for key, presets in CHOICES.items():
-        variants = [_variant(kind, preset) for kind, preset in presets.items()]
-        made["properties"][key] = {"oneOf": variants}
-    for name, definition in made["$defs"].items():
-        definition["additionalProperties"] = definition.get(
-            "additionalProperties", name == "Choice"
-        )
-    made["$defs"].pop("Choice", None)
-    return made | {"additionalProperties": False}
-
-
-def _variant(kind: str, preset: Callable[..., object]) -> Table:
-    variant: Table = TypeAdapter(_options_model(kind, preset)).json_schema()
-    variant["properties"] = {"kind": {"const": kind}} | variant.get("properties", {})
-    return variant | {"required": ["kind"], "description": preset.__doc__}

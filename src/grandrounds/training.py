@@ -1,7 +1,8 @@
 """The one local training loop, its options, its schedule; every task and method trains by it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Literal, cast
@@ -141,3 +142,11 @@ def _means(totals: Mapping[str, list[Tensor]]) -> Iterator[tuple[str, float]]:
                 f"the loss of '{part}' is not finite; try a lower learning rate"
             )
         yield part, mean
+
+
+@contextmanager
+def own_randomness(seed: int) -> Generator[None, None, None]:
+    """Seed what cannot be given a generator (dropout), and put the global state back afterwards."""
+    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        yield

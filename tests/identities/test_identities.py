@@ -21,8 +21,8 @@ from grandrounds.methods.combine import Combine
 from grandrounds.methods.method import Method
 from grandrounds.run import run
 from grandrounds.study import Choice, Study
-from grandrounds.tasks.synthesis import GROUPS, SynthesisTask
-from grandrounds.tasks.translation import Translator
+from grandrounds.tasks.synthesis import SynthesisTask
+from grandrounds.tasks.translation import GROUPS, Translator
 from grandrounds.topologies.topology import Outcome
 from grandrounds.weights import digest, read
 from tests.federation import (

@@ -37,11 +37,20 @@ def program(*words: str | Path, limit: Callable[[], None] | None = None) -> Done
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+def hear_ctrl_c() -> None:
+    """Let a process hear Ctrl-C, which a shell's background job and all its children ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def started(*words: str | Path) -> Iterator[subprocess.Popen[str]]:
     """Start the installed command, and see that it is gone in the end."""
     process = subprocess.Popen(
-        [PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [PROGRAM, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
     try:
         yield process

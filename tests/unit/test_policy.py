@@ -10,7 +10,8 @@ from grandrounds.methods import METHODS
 from grandrounds.methods.method import Method
 from grandrounds.policy import described, travelling
 from grandrounds.tasks import Synthesis
-from grandrounds.tasks.synthesis import GROUPS, SynthesisTask
+from grandrounds.tasks.synthesis import SynthesisTask
+from grandrounds.tasks.translation import GROUPS
 from grandrounds.weights import select
 
 # Four sites and four contrasts, as published: the mapper reads 12 values.

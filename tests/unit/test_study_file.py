@@ -16,10 +16,10 @@ from grandrounds.study_file import (
     parse_study,
     read_study,
     read_table,
-    schema,
     to_table,
     to_toml,
 )
+from grandrounds.study_schema import schema
 from grandrounds.tasks import TASKS
 from grandrounds.tasks.synthesis import SMALL
 from grandrounds.topologies import TOPOLOGIES

@@ -26,7 +26,7 @@ from grandrounds.site import Promise, Site
 from grandrounds.study import Study
 from grandrounds.topologies.topology import Quorum
 from tests.federation import TINY, built, digests, rows, tiny
-from tests.journeys.command import PROGRAM, wait_for
+from tests.journeys.command import PROGRAM, hear_ctrl_c, wait_for
 
 ORDER = Train(round=1, since=0, plan=LocalPlan())
 NAMES = ("alder", "birch", "cedar")
@@ -215,7 +215,12 @@ def running(folder: Path) -> Generator["subprocess.Popen[str]", None, None]:
     """A run with two workers, in a process group of its own, in its second round."""
     command = [PROGRAM, "run", TINY, "--out", folder, "--workers", "2", "--rounds", "999"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     try:
         wait_for(folder, lambda told: any(isinstance(e, SiteTrained) for e in told))

@@ -14,16 +14,14 @@ from grandrounds.metrics.images import nrmse, psnr, ssim
 from grandrounds.metrics.summary import summary
 from grandrounds.models.discriminator import Discriminator, build_discriminator
 from grandrounds.models.generator import GeneratorShape, build_generator
-from grandrounds.models.norm import batch_norm_names
 from grandrounds.precision import full
 from grandrounds.seeds import seed_for
 from grandrounds.tasks.checks import check_counts, check_shares, check_size, require
 from grandrounds.tasks.slices import Augmentation, Coding, Pair, Slices, check_pair, slices_of
 from grandrounds.tasks.task import Batch, Picture
-from grandrounds.tasks.translation import Translator, critic_loss, realism, unit
-from grandrounds.weights import Filter, Weights, among, starting_with
+from grandrounds.tasks.translation import Translator, critic_loss, groups_of, realism, unit
+from grandrounds.weights import Filter, Weights, starting_with
 
-GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
 SINGLE = "any"
 SMALL = {
     "width": 16,
@@ -259,16 +257,7 @@ class SynthesisTask:
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
         """Name the parameter groups; critics judge a site's own tasks, so "all" leaves them out."""
-        groups = {name: starting_with(f"generator.{name}.") for name in GROUPS}
-        critic = starting_with("critics.")
-        norm = frozenset(n for n in batch_norm_names(model) if not critic(n))
-        return groups | {
-            "norm": among(norm),
-            "critic": critic,
-            "head": starting_with("generator.decoder.2."),
-            "upper": starting_with("generator.bottleneck_late.", "generator.decoder."),
-            "all": starting_with("generator."),
-        }
+        return groups_of(model)
 
     def uses(self, site: str) -> Filter:
         """Select the generator and the critics of a site's own tasks."""

@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from grandrounds.models.discriminator import Discriminator, frozen
 from grandrounds.models.generator import Generator
+from grandrounds.models.norm import batch_norm_names
+from grandrounds.weights import Filter, among, starting_with
+
+GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
 
 
 class Translator(nn.Module):
@@ -56,3 +60,17 @@ def realism(critic: nn.Module, source: Tensor, fake: Tensor) -> Tensor:
 def unit(image: Tensor) -> Tensor:
     """Bring an image from [-1, 1] to [0, 1]."""
     return ((image + 1) / 2).clamp(0, 1)
+
+
+def groups_of(model: nn.Module) -> Mapping[str, Filter]:
+    """Name the parameter groups of a translator; "all" leaves the critics out."""
+    groups = {name: starting_with(f"generator.{name}.") for name in GROUPS}
+    critic = starting_with("critics.")
+    norm = frozenset(n for n in batch_norm_names(model) if not critic(n))
+    return groups | {
+        "norm": among(norm),
+        "critic": critic,
+        "head": starting_with("generator.decoder.2."),
+        "upper": starting_with("generator.bottleneck_late.", "generator.decoder."),
+        "all": starting_with("generator."),
+    }
