@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from grandrounds.arms import Arm
 from grandrounds.build import Unheard, build_federation
-from grandrounds.compare import Arm, Comparison
+from grandrounds.compare import Cell, Comparison
 from grandrounds.events import Event, SiteTested
 from grandrounds.journal import read_journal
 from grandrounds.machine import machine_for, repeatable
@@ -67,18 +68,20 @@ def _seed(
     folder = out / path.stem / f"seed-{seed}"
     comparison = Comparison(folder, studies, files, workers=2)
     comparison.run(_unheard)
-    found = {arm.label: _scores(comparison.arm_folder(arm)) for arm in arms}
-    star, swarm = (comparison.arm_folder(Arm(label)) for label in ("fedavg", "fedavg@swarm"))
+    found = {arm.label: _scores(comparison.run_folder(Cell(arm, seed))) for arm in arms}
+    star, swarm = (
+        comparison.run_folder(Cell(Arm(label), seed)) for label in ("fedavg", "fedavg@swarm")
+    )
     equal = (star / "digests.csv").read_bytes() == (swarm / "digests.csv").read_bytes()
     found["fedavg@swarm"]["bitwise"] = {"equal": float(equal)}
     for label in ("central", "local"):
-        trained = comparison.arm_folder(Arm(label)) / "sites"
+        trained = comparison.run_folder(Cell(Arm(label), seed)) / "sites"
         models = sorted(trained.glob("*/private.safetensors"))
         found[label]["all"] = _scored_everywhere(studies[Arm("fedavg")], files, models, folder)
     return found
 
 
-def _unheard(arm: str, event: Event) -> None:
+def _unheard(cell: Cell, event: Event) -> None:
     """Hear an event and do nothing."""
 
 

@@ -17,7 +17,7 @@ from grandrounds.engines.quorum import untold
 from grandrounds.engines.simulation import Simulation
 from grandrounds.engines.workers import Workers, shared_out
 from grandrounds.errors import BadStudy, FailureCard
-from grandrounds.events import PolicySet, TopologySet
+from grandrounds.events import PolicySet, TopologySet, WorkSet
 from grandrounds.machine import Machine, machine_for, repeatable
 from grandrounds.messages import Reply, Request
 from grandrounds.methods.method import Method
@@ -32,6 +32,7 @@ from grandrounds.study import Study
 from grandrounds.tasks.task import Task
 from grandrounds.topologies.topology import Links, Load, Sites, Topology
 from grandrounds.weights import Filter, Weights, num_bytes, select
+from grandrounds.workload import workload
 
 
 class Hearing(Protocol):
@@ -70,6 +71,7 @@ class Federation(Generic[Engine]):
     start: State
     policy: PolicySet
     account: TopologySet
+    work: WorkSet
 
 
 def build_federation(
@@ -103,7 +105,8 @@ def build_federation(
     check_links(study, topology, sites)
     start = State(select(first(_first_seed(study, "")), travels)) if sends_first else State({})
     account = accounted(study, topology, method, bench.model, travels, len(members))
-    return Federation(method, topology, sites, start, policy, account)
+    work = workload(study, task)
+    return Federation(method, topology, sites, start, policy, account, work)
 
 
 def num_processes(study: Study, workers: int) -> int:

@@ -67,17 +67,19 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Four simulated hospitals learn MRI synthesis: pFLSynth beside FedAvg and training alone."""
-    from grandrounds.commands import compare_arms
     from grandrounds.compare import DEMO_ARMS
+    from grandrounds.comparing import compare_arms
     from grandrounds.packaged import studies
 
     compare_arms(
         studies() / "demo.toml",
         DEMO_ARMS,
         out=out or Path("runs/demo"),
+        seeds=1,
         overrides=set or [],
         sites=[],
         workers=workers,
+        unequal=False,
         as_json=json,
         quiet=quiet,
     )
@@ -134,26 +136,35 @@ def compare(
     arms: Annotated[
         str,
         typer.Option(
-            help="METHOD[:KEY=VALUE...] with commas between, for example pflsynth,fedavg,local."
+            help="METHOD[@TOPOLOGY][:KEY=VALUE...] with commas between, the one that the report is "
+            "about first, for example pflsynth,fedavg@swarm,fedprox:mu=0.01,local."
         ),
     ],
+    seeds: Annotated[
+        int, typer.Option(help="Train each arm so often, from the study's seed on.")
+    ] = 1,
     out: Out = None,
     set: Set = None,
     site: SitePaths = None,
     workers: Workers = 0,
+    unequal: Annotated[
+        bool, typer.Option("--unequal", help="Allow arms that differ in budget, data or rounds.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train several arms on the same data, splits and seed, and report them side by side."""
-    from grandrounds.commands import compare_arms
+    """Train several arms on the same data, splits and seeds, and report them side by side."""
+    from grandrounds.comparing import compare_arms
 
     compare_arms(
         study,
         arms.split(","),
         out=out,
+        seeds=seeds,
         overrides=set or [],
         sites=site or [],
         workers=workers,
+        unequal=unequal,
         as_json=json,
         quiet=quiet,
     )

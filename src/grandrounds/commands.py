@@ -1,32 +1,28 @@
 """What the commands do: from arguments to results. Results go to stdout, progress to stderr."""
 
 import json
-import os
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Grid
 
-from grandrounds.compare import Arm, Comparison
 from grandrounds.data.inspect import SiteSummary, check_elements
 from grandrounds.data.partition import Deal, counts, deal, read_pool, write_sites
-from grandrounds.errors import BadSite, Stopped
+from grandrounds.errors import BadSite
 from grandrounds.estimate import Estimate, estimate, topologies
 from grandrounds.events import Event, TopologySet
 from grandrounds.machine import machine_for, num_cores
 from grandrounds.opening import open_site
-from grandrounds.progress import Bars
+from grandrounds.progress import Bars, stoppable
 from grandrounds.report.html import write_report
 from grandrounds.results import show
 from grandrounds.run import run
-from grandrounds.run_folder import is_finished
 from grandrounds.site_file import read_site
 from grandrounds.study import Study
 from grandrounds.study_checks import notes
-from grandrounds.study_file import fingerprint, read_study, read_table, to_table, to_toml
+from grandrounds.study_file import fingerprint, read_study, to_table, to_toml
 
 MIB = 2**20
 
@@ -56,48 +52,9 @@ def run_study(
         def hear(event: Event) -> None:
             bars.hear(study.title, event)
 
-        with _stoppable("with --resume"):
+        with stoppable("with --resume"):
             at_once = workers or num_cores()
             run(study, folder, files=files, resume=resume, listeners=[hear], workers=at_once)
-    show(folder, write_report(folder), as_json=as_json, quiet=quiet)
-
-
-@contextmanager
-def _stoppable(how: str) -> Generator[None, None, None]:
-    """Turn Ctrl-C into a sentence that says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped; every finished round is saved. Give the same command again {how} to go on."
-        ) from None
-
-
-def compare_arms(
-    path: Path,
-    labels: Sequence[str],
-    *,
-    out: Path | None,
-    overrides: Sequence[str],
-    sites: Sequence[Path],
-    workers: int,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Run arms side by side; what is done already is kept. Then write one report for all."""
-    table = read_table(path)
-    arms = [Arm(label.strip()) for label in labels if label.strip()]
-    studies = {arm: arm.study(table, overrides) for arm in arms}
-    folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
-    files = tuple(read_site(site) for site in sites)
-    at_once = min(workers or os.cpu_count() or 1, len(arms))
-    comparison = Comparison(folder, studies, files, at_once)
-    with Bars(Console(stderr=True, quiet=quiet)) as bars:
-        for arm, study in studies.items():
-            done = is_finished(comparison.arm_folder(arm))
-            bars.add(arm.name, arm.title(study), study.rounds, done=done)
-        with _stoppable("as it was"):
-            comparison.run(bars.hear)
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)
 
 

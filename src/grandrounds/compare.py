@@ -1,10 +1,10 @@
-"""Several arms on identical data, splits and seed: each a run folder of its own, side by side."""
+"""Several arms and seeds on identical data and splits: each a run folder, side by side."""
 
 import multiprocessing as mp
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event as ThreadEvent
@@ -12,101 +12,81 @@ from typing import TypeAlias
 
 import tomli_w
 
-from grandrounds.errors import BadStudy
+from grandrounds.arms import Arm
 from grandrounds.events import Event
+from grandrounds.fairness import terms
 from grandrounds.methods import METHODS
 from grandrounds.opening import open_sites
+from grandrounds.processes import end_with_parent
 from grandrounds.run import run
 from grandrounds.run_folder import check_unchanged, is_finished
 from grandrounds.site_file import SiteFile
 from grandrounds.study import Study
-from grandrounds.study_file import Table, parse_study
 from grandrounds.tables import concatenate
-from grandrounds.tasks import Synthesis
 from grandrounds.weights import write_atomically
 
-OnEvent: TypeAlias = Callable[[str, Event], None]
+OnEvent: TypeAlias = Callable[["Cell", Event], None]
 DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised", "local")
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm: a method, a topology if not the study's own, and what else differs.
+class Cell:
+    """One run of a comparison: an arm with a seed."""
 
-    It is written `METHOD[@TOPOLOGY][:KEY=VALUE[:KEY=VALUE]]`. A key without a dot is an option of
-    the method; one with a dot is a path in the study.
-    """
-
-    label: str
-
-    @property
-    def kind(self) -> str:
-        """Name the method."""
-        return self.label.partition(":")[0].partition("@")[0]
-
-    @property
-    def topology(self) -> str:
-        """Name the topology, if the arm does."""
-        return self.label.partition(":")[0].partition("@")[2]
+    arm: Arm
+    seed: int
 
     @property
     def name(self) -> str:
-        """Give the name that the arm has in tables and folders."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """List what differs, as `key=value`."""
-        pairs = self.label.split(":")[1:]
-        return tuple(pair if "." in pair.partition("=")[0] else f"method.{pair}" for pair in pairs)
-
-    def title(self, study: Study) -> str:
-        """Write the arm's name for people."""
-        title = study.build_method().title
-        differing = [pair.partition("=")[2] for pair in self.overrides]
-        if self.topology:
-            title = f"{title} over {self.topology}"
-        if study.method.kind == "local" and isinstance(study.task, Synthesis):
-            differing = [f"{study.task.generator} network"]
-        return f"{title} ({', '.join(differing)})" if differing else title
-
-    def study(self, table: Table, overrides: Sequence[str]) -> Study:
-        """Make the arm's study from the comparison's. Raises `BadStudy`."""
-        if self.kind not in METHODS:
-            raise BadStudy(
-                f"arm '{self.label}': no method '{self.kind}'; known: {', '.join(METHODS)}"
-            )
-        own = {**table, "method": {"kind": self.kind}, "arm": self.name}
-        if self.topology:
-            own["topology"] = {"kind": self.topology}
-        return parse_study(own, (*overrides, *self.overrides), source=f"arm '{self.label}'")
+        """Name the run's folder, below the arms'."""
+        return f"{self.arm.name}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms to be run, side by side in `folder`, `workers` at a time."""
+    """Arms to be run with each of `num_seeds` seeds, `workers` runs at a time, in `folder`.
+
+    `studies` maps each arm to its study with the first seed; the others count on from there.
+    """
 
     folder: Path
-    studies: dict[Arm, Study]
+    studies: Mapping[Arm, Study]
     files: tuple[SiteFile, ...] = ()
     workers: int = 1
+    num_seeds: int = 1
 
-    def arm_folder(self, arm: Arm) -> Path:
-        """Give the run folder of an arm."""
-        return self.folder / "arms" / arm.name
+    @property
+    def cells(self) -> dict[Cell, Study]:
+        """List all runs: all arms with the first seed, then all with the next."""
+        return {
+            Cell(arm, study.seed + more): replace(study, seed=study.seed + more)
+            for more in range(self.num_seeds)
+            for arm, study in self.studies.items()
+        }
+
+    def run_folder(self, cell: Cell) -> Path:
+        """Give the folder of one run."""
+        return self.folder / "arms" / cell.name
+
+    def is_done(self, cell: Cell) -> bool:
+        """Tell whether a run came to its end before."""
+        return is_finished(self.run_folder(cell))
 
     def run(self, on_event: OnEvent) -> None:
         """Run what is not done yet; what is done is kept. Raises as `run` does."""
-        for arm, study in self.studies.items():
-            if self.arm_folder(arm).exists():
-                check_unchanged(self.arm_folder(arm), study)
+        cells = self.cells
+        for cell, study in cells.items():
+            if (self.run_folder(cell) / "study.toml").exists():
+                check_unchanged(self.run_folder(cell), study)
         self._describe()
-        open_sites(next(iter(self.studies.values())), self.files)  # prepares the data once, for all
-        todo = {a: s for a, s in self.studies.items() if not is_finished(self.arm_folder(a))}
+        todo = {cell: study for cell, study in cells.items() if not self.is_done(cell)}
+        for study in {study.seed: study for study in todo.values()}.values():
+            open_sites(study, self.files)  # prepares the data once, for all arms
         if todo:
             self._run_all(todo, on_event)
-        sources = [self.arm_folder(arm) / "scores.csv" for arm in self.studies]
-        concatenate(self.folder / "scores.csv", sources)
+        concatenate(
+            self.folder / "scores.csv", [self.run_folder(cell) / "scores.csv" for cell in cells]
+        )
 
     def _describe(self) -> None:
         arms = [
@@ -117,18 +97,22 @@ class Comparison:
             }
             for arm, study in self.studies.items()
         ]
-        write_atomically(self.folder / "arms.toml", tomli_w.dumps({"arm": arms}).encode())
+        seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
+        told = {"seeds": seeds, "terms": terms(self.studies), "arm": arms}
+        write_atomically(self.folder / "arms.toml", tomli_w.dumps(told).encode())
 
-    def _run_all(self, todo: dict[Arm, Study], on_event: OnEvent) -> None:
+    def _run_all(self, todo: Mapping[Cell, Study], on_event: OnEvent) -> None:
         context = mp.get_context("spawn")
+        manager = SyncManager(ctx=context)
+        manager.start(end_with_parent)
         with (
-            context.Manager() as manager,
-            ProcessPoolExecutor(self.workers, mp_context=context) as pool,
+            manager,
+            ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool,
         ):
             line = Line(manager.Queue(), manager.Event())
             jobs = [
-                pool.submit(_run_arm, arm.name, study, self.arm_folder(arm), self.files, line)
-                for arm, study in todo.items()
+                pool.submit(_run_cell, cell, study, self.run_folder(cell), self.files, line)
+                for cell, study in todo.items()
             ]
             try:
                 _follow(jobs, line, on_event)
@@ -142,7 +126,7 @@ class Comparison:
 class Line:
     """Between the arms' processes and this one: events come this way, "stop" goes the other."""
 
-    heard: "Queue[tuple[str, Event]]"
+    heard: "Queue[tuple[Cell, Event]]"
     stop: ThreadEvent
 
 
@@ -163,13 +147,13 @@ def _drain(line: Line, on_event: OnEvent) -> None:
             return
 
 
-def _run_arm(
-    name: str, study: Study, folder: Path, files: tuple[SiteFile, ...], line: Line
+def _run_cell(
+    cell: Cell, study: Study, folder: Path, files: tuple[SiteFile, ...], line: Line
 ) -> None:
     def hear(event: Event) -> None:
         if line.stop.is_set():
             raise KeyboardInterrupt
-        line.heard.put((name, event))
+        line.heard.put((cell, event))
 
     resume = (folder / "study.toml").exists()
     run(study, folder, files=files, resume=resume, listeners=[hear])

@@ -82,6 +82,14 @@ class TopologySet:
 
 
 @dataclass(frozen=True)
+class WorkSet:
+    """What one training step computes: forward and backward of a whole batch, on all networks."""
+
+    parameters: int
+    flops_per_step: int  # 2 for each multiplication with its addition, in convolutions and products
+
+
+@dataclass(frozen=True)
 class SiteTrained:
     """One site's part in one round."""
 
@@ -225,6 +233,7 @@ Event: TypeAlias = (
     | SiteReady
     | PolicySet
     | TopologySet
+    | WorkSet
     | SiteTrained
     | SiteValidated
     | SiteMonitored

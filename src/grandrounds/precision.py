@@ -1,5 +1,6 @@
 """Where a run computes, and how precisely: bfloat16 where the hardware has it, else float32."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -73,6 +74,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(
         device.type, dtype=dtype, enabled=dtype == torch.bfloat16, cache_enabled=False
     )
+
+
+def exactly(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the weights' own type inside this context, whatever the precision around it."""
+    if device.type == "meta":  # where nothing is computed, and autocast is not known
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def full(tensor: Tensor) -> Tensor:

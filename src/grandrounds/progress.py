@@ -1,5 +1,7 @@
 """Progress for people: bars on stderr, fed by events."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import fields
 from types import TracebackType
 from typing import Self
@@ -14,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from grandrounds.errors import FailureCard
+from grandrounds.errors import FailureCard, Stopped
 from grandrounds.events import (
     Event,
     Failed,
@@ -42,10 +44,27 @@ VERBS: dict[type, str] = {
 }
 
 
-class Bars:
-    """One bar for each arm: rounds done, time left, who is at work, and the score so far."""
+AT_ONCE = 6  # more runs than these are shown only while they are at work
 
-    def __init__(self, console: Console) -> None:
+
+@contextmanager
+def stoppable(how: str) -> Generator[None, None, None]:
+    """Turn Ctrl-C into a sentence that says how to go on. Raises `Stopped`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped; every finished round is saved. Give the same command again {how} to go on."
+        ) from None
+
+
+class Bars:
+    """One bar for each run: rounds done, time left, who is at work, and the score so far.
+
+    Of `runs` more than a few, those at work are shown, below a bar for all of them together.
+    """
+
+    def __init__(self, console: Console, *, runs: int = 1) -> None:
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=10),
@@ -58,6 +77,12 @@ class Bars:
         )
         self._rows: dict[str, TaskID] = {}
         self._scores: dict[str, str] = {}
+        self._done: dict[str, int] = {}
+        self._finished = self._left = 0
+        self._all = self._row_of_all(runs) if runs > AT_ONCE else None
+
+    def _row_of_all(self, runs: int) -> TaskID:
+        return self._progress.add_task(f"all {runs} runs", total=0, score="", doing="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -74,10 +99,22 @@ class Bars:
     def add(self, arm: str, title: str, rounds: int, *, done: bool = False) -> None:
         """Show an arm before it starts, or as done already."""
         doing = "done before" if done else "waiting"
-        self._scores[arm] = ""
+        self._scores[arm], self._done[arm] = "", 0
         self._rows[arm] = self._progress.add_task(
-            title, total=rounds, completed=rounds if done else 0, start=False, score="", doing=doing
+            title,
+            total=rounds,
+            completed=rounds if done else 0,
+            start=False,
+            visible=self._all is None,
+            score="",
+            doing=doing,
         )
+        if done:
+            self._finished += 1
+        elif self._all is not None:
+            self._left += rounds
+            self._progress.update(self._all, total=self._left)
+        self._count(arm, 0)
 
     def hear(self, arm: str, event: Event) -> None:
         """Show what an event says."""
@@ -85,8 +122,10 @@ class Bars:
         match event:
             case RunStarted():
                 self._progress.start_task(row)
+                self._progress.update(row, visible=True)
             case RunResumed():
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
+                self._count(arm, event.round)
             case PolicySet():
                 self._progress.console.print(f"{arm}: {policy(event)}", markup=False)
             case SiteMissed():
@@ -95,11 +134,22 @@ class Bars:
                 if event.score is not None:
                     self._scores[arm] = f"score {event.score:.4g}"
                 self._progress.update(row, completed=event.round, score=self._scores[arm])
+                self._count(arm, event.round)
             case RunFinished():
-                self._progress.update(row, doing="done")
+                self._progress.update(row, doing="done", visible=self._all is None)
                 self._progress.stop_task(row)
+                self._finished += 1
+                self._count(arm, int(self._progress.tasks[row].total or 0))
             case _:
                 self._progress.update(row, doing=_doing(event))
+
+    def _count(self, arm: str, round: int) -> None:
+        """Move the bar of all runs on by the rounds that a run has done since."""
+        if self._all is None:
+            return
+        self._progress.advance(self._all, round - self._done[arm])
+        self._done[arm] = round
+        self._progress.update(self._all, doing=f"{self._finished} done")
 
 
 def _doing(event: Event) -> str:

@@ -145,6 +145,7 @@ class Course:
         held = newest_complete_round(self.folder, {r.site: r.rounds for r in replies})
         self.teller.tell(self.federation.policy)
         self.teller.tell(self.federation.account)
+        self.teller.tell(self.federation.work)
         if self.resumes:
             self.teller.tell(RunResumed(held))
         self.reached = held

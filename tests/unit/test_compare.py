@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.compare import DEMO_ARMS, Arm, Comparison
+from grandrounds.arms import Arm
+from grandrounds.compare import DEMO_ARMS, Cell, Comparison
 from grandrounds.errors import BadFolder, BadStudy
 from grandrounds.events import Event, RunFinished, SiteTrained
 from grandrounds.packaged import studies
@@ -67,15 +68,15 @@ def comparison(folder: Path, *overrides: str) -> Comparison:
 def test_an_interrupted_comparison_goes_on_and_keeps_what_is_done(tmp_path: Path):
     stopped: list[Event] = []
 
-    def stop_once_one_is_done(arm: str, event: Event) -> None:
+    def stop_once_one_is_done(cell: Cell, event: Event) -> None:
         stopped.append(event)
         if isinstance(event, RunFinished):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         comparison(tmp_path).run(stop_once_one_is_done)
-    heard: list[tuple[str, Event]] = []
-    comparison(tmp_path).run(lambda arm, event: heard.append((arm, event)))
+    heard: list[tuple[Cell, Event]] = []
+    comparison(tmp_path).run(lambda cell, event: heard.append((cell, event)))
     trained = {(arm, e.round, e.site) for arm, e in heard if isinstance(e, SiteTrained)}
     before = [event for event in stopped if isinstance(event, SiteTrained)]
     assert before

@@ -1,7 +1,6 @@
 """Processes that host sites: what crosses to them and back, how they start, work and end."""
 
 import multiprocessing as mp
-import os
 import signal
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -9,13 +8,13 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from threading import Thread
 from typing import TypeAlias, cast
 
 from grandrounds.engines.simulation import Simulation
 from grandrounds.errors import BadInput, SiteFailed
 from grandrounds.failures import card_of
 from grandrounds.messages import Reply, Request, decode, encode
+from grandrounds.processes import end_with_parent
 
 Share: TypeAlias = tuple[str, ...]
 Host: TypeAlias = Callable[[Share], AbstractContextManager[Simulation]]
@@ -130,7 +129,7 @@ def _started(share: Share, host: Host) -> Worker:
 
 def _work(share: Share, host: Host, link: Link) -> None:
     """Open a share of the sites, and do what is asked for as long as the coordinator lives."""
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with suppress(EOFError, ConnectionError):
         try:
             with host(share) as sites:
@@ -138,13 +137,6 @@ def _work(share: Share, host: Host, link: Link) -> None:
                     _do(sites, cast(Order | Mail, link.recv()), link)
         except BadInput as error:
             link.send(error)
-
-
-def _end_with_parent() -> None:
-    parent = mp.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _do(sites: Simulation, task: Order | Mail, link: Link) -> None:

@@ -22,7 +22,7 @@ from grandrounds.models.blocks import (
 from grandrounds.models.initialise import initialise, seeded
 from grandrounds.models.mapper import Mapper, Modulation, PersonalBlock
 from grandrounds.models.norm import Norm, norm_layer
-from grandrounds.precision import full
+from grandrounds.precision import exactly, full
 
 _EARLY_SHARE = 5 / 9  # of the residual blocks; Dalmaz et al. keep five of nine at the site
 
@@ -128,11 +128,11 @@ class Generator(nn.Module):
     def _style(self, code_BK: Tensor) -> Tensor:
         # In full precision: codes must stay apart, and casting these weights costs more than a use.
         assert self.mapper is not None
-        with torch.autocast(code_BK.device.type, enabled=False):
+        with exactly(code_BK.device):
             return self.mapper(code_BK)
 
     def _modulation(self, block: nn.Module, style_BD: Tensor) -> Modulation:
-        with torch.autocast(style_BD.device.type, enabled=False):
+        with exactly(style_BD.device):
             return block(style_BD)
 
     def _modulations(self, code_BK: Tensor) -> list[Modulation | None]:

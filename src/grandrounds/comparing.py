@@ -1,0 +1,64 @@
+"""What `grandrounds compare` does: arms and seeds on equal terms, and one report for all."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from grandrounds.arms import arms_of
+from grandrounds.compare import Cell, Comparison
+from grandrounds.errors import BadInput
+from grandrounds.events import Event
+from grandrounds.fairness import check_equal, terms
+from grandrounds.progress import Bars, stoppable
+from grandrounds.report.html import write_report
+from grandrounds.results import show
+from grandrounds.site_file import read_site
+from grandrounds.study_file import read_table
+
+
+def compare_arms(
+    path: Path,
+    labels: Sequence[str],
+    *,
+    out: Path | None,
+    seeds: int,
+    overrides: Sequence[str],
+    sites: Sequence[Path],
+    workers: int,
+    unequal: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run arms side by side; what is done already is kept. Then write one report for all."""
+    if seeds < 1:
+        raise BadInput(f"--seeds is {seeds}; it must be 1 or more")
+    table = read_table(path)
+    studies = {arm: arm.study(table, overrides) for arm in arms_of(labels)}
+    if not unequal:
+        check_equal(studies)
+    folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
+    files = tuple(read_site(site) for site in sites)
+    at_once = min(workers or os.cpu_count() or 1, len(studies) * seeds)
+    comparison = Comparison(folder, studies, files, at_once, seeds)
+    console = Console(stderr=True, quiet=quiet)
+    for sentence in terms(studies):
+        console.print(sentence, markup=False, highlight=False)
+    _follow(comparison, console)
+    show(folder, write_report(folder), as_json=as_json, quiet=quiet)
+
+
+def _follow(comparison: Comparison, console: Console) -> None:
+    cells = comparison.cells
+    with Bars(console, runs=len(cells)) as bars:
+        for cell, study in cells.items():
+            title = cell.arm.title(study)
+            title = title if comparison.num_seeds == 1 else f"{title}, seed {cell.seed}"
+            bars.add(cell.name, title, study.rounds, done=comparison.is_done(cell))
+
+        def hear(cell: Cell, event: Event) -> None:
+            bars.hear(cell.name, event)
+
+        with stoppable("as it was"):
+            comparison.run(hear)
