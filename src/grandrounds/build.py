@@ -87,6 +87,8 @@ def build_federation(
     def first(seed: int) -> Weights:
         return task.build(seed).to(weights_dtype(machine.precision)).state_dict()
 
+    if any(_leaves_out(task.uses(name), bench.model, travels) for name in study.roster):
+        method = replace(method, combine=replace(method.combine, uses=task.uses))
     members = [pooled(opened)] if method.pooled else list(opened.values())
     make = partial(_site, study, task, method, bench, travels, first, folder, ThreadPoolExecutor(2))
     another_bench = partial(build_bench, study, task, machine)
@@ -107,6 +109,11 @@ def build_federation(
     account = accounted(study, topology, method, bench.model, travels, len(members))
     work = workload(study, task)
     return Federation(method, topology, sites, start, policy, account, work)
+
+
+def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
+    """Tell whether a site has no part in some tensor that travels."""
+    return any(travels(name) and not uses(name) for name in model.state_dict())
 
 
 def num_processes(study: Study, workers: int) -> int:
@@ -165,10 +172,14 @@ def accounted(
     sites: int,
 ) -> TopologySet:
     """Say what a round costs and who sees what."""
-    one_way = num_bytes(select(model.state_dict(), travels))
+    shared = select(model.state_dict(), travels)
+    each = [num_bytes(method.combine.of_site(shared, name)) for name in study.roster]
+    one_way = sum(each) // len(each)
     extra = one_way if method.plan.controls else 0
+    told = sites * one_way if method.combine.uploads else 0
     crossed = crossing(study, topology, model, travels)
-    found = topology.account(Load(sites, one_way, extra, 1 / study.stop.validate_every, crossed))
+    validations = 1 / study.stop.validate_every
+    found = topology.account(Load(sites, one_way, extra, validations, crossed, told))
     return TopologySet(study.topology.kind, found.bytes_per_round, found.wall_clock, found.sees)
 
 

@@ -22,6 +22,7 @@ class Desk:
     `first_weights` gives the model before any training.
     """
 
+    site: str
     bench: Bench
     kept: Kept
     training: Training
@@ -45,7 +46,7 @@ class Desk:
         """Give what a request brought, or the merged model that this site holds itself."""
         if request.weights:
             return request.weights
-        return self.method.broadcast(self.merged(request.since))
+        return self.method.broadcast(self.merged(request.since), self.site)
 
     def sit_down(self, tensors: Weights) -> None:
         """Put a model on the bench to train: weights, and the optimiser's state if it lasts."""
@@ -58,7 +59,8 @@ class Desk:
     def shared(self, *, with_moments: bool) -> Weights:
         """Copy what may leave the bench, with the optimiser's state where that travels too."""
         moments = self.bench.optimizer_state(self.travels) if with_moments else {}
-        return self.bench.weights(self.travels) | moments
+        leaves = self.bench.weights(lambda name: self.uses(name) and self.travels(name))
+        return leaves | moments
 
     def private(self) -> Weights:
         """Copy what stays: own weights, and the optimiser's state."""

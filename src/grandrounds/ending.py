@@ -24,10 +24,12 @@ def evaluated(
     tuned: bool = False,
 ) -> list[Reply]:
     """Let sites score a state's model."""
-    order = Evaluate(
-        round=state.round, since=0, split=split, cases=cases, tuned=tuned, weights=state.weights
-    )
-    orders = {name: replace(order, since=state.last_of(name)) for name in sites}
+    order = Evaluate(round=state.round, since=0, split=split, cases=cases, tuned=tuned)
+    own = federation.method.combine.of_site
+    orders = {
+        name: replace(order, since=state.last_of(name), weights=own(state.weights, name))
+        for name in sites
+    }
     return federation.topology.evaluate(federation.sites, orders)
 
 

@@ -17,6 +17,7 @@ from grandrounds.events import (
     RunStarted,
     SiteReady,
     TopologySet,
+    WorkSet,
 )
 from grandrounds.plain import revive
 
@@ -102,7 +103,7 @@ def surviving(events: Iterable[Stamped]) -> list[Stamped]:
 
 def _round(event: Event) -> int:
     match event:
-        case RunStarted() | SiteReady() | PolicySet() | TopologySet():
+        case RunStarted() | SiteReady() | PolicySet() | TopologySet() | WorkSet():
             return 0
         case _:
             return event.round

@@ -1,14 +1,14 @@
 """One round's training at a site, by the plan of its method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from grandrounds.desk import Desk
 from grandrounds.kept import PERSONAL, model_of, personal_of
 from grandrounds.messages import Train
-from grandrounds.methods.combine import CONTROL
-from grandrounds.nudges import Control, Nudge, Pull
+from grandrounds.methods.combine import CONTROL, UPLOAD
+from grandrounds.nudges import Contrast, Control, Nudge, Pull
 from grandrounds.training import Lesson, Trained, train
 from grandrounds.weights import Weights, below, named
 
@@ -33,15 +33,18 @@ class LocalRound:
         came = desk.came_in(self.request)
         desk.sit_down(private | came)
         control = Control(desk.travels, below(CONTROL, private), below(CONTROL, came))
-        trained = self._follow(came, control)
+        others = _uploads(private | came)
+        trained = self._follow(came, control, others)
         controls = named(CONTROL, control.learned())
         shared = desk.shared(with_moments=plan.carries) | controls
         stays = desk.private() | controls
+        if plan.contrast and plan.negatives == "own":
+            stays |= named(UPLOAD, shared)
         if plan.personal is not None:
             stays |= named(PERSONAL, self._personal(plan.personal, private, came))
         return trained, shared, stays
 
-    def _follow(self, came: Weights, control: Control) -> Trained:
+    def _follow(self, came: Weights, control: Control, others: Sequence[Weights]) -> Trained:
         """Train the shared model as the plan says."""
         desk, plan, lesson = self.desk, self.request.plan, self.lesson()
         nudges = list[Nudge]()
@@ -49,6 +52,8 @@ class LocalRound:
             nudges.append(Pull(plan.prox, model_of(came)))
         if plan.controls:
             nudges.append(control)
+        if plan.contrast and others:
+            nudges.append(Contrast(plan.contrast, model_of(came), others))
         batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
         if not plan.private_epochs:
             return train(desk.bench, lesson, batches, nudges=nudges)
@@ -67,3 +72,13 @@ class LocalRound:
             batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
             train(desk.bench, lesson, batches, nudges=[pull] if strength else [])
         return desk.whole() | desk.bench.optimizer_state(desk.uses)
+
+
+def _uploads(tensors: Weights) -> list[Weights]:
+    """Give what sites sent in the last round, each by itself; a site's own has no site's name."""
+    found = below(UPLOAD, tensors)
+    sites = dict.fromkeys(name.rpartition("/")[0] for name in found)
+    return [
+        {n.rpartition("/")[2]: t for n, t in found.items() if n.rpartition("/")[0] == site}
+        for site in sites
+    ]

@@ -31,6 +31,8 @@ class LocalPlan:
     controls: bool = False
     personal: float | None = None
     carries: bool = False
+    contrast: float = 0.0
+    negatives: str = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

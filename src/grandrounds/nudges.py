@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from grandrounds.weights import Filter, Weights
 
+TINY = 1e-14  # keeps a ratio finite
+
 
 class Nudge(Protocol):
     """Changes the gradients of a part's parameters, in place."""
@@ -68,6 +70,37 @@ class Control:
         """Give the next c_i; what was not trained keeps its own."""
         made = {n: (total / self._steps[n]).cpu() for n, total in self._sums.items()}
         return {**self.own, **made}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The gradient of strength * |w - start|_1 / sum_j |w - other_j|_1, over `start`'s tensors.
+
+    Norms are summed over all tensors; where w = start there is no pull. Feng et al. 2023 (FedMRI).
+    """
+
+    strength: float
+    start: Weights
+    others: Sequence[Weights]
+
+    def __call__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Add the gradient of the ratio, by the quotient rule."""
+        with torch.no_grad():
+            moved = {n: p for n, p in parameters.items() if n in self.start and p.grad is not None}
+            near = self._distance(moved, self.start)
+            far = sum(self._distance(moved, other) for other in self.others) + TINY
+            for name, parameter in moved.items():
+                pull = _sign(parameter, self.start[name])
+                push = torch.stack([_sign(parameter, other[name]) for other in self.others]).sum(0)
+                assert parameter.grad is not None
+                parameter.grad.add_(pull / far - push * (near / far**2), alpha=self.strength)
+
+    def _distance(self, parameters: Mapping[str, nn.Parameter], other: Weights) -> float:
+        return sum(float((p - other[n].to(p.device)).abs().sum()) for n, p in parameters.items())
+
+
+def _sign(parameter: Tensor, other: Tensor) -> Tensor:
+    return torch.sign(parameter - other.to(parameter.device))
 
 
 def nudged(nudges: Sequence[Nudge], parameters: Mapping[str, nn.Parameter]) -> None:

@@ -9,13 +9,13 @@ from grandrounds.topologies.cyclic import Cyclic
 from grandrounds.topologies.star import Star
 from grandrounds.topologies.topology import Topology
 
-NOT_FEDERATED = ("local", "central")
+NOT_FEDERATED = ("local", "central", "pgan", "pix2pix")
 Problem: TypeAlias = Iterator[str]
 
 
 def method_problems(options: Mapping[str, object]) -> Problem:
     """Find options of a method that make no sense."""
-    least = {"mu": 0, "strength": 0, "head_epochs": 1}
+    least = {"mu": 0, "strength": 0, "beta": 0, "head_epochs": 1}
     for name, low in least.items():
         value = options.get(name, low)
         if isinstance(value, int | float) and value < low:
@@ -77,6 +77,11 @@ def _cyclic_problems(kind: str, method: Method, aggregation: Aggregation) -> Pro
         yield (
             f'method "{kind}" makes no sense over topology "cyclic": control variates are means '
             "over sites that train side by side, and here each starts where the last one ended"
+        )
+    elif method.plan.contrast:
+        yield (
+            f'method "{kind}" makes no sense over topology "cyclic": its term compares what sites '
+            "sent side by side, and here one model goes from site to site"
         )
     elif method.combine.step.kind != "replace" or method.combine.step.rate != 1:
         yield (

@@ -148,6 +148,7 @@ class Site:
     @cached_property
     def _desk(self) -> Desk:
         return Desk(
+            self.name,
             self.bench,
             Kept(self.folder),
             self.training,

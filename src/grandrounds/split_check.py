@@ -15,6 +15,7 @@ from grandrounds.policy import UNIONS, travelling
 from grandrounds.precision import DTYPES
 from grandrounds.study import Study
 from grandrounds.tasks import AnyTask, Segmentation, Synthesis
+from grandrounds.tasks.networks import CONTRASTS
 from grandrounds.tasks.task import Task
 from grandrounds.topologies.split import Split
 from grandrounds.training import Training
@@ -54,6 +55,10 @@ def _method_reasons(method: Method) -> Problem:
         yield "the server's part takes a step with every batch, and cannot wait for the head"
     if plan.personal is not None:
         yield "a site cannot train a whole model of its own, as it holds only a part of one"
+    if plan.contrast:
+        yield "its term compares whole encoders, and a site holds only a part of one"
+    if "critic" in method.shared:
+        yield "critics stay beside the images that they judge, and are no part of what is cut"
     if plan.controls:
         yield "the server's part is trained in one place, where there is no drift to correct"
     elif step.kind != "replace" or step.rate != 1:
@@ -81,6 +86,11 @@ def task_problems(options: AnyTask, split: Split) -> Problem:
             yield (
                 'topology.labels = "server" makes no sense for task "synthesis": its critics '
                 "judge source, target and output side by side, and these stay at the site"
+            )
+        if options.pairing == "unpaired" or options.generator == CONTRASTS:
+            yield (
+                'task.pairing = "unpaired" and task.generator = "contrasts-unet" make no sense '
+                'over topology "split": both need the whole generator in one place'
             )
         if options.dropout_at_evaluation:
             yield (

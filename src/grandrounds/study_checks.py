@@ -1,9 +1,10 @@
 """The checks across the parts of a study: each refusal is one sentence."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
+from typing import Literal
 
 from grandrounds.errors import BadStudy
 from grandrounds.pairs import (
@@ -17,16 +18,33 @@ from grandrounds.study import Study
 from grandrounds.tasks import Synthesis
 from grandrounds.tasks.checks import require
 
+GENERATORS: Mapping[str, Literal["personalised", "unet", "contrasts-unet", "coded-unet"]] = {
+    "pflsynth": "personalised",
+    "fedmri": "unet",
+    "fedmedgan": "unet",
+    "fedmmgan": "contrasts-unet",
+    "fedcyclegan": "coded-unet",
+    "pix2pix": "unet",
+}
+ABOUT_NORMS = ("fedbn", "fedbadam")
+
 
 def resolved(study: Study) -> Study:
     """Fill in what depends on other choices, then check everything. Raises `BadStudy`."""
-    if isinstance(study.task, Synthesis) and study.task.generator == "auto":
-        personalised = study.method.kind == "pflsynth"
-        generator = "personalised" if personalised else "plain"
-        study = replace(study, task=replace(study.task, generator=generator))
+    if isinstance(study.task, Synthesis):
+        study = replace(study, task=_with_networks(study.task, study.method.kind))
     for check in CHECKS:
         check(study)
     return study
+
+
+def _with_networks(task: Synthesis, method: str) -> Synthesis:
+    """Choose what a method is made for, where the study leaves it open."""
+    if task.generator == "auto":
+        task = replace(task, generator=GENERATORS.get(method, "plain"))
+    if task.norm == "auto":
+        task = replace(task, norm="batch" if method in ABOUT_NORMS else "instance")
+    return task
 
 
 def check_counts(study: Study) -> None:
@@ -133,8 +151,8 @@ def check_training(study: Study) -> None:
     )
     require(training.fine_tune >= 0, "training.fine_tune must be 0 or more (epochs)")
     require(
-        not training.fine_tune or kind != "central",
-        'training.fine_tune makes no sense for method "central": its data belong to no one site',
+        not training.fine_tune or not study.build_method().pooled,
+        f'training.fine_tune makes no sense for method "{kind}": its data belong to no one site',
     )
     stepped = study.build_method().combine.step.kind != "replace"
     require(

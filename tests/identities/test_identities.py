@@ -21,7 +21,7 @@ from grandrounds.methods.combine import Combine
 from grandrounds.methods.method import Method
 from grandrounds.run import run
 from grandrounds.study import Choice, Study
-from grandrounds.tasks.synthesis import SynthesisTask
+from grandrounds.tasks.synthesis_task import SynthesisTask
 from grandrounds.tasks.translation import GROUPS, Translator
 from grandrounds.topologies.topology import Outcome
 from grandrounds.weights import digest, read
@@ -59,7 +59,7 @@ def with_method(study: Study, method: Method, patch: pytest.MonkeyPatch) -> Stud
 
 def test_row_6_fedbn_without_batch_norm_is_fedavg(tmp_path: Path):
     arms = {
-        kind: built(tiny(f"method.kind={kind}", sites=2), tmp_path / kind)
+        kind: built(tiny(f"method.kind={kind}", "task.norm=instance", sites=2), tmp_path / kind)
         for kind in ("fedbn", "fedavg")
     }
     fedbn, fedavg = (models(arm, played(arm, ROUNDS)[-1]) for arm in arms.values())

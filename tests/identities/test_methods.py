@@ -244,7 +244,10 @@ def test_dittos_pull_brings_the_personal_model_nearer_to_the_shared_one(tmp_path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_row_6_fedbn_without_batch_norm_is_fedavg_and_says_so(tmp_path: Path, kind: str):
-    studies = [tiny_of(kind, f"method.kind={m}", sites=2) for m in ("fedavg", "fedbn")]
+    studies = [
+        tiny_of(kind, f"method.kind={m}", "task.norm=instance", sites=2)
+        for m in ("fedavg", "fedbn")
+    ]
     plain, kept = (shared(study, tmp_path / study.method.kind) for study in studies)
     assert digest(plain) == digest(kept)
     assert "so this is FedAvg" in " ".join(notes(studies[1]))

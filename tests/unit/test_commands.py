@@ -29,7 +29,7 @@ def test_check_prints_the_study_and_what_it_costs(capsys: pytest.CaptureFixture[
 
 def test_check_says_what_may_surprise(capsys: pytest.CaptureFixture[str]):
     fedbn = 'method={kind="fedbn"}'
-    check_study(TINY, overrides=[fedbn], sites=[], as_json=True, quiet=False)
+    check_study(TINY, overrides=[fedbn, "task.norm=instance"], sites=[], as_json=True, quiet=False)
     facts = json.loads(capsys.readouterr().out)
     assert facts["notes"] == [
         "fedbn changes nothing here: the network has no batch norm, so this is FedAvg"
@@ -60,7 +60,12 @@ def test_a_site_file_of_another_study_is_refused(tmp_path: Path):
 
 def test_a_run_prints_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made = {"sites": [], "resume": False, "workers": 1, "as_json": False, "quiet": False}
-    run_study(TINY, out=tmp_path / "run", overrides=["rounds=1", 'method={kind="fedbn"}'], **made)
+    run_study(
+        TINY,
+        out=tmp_path / "run",
+        overrides=["rounds=1", "task.norm=instance", 'method={kind="fedbn"}'],
+        **made,
+    )
     said = capsys.readouterr()
     assert "Test PSNR in dB" in said.out
     assert "report.html" in said.out

@@ -24,6 +24,7 @@ from grandrounds.events import (
     SiteValidated,
     StoppedEarly,
     TopologySet,
+    WorkSet,
 )
 from grandrounds.journal import Journal, read_journal, surviving
 
@@ -43,6 +44,7 @@ EVENTS: list[Event] = [
     StoppedEarly(1, 1),
     Interrupted(1),
     Failed("x", 2, "train", "ValueError", "naïve\u2028message", "look again", ("a.py:3 f",)),
+    WorkSet(112_366, 139_557_504),
     SiteTuned(1, "x", 0.4, 4, "ef", {"generator": 0.2}),
     SiteTested(1, "x", 0.2, 8, {"psnr": 21.0}),
     RunFinished(1, 1, "cd", 2.0, 1000),

@@ -10,7 +10,7 @@ from grandrounds.methods import METHODS
 from grandrounds.methods.method import Method
 from grandrounds.policy import described, travelling
 from grandrounds.tasks import Synthesis
-from grandrounds.tasks.synthesis import SynthesisTask
+from grandrounds.tasks.synthesis_task import SynthesisTask
 from grandrounds.tasks.translation import GROUPS
 from grandrounds.weights import select
 

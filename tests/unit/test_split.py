@@ -318,7 +318,7 @@ def test_volumes_are_not_slid_over_through_a_cut():
     [
         ("method.kind=lg_fedavg", "topology.cut=bottleneck_late.0"),
         ("method.kind=fedper", "topology.back=decoder.2"),
-        ("method.kind=fedbn",),
+        ("method.kind=fedbn", "task.norm=instance"),
         ("aggregation.kind=median", "topology.variant=splitfed1"),
     ],
 )

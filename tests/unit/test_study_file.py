@@ -143,11 +143,18 @@ def test_an_unknown_key_within_a_site_is_refused_with_its_path(site: Table, sent
         ("rounds=2.5", "rounds = 2.5 is wrong; it should be a valid integer"),
         ("rounds=true", "rounds = True is wrong; it should be a valid integer"),
         ("name=3", "name = 3 is wrong; it should be a valid string"),
-        ("task.norm=layer", "task.norm = 'layer' is wrong; it should be 'instance' or 'batch'"),
+        (
+            "task.norm=layer",
+            "task.norm = 'layer' is wrong; it should be 'auto', 'instance' or 'batch'",
+        ),
         ("elements.size[0]=3", "unknown key 'elements.size[0]'; did you mean 'size'?"),
         ("site=3", "site = 3 is wrong; it should be a valid array"),
         ("training=3", "training = 3 is wrong; it should be an object"),
-        ("method.split=narrow", "method.split = 'narrow' is wrong; it should be 'paper' or 'wide'"),
+        (
+            "method.split=narrow",
+            "method.split = 'narrow' is wrong; it should be "
+            "'decoder', 'paper', 'bottleneck', 'wide' or 'everything'",
+        ),
         ("method.kind=fedavgg", "method.kind = 'fedavgg' is unknown; did you mean 'fedavg'?"),
         (
             "method.kind=x",

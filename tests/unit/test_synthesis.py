@@ -8,7 +8,7 @@ from grandrounds.bench import Bench
 from grandrounds.data.elements import Elements
 from grandrounds.tasks import Synthesis
 from grandrounds.tasks.slices import Pair
-from grandrounds.tasks.synthesis import SynthesisTask
+from grandrounds.tasks.synthesis_task import SynthesisTask
 from grandrounds.tasks.task import Batch
 from grandrounds.tasks.translation import Translator
 from grandrounds.weights import digest, select

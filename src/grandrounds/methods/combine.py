@@ -9,9 +9,10 @@ from torch import Tensor
 
 from grandrounds.checkpoints import State
 from grandrounds.messages import Reply
-from grandrounds.weights import Weights, below, mean, median, named, select, trimmed_mean
+from grandrounds.weights import Filter, Weights, below, mean, median, named, select, trimmed_mean
 
 CONTROL = "control/"
+UPLOAD = "upload/"  # before the names of what sites sent in the last round
 STATISTICS = (".running_mean", ".running_var")
 
 
@@ -85,11 +86,17 @@ SPREADS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Combine:
-    """From the sites' replies to the next state; `given` holds the shares given in the study."""
+    """From the sites' replies to the next state; `given` holds the shares given in the study.
+
+    `uploads` remembers what each site sent. `uses` says which tensors a site has a part in, where
+    that is not all of them for all: each is then averaged over the sites that have.
+    """
 
     aggregation: Aggregation = field(default_factory=Aggregation)
     step: ServerStep = field(default_factory=ServerStep)
     given: Mapping[str, float] = field(default_factory=dict[str, float])
+    uploads: bool = False
+    uses: Callable[[str], Filter] | None = None
 
     def __call__(self, state: State, replies: Sequence[Reply]) -> State:
         """Combine the replies, in the order given, into the next round's state.
@@ -97,11 +104,33 @@ class Combine:
         The server's control variate is the mean of the sites' own: as all of them take part, this
         is c + mean(c_i+ - c_i) of Karimireddy et al. 2020.
         """
-        average = self._average(replies)
+        average = self._average(replies) if self.uses is None else self._among_users(state, replies)
         controls = below(CONTROL, average)
         state = self.step(state, select(average, lambda name: not name.startswith(CONTROL)))
         memory = {**state.memory, **named(CONTROL, controls)}
+        if self.uploads:
+            for reply in replies:
+                memory |= named(f"{UPLOAD}{reply.site}/", reply.weights)
         return replace(state, memory=memory, round=state.round + 1)
+
+    def of_site(self, weights: Weights, site: str) -> Weights:
+        """Select the tensors that a site has a part in."""
+        return weights if self.uses is None else select(weights, self.uses(site))
+
+    def _among_users(self, state: State, replies: Sequence[Reply]) -> Weights:
+        """Average each tensor over the sites that use it; what nobody uses stays as it is."""
+        names = state.weights or {name: t for reply in replies for name, t in reply.weights.items()}
+        users: dict[tuple[int, ...], set[str]] = {}
+        for name in names:
+            found = tuple(i for i, r in enumerate(replies) if name in self.of_site(names, r.site))
+            users.setdefault(found, set()).add(name)
+        average = dict(state.weights)
+        for found, own in users.items():
+            if found:
+                chosen = [replies[i] for i in found]
+                parts = [replace(r, weights=select(r.weights, own.__contains__)) for r in chosen]
+                average |= self._average(parts)
+        return average
 
     def _average(self, replies: Sequence[Reply]) -> Weights:
         updates = [reply.weights for reply in replies]

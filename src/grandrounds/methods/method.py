@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from grandrounds.checkpoints import State
 from grandrounds.errors import BadStudy
 from grandrounds.messages import LocalPlan
-from grandrounds.methods.combine import CONTROL, Combine
+from grandrounds.methods.combine import CONTROL, UPLOAD, Combine
 from grandrounds.weights import OPTIMIZER, Filter, Weights, select, starting_with
 
 
@@ -26,10 +26,12 @@ class Method:
     combine: Combine = field(default_factory=Combine)
     pooled: bool = False
 
-    def broadcast(self, state: State) -> Weights:
+    def broadcast(self, state: State, site: str) -> Weights:
         """Give what a site needs to train from a state: the weights, and what a plan adds."""
-        names = (CONTROL,) * self.plan.controls + (OPTIMIZER,) * self.plan.carries
-        return state.weights | select(state.memory, starting_with(*names))
+        plan, told = self.plan, self.plan.contrast > 0 and self.plan.negatives == "all"
+        names = (CONTROL,) * plan.controls + (OPTIMIZER,) * plan.carries + (UPLOAD,) * told
+        own = self.combine.of_site(state.weights, site)
+        return own | select(state.memory, starting_with(*names))
 
     def travels(self, groups: Mapping[str, Filter]) -> Filter:
         """Build the filter of what leaves a site. Raises `BadStudy` for an unknown group."""

@@ -75,14 +75,68 @@ def ditto(*, strength: float = 0.1) -> Method:
     return Method("Ditto", shared=("all",), plan=LocalPlan(personal=strength))
 
 
-def pflsynth(*, split: Literal["paper", "wide"] = "paper", share: tuple[str, ...] = ()) -> Method:
+SPLITS: dict[str, tuple[str, ...]] = {
+    "decoder": ("mapper", "decoder"),
+    "paper": ("mapper", "bottleneck_late", "decoder"),
+    "bottleneck": ("mapper", "bottleneck_early", "bottleneck_late", "decoder"),
+    "wide": ("all",),
+    "everything": ("all",),
+}
+
+
+def pflsynth(
+    *,
+    split: Literal["decoder", "paper", "bottleneck", "wide", "everything"] = "paper",
+    share: tuple[str, ...] = (),
+) -> Method:
     """Dalmaz et al. 2024: personalised synthesis; mapper and later layers travel, the rest stays.
 
-    `paper` shares mapper, late bottleneck and decoder; `wide` shares all but the personalisation
-    blocks, which suits sites with few patients; `share` names the parameter groups instead.
+    `paper` shares mapper, late bottleneck and decoder; `decoder` less than that, `bottleneck` all
+    of it too; `wide` shares all but the personalisation blocks, which suits sites with few
+    patients, and `everything` these too; `share` names the parameter groups instead.
     """
-    splits = {"paper": ("mapper", "bottleneck_late", "decoder"), "wide": ("all",)}
-    return Method("pFLSynth", shared=share or splits[split], private=() if share else ("personal",))
+    private = () if share or split == "everything" else ("personal",)
+    return Method("pFLSynth", shared=share or SPLITS[split], private=private)
+
+
+def fedgan(*, share_discriminator: bool = True) -> Method:
+    """Rasouli et al. 2020: generators are averaged, and each critic among the sites of its task."""
+    return Method("FedGAN", shared=("all", "critic") if share_discriminator else ("all",))
+
+
+def fedmri(*, beta: float = 10.0, negatives: Literal["all", "own"] = "all") -> Method:
+    """Feng et al. 2023: the encoder travels, and is kept near the average and off the last uploads.
+
+    `beta` weighs that term; "all" sends each site's last encoder to all others, "own" to none.
+    """
+    plan = LocalPlan(contrast=beta, negatives=negatives)
+    combine = Combine(uploads=beta > 0 and negatives == "all")
+    return Method("FedMRI", shared=("encoder",), plan=plan, combine=combine)
+
+
+def fedmedgan() -> Method:
+    """Wang et al. 2023 (FedMed-GAN): the generators are averaged, critics stay."""
+    return Method("FedMed-GAN", shared=("all",))
+
+
+def fedmmgan() -> Method:
+    """MM-GAN (Sharma and Hamarneh 2020) under FedAvg: one network with a channel per contrast."""
+    return Method("FedMM-GAN", shared=("all",))
+
+
+def fedcyclegan() -> Method:
+    """Song and Ye 2021: one generator that a code switches between directions is averaged."""
+    return Method("FedCycleGAN", shared=("all",))
+
+
+def pgan() -> Method:
+    """Dar et al. 2019, on pooled data: a ResNet with a critic; without its perceptual loss."""
+    return Method("pGAN, centralised", pooled=True)
+
+
+def pix2pix() -> Method:
+    """Isola et al. 2017, on pooled data: a U-Net with a critic."""
+    return Method("pix2pix, centralised", pooled=True)
 
 
 def local() -> Method:
@@ -107,6 +161,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "fedrep": fedrep,
     "ditto": ditto,
     "pflsynth": pflsynth,
+    "fedgan": fedgan,
+    "fedmri": fedmri,
+    "fedmedgan": fedmedgan,
+    "fedmmgan": fedmmgan,
+    "fedcyclegan": fedcyclegan,
+    "pgan": pgan,
+    "pix2pix": pix2pix,
     "local": local,
     "central": central,
 }

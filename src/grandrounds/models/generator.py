@@ -32,7 +32,8 @@ class GeneratorShape:
     """The size of a generator; the defaults are the full model of Dalmaz et al. 2024.
 
     `code_size` counts the values of a code. Without `personalised` it is the plain ResNet: no
-    mapper, no personalisation blocks, and codes are ignored. `equalised` slows the mapper and the
+    mapper, no personalisation blocks, and codes are ignored. Without `channel_weights` the blocks
+    scale and shift only. `equalised` slows the mapper and the
     blocks down the way the published code does.
     """
 
@@ -46,6 +47,7 @@ class GeneratorShape:
     padding: Padding = "reflect"
     dropout: float = 0.5
     equalised: bool = False
+    channel_weights: bool = True
 
     @property
     def num_early(self) -> int:
@@ -181,6 +183,8 @@ def _mapper(shape: GeneratorShape) -> Mapper:
 
 def _personal(shape: GeneratorShape) -> nn.ModuleList:
     return nn.ModuleList(
-        PersonalBlock(shape.latent, channels, equalised=shape.equalised)
+        PersonalBlock(
+            shape.latent, channels, equalised=shape.equalised, weighs=shape.channel_weights
+        )
         for channels in shape.stage_channels
     )

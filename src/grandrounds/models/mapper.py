@@ -83,10 +83,11 @@ def _mapper_layer(inputs: int, latent: int, equalised: bool) -> nn.Module:
 class PersonalBlock(nn.Module):
     """Scale, shift and weight of each channel, read from the style alone, never from the image.
 
-    Dalmaz et al. 2024: site-task instance normalisation, then site-task channel attention.
+    Dalmaz et al. 2024: site-task instance normalisation, then, where it `weighs`, site-task channel
+    attention.
     """
 
-    def __init__(self, latent: int, channels: int, *, equalised: bool) -> None:
+    def __init__(self, latent: int, channels: int, *, equalised: bool, weighs: bool = True) -> None:
         super().__init__()
         self.affine = (
             EqualisedLinear(latent, 2 * channels, gain=1.0, multiplier=1.0)
@@ -94,15 +95,19 @@ class PersonalBlock(nn.Module):
             else plain_linear(latent, 2 * channels, gain=1.0)
         )
         squeezed = math.ceil(channels / 8)
-        self.squeeze = nn.Linear(latent, squeezed, bias=False)
-        self.excite = nn.Linear(squeezed, channels, bias=False)
+        self.squeeze = nn.Linear(latent, squeezed, bias=False) if weighs else None
+        self.excite = nn.Linear(squeezed, channels, bias=False) if weighs else None
 
     def forward(self, style_BD: Tensor) -> Modulation:
         """Fold weight * (maps * (1 + scale) + shift) into one scale and one shift."""
         scale_BC, shift_BC = self.affine(style_BD).chunk(2, dim=1)
+        if self.squeeze is None:
+            return Modulation(1 + scale_BC, shift_BC)
         weight_BC = self.channel_weights(style_BD)
         return Modulation(weight_BC * (1 + scale_BC), weight_BC * shift_BC)
 
     def channel_weights(self, style_BD: Tensor) -> Tensor:
         """Give the weight of each channel, (B, C), between 0 and 1."""
+        assert self.squeeze is not None, "this block has no channel weights"
+        assert self.excite is not None
         return torch.sigmoid(self.excite(functional.relu(self.squeeze(style_BD))))

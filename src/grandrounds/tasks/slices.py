@@ -36,27 +36,38 @@ class Pair:
         """Write the label."""
         return f"{self.source}->{self.target}"
 
+    @property
+    def reversed(self) -> "Pair":
+        """Give the way back."""
+        return Pair(self.target, self.source)
+
 
 @dataclass(frozen=True)
 class Coding:
     """Turns (site, pair) into the code that the mapper reads.
 
     It is the one-hots of site, source and target in a row. `codes` says which of them are told to
-    the network; the others are zero. Dalmaz et al. 2024.
+    the network; the others are zero. Dalmaz et al. 2024. With "direction" it is the one-hot of the
+    pair among `pairs`, and nothing of the site.
     """
 
     sites: tuple[str, ...]
     contrasts: tuple[str, ...]
-    codes: Literal["both", "site", "task", "none"] = "both"
+    codes: Literal["both", "site", "task", "none", "direction"] = "both"
+    pairs: tuple[Pair, ...] = ()
 
     @property
     def size(self) -> int:
         """Count the values of a code."""
+        if self.codes == "direction":
+            return len(self.pairs)
         return len(self.sites) + 2 * len(self.contrasts)
 
     def code(self, site: str, pair: Pair) -> Tensor:
         """Give the code, (K,)."""
         code = torch.zeros(self.size)
+        if self.codes == "direction":
+            code[self.pairs.index(pair)] = 1.0
         if self.codes in ("both", "site"):
             code[self.sites.index(site)] = 1.0
         if self.codes in ("both", "task"):

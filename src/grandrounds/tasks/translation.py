@@ -1,25 +1,27 @@
 """A generator with its critics, and the least-squares losses between them. Mao et al. 2017."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from grandrounds.models.discriminator import Discriminator, frozen
-from grandrounds.models.generator import Generator
 from grandrounds.models.norm import batch_norm_names
+from grandrounds.tasks.networks import Network
 from grandrounds.weights import Filter, among, starting_with
 
+SMALLEST = torch.finfo(torch.float32).tiny
 GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
 
 
 class Translator(nn.Module):
     """A generator and the critics that judge it, in one module whose names tell them apart."""
 
-    generator: Generator
+    generator: Network
     critics: nn.ModuleDict
 
-    def __init__(self, generator: Generator, critics: Mapping[str, Discriminator]) -> None:
+    def __init__(self, generator: Network, critics: Mapping[str, Discriminator]) -> None:
         super().__init__()
         self.generator = generator
         self.critics = nn.ModuleDict(critics)
@@ -50,6 +52,31 @@ def critic_loss(
     return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """Clips what each image learns from its critic, and adds noise: FedMed-GAN's protection.
+
+    Each image's gradient is clipped to `clip` / B, and Gaussian noise of `noise` times that is
+    added. By itself this is no (epsilon, delta) guarantee. Wang et al. 2023.
+    """
+
+    clip: float
+    noise: float
+
+    def __call__(self, fake_B1HW: Tensor) -> Tensor:
+        """Give the images, whose gradients will be clipped and noised."""
+        guarded = fake_B1HW.view_as(fake_B1HW)
+        guarded.register_hook(self._protected)  # pyright: ignore[reportUnknownMemberType]
+        return guarded
+
+    def _protected(self, gradient_B1HW: Tensor) -> Tensor:
+        bound = self.clip / len(gradient_B1HW)
+        norms_B = gradient_B1HW.square().sum((1, 2, 3)).sqrt().clamp_min(SMALLEST)
+        scale_B = (bound / norms_B).clamp_max(1.0)
+        clipped = gradient_B1HW * scale_B[:, None, None, None]
+        return clipped + torch.randn_like(clipped) * (self.noise * bound)
+
+
 def realism(critic: nn.Module, source: Tensor, fake: Tensor) -> Tensor:
     """Give the generator's loss against a critic that learns nothing from it, summed over cases."""
     with frozen(critic):
@@ -64,13 +91,15 @@ def unit(image: Tensor) -> Tensor:
 
 def groups_of(model: nn.Module) -> Mapping[str, Filter]:
     """Name the parameter groups of a translator; "all" leaves the critics out."""
+    assert isinstance(model, Translator)
+    head = list(model.generator.stages().values())[-1]
     groups = {name: starting_with(f"generator.{name}.") for name in GROUPS}
     critic = starting_with("critics.")
     norm = frozenset(n for n in batch_norm_names(model) if not critic(n))
     return groups | {
         "norm": among(norm),
         "critic": critic,
-        "head": starting_with("generator.decoder.2."),
+        "head": starting_with(*(f"generator.{prefix}" for prefix in head)),
         "upper": starting_with("generator.bottleneck_late.", "generator.decoder."),
         "all": starting_with("generator."),
     }

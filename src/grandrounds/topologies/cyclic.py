@@ -50,7 +50,7 @@ class Cyclic:
                 since=state.round,
                 plan=plans[name],
                 keep=state.best_round,
-                weights=method.broadcast(travelling),
+                weights=method.broadcast(travelling, name),
             )
             [replies[name]] = sites.ask({name: order})
             travelling = _left_by(replies[name], travelling)
@@ -103,7 +103,7 @@ class Cyclic:
         """Count each turn's model in and out, and what the monitor and the validation send."""
         scored = load.validations + (load.sites / self.monitor if self.monitor else 0)
         return Account(
-            int(load.sites * (2 * (load.model + load.extra) + scored * load.model)),
+            int(load.sites * (load.both_ways + scored * load.model)),
             "the sum of all sites' times",
             {
                 "coordinator": "the model after each site's turn, which is that site's own update",
@@ -116,7 +116,7 @@ def _left_by(reply: Reply, state: State) -> State:
     moments = starting_with(OPTIMIZER)
     weights = select(reply.weights, lambda name: not moments(name))
     memory = state.memory | select(reply.weights, moments)
-    return replace(state, weights=weights, memory=memory)
+    return replace(state, weights=state.weights | weights, memory=memory)
 
 
 def round_half_up(value: float) -> int:

@@ -35,10 +35,14 @@ class Star:
             round=state.round + 1,
             since=state.round,
             plan=method.plan,
-            weights=method.broadcast(state),
         )
         orders = {
-            name: replace(order, since=state.last_of(name), keep=state.best_of(name))
+            name: replace(
+                order,
+                since=state.last_of(name),
+                keep=state.best_of(name),
+                weights=method.broadcast(state, name),
+            )
             for name in sites.names
         }
         replies = sites.ask(orders, quorum=self.quorum)
@@ -53,7 +57,7 @@ class Star:
     def account(self, load: Load) -> Account:
         """Count the model down, the update up, and the model down again to be scored."""
         return Account(
-            int(load.sites * (2 * (load.model + load.extra) + load.validations * load.model)),
+            int(load.sites * (load.both_ways + load.validations * load.model)),
             "the slowest site's time",
             {
                 "server": "every site's own update, and the model",

@@ -73,7 +73,7 @@ class Swarm:
     def account(self, load: Load) -> Account:
         """Count the updates to the leader and the merged model from it; scoring needs nothing."""
         return Account(
-            2 * (load.sites - 1) * (load.model + load.extra),
+            (load.sites - 1) * load.both_ways,
             "the slowest site's time, and the leader's merging",
             {
                 "coordinator": "receipts only: digests, counts, metrics; no tensor",

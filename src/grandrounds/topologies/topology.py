@@ -94,7 +94,8 @@ class Load:
     """What a round has to carry, in bytes.
 
     `model` is what a site and the server exchange one way, `extra` what a method adds to it each
-    way; `validations` says how often a round's model is scored; `crossing` is a split network's.
+    way, `told` what it adds on the way to a site alone; `validations` says how often a round's
+    model is scored; `crossing` is a split network's.
     """
 
     sites: int
@@ -102,6 +103,12 @@ class Load:
     extra: int
     validations: float
     crossing: Crossing | None = None
+    told: int = 0
+
+    @property
+    def both_ways(self) -> int:
+        """Count what one site receives and sends in a round of training."""
+        return 2 * (self.model + self.extra) + self.told
 
 
 @dataclass(frozen=True)

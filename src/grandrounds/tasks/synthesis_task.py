@@ -1,0 +1,275 @@
+"""The synthesis task: generators translate slices, critics of each site judge them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from grandrounds.data.case import Cohort, Split
+from grandrounds.messages import CaseScore
+from grandrounds.metrics.images import nrmse, psnr, ssim
+from grandrounds.metrics.summary import summary
+from grandrounds.models.discriminator import Discriminator, build_discriminator
+from grandrounds.models.generator import GeneratorShape
+from grandrounds.models.norm import Norm
+from grandrounds.models.translation_unet import UnetShape
+from grandrounds.precision import full
+from grandrounds.seeds import seed_for
+from grandrounds.tasks.critics import Judges
+from grandrounds.tasks.networks import (
+    CODED,
+    CONTRASTS,
+    UNETS,
+    Shape,
+    TwoWay,
+    build_network,
+    chosen,
+    spread,
+)
+from grandrounds.tasks.slices import Augmentation, Coding, Pair, Slices, slices_of
+from grandrounds.tasks.task import Batch, Picture
+from grandrounds.tasks.translation import (
+    Guarded,
+    Translator,
+    critic_loss,
+    groups_of,
+    realism,
+    unit,
+)
+from grandrounds.tasks.unpaired import Cycle, Side
+from grandrounds.weights import Filter, Weights, starting_with
+
+if TYPE_CHECKING:
+    from grandrounds.tasks.synthesis import Synthesis
+
+
+@dataclass(frozen=True)
+class SynthesisTask:
+    """Adversarial contrast translation. Dalmaz et al. 2024; least-squares GAN beside L1."""
+
+    options: "Synthesis"
+    coding: Coding
+    pairs: Mapping[str, tuple[Pair, ...]]
+
+    @property
+    def metric(self) -> str:
+        """Watch PSNR."""
+        return self.options.metric
+
+    @property
+    def cases_at_once(self) -> int:
+        """Score eight slices at a time."""
+        return 8
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """Slow or speed the mapper."""
+        return {"generator.mapper.": self.options.mapper_rate}
+
+    @property
+    def shape(self) -> Shape:
+        """Give the generator's dimensions."""
+        return self._unet if self.options.generator in UNETS else self._resnet
+
+    @property
+    def _resnet(self) -> GeneratorShape:
+        o = self.options
+        return GeneratorShape(
+            code_size=self.coding.size,
+            width=o.width,
+            blocks=o.blocks,
+            latent=o.latent,
+            mapper_layers=o.mapper_layers,
+            personalised=o.generator == "personalised",
+            norm=self.norm,
+            padding=o.padding,
+            dropout=o.dropout,
+            equalised=o.equalised,
+            channel_weights=o.channel_weights,
+        )
+
+    @property
+    def _unet(self) -> UnetShape:
+        o = self.options
+        images = len(self.coding.contrasts) if o.generator == CONTRASTS else 1
+        return UnetShape(
+            inputs=images,
+            outputs=images,
+            width=o.unet_width,
+            levels=o.unet_levels,
+            code_size=self.coding.size if o.generator == CODED else 0,
+            latent=o.latent,
+            norm=self.norm,
+        )
+
+    @property
+    def norm(self) -> Norm:
+        """Say which norm the networks have."""
+        return "batch" if self.options.norm == "batch" else "instance"
+
+    def build(self, seed: int) -> Translator:
+        """Build generator and critics; the same seed gives the same bits."""
+        two_way = self._unpaired and self.options.generator != CODED
+        generator = build_network(self.shape, seed=seed, two_way=two_way)
+        return Translator(generator, {name: self._critic(seed, name) for name in self._critics()})
+
+    @property
+    def _unpaired(self) -> bool:
+        return self.options.pairing == "unpaired"
+
+    @property
+    def _judges(self) -> Judges:
+        per_task = self.options.critics == "per-task"
+        return Judges(self.coding.contrasts, per_task=per_task, both_ways=self._unpaired)
+
+    def _critics(self) -> tuple[str, ...]:
+        pairs = [pair for own in self.pairs.values() for pair in own]
+        return self._judges.names(pairs) if self.options.adversarial else ()
+
+    def _critic(self, seed: int, name: str) -> Discriminator:
+        o = self.options
+        return build_discriminator(
+            width=o.critic_width,
+            layers=o.critic_layers,
+            norm=self.norm,
+            in_channels=1 if self._unpaired else 2,
+            seed=seed_for(seed, "critic", name),
+        )
+
+    def blank(self, size: tuple[int, int]) -> Batch:
+        """Give a batch of one case without content."""
+        site, pairs = next(iter(self.pairs.items()))
+        image_B1HW = torch.zeros(1, 1, *size)
+        contrasts = [self.coding.contrasts.index(c) for c in (pairs[0].source, pairs[0].target)]
+        return {
+            "source": image_B1HW,
+            "target": image_B1HW,
+            "code": self.coding.code(site, pairs[0])[None],
+            "pair": torch.tensor([contrasts]),
+        }
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of each critic concerned, then the generator's (Dalmaz et al. 2024)."""
+        assert isinstance(model, Translator)
+        if self._unpaired:
+            yield from self._cycle_losses(model, batch)
+        else:
+            yield from self.judge(model, self._translated(model, batch), batch)
+
+    def _cycle_losses(self, model: Translator, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        o, judges = self.options, self._judges
+        pairs = judges.pairs(batch)
+        ways = [pair.reversed for pair in pairs]
+        site = next(iter(self.pairs))  # a direction's code is the same at every site
+        code = torch.stack([self.coding.code(site, way) for way in ways]).to(batch["code"])
+        there = Side(batch["source"], batch["code"], judges.rows(pairs))
+        back = Side(batch["target"], code, judges.rows(ways))
+        weights = Cycle(o.adversarial, o.cycle, o.identity)
+        yield from weights.losses(model.generator, model.critics, there, back)
+
+    def _translated(self, model: Translator, batch: Batch) -> Tensor:
+        """Make each target from its source, (B, 1, H, W) in [-1, 1]."""
+        if self.options.generator != CONTRASTS:
+            return model.generator(batch["source"], batch["code"])
+        source, target = batch["pair"].unbind(1)
+        images = spread(batch["source"], source, len(self.coding.contrasts))
+        return chosen(model.generator(images, batch["code"]), target)
+
+    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the losses of an image that the generator made."""
+        assert isinstance(model, Translator)
+        source, target, fake = batch["source"], batch["target"], output
+        judges = self._judges
+        judged = judges.rows(judges.pairs(batch)) if self.options.adversarial else {}
+        apart = self.norm == "batch"
+        for name, rows in judged.items():
+            images = source[rows], target[rows], fake[rows]
+            yield f"critics.{name}", critic_loss(model.critic(name), *images, apart=apart)
+        shown = self._shown(fake)
+        verdicts = [realism(model.critic(n), source[r], shown[r]) for n, r in judged.items()]
+        distance = (full(fake) - target).abs().mean()
+        adversarial = torch.stack(verdicts).sum() / len(source) if verdicts else 0.0
+        yield "generator", self.options.adversarial * adversarial + self.options.l1 * distance
+
+    def _shown(self, fake: Tensor) -> Tensor:
+        """Give what critics are shown, guarded if the study says so."""
+        o = self.options
+        guards = o.critic_clip > 0 and fake.requires_grad
+        return Guarded(o.critic_clip, o.critic_noise)(fake) if guards else fake
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Synthesise the targets, (B, 1, H, W) in [0, 1]."""
+        assert isinstance(model, Translator)
+        model.eval()
+        for module in model.generator.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(self.options.dropout_at_evaluation)
+        return self.read(self._translated(model, batch))
+
+    def read(self, output: Tensor) -> Tensor:
+        """Bring the generator's image to [0, 1]."""
+        return unit(full(output))
+
+    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the generator's stages, each with its personalisation block."""
+        assert isinstance(model, Translator)
+        found = model.generator.stages()
+        return {n: starting_with(*(f"generator.{p}" for p in own)) for n, own in found.items()}
+
+    def inputs(self, batch: Batch) -> Weights:
+        """Give source and code; the plain generator reads no code."""
+        reads = self.options.generator in ("personalised", CODED)
+        names = ("source", "code") if reads else ("source",)
+        return {name: batch[name] for name in names}
+
+    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
+        """Run stages of the generator."""
+        assert isinstance(model, Translator)
+        assert not isinstance(model.generator, TwoWay), "refused by the study's checks"
+        return model.generator.run(stages, carried)
+
+    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Score each case: PSNR (dB), SSIM, NRMSE, over the whole image, data range 1."""
+        target = unit(batch["target"])
+        return {
+            "psnr": psnr(prediction, target),
+            "ssim": ssim(prediction, target),
+            "nrmse": nrmse(prediction, target),
+        }
+
+    def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
+        """Average over patients, then tasks, then sites."""
+        return summary(scores)
+
+    def picture(self, prediction: Tensor, batch: Batch) -> Picture:
+        """Give source, target and prediction of the first case, each (H, W) in [0, 1]."""
+        images = {
+            "source": unit(batch["source"]),
+            "target": unit(batch["target"]),
+            "prediction": prediction,
+        }
+        return {name: image[0, 0].cpu().numpy() for name, image in images.items()}
+
+    def groups(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the parameter groups; critics judge a site's own tasks, so "all" leaves them out."""
+        return groups_of(model)
+
+    def uses(self, site: str) -> Filter:
+        """Select the generator and the critics of a site's own tasks."""
+        own = self._judges.names(self.pairs.get(site, sum(self.pairs.values(), ())))
+        return starting_with("generator.", *(f"critics.{name}." for name in own))
+
+    def training_examples(self, cohorts: Sequence[Cohort]) -> Slices:
+        """Give each training slice once; its task is drawn when it is used."""
+        return self._examples(cohorts, "train", each_pair=False)
+
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Slices:
+        """Give each slice of a split once for each of its site's tasks that it can serve."""
+        return self._examples(cohorts, split, each_pair=True)
+
+    def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each_pair: bool) -> Slices:
+        found = [slices_of(c, split, self.pairs[c.site], each_pair=each_pair) for c in cohorts]
+        o = self.options
+        return Slices(sum(found, ()), self.coding, Augmentation(o.flip, o.intensity, o.crop))
