@@ -104,7 +104,7 @@ def fedgan(*, share_discriminator: bool = True) -> Method:
     return Method("FedGAN", shared=("all", "critic") if share_discriminator else ("all",))
 
 
-def fedmri(*, beta: float = 10.0, negatives: Literal["all", "own"] = "all") -> Method:
+def fedmri(*, beta: float = 1000.0, negatives: Literal["all", "own"] = "all") -> Method:
     """Feng et al. 2023: the encoder travels, and is kept near the average and off the last uploads.
 
     `beta` weighs that term; "all" sends each site's last encoder to all others, "own" to none.
