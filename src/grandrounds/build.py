@@ -63,7 +63,10 @@ Engine = TypeVar("Engine", bound=Sites, covariant=True)
 
 @dataclass(frozen=True)
 class Federation(Generic[Engine]):
-    """Everything that a run needs, built and checked before anything trains."""
+    """Everything that a run needs, built and checked before anything trains.
+
+    `guests` hold sites that do not train; the model is tested on them in the end.
+    """
 
     method: Method
     topology: Topology
@@ -72,6 +75,7 @@ class Federation(Generic[Engine]):
     policy: PolicySet
     account: TopologySet
     work: WorkSet
+    guests: tuple[Site, ...] = ()
 
 
 def build_federation(
@@ -87,9 +91,11 @@ def build_federation(
     def first(seed: int) -> Weights:
         return task.build(seed).to(weights_dtype(machine.precision)).state_dict()
 
-    if any(_leaves_out(task.uses(name), bench.model, travels) for name in study.roster):
+    if any(_leaves_out(task.uses(name), bench.model, travels) for name in study.trainers):
         method = replace(method, combine=replace(method.combine, uses=task.uses))
-    members = [pooled(opened)] if method.pooled else list(opened.values())
+    guests = [each for name, each in opened.items() if name in study.holdout_sites]
+    trainers = {name: each for name, each in opened.items() if name not in study.holdout_sites}
+    members = [pooled(trainers)] if method.pooled else list(trainers.values())
     make = partial(_site, study, task, method, bench, travels, first, folder, ThreadPoolExecutor(2))
     another_bench = partial(build_bench, study, task, machine)
     topology, hosts = split_up(
@@ -108,7 +114,9 @@ def build_federation(
     start = State(select(first(_first_seed(study, "")), travels)) if sends_first else State({})
     account = accounted(study, topology, method, bench.model, travels, len(members))
     work = workload(study, task)
-    return Federation(method, topology, sites, start, policy, account, work)
+    return Federation(
+        method, topology, sites, start, policy, account, work, tuple(make(each) for each in guests)
+    )
 
 
 def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
@@ -118,7 +126,7 @@ def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
 
 def num_processes(study: Study, workers: int) -> int:
     """Say how many of the workers there is a site for; pooled data is one site's."""
-    return 1 if study.build_method().pooled else min(workers, len(study.site))
+    return 1 if study.build_method().pooled else min(workers, len(study.trainers))
 
 
 @contextmanager
@@ -173,7 +181,7 @@ def accounted(
 ) -> TopologySet:
     """Say what a round costs and who sees what."""
     shared = select(model.state_dict(), travels)
-    each = [num_bytes(method.combine.of_site(shared, name)) for name in study.roster]
+    each = [num_bytes(method.combine.of_site(shared, name)) for name in study.trainers]
     one_way = sum(each) // len(each)
     extra = one_way if method.plan.controls else 0
     told = sites * one_way if method.combine.uploads else 0
@@ -185,7 +193,7 @@ def accounted(
 
 def build_task(study: Study) -> Task:
     """Bind the task to the study's elements and roster."""
-    return study.task.bind(study.elements, study.roster)
+    return study.bound()
 
 
 def build_bench(study: Study, task: Task, machine: Machine) -> Bench:

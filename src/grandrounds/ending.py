@@ -11,7 +11,7 @@ from grandrounds.messages import CaseScore, Evaluate, Finish, Reply, Tune
 from grandrounds.study import Study
 from grandrounds.study_file import fingerprint
 from grandrounds.topologies.topology import Sites
-from grandrounds.weights import write
+from grandrounds.weights import Weights, read, write
 
 
 def evaluated(
@@ -58,6 +58,22 @@ class Ending:
         sites = self._tuned(tested) if tuned else self.federation.sites.names
         replies = evaluated(self.federation, tested, "test", sites, cases=True, tuned=tuned)
         return tested, [score for reply in replies for score in reply.scores]
+
+    def unseen(self, tested: State) -> list[CaseScore]:
+        """Score the tested model at the sites that did not train, with their first private part."""
+        guests = self.federation.guests
+        weights = self._for_guests(tested) if guests else {}
+        order = Evaluate(round=tested.round, since=0, split="test", cases=True, weights=weights)
+        return [score for guest in guests for score in guest.answer(order).scores]
+
+    def _for_guests(self, tested: State) -> Weights:
+        """Give what of the model may reach a site that did not train, wherever it lies."""
+        sites, first = self.folder / "sites", self.federation.sites.names[0]
+        if self.federation.method.pooled:
+            return read(sites / first / "private.safetensors")[0]
+        if self.federation.topology.model_at_sites:
+            return read(sites / first / "shared.safetensors")[0]
+        return tested.weights
 
     def _write_shared(self, name: str, state: State) -> None:
         if self.federation.topology.model_at_sites:

@@ -68,7 +68,7 @@ def estimate(study: Study) -> Estimate:
 
 def _accounted(study: Study, model: nn.Module, travels: Filter) -> TopologySet:
     method = study.build_method()
-    sites = 1 if method.pooled else len(study.site)
+    sites = 1 if method.pooled else len(study.trainers)
     return accounted(study, study.build_topology(), method, model, travels, sites)
 
 

@@ -35,7 +35,7 @@ from grandrounds.run_folder import claimed
 from grandrounds.site_file import SiteFile
 from grandrounds.study import Study
 from grandrounds.study_file import fingerprint
-from grandrounds.tables import write_digests, write_forgetting, write_rounds, write_scores
+from grandrounds.tables import Told, write_digests, write_forgetting, write_rounds, write_scores
 from grandrounds.topologies.topology import Sites
 
 
@@ -205,12 +205,16 @@ class Course:
         return True
 
     def _end(self, state: State) -> None:
-        tested, scores = Ending(self.study, self.folder, self.federation, state).scores()
+        ending = Ending(self.study, self.folder, self.federation, state)
+        tested, scores = ending.scores()
+        unseen = ending.unseen(tested)
         seconds = time.perf_counter() - self._began
         best, last = tested.round, state.fingerprint
         self.teller.tell(RunFinished(state.round, best, last, seconds, peak_memory()))
-        path, arm, seed = self.folder / "scores.csv", self.study.title, self.study.seed
-        write_scores(path, scores, arm=arm, seed=seed, round=best)  # last: it marks a finished run
+        told = Told(self.study.title, self.study.seed, best)
+        if self.study.holdout_sites:
+            write_scores(self.folder / "unseen.csv", unseen, told)
+        write_scores(self.folder / "scores.csv", scores, told)  # last: it marks a finished run
 
 
 def _best(state: State, score: float) -> State:

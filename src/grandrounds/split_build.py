@@ -53,7 +53,7 @@ def crossing(
     if not isinstance(topology, Split):
         return None
     training, size = study.training, study.elements.size
-    task = study.task.bind(study.elements, study.roster)
+    task = study.bound()
     cut = _cut(topology, task, model)
     precision = choose_precision(training.precision, choose_device(training.device))
     trained = case_bytes(task, cut, size, precision)
@@ -78,8 +78,9 @@ def _cases(study: Study) -> tuple[int, int]:
     """Count the cases that a round trains on and that it validates, if they are known before."""
     if any(site.data != "simulated" for site in study.site):
         return 0, 0
-    trained = sum(_counted(study, site, site.patients.train) for site in study.site)
-    scored = [_counted(study, s, s.patients.validation) * len(s.tasks) for s in study.site]
+    sites = [site for site in study.site if site.name in study.trainers]
+    trained = sum(_counted(study, site, site.patients.train) for site in sites)
+    scored = [_counted(study, s, s.patients.validation) * len(s.tasks) for s in sites]
     return study.training.epochs * trained, sum(scored)
 
 

@@ -106,7 +106,7 @@ def task_problems(options: AnyTask, split: Split) -> Problem:
 
 def cut_problems(study: Study, split: Split) -> Problem:
     """Find what is wrong with where the network is cut. Raises `BadStudy` for unknown stages."""
-    task, method = study.task.bind(study.elements, study.roster), study.build_method()
+    task, method = study.bound(), study.build_method()
     with FakeTensorMode():
         model = task.build(study.seed)
     stages = task.stages(model)

@@ -10,6 +10,7 @@ from grandrounds.methods import METHODS
 from grandrounds.methods.combine import Aggregation
 from grandrounds.methods.method import Method
 from grandrounds.tasks import AnyTask, Synthesis
+from grandrounds.tasks.task import Task
 from grandrounds.topologies import TOPOLOGIES, seeded
 from grandrounds.topologies.topology import Topology
 from grandrounds.training import Training
@@ -66,7 +67,8 @@ class SiteSpec:
 class Study:
     """All of a study.
 
-    `parity` reproduces the released pFLSynth code's settings, its dead mapper mended.
+    The `holdout_sites` of the roster do not train; the model is tested on them in the end. `parity`
+    reproduces the released pFLSynth code's settings, its dead mapper mended.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Study:
     rounds: int = 30
     parity: bool = False
     arm: str = ""
+    holdout_sites: tuple[str, ...] = ()
     task: AnyTask = field(default_factory=Synthesis)
     training: Training = field(default_factory=Training)
     method: Choice = field(default_factory=lambda: Choice("pflsynth"))
@@ -88,6 +91,23 @@ class Study:
     def roster(self) -> dict[str, tuple[str, ...]]:
         """Map each site to its task labels, in roster order."""
         return {site.name: site.tasks for site in self.site}
+
+    @property
+    def trainers(self) -> tuple[str, ...]:
+        """Name the sites that train, in roster order."""
+        return tuple(name for name in self.roster if name not in self.holdout_sites)
+
+    @property
+    def held_out(self) -> dict[str, tuple[str, ...]]:
+        """Map each held-out site to those of its tasks that some other site trains."""
+        roster = self.roster
+        trained = {label for name in self.trainers for label in roster[name]}
+        return {n: tuple(t for t in roster[n] if t in trained) for n in self.holdout_sites}
+
+    def bound(self, **guests: tuple[str, ...]) -> Task:
+        """Make the task for the sites that train; held-out sites and others are its guests."""
+        trained = {name: self.roster[name] for name in self.trainers}
+        return self.task.bind(self.elements, trained, {**self.held_out, **guests})
 
     @property
     def title(self) -> str:

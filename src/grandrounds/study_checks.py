@@ -100,6 +100,37 @@ def check_sites(study: Study) -> None:
         )
 
 
+def check_holdout(study: Study) -> None:
+    """Refuse held-out sites that no model can be tested on."""
+    held = study.holdout_sites
+    if not held:
+        return
+    for name in held:
+        known = ", ".join(study.roster)
+        require(
+            name in study.roster, f"holdout_sites: the study has no site '{name}'; it has {known}"
+        )
+    require(
+        bool(study.trainers), "holdout_sites names every site of the study; one or more must train"
+    )
+    for name, tasks in study.held_out.items():
+        require(
+            bool(tasks),
+            f"holdout_sites: no other site trains a task of site '{name}', so there is no model to "
+            "test there; give the site a task of the others",
+        )
+    require(
+        study.method.kind != "local",
+        'holdout_sites would do nothing for method "local": no model reaches a site that does not '
+        "train",
+    )
+    require(
+        study.topology.kind != "split",
+        'holdout_sites makes no sense over topology "split": a site that does not train has no '
+        "part of the network",
+    )
+
+
 def check_task(study: Study) -> None:
     """Refuse what the task itself refuses."""
     study.task.check(study.elements, study.roster)
@@ -128,7 +159,7 @@ def check_simulated(study: Study) -> None:
 
 def check_pairs(study: Study) -> None:
     """Refuse choices that do not go together."""
-    method, topology, sites = study.build_method(), study.build_topology(), len(study.site)
+    method, topology, sites = study.build_method(), study.build_topology(), len(study.trainers)
     kind = study.method.kind
     found = chain(
         method_problems(study.method.options),
@@ -188,6 +219,7 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
     check_counts,
     check_elements,
     check_sites,
+    check_holdout,
     check_task,
     check_simulated,
     check_method,
@@ -204,6 +236,12 @@ def notes(study: Study) -> tuple[str, ...]:
         found.append("fedbn changes nothing here: the network has no batch norm, so this is FedAvg")
     if study.method.kind == "fedbadam" and not study.task.has_statistics:
         found.append("fedbadam keeps no layer here: the network has no batch norm")
+    for name, tasks in study.held_out.items():
+        left = [label for label in study.roster[name] if label not in tasks]
+        if left:
+            found.append(
+                f"held-out site '{name}': nobody trains {', '.join(left)}, so it is not tested"
+            )
     if study.method.kind == "scaffold" and study.training.optimizer != "sgd":
         found.append("scaffold was analysed for plain SGD; with Adam its correction is a heuristic")
     if study.method.kind == "ditto" and study.method.options.get("strength") == 0:

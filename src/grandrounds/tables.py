@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TypeAlias
@@ -27,26 +28,42 @@ Row: TypeAlias = Mapping[str, object]
 Place: TypeAlias = tuple[int, str]  # round, site
 
 
-def write_scores(
-    path: Path, scores: Iterable[CaseScore], *, arm: str, seed: int, round: int
-) -> None:
+@dataclass(frozen=True)
+class Told:
+    """Whose scores a table holds: an arm's, with a seed, by the model of a round."""
+
+    arm: str
+    seed: int
+    round: int
+
+
+def write_scores(path: Path, scores: Iterable[CaseScore], told: Told) -> None:
     """Write one row for each test case and metric."""
-    rows = [
+    _write(path, SCORE_COLUMNS, _score_rows(scores, told))
+
+
+def write_matrix(path: Path, scores: Mapping[str, Iterable[CaseScore]], told: Told) -> None:
+    """Write one row for each model (by the name of its site), test case and metric."""
+    rows = [{"model": m, **row} for m, found in scores.items() for row in _score_rows(found, told)]
+    _write(path, ("model", *SCORE_COLUMNS), rows)
+
+
+def _score_rows(scores: Iterable[CaseScore], told: Told) -> list[Row]:
+    return [
         {
-            "arm": arm,
-            "seed": seed,
+            "arm": told.arm,
+            "seed": told.seed,
             "site": score.site,
             "patient": score.patient,
             "case": score.case,
             "task": score.task,
             "metric": metric,
             "value": repr(value),
-            "round": round,
+            "round": told.round,
         }
         for score in scores
         for metric, value in score.values.items()
     ]
-    _write(path, SCORE_COLUMNS, rows)
 
 
 def write_rounds(path: Path, events: Sequence[Event], sites: Sequence[str]) -> None:

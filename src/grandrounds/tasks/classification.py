@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from grandrounds.tasks.binary import (
 )
 from grandrounds.tasks.checks import check_counts, check_shares, require
 from grandrounds.tasks.findings import Finding, Images, Reading, check_findings, images_of
-from grandrounds.tasks.task import Batch, Picture
+from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
 from grandrounds.weights import Filter, Weights, among, starting_with
 
 PART = "network"
@@ -78,10 +78,13 @@ class Classification:
         )
         check_findings(sites, elements)
 
-    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "ClassificationTask":
+    def bind(
+        self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS
+    ) -> "ClassificationTask":
         """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
-        own = {site: tuple(map(Finding.parse, labels)) for site, labels in sites.items()}
-        findings = sum(own.values(), ())
+        labels = {**sites, **guests}
+        own = {site: tuple(map(Finding.parse, found)) for site, found in labels.items()}
+        findings = sum((own[site] for site in sites), ())
         used = {contrast for finding in findings for contrast in finding.sources}
         contrasts = tuple(name for name in elements.contrasts if name in used)
         whole = {finding.target for finding in findings} <= set(elements.variables)
@@ -195,6 +198,10 @@ class ClassificationTask:
         """Select the whole network: all sites share its inputs and output."""
         del site
         return starting_with(f"{PART}.")
+
+    def seen_by(self, site: str) -> Self:  # noqa: ARG002
+        """Give the task itself: its network is told no site."""
+        return self
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Images:
         """Give each training slice once; the task is drawn when one is used."""

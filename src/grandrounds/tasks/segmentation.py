@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from grandrounds.seeds import seed_for
 from grandrounds.tasks.checks import check_shares, check_size, require
 from grandrounds.tasks.delineation import Channels, Delineation, check_label
 from grandrounds.tasks.overlap import cross_entropy, dice_loss
-from grandrounds.tasks.task import Batch, Picture
+from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
 from grandrounds.tasks.volumes import Parts, Volume, Volumes, as_slices, volumes_of
 from grandrounds.weights import Filter, Weights, among, starting_with
 
@@ -85,13 +85,16 @@ class Segmentation:
             f"one above it, rows and columns within elements.size ({list(elements.size)})",
         )
 
-    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "SegmentationTask":
+    def bind(
+        self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS
+    ) -> "SegmentationTask":
         """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
         own = {
             site: tuple(Delineation.parse(label) for label in labels)
-            for site, labels in sites.items()
+            for site, labels in {**sites, **guests}.items()
         }
-        channels = Channels.of(sum(own.values(), ()), elements.contrasts)
+        trained = sum((own[site] for site in sites), ())
+        channels = Channels.of(trained, elements.contrasts)
         return SegmentationTask(self, channels, own, elements.spacing)
 
 
@@ -231,6 +234,10 @@ class SegmentationTask:
         """Select the whole network: all sites share its inputs and outputs."""
         del site
         return starting_with(f"{PART}.")
+
+    def seen_by(self, site: str) -> Self:  # noqa: ARG002
+        """Give the task itself: its network is told no site."""
+        return self
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Parts:
         """Give each training slice once, or patches; the task is drawn when one is used."""

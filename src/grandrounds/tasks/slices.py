@@ -48,13 +48,15 @@ class Coding:
 
     It is the one-hots of site, source and target in a row. `codes` says which of them are told to
     the network; the others are zero. Dalmaz et al. 2024. With "direction" it is the one-hot of the
-    pair among `pairs`, and nothing of the site.
+    pair among `pairs`, and nothing of the site. The code of a site that is not among `sites` is
+    the mean of theirs; with a `reader`, that site's code stands for every site.
     """
 
     sites: tuple[str, ...]
     contrasts: tuple[str, ...]
     codes: Literal["both", "site", "task", "none", "direction"] = "both"
     pairs: tuple[Pair, ...] = ()
+    reader: str = ""
 
     @property
     def size(self) -> int:
@@ -69,11 +71,16 @@ class Coding:
         if self.codes == "direction":
             code[self.pairs.index(pair)] = 1.0
         if self.codes in ("both", "site"):
-            code[self.sites.index(site)] = 1.0
+            code[: len(self.sites)] = self._site_code(self.reader or site)
         if self.codes in ("both", "task"):
             code[len(self.sites) + self.contrasts.index(pair.source)] = 1.0
             code[len(self.sites) + len(self.contrasts) + self.contrasts.index(pair.target)] = 1.0
         return code
+
+    def _site_code(self, site: str) -> Tensor:
+        if site not in self.sites:
+            return torch.full((len(self.sites),), 1 / len(self.sites))
+        return torch.tensor([float(name == site) for name in self.sites])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from grandrounds.tasks.checks import check_counts, check_shares, check_size, req
 from grandrounds.tasks.networks import CODED
 from grandrounds.tasks.slices import Coding, Pair, check_pair
 from grandrounds.tasks.synthesis_task import SynthesisTask
+from grandrounds.tasks.task import NO_GUESTS, Labels
 
 SMALL = {
     "width": 16,
@@ -131,15 +132,20 @@ class Synthesis:
             'Use task.generator = "coded-unet".',
         )
 
-    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> SynthesisTask:
-        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
-        pairs = {
-            site: tuple(Pair.parse(label) for label in labels) for site, labels in sites.items()
-        }
+    def bind(self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS) -> SynthesisTask:
+        """Make a consortium's task; `sites` maps each, in roster order, to its task labels.
+
+        The site code of a guest is the mean of all sites' codes.
+        """
+        pairs = _parsed(sites)
         unpaired = self.pairing == "unpaired"
         codes = "direction" if unpaired or self.generator == CODED else self.codes
         distinct = dict.fromkeys(pair for own in pairs.values() for pair in own)
         if unpaired:
             distinct |= dict.fromkeys(pair.reversed for pair in distinct)
         coding = Coding(tuple(sites), elements.contrasts, codes, tuple(distinct))
-        return SynthesisTask(self, coding, pairs)
+        return SynthesisTask(self, coding, pairs, _parsed(guests))
+
+
+def _parsed(sites: Labels) -> dict[str, tuple[Pair, ...]]:
+    return {site: tuple(Pair.parse(label) for label in labels) for site, labels in sites.items()}

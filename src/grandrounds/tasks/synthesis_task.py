@@ -1,8 +1,8 @@
 """The synthesis task: generators translate slices, critics of each site judge them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class SynthesisTask:
     options: "Synthesis"
     coding: Coding
     pairs: Mapping[str, tuple[Pair, ...]]
+    guests: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict[str, tuple[Pair, ...]])
 
     @property
     def metric(self) -> str:
@@ -258,8 +259,16 @@ class SynthesisTask:
 
     def uses(self, site: str) -> Filter:
         """Select the generator and the critics of a site's own tasks."""
-        own = self._judges.names(self.pairs.get(site, sum(self.pairs.values(), ())))
+        own = self._judges.names(self._known.get(site, sum(self.pairs.values(), ())))
         return starting_with("generator.", *(f"critics.{name}." for name in own))
+
+    def seen_by(self, site: str) -> Self:
+        """Let the network be told this site's code for every case."""
+        return replace(self, coding=replace(self.coding, reader=site))
+
+    @property
+    def _known(self) -> Mapping[str, tuple[Pair, ...]]:
+        return {**self.pairs, **self.guests}
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Slices:
         """Give each training slice once; its task is drawn when it is used."""
@@ -270,6 +279,6 @@ class SynthesisTask:
         return self._examples(cohorts, split, each_pair=True)
 
     def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each_pair: bool) -> Slices:
-        found = [slices_of(c, split, self.pairs[c.site], each_pair=each_pair) for c in cohorts]
+        found = [slices_of(c, split, self._known[c.site], each_pair=each_pair) for c in cohorts]
         o = self.options
         return Slices(sum(found, ()), self.coding, Augmentation(o.flip, o.intensity, o.crop))

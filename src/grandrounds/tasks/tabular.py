@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from grandrounds.tasks.binary import (
 )
 from grandrounds.tasks.checks import check_shares, require
 from grandrounds.tasks.records import Rows, Variables, rows_of
-from grandrounds.tasks.task import Batch, Picture
+from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
 from grandrounds.weights import Filter, Weights, among, starting_with
 
 PART = "network"
@@ -71,7 +71,7 @@ class Tabular:
         )
         _check_labels(sites, elements)
 
-    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "TabularTask":
+    def bind(self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS) -> "TabularTask":  # noqa: ARG002 - a guest's task is that of all
         """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
         target = next(_target(label) for labels in sites.values() for label in labels)
         inputs = tuple(name for name in elements.variables if name != target)
@@ -195,6 +195,10 @@ class TabularTask:
         """Select the whole network: all sites share its inputs and output."""
         del site
         return starting_with(f"{PART}.")
+
+    def seen_by(self, site: str) -> Self:  # noqa: ARG002
+        """Give the task itself: its network is told no site."""
+        return self
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Rows:
         """Give each training patient."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from grandrounds.weights import Filter, Weights
 
 Batch: TypeAlias = dict[str, Tensor]
 Picture: TypeAlias = dict[str, NDArray[np.float32]]
+Labels: TypeAlias = Mapping[str, Sequence[str]]  # site -> task labels
+NO_GUESTS: Labels = {}
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,11 @@ class TaskOptions(Protocol):
         """Refuse options, elements or task labels that make no sense. Raises `BadStudy`."""
         ...
 
-    def bind(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> "Task":
-        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
+    def bind(self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS) -> "Task":
+        """Make a consortium's task; `sites` maps each, in roster order, to its task labels.
+
+        `guests` are sites that do not train: the network knows their tasks, and nothing of them.
+        """
         ...
 
 
@@ -153,6 +158,10 @@ class Task(Protocol):
 
     def uses(self, site: str) -> Filter:
         """Select the tensors that a site's own tasks need."""
+        ...
+
+    def seen_by(self, site: str) -> Self:
+        """Give the task as one site's model meets it, whatever site a case is from."""
         ...
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Examples:
