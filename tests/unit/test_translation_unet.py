@@ -192,6 +192,14 @@ def test_over_each_cut_go_the_features_the_style_and_the_skips_still_needed():
     ]
 
 
+def test_features_and_skips_are_channels_last_even_after_a_cut_that_keeps_no_layout():
+    model, names = build_translation_unet(CODED, seed=1), ["mapper", "encoder.0", "encoder.1"]
+    first = model.run(names[:2], {"source": noise(2, 1, 16, 16), "code": CODES})
+    second = model.run(names[2:], {name: tensor.contiguous() for name, tensor in first.items()})
+    for features in (first["features"], second["features"], second["skip_0"]):
+        assert features.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("shape", [PLAIN, CODED])
 def test_gradients_pass_over_a_cut_through_features_skips_and_style(shape: UnetShape):
     model = build_translation_unet(shape, seed=1)
