@@ -13,8 +13,10 @@ from typing import TypeAlias
 import tomli_w
 
 from grandrounds.arms import Arm
+from grandrounds.evaluate import matrix
 from grandrounds.events import Event
 from grandrounds.fairness import terms
+from grandrounds.finished import Finished
 from grandrounds.methods import METHODS
 from grandrounds.opening import open_sites
 from grandrounds.processes import end_with_parent
@@ -31,15 +33,17 @@ DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison: an arm with a seed."""
+    """One run of a comparison: an arm with a seed, perhaps without one of the sites."""
 
     arm: Arm
     seed: int
+    left_out: str = ""
 
     @property
     def name(self) -> str:
-        """Name the run's folder, below the arms'."""
-        return f"{self.arm.name}/seed-{self.seed}"
+        """Name the run's folder, below the comparison's."""
+        without = f"without/{self.left_out}/" if self.left_out else ""
+        return f"{without}arms/{self.arm.name}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Comparison:
     """Arms to be run with each of `num_seeds` seeds, `workers` runs at a time, in `folder`.
 
     `studies` maps each arm to its study with the first seed; the others count on from there.
+    `leave_one_out` runs each arm that shares a model once more without each site, which its model
+    is then tested on; `crosses` scores every site's model at every site.
     """
 
     folder: Path
@@ -54,23 +60,32 @@ class Comparison:
     files: tuple[SiteFile, ...] = ()
     workers: int = 1
     num_seeds: int = 1
+    leave_one_out: bool = False
+    crosses: bool = False
 
     @property
     def cells(self) -> dict[Cell, Study]:
         """List all runs: all arms with the first seed, then all with the next."""
         return {
-            Cell(arm, study.seed + more): replace(study, seed=study.seed + more)
+            Cell(arm, study.seed + more, site): _without(site, study, study.seed + more)
             for more in range(self.num_seeds)
             for arm, study in self.studies.items()
+            for site in ("", *self._left_out(study))
         }
+
+    def _left_out(self, study: Study) -> tuple[str, ...]:
+        alone = study.method.kind == "local"
+        return () if alone or not self.leave_one_out else study.trainers
 
     def run_folder(self, cell: Cell) -> Path:
         """Give the folder of one run."""
-        return self.folder / "arms" / cell.name
+        return self.folder / cell.name
 
     def is_done(self, cell: Cell) -> bool:
-        """Tell whether a run came to its end before."""
-        return is_finished(self.run_folder(cell))
+        """Tell whether all that a run is to give was there before."""
+        folder = self.run_folder(cell)
+        crossed = (folder / "matrix.csv").exists() or not self.crosses or bool(cell.left_out)
+        return is_finished(folder) and crossed
 
     def run(self, on_event: OnEvent) -> None:
         """Run what is not done yet; what is done is kept. Raises as `run` does."""
@@ -84,9 +99,16 @@ class Comparison:
             open_sites(study, self.files)  # prepares the data once, for all arms
         if todo:
             self._run_all(todo, on_event)
-        concatenate(
-            self.folder / "scores.csv", [self.run_folder(cell) / "scores.csv" for cell in cells]
-        )
+        self._join("scores.csv", [cell for cell in cells if not cell.left_out])
+        self._join("unseen.csv", list(cells))
+        self._join("matrix.csv", [cell for cell in cells if not cell.left_out])
+
+    def _join(self, table: str, cells: Sequence[Cell]) -> None:
+        """Lay the runs' tables of one kind together, if they have any."""
+        paths = [self.run_folder(cell) / table for cell in cells]
+        found = [path for path in paths if path.exists()]
+        if found:
+            concatenate(self.folder / table, found)
 
     def _describe(self) -> None:
         arms = [
@@ -110,16 +132,33 @@ class Comparison:
             ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool,
         ):
             line = Line(manager.Queue(), manager.Event())
-            jobs = [
-                pool.submit(_run_cell, cell, study, self.run_folder(cell), self.files, line)
-                for cell, study in todo.items()
-            ]
+            jobs = [pool.submit(_run_cell, self._order(*cell), line) for cell in todo.items()]
             try:
                 _follow(jobs, line, on_event)
             except BaseException:
                 line.stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    def _order(self, cell: Cell, study: Study) -> "Order":
+        crosses = self.crosses and not cell.left_out
+        return Order(cell, study, self.run_folder(cell), self.files, crosses)
+
+
+def _without(site: str, study: Study, seed: int) -> Study:
+    held = (*study.holdout_sites, site) if site else study.holdout_sites
+    return replace(study, seed=seed, holdout_sites=held)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process of the comparison has to do."""
+
+    cell: Cell
+    study: Study
+    folder: Path
+    files: tuple[SiteFile, ...]
+    crosses: bool
 
 
 @dataclass(frozen=True)
@@ -147,13 +186,15 @@ def _drain(line: Line, on_event: OnEvent) -> None:
             return
 
 
-def _run_cell(
-    cell: Cell, study: Study, folder: Path, files: tuple[SiteFile, ...], line: Line
-) -> None:
+def _run_cell(order: Order, line: Line) -> None:
     def hear(event: Event) -> None:
         if line.stop.is_set():
             raise KeyboardInterrupt
-        line.heard.put((cell, event))
+        line.heard.put((order.cell, event))
 
-    resume = (folder / "study.toml").exists()
-    run(study, folder, files=files, resume=resume, listeners=[hear])
+    folder, files = order.folder, order.files
+    if not is_finished(folder):
+        resume = (folder / "study.toml").exists()
+        run(order.study, folder, files=files, resume=resume, listeners=[hear])
+    if order.crosses:
+        matrix(Finished(folder), files)

@@ -28,6 +28,8 @@ def compare_arms(
     sites: Sequence[Path],
     workers: int,
     unequal: bool,
+    leave_one_out: bool = False,
+    crosses: bool = False,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -41,7 +43,7 @@ def compare_arms(
     folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
     files = tuple(read_site(site) for site in sites)
     at_once = min(workers or os.cpu_count() or 1, len(studies) * seeds)
-    comparison = Comparison(folder, studies, files, at_once, seeds)
+    comparison = Comparison(folder, studies, files, at_once, seeds, leave_one_out, crosses)
     console = Console(stderr=True, quiet=quiet)
     for sentence in terms(studies):
         console.print(sentence, markup=False, highlight=False)
@@ -55,6 +57,7 @@ def _follow(comparison: Comparison, console: Console) -> None:
         for cell, study in cells.items():
             title = cell.arm.title(study)
             title = title if comparison.num_seeds == 1 else f"{title}, seed {cell.seed}"
+            title = f"{title}, without {cell.left_out}" if cell.left_out else title
             bars.add(cell.name, title, study.rounds, done=comparison.is_done(cell))
 
         def hear(cell: Cell, event: Event) -> None:

@@ -1,7 +1,7 @@
 """Scoring a model on a site's cases, and choosing by rule the pictures that a report shows."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +53,9 @@ def _transposed(columns: Sequence[torch.Tensor]) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Panel:
-    """The picture of one task at one site: the middle slice of the patient in the middle.
+    """The picture of one task at one site: the middle slice of a patient.
 
-    The order is that of the pseudonyms, so the choice knows no score and is the same for every arm.
+    Every test patient has one, so that who chooses among them can do so by a rule.
     """
 
     task: str
@@ -92,19 +92,12 @@ def predicted(bench: Bench, task: Task, examples: Examples, index: int) -> Pictu
 
 
 def shown(examples: Examples) -> tuple[int, ...]:
-    """Choose the example that a report shows of each site and task."""
-    return tuple(_shown(examples))
-
-
-def _shown(examples: Examples) -> Iterator[int]:
-    by_task: dict[tuple[str, str], dict[str, list[int]]] = {}
+    """Choose the examples that a report may show: of each site, task and patient the middle one."""
+    by_patient: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for index in range(len(examples)):
         case = examples.case(index)
-        patients = by_task.setdefault((case.site, case.task), {})
-        patients.setdefault(case.patient, []).append(index)
-    for patients in by_task.values():
-        own = patients[sorted(patients)[(len(patients) - 1) // 2]]
-        yield own[len(own) // 2]
+        by_patient[case.site, case.task, case.patient].append(index)
+    return tuple(own[len(own) // 2] for own in by_patient.values())
 
 
 def save_panels(path: Path, made: Sequence[Panel]) -> None:

@@ -18,7 +18,8 @@ class SiteFile:
     `data` is a folder of NIfTI volumes, an image stack (.npz) or a table of patients (.tsv, .csv,
     or a folder with participants.tsv), `cache` a folder that may be filled; relative paths start at
     the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
-    paths and names of patients in failure cards.
+    paths and names of patients in failure cards. `tasks` are those of a site that the study does
+    not know.
     """
 
     name: str
@@ -26,6 +27,7 @@ class SiteFile:
     cache: Path | None = None
     include_images: bool = False
     reveal_failures: bool = False
+    tasks: tuple[str, ...] = ()
 
 
 def read_site(path: Path) -> SiteFile:
@@ -55,7 +57,17 @@ def matched(study: Study, files: Sequence[SiteFile]) -> dict[str, SiteFile]:
             raise BadSite(f"site '{spec.name}' needs its site file: add --site PATH_OF_ITS.toml")
         if spec.data == "simulated" and spec.name in names:
             raise BadSite(f"site '{spec.name}' is simulated in this study; it takes no site file")
+    _check_tasks(files)
     return {file.name: file for file in files}
+
+
+def _check_tasks(files: Sequence[SiteFile]) -> None:
+    for file in files:
+        if file.tasks:
+            raise BadSite(
+                f"site file of '{file.name}': tasks would do nothing: the study gives the site its "
+                "tasks"
+            )
 
 
 def default_cache() -> Path:

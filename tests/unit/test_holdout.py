@@ -13,7 +13,7 @@ from grandrounds.journal import read_journal
 from grandrounds.run import run
 from grandrounds.study import Study
 from grandrounds.study_checks import notes
-from grandrounds.tasks.slices import Coding, Pair
+from grandrounds.tasks.coding import Coding, Pair
 from tests.federation import TINY, built, tiny
 from tests.kinds import tiny_of
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from grandrounds.bench import Bench
 from grandrounds.data.elements import Elements
 from grandrounds.tasks import Synthesis
-from grandrounds.tasks.slices import Pair
+from grandrounds.tasks.coding import Pair
 from grandrounds.tasks.synthesis_task import SynthesisTask
 from grandrounds.tasks.task import Batch
 from grandrounds.tasks.translation import Translator

@@ -90,8 +90,13 @@ def describe_arrays(cohort: Cohort, *, elements: Elements, tasks: Sequence[str])
     return _summary(cohort, elements, tasks, simulated=False, geometry=None, notes=())
 
 
-def check_elements(summary: SiteSummary, elements: Elements, tasks: Sequence[str]) -> None:
-    """Raise `BadSite` where a site cannot train and test each of its tasks."""
+def check_elements(
+    summary: SiteSummary,
+    elements: Elements,
+    tasks: Sequence[str],
+    splits: Sequence[Split] = ("train", "test"),
+) -> None:
+    """Raise `BadSite` where a site has no case of a task in one of the splits."""
     for task in tasks:
         for name in needs(task):
             if not summary.contents[name].sessions:
@@ -99,10 +104,12 @@ def check_elements(summary: SiteSummary, elements: Elements, tasks: Sequence[str
                     f"site '{summary.site}': no session has {name}, which {task} needs; "
                     "add such files or take the task from this site."
                 )
-        _check_cases(summary, elements, task)
+        _check_cases(summary, elements, task, splits)
 
 
-def _check_cases(summary: SiteSummary, elements: Elements, task: str) -> None:
+def _check_cases(
+    summary: SiteSummary, elements: Elements, task: str, splits: Sequence[Split]
+) -> None:
     slices = {split: summary.tasks[task][split].slices for split in SPLITS}
     if not any(slices.values()):
         names = elements.contrasts or tuple(summary.contents)
@@ -111,7 +118,7 @@ def _check_cases(summary: SiteSummary, elements: Elements, task: str) -> None:
             f"site '{summary.site}': {task} has no case; a session must have all that it needs, "
             f"and the sessions here have {sessions}."
         )
-    for split in ("train", "test"):
+    for split in splits:
         if not slices[split]:
             found = ", ".join(f"{slices[other]} {other}" for other in SPLITS)
             raise BadSite(

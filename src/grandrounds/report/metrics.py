@@ -34,6 +34,23 @@ METRICS = {
             "is an error of one tenth.",
         ),
         Metric(
+            *("gabor", "Gabor distance", "", False, 0.01),
+            "0 is the same texture, 1 a flat image; it compares edges and stripes of several sizes "
+            "and directions, and sees neither brightness nor the sign of a contrast.",
+        ),
+        Metric(
+            *("psnr_brain", "PSNR in the brain", "dB", True, 0.05),
+            "as PSNR, over the pixels inside the brain mask alone.",
+        ),
+        Metric(
+            *("ssim_brain", "SSIM in the brain", "", True, 0.005),
+            "as SSIM, over the places inside the brain mask alone.",
+        ),
+        Metric(
+            *("nrmse_brain", "NRMSE in the brain", "", False, 0.005),
+            "as NRMSE, over the pixels inside the brain mask alone.",
+        ),
+        Metric(
             *("dice", "Dice", "", True, 0.005),
             "from 0 to 1, higher is better; twice the overlap of the drawn and the real structure, "
             "over the sum of both.",

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from grandrounds.tasks.slices import Pair
+from grandrounds.tasks.coding import Pair
 from grandrounds.tasks.task import Batch
 
 SINGLE = "any"

@@ -1,13 +1,18 @@
 """The generators that a synthesis study can choose, and how images enter and leave each of them."""
 
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from grandrounds.models.generator import Generator, GeneratorShape, build_generator
+from grandrounds.models.norm import Norm
 from grandrounds.models.translation_unet import TranslationUnet, UnetShape, build_translation_unet
 from grandrounds.seeds import seed_for
+from grandrounds.tasks.coding import Coding
+
+if TYPE_CHECKING:
+    from grandrounds.tasks.synthesis import Synthesis
 
 Shape: TypeAlias = GeneratorShape | UnetShape
 Single: TypeAlias = Generator | TranslationUnet
@@ -15,6 +20,38 @@ CODED = "coded-unet"  # driven by the direction of translation, whatever codes t
 CONTRASTS = "contrasts-unet"
 UNETS = ("unet", CONTRASTS, CODED)
 ABSENT = -1.0  # what an image that is not there looks like
+
+
+def shape_of(options: "Synthesis", coding: Coding, norm: Norm) -> Shape:
+    """Give the dimensions of the generator that a study asks for."""
+    if options.generator in UNETS:
+        return _unet(options, coding, norm)
+    return GeneratorShape(
+        code_size=coding.size,
+        width=options.width,
+        blocks=options.blocks,
+        latent=options.latent,
+        mapper_layers=options.mapper_layers,
+        personalised=options.generator == "personalised",
+        norm=norm,
+        padding=options.padding,
+        dropout=options.dropout,
+        equalised=options.equalised,
+        channel_weights=options.channel_weights,
+    )
+
+
+def _unet(options: "Synthesis", coding: Coding, norm: Norm) -> UnetShape:
+    images = len(coding.contrasts) if options.generator == CONTRASTS else 1
+    return UnetShape(
+        inputs=images,
+        outputs=images,
+        width=options.unet_width,
+        levels=options.unet_levels,
+        code_size=coding.size if options.generator == CODED else 0,
+        latent=options.latent,
+        norm=norm,
+    )
 
 
 class TwoWay(nn.Module):

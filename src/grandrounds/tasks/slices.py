@@ -13,74 +13,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from grandrounds.data.case import Cohort, Session, Split
-from grandrounds.data.elements import Elements
-from grandrounds.tasks.checks import require
+from grandrounds.errors import BadSite
+from grandrounds.tasks.coding import Coding, Pair
 from grandrounds.tasks.task import Batch, Case
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One synthesis task: which contrast is made from which."""
-
-    source: str
-    target: str
-
-    @staticmethod
-    def parse(label: str) -> "Pair":
-        """Read a label such as "T1w->T2w". Raises `ValueError`."""
-        source, target = (word.strip() for word in label.split("->"))
-        return Pair(source, target)
-
-    @property
-    def label(self) -> str:
-        """Write the label."""
-        return f"{self.source}->{self.target}"
-
-    @property
-    def reversed(self) -> "Pair":
-        """Give the way back."""
-        return Pair(self.target, self.source)
-
-
-@dataclass(frozen=True)
-class Coding:
-    """Turns (site, pair) into the code that the mapper reads.
-
-    It is the one-hots of site, source and target in a row. `codes` says which of them are told to
-    the network; the others are zero. Dalmaz et al. 2024. With "direction" it is the one-hot of the
-    pair among `pairs`, and nothing of the site. The code of a site that is not among `sites` is
-    the mean of theirs; with a `reader`, that site's code stands for every site.
-    """
-
-    sites: tuple[str, ...]
-    contrasts: tuple[str, ...]
-    codes: Literal["both", "site", "task", "none", "direction"] = "both"
-    pairs: tuple[Pair, ...] = ()
-    reader: str = ""
-
-    @property
-    def size(self) -> int:
-        """Count the values of a code."""
-        if self.codes == "direction":
-            return len(self.pairs)
-        return len(self.sites) + 2 * len(self.contrasts)
-
-    def code(self, site: str, pair: Pair) -> Tensor:
-        """Give the code, (K,)."""
-        code = torch.zeros(self.size)
-        if self.codes == "direction":
-            code[self.pairs.index(pair)] = 1.0
-        if self.codes in ("both", "site"):
-            code[: len(self.sites)] = self._site_code(self.reader or site)
-        if self.codes in ("both", "task"):
-            code[len(self.sites) + self.contrasts.index(pair.source)] = 1.0
-            code[len(self.sites) + len(self.contrasts) + self.contrasts.index(pair.target)] = 1.0
-        return code
-
-    def _site_code(self, site: str) -> Tensor:
-        if site not in self.sites:
-            return torch.full((len(self.sites),), 1 / len(self.sites))
-        return torch.tensor([float(name == site) for name in self.sites])
 
 
 @dataclass(frozen=True)
@@ -140,12 +75,14 @@ class Slice:
 class Slices:
     """Examples of translation.
 
-    A slice with several pairs has one of them drawn when a generator is given.
+    A slice with several pairs has one of them drawn when a generator is given. `mask` names one
+    that each batch brings with it where nothing is drawn.
     """
 
     slices: tuple[Slice, ...]
     coding: Coding
     augmentation: Augmentation
+    mask: str = ""
 
     def __len__(self) -> int:
         """Count the slices."""
@@ -162,7 +99,8 @@ class Slices:
         images = [self._images(s, p, draw, generator) for s, p in zip(chosen, pairs, strict=True)]
         images_BCHW = torch.stack(images).mul_(2).sub_(1)
         contrasts = self.coding.contrasts
-        return {
+        inside = self._inside(chosen) if self.mask and generator is None else {}
+        return inside | {
             "source": images_BCHW[:, :1].contiguous(),
             "target": images_BCHW[:, 1:].contiguous(),
             "code": torch.stack(
@@ -172,6 +110,10 @@ class Slices:
                 [[contrasts.index(p.source), contrasts.index(p.target)] for p in pairs]
             ),
         }
+
+    def _inside(self, chosen: Sequence[Slice]) -> Batch:
+        masks = [each.session.masks[self.mask][each.index] > 0 for each in chosen]
+        return {"mask": torch.from_numpy(np.stack(masks))[:, None]}  # pyright: ignore[reportUnknownMemberType]
 
     def _images(
         self, each: Slice, pair: Pair, draw: Generator, training: Generator | None
@@ -235,17 +177,12 @@ def visits_of(cohort: Cohort) -> Mapping[str, int]:
     return {label: n for _, own in numbers for n, (_, label) in enumerate(own, start=1)}
 
 
-def check_pair(site: str, label: str, elements: Elements) -> None:
-    """Refuse a label that is no pair of two of the study's contrasts. Raises `BadStudy`."""
-    where = f"site '{site}', task '{label}'"
-    require(
-        label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
-    )
-    pair = Pair.parse(label)
-    known = ", ".join(elements.contrasts)
-    for contrast in (pair.source, pair.target):
-        require(
-            contrast in elements.contrasts,
-            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
-        )
-    require(pair.source != pair.target, f"{where}: source and target are the same contrast")
+def check_masks(cohorts: Sequence[Cohort], mask: str) -> None:
+    """Refuse a site some of whose sessions lack a mask that scores need. Raises `BadSite`."""
+    for cohort in cohorts if mask else ():
+        lacking = sum(mask not in session.masks for session in cohort)
+        if lacking:
+            raise BadSite(
+                f"site '{cohort.site}': {lacking} of its sessions have no {mask} mask, which "
+                f'task.masked = "{mask}" needs; add them, or set task.masked = "none"'
+            )

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from grandrounds.data.elements import Elements
 from grandrounds.tasks.checks import check_counts, check_shares, check_size, require
+from grandrounds.tasks.coding import Coding, Pair, check_pair
 from grandrounds.tasks.networks import CODED
-from grandrounds.tasks.slices import Coding, Pair, check_pair
 from grandrounds.tasks.synthesis_task import SynthesisTask
 from grandrounds.tasks.task import NO_GUESTS, Labels
 
@@ -43,6 +43,7 @@ class Synthesis:
     task or a single one; `adversarial` and `l1` weigh the generator's loss. `pairing` = "unpaired"
     trains without pairs of images, by `cycle` and `identity` losses. `critic_clip` above 0 clips
     each image's gradient from its critic, and `critic_noise` adds noise to it (FedMed-GAN).
+    `masked` = "brain" scores inside the brain mask, too.
     `equalised` and `dropout_at_evaluation` are how the released pFLSynth code differs (`parity`).
     """
 
@@ -81,6 +82,7 @@ class Synthesis:
     flip: float = 0.5
     intensity: Literal["volume", "slice"] = "volume"
     crop: Literal["none", "resize-crop"] = "none"
+    masked: Literal["none", "brain"] = "none"
 
     @property
     def has_statistics(self) -> bool:
@@ -107,6 +109,11 @@ class Synthesis:
             self.channel_weights or self.generator == "personalised",
             "task.channel_weights = false would do nothing: only the personalised generator has "
             "channel weights",
+        )
+        require(
+            self.masked == "none" or self.crop == "none",
+            'task.masked = "brain" and task.crop = "resize-crop" exclude each other: a mask would '
+            "not lie on the cropped image",
         )
         require(
             not self.critic_clip or self.adversarial > 0,

@@ -9,26 +9,26 @@ from torch import Tensor, nn
 
 from grandrounds.data.case import Cohort, Split
 from grandrounds.messages import CaseScore
+from grandrounds.metrics.features import gabor
 from grandrounds.metrics.images import nrmse, psnr, ssim
 from grandrounds.metrics.summary import summary
 from grandrounds.models.discriminator import Discriminator, build_discriminator
-from grandrounds.models.generator import GeneratorShape
 from grandrounds.models.norm import Norm
-from grandrounds.models.translation_unet import UnetShape
 from grandrounds.precision import full
 from grandrounds.seeds import seed_for
+from grandrounds.tasks.coding import Coding, Pair
 from grandrounds.tasks.critics import Judges
 from grandrounds.tasks.networks import (
     CODED,
     CONTRASTS,
-    UNETS,
     Shape,
     TwoWay,
     build_network,
     chosen,
+    shape_of,
     spread,
 )
-from grandrounds.tasks.slices import Augmentation, Coding, Pair, Slices, slices_of
+from grandrounds.tasks.slices import Augmentation, Slices, check_masks, slices_of
 from grandrounds.tasks.task import Batch, Picture
 from grandrounds.tasks.translation import (
     Guarded,
@@ -43,6 +43,8 @@ from grandrounds.weights import Filter, Weights, starting_with
 
 if TYPE_CHECKING:
     from grandrounds.tasks.synthesis import Synthesis
+
+MEASURES = {"psnr": psnr, "ssim": ssim, "nrmse": nrmse}
 
 
 @dataclass(frozen=True)
@@ -72,38 +74,7 @@ class SynthesisTask:
     @property
     def shape(self) -> Shape:
         """Give the generator's dimensions."""
-        return self._unet if self.options.generator in UNETS else self._resnet
-
-    @property
-    def _resnet(self) -> GeneratorShape:
-        o = self.options
-        return GeneratorShape(
-            code_size=self.coding.size,
-            width=o.width,
-            blocks=o.blocks,
-            latent=o.latent,
-            mapper_layers=o.mapper_layers,
-            personalised=o.generator == "personalised",
-            norm=self.norm,
-            padding=o.padding,
-            dropout=o.dropout,
-            equalised=o.equalised,
-            channel_weights=o.channel_weights,
-        )
-
-    @property
-    def _unet(self) -> UnetShape:
-        o = self.options
-        images = len(self.coding.contrasts) if o.generator == CONTRASTS else 1
-        return UnetShape(
-            inputs=images,
-            outputs=images,
-            width=o.unet_width,
-            levels=o.unet_levels,
-            code_size=self.coding.size if o.generator == CODED else 0,
-            latent=o.latent,
-            norm=self.norm,
-        )
+        return shape_of(self.options, self.coding, self.norm)
 
     @property
     def norm(self) -> Norm:
@@ -232,13 +203,17 @@ class SynthesisTask:
         return model.generator.run(stages, carried)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Score each case: PSNR (dB), SSIM, NRMSE, over the whole image, data range 1."""
+        """Score each case: PSNR (dB), SSIM, NRMSE, Gabor distance, over the image, data range 1.
+
+        Where the study asks for it, the first three inside the brain mask too.
+        """
         target = unit(batch["target"])
-        return {
-            "psnr": psnr(prediction, target),
-            "ssim": ssim(prediction, target),
-            "nrmse": nrmse(prediction, target),
-        }
+        scores = {name: measure(prediction, target) for name, measure in MEASURES.items()}
+        scores["gabor"] = gabor(prediction, target)
+        if "mask" in batch:
+            inside = batch["mask"]
+            scores |= {f"{n}_brain": m(prediction, target, inside) for n, m in MEASURES.items()}
+        return scores
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
         """Average over patients, then tasks, then sites."""
@@ -281,4 +256,7 @@ class SynthesisTask:
     def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each_pair: bool) -> Slices:
         found = [slices_of(c, split, self._known[c.site], each_pair=each_pair) for c in cohorts]
         o = self.options
-        return Slices(sum(found, ()), self.coding, Augmentation(o.flip, o.intensity, o.crop))
+        mask = "" if o.masked == "none" else o.masked
+        check_masks(cohorts, mask)
+        augmentation = Augmentation(o.flip, o.intensity, o.crop)
+        return Slices(sum(found, ()), self.coding, augmentation, mask)

@@ -1,0 +1,61 @@
+"""A comparison as a user meets it: killed at any moment, it goes on to the same table."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from grandrounds.events import RoundFinished
+from tests.journeys.command import events, kill, program, started
+
+pytestmark = pytest.mark.slow
+STUDY = Path(__file__).parents[2] / "studies" / "tiny.toml"
+ARMS = ("--arms", "pflsynth,fedavg", "--seeds", "2", "--matrix", "--workers", "2", "--quiet")
+TABLES = ("scores.csv", "matrix.csv", "arms.toml")
+
+
+def compare(out: Path, *more: str) -> list[str | Path]:
+    return ["compare", STUDY, *ARMS, "--out", out, *more]
+
+
+def rounds_done(out: Path) -> int:
+    told = (event for folder in out.glob("arms/*/*") for event in events(folder))
+    return sum(isinstance(event, RoundFinished) for event in told)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "compared"
+    assert program(*compare(out)).code == 0
+    return out
+
+
+@pytest.mark.parametrize("rounds", [1, 5, 9])
+def test_killed_and_given_again_a_comparison_comes_to_the_same_tables(
+    tmp_path: Path, whole: Path, rounds: int
+):
+    out = tmp_path / "compared"
+    with started(*compare(out)) as process:
+        while rounds_done(out) < rounds:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.01)
+        kill(process)
+    assert not (out / "scores.csv").exists(), "it was killed before its end"
+    again = program(*compare(out))
+    assert (again.code, again.err) == (0, "")
+    for table in TABLES:
+        assert (out / table).read_text() == (whole / table).read_text()
+    digests = [sorted(folder.glob("arms/*/*/digests.csv")) for folder in (out, whole)]
+    assert [path.read_text() for path in digests[0]] == [path.read_text() for path in digests[1]]
+
+
+def test_another_budget_is_refused_and_allowed_by_a_word(tmp_path: Path):
+    given = ["compare", STUDY, "--arms", "fedavg,local:training.epochs=2", "--set", "rounds=1"]
+    given += ["--out", tmp_path / "out"]
+    refused = program(*given)
+    assert refused.code == 2
+    assert "differs from the first arm in training.epochs" in refused.err
+    assert not (tmp_path / "out").exists()
+    allowed = program(*given, "--unequal")
+    assert allowed.code == 0
+    assert "differs in training.epochs, as asked for" in allowed.err
