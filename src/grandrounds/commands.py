@@ -15,7 +15,7 @@ from grandrounds.estimate import Estimate, estimate, topologies
 from grandrounds.events import Event, TopologySet
 from grandrounds.machine import machine_for, num_cores
 from grandrounds.opening import open_site
-from grandrounds.progress import Bars, stoppable
+from grandrounds.progress import Bars, stoppable, warn
 from grandrounds.report.html import write_report
 from grandrounds.results import show
 from grandrounds.run import run
@@ -23,6 +23,7 @@ from grandrounds.site_file import read_site
 from grandrounds.study import Study
 from grandrounds.study_checks import notes
 from grandrounds.study_file import fingerprint, read_study, to_table, to_toml
+from grandrounds.tracking import tracked
 
 MIB = 2**20
 
@@ -37,15 +38,16 @@ def run_study(
     resume: bool,
     as_json: bool,
     quiet: bool,
+    track: Sequence[str] = (),
 ) -> None:
-    """Run one study and write its report."""
+    """Run one study and write its report; what `track` names hears of it, too."""
     study = read_study(path, overrides)
     folder = out or Path("runs") / study.name
     files = [read_site(site) for site in sites]
     console = Console(stderr=True, quiet=quiet)
     for note in notes(study):
         console.print(f"note: {note}", style="yellow")
-    with Bars(console) as bars:
+    with tracked(folder, track, warn) as trackers, Bars(console) as bars:
         title = study.build_method().title
         bars.add(study.title, title, study.rounds)
 
@@ -54,7 +56,8 @@ def run_study(
 
         with stoppable("with --resume"):
             at_once = workers or num_cores()
-            run(study, folder, files=files, resume=resume, listeners=[hear], workers=at_once)
+            listeners = [hear, *trackers]
+            run(study, folder, files=files, resume=resume, listeners=listeners, workers=at_once)
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)
 
 

@@ -9,13 +9,14 @@ from rich.console import Console
 from grandrounds.arms import arms_of
 from grandrounds.compare import Cell, Comparison
 from grandrounds.errors import BadInput
-from grandrounds.events import Event
+from grandrounds.events import Event, RunFinished
 from grandrounds.fairness import check_equal, terms
-from grandrounds.progress import Bars, stoppable
+from grandrounds.progress import Bars, stoppable, warn
 from grandrounds.report.html import write_report
 from grandrounds.results import show
 from grandrounds.site_file import read_site
 from grandrounds.study_file import read_table
+from grandrounds.tracking import check, replay
 
 
 def compare_arms(
@@ -30,10 +31,12 @@ def compare_arms(
     unequal: bool,
     leave_one_out: bool = False,
     crosses: bool = False,
+    track: Sequence[str] = (),
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Run arms side by side; what is done already is kept. Then write one report for all."""
+    check(track)
     if seeds < 1:
         raise BadInput(f"--seeds is {seeds}; it must be 1 or more")
     table = read_table(path)
@@ -47,11 +50,11 @@ def compare_arms(
     console = Console(stderr=True, quiet=quiet)
     for sentence in terms(studies):
         console.print(sentence, markup=False, highlight=False)
-    _follow(comparison, console)
+    _follow(comparison, console, track)
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)
 
 
-def _follow(comparison: Comparison, console: Console) -> None:
+def _follow(comparison: Comparison, console: Console, track: Sequence[str]) -> None:
     cells = comparison.cells
     with Bars(console, runs=len(cells)) as bars:
         for cell, study in cells.items():
@@ -62,6 +65,9 @@ def _follow(comparison: Comparison, console: Console) -> None:
 
         def hear(cell: Cell, event: Event) -> None:
             bars.hear(cell.name, event)
+            if isinstance(event, RunFinished):
+                for uri in track:
+                    replay(comparison.run_folder(cell), uri, warn)
 
         with stoppable("as it was"):
             comparison.run(hear)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from grandrounds.bench import Bench
 from grandrounds.messages import CaseScore
 from grandrounds.metrics.summary import patient_means
 from grandrounds.tasks.task import Batch, Examples, Picture, Task
+from grandrounds.weights import write_atomically
 
 
 def scored(bench: Bench, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
@@ -108,6 +110,6 @@ def save_panels(path: Path, made: Sequence[Panel]) -> None:
         arrays[f"{number}/label"] = np.array(panel.task)
         arrays[f"{number}/patient"] = np.array(panel.patient)
         arrays[f"{number}/value"] = np.array(panel.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    content = BytesIO()
+    np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
+    write_atomically(path, content.getvalue())

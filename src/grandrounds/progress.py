@@ -58,6 +58,11 @@ def stoppable(how: str) -> Generator[None, None, None]:
         ) from None
 
 
+def warn(sentence: str) -> None:
+    """Warn on stderr, however quiet a command is to be."""
+    Console(stderr=True).print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+
+
 class Bars:
     """One bar for each run: rounds done, time left, who is at work, and the score so far.
 

@@ -8,10 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from grandrounds.report.arm import Arm, Spread
+from grandrounds.report.arm import Arm
+from grandrounds.report.comparisons import Difference
 from grandrounds.report.discrimination import LEVEL, Discrimination
 from grandrounds.report.facts import Facts, read_facts
 from grandrounds.report.metrics import Metric
+from grandrounds.report.sentences import unfinished
+from grandrounds.report.statistics import Spread
+from grandrounds.report.summary import apart_by, summary, worst_site
+
+MOST_COLUMNS = 5  # more arms than these are rows
 
 
 def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
@@ -23,7 +29,7 @@ def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
     console = Console()
     if facts.main_metric and not quiet:
         console.print(_table(facts, facts.main_metric))
-    if facts.discrimination and not quiet:
+    if facts.discriminated and not quiet:
         console.print(_discrimination(facts))
     console.print(f"report: {report}", soft_wrap=True)
 
@@ -32,18 +38,22 @@ def _as_json(facts: Facts, folder: Path, report: Path) -> dict[str, object]:
     return {
         "folder": str(folder),
         "report": str(report),
-        "arms": {arm.entry.name: _arm(facts, arm) for arm in facts.arms},
+        "seeds": list(facts.seeds),
+        "metric": facts.main_metric.key if facts.main_metric else None,
+        "summary": [sentence.replace("\u00a0", " ") for sentence in summary(facts)],
+        "unfinished": unfinished(facts),
+        "arms": {arm.name: _arm(facts, arm) for arm in facts.arms},
     }
 
 
 def _arm(facts: Facts, arm: Arm) -> dict[str, object]:
     keys = [metric.key for metric in facts.metrics]
-    digests = [event.digest for event in arm.finished_rounds]
     return {
         "title": arm.title,
-        "rounds": len(arm.rounds),
-        "best_round": arm.best_round,
-        "digest": digests[-1] if digests else None,
+        "rounds": len(arm.runs[0].rounds),
+        "best_round": arm.runs[0].best_round,
+        "digest": _digest(arm),
+        "seeds": {str(seed): means for seed, means in _by_seed(facts, arm).items()},
         "mean": {key: spread.mean for key in keys if (spread := arm.overall(key))},
         "sites": {
             site: {
@@ -52,8 +62,57 @@ def _arm(facts: Facts, arm: Arm) -> dict[str, object]:
             }
             for site in facts.sites
         },
+        "statistics": _statistics(facts, arm),
         "auc": _aucs(arm),
     }
+
+
+def _digest(arm: Arm) -> str | None:
+    digests = [event.digest for event in arm.runs[0].finished_rounds]
+    return digests[-1] if digests else None
+
+
+def _by_seed(facts: Facts, arm: Arm) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {seed: {} for seed in arm.seeds}
+    for metric in facts.metrics:
+        for seed, mean in arm.overall_by_seed(metric.key).items():
+            found[seed][metric.key] = mean
+    return found
+
+
+def _statistics(facts: Facts, arm: Arm) -> dict[str, object]:
+    """Give the intervals of an arm, and how much better than it the first arm is."""
+    at_sites = {s: d[arm.name] for s, d in facts.compared_at.items() if arm.name in d}
+    return {
+        "overall": {metric.key: _overall(arm, metric) for metric in facts.metrics},
+        "sites": {site: _site(facts, arm, site) for site in facts.sites},
+        "worse_than_alone": facts.num_worse_than_alone(arm),
+        "first_arm_minus_this": _difference(facts.compared.get(arm.name)),
+        "first_arm_minus_this_at": {site: _difference(d) for site, d in at_sites.items()},
+    }
+
+
+def _overall(arm: Arm, metric: Metric) -> dict[str, object] | None:
+    spread = arm.overall(metric.key)
+    if spread is None:
+        return None
+    return {
+        **asdict(spread),
+        "seed_sd": arm.seed_sd(metric.key),
+        "worst_site": worst_site(arm, metric)[0],
+        "apart": apart_by(arm, metric),
+    }
+
+
+def _site(facts: Facts, arm: Arm, site: str) -> dict[str, object]:
+    spreads = {m.key: arm.site_spread(site, m.key) for m in facts.metrics}
+    return {key: asdict(spread) for key, spread in spreads.items() if spread}
+
+
+def _difference(found: Difference | None) -> dict[str, object] | None:
+    if found is None:
+        return None
+    return {**asdict(found.paired), "p_holm": found.corrected, "clear": found.clear}
 
 
 def _aucs(arm: Arm) -> dict[str, dict[str, object]]:
@@ -64,11 +123,14 @@ def _aucs(arm: Arm) -> dict[str, dict[str, object]]:
 
 
 def _discrimination(facts: Facts) -> Table:
-    table = Table(title=f"Test AUC, and its {LEVEL} % interval over patients")
-    for name in ("site", "task", *(arm.title for arm in facts.arms)):
+    several = len(facts.seeds) > 1
+    spread = "range over seeds" if several else f"{LEVEL} % interval over patients"
+    table = Table(title=f"Test AUC, and its {spread}")
+    for name in ("site", "task", "arm", "AUC"):
         table.add_column(name)
-    for (site, task), row in facts.discrimination.items():
-        table.add_row(site, task, *(_auc(found) for found in row))
+    for cell in facts.discriminated:
+        for arm in facts.arms:
+            table.add_row(*cell, arm.title, _auc(arm.discrimination.get(cell)))
     return table
 
 
@@ -82,9 +144,14 @@ def _auc(found: Discrimination | None) -> str:
 
 def _table(facts: Facts, metric: Metric) -> Table:
     unit = f" in {metric.unit}" if metric.unit else ""
-    table = Table(title=f"Test {metric.label}{unit}, mean over patients; the best in bold")
-    table.add_column("site")
-    table.add_column("task")
+    seeds = f" of {len(facts.seeds)} seeds" if len(facts.seeds) > 1 else ""
+    title = f"Test {metric.label}{unit}, mean over patients{seeds}; the best in bold"
+    many = len(facts.arms) > MOST_COLUMNS
+    return _by_arm(facts, metric, title) if many else _by_site(facts, metric, title)
+
+
+def _by_site(facts: Facts, metric: Metric, title: str) -> Table:
+    table = Table("site", "task", title=title)
     for arm in facts.arms:
         table.add_column(arm.title, justify="right")
     for site in facts.sites:
@@ -93,6 +160,21 @@ def _table(facts: Facts, metric: Metric) -> Table:
             table.add_row(site, task, *_cells(spreads, metric))
     table.add_section()
     table.add_row("all", "", *_cells([arm.overall(metric.key) for arm in facts.arms], metric))
+    return table
+
+
+def _by_arm(facts: Facts, metric: Metric, title: str) -> Table:
+    table = Table("arm", title=title)
+    columns: dict[str, Sequence[Spread | None]] = {
+        "all": [arm.overall(metric.key) for arm in facts.arms]
+    }
+    for site in facts.sites:
+        columns[site] = [arm.site_spread(site, metric.key) for arm in facts.arms]
+    for name in (*columns, "seeds"):
+        table.add_column(name, justify="right")
+    cells = [_cells(spreads, metric) for spreads in columns.values()]
+    for arm, row in zip(facts.arms, zip(*cells, strict=True), strict=True):
+        table.add_row(arm.title, *row, str(len(arm.seeds)))
     return table
 
 

@@ -15,7 +15,8 @@ PAGES = [
     f"docs/{name}.md"
     for name in (
         *("study-file", "run-folder", "your-own-data", "methods", "topologies", "split"),
-        *("segmentation", "classification", "tabular", "partition"),
+        *("competitors", "evaluate", "tracking", "model-card"),
+        *("segmentation", "classification", "tabular", "partition", "export"),
     )
 ]
 

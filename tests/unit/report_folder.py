@@ -20,6 +20,7 @@ from grandrounds.events import (
     SiteTrained,
     SiteValidated,
     TopologySet,
+    WorkSet,
 )
 from grandrounds.journal import Journal
 from grandrounds.report.folder import COLUMNS
@@ -50,6 +51,9 @@ class Plan:
     slices: int = 3
     size: int = 64
     simulated: bool = True
+    seed: int = 7
+    pictured: tuple[int, ...] = (3,)  # patients whose pictures are kept
+    drift: float = 0.0  # dB more for each seed above 7
     absent: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
 
@@ -85,16 +89,28 @@ ALONE_PLAIN = Plan(
 ARMS = (PFLSYNTH, FEDAVG, ALONE_SAME, ALONE_PLAIN)
 
 
-def write_comparison(folder: Path, arms: Sequence[Plan] = ARMS) -> Path:
-    """Write every arm and the table of arms."""
+def write_comparison(
+    folder: Path, arms: Sequence[Plan] = ARMS, *, seeds: Sequence[int] = (7,)
+) -> Path:
+    """Write every arm with every seed, and the table of arms."""
     for arm in arms:
-        write_run(folder / "arms" / arm.name, arm)
-    lines = [
+        for seed in seeds:
+            write_run(run_folder(folder, arm.name, seed), replace(arm, seed=seed))
+    write_arms(folder, arms, seeds)
+    return folder
+
+
+def run_folder(folder: Path, arm: str, seed: int = 7) -> Path:
+    return folder / "arms" / arm / f"seed-{seed}"
+
+
+def write_arms(folder: Path, arms: Sequence[Plan], seeds: Sequence[int] = (7,)) -> None:
+    lines = [f"seeds = {list(seeds)}", 'terms = ["equal for all arms: data and seeds"]']
+    lines += [
         f'[[arm]]\nname = "{arm.name}"\ntitle = "{arm.title}"\ndescription = "{arm.description}"\n'
         for arm in arms
     ]
     (folder / "arms.toml").write_text("\n".join(lines))
-    return folder
 
 
 def write_run(folder: Path, plan: Plan, *, until: int | None = None) -> Path:
@@ -116,9 +132,8 @@ def write_run(folder: Path, plan: Plan, *, until: int | None = None) -> Path:
 
 
 def study(plan: Plan) -> str:
-    head = (
-        f'name = "four-hospitals"\nseed = 7\nrounds = {plan.rounds}\n\n[task]\nkind = "synthesis"\n'
-    )
+    head = f'name = "four-hospitals"\nseed = {plan.seed}\nrounds = {plan.rounds}\n'
+    head += '\n[task]\nkind = "synthesis"\n'
     middle = f'\n[method]\nkind = "{plan.method}"\n\n[training]\nbatch_size = 4\nepochs = 3\n'
     sites = [
         f'\n[[site]]\nname = "{site}"\ndata = "simulated"\ntasks = {list(TASKS[site])}\n'
@@ -131,7 +146,7 @@ def beginning(plan: Plan) -> list[Event]:
     started = RunStarted(
         name="four-hospitals",
         arm=plan.name,
-        seed=7,
+        seed=plan.seed,
         rounds=plan.rounds,
         sites=plan.sites,
         study="9f2c" * 16,
@@ -152,7 +167,8 @@ def beginning(plan: Plan) -> list[Event]:
     travels = 0 if plan.method == "local" else 3_425_032
     policy = PolicySet(tuple(groups), "shared", travels)
     star = TopologySet("star", 4 * travels, "the slowest site's time", {"server": "every update"})
-    return [started, *ready, policy, star]
+    work = WorkSet(sum(group.parameters for group in groups), 5_000_000_000)
+    return [started, *ready, policy, star, work]
 
 
 def _ready(plan: Plan, site: str) -> SiteReady:
@@ -162,8 +178,12 @@ def _ready(plan: Plan, site: str) -> SiteReady:
     return SiteReady(site, TASKS[site], counts, counts, slices, cases, plan.simulated)
 
 
+def level_at(plan: Plan, site: str) -> float:
+    return plan.levels[site] + plan.drift * (plan.seed - 7)
+
+
 def score_at(plan: Plan, site: str, number: int) -> float:
-    return plan.levels[site] - 7.5 * math.exp(-number / 3) + 0.12 * math.sin(number * 1.7)
+    return level_at(plan, site) - 7.5 * math.exp(-number / 3) + 0.12 * math.sin(number * 1.7)
 
 
 def one_round(plan: Plan, number: int) -> list[Event]:
@@ -200,13 +220,13 @@ def write_scores(path: Path, plan: Plan) -> None:
 def score_rows(plan: Plan, site: str, task: str) -> list[list[str | int | float]]:
     """Give rows whose patient means lie evenly around the site's level: their mean is the level."""
     rows: list[list[str | int | float]] = []
-    middle = (plan.patients - 1) / 2
+    middle, level = (plan.patients - 1) / 2, level_at(plan, site)
     for patient in range(plan.patients):
         for piece in range(plan.slices):
-            psnr = plan.levels[site] + 0.4 * (patient - middle) + 0.1 * (piece - plan.slices // 2)
+            psnr = level + 0.4 * (patient - middle) + 0.1 * (piece - plan.slices // 2)
             psnr += plan.wobble * (-1) ** patient
             values = {"psnr": psnr, "ssim": 0.9 + (psnr - 24) / 40, "nrmse": 0.2 - (psnr - 24) / 50}
-            head = [plan.name, 7, site, f"{site}-{patient}", f"{patient}-{piece}", task]
+            head = [plan.name, plan.seed, site, f"{site}-{patient}", f"{patient}-{piece}", task]
             rows += [[*head, metric, value, plan.rounds] for metric, value in values.items()]
     return rows
 
@@ -214,22 +234,25 @@ def score_rows(plan: Plan, site: str, task: str) -> list[list[str | int | float]
 def write_panels(folder: Path, plan: Plan) -> None:
     for number, site in enumerate(plan.sites):
         arrays: dict[str, np.ndarray] = {}
-        for index, task in enumerate(TASKS[site]):
-            arrays |= _panel(plan, number + 10 * index, f"{index}/", task)
+        kept = [(task, patient) for task in TASKS[site] for patient in plan.pictured]
+        for index, (task, patient) in enumerate(kept):
+            key = number + 10 * TASKS[site].index(task) + 100 * patient
+            arrays |= _panel(plan, site, patient, key=key, prefix=f"{index}/", task=task)
         path = folder / "sites" / site / "panels.npz"
         path.parent.mkdir(parents=True)
         np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def _panel(plan: Plan, key: int, prefix: str, task: str) -> dict[str, np.ndarray]:
+def _panel(
+    plan: Plan, site: str, patient: int, *, key: int, prefix: str, task: str
+) -> dict[str, np.ndarray]:
     random = np.random.default_rng(key)
     source, target = head(plan.size, random, inverted=False), head(plan.size, random, inverted=True)
-    site = plan.sites[key % 10]
     strength = 10 ** (-plan.levels[site] / 20)
     wobble = smooth(plan.size, np.random.default_rng(key + 1000 * len(plan.title)))
     prediction = np.clip(target + strength * wobble * (target > 0.02), 0, 1).astype(np.float32)
     images = {"source": source, "target": target, "prediction": prediction}
-    words = {"label": np.array(task), "patient": np.array(f"{site}-3")}
+    words = {"label": np.array(task), "patient": np.array(f"{site}-{patient}")}
     level = {"value": np.array(plan.levels[site] - 0.2)}
     return {prefix + name: array for name, array in (images | words | level).items()}
 

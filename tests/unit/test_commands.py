@@ -84,7 +84,7 @@ def test_the_report_the_table_and_the_check_count_the_same_bytes(
         rows = list(csv.DictReader(file))
     [arm] = read_facts(tmp_path / "run").arms
     assert sum(int(row["bytes_up"]) + int(row["bytes_down"]) for row in rows) == promised
-    assert sum(work.bytes_up + work.bytes_down for work in arm.work) == promised
+    assert sum(work.bytes_up + work.bytes_down for work in arm.runs[0].work) == promised
 
 
 def test_a_failure_is_one_sentence_on_stderr_and_its_trace_is_in_the_journal(

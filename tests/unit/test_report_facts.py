@@ -2,15 +2,27 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from grandrounds.errors import BadFolder
 from grandrounds.events import Failed, Interrupted, RunResumed
 from grandrounds.journal import Journal
-from grandrounds.report.arm import Spread
+from grandrounds.report.comparisons import differences
 from grandrounds.report.facts import Facts, read_facts
-from tests.unit.report_folder import ARMS, FEDAVG, PFLSYNTH, SITES, write_comparison, write_run
+from grandrounds.report.metrics import METRICS
+from tests.unit.report_folder import (
+    ARMS,
+    FEDAVG,
+    PFLSYNTH,
+    SITES,
+    run_folder,
+    write_comparison,
+    write_run,
+)
+
+PSNR = METRICS["psnr"]
 
 HEADER = "arm,seed,site,patient,case,task,metric,value,round\n"
 
@@ -39,20 +51,22 @@ def test_arms_stand_in_the_order_of_the_table(facts: Facts):
 def test_a_patient_with_many_slices_counts_once(tmp_path: Path):
     rows = 3 * row("alder", "a", value=20) + row("alder", "b", value=30)
     spread = scored(tmp_path, rows).arms[0].spread("alder", "t", "psnr")
-    assert spread == Spread(mean=25.0, sd=50**0.5, n=2)
+    assert spread is not None
+    assert (spread.mean, spread.sd, spread.n) == (25.0, 50**0.5, 2)
 
 
 def test_a_single_patient_has_no_spread(tmp_path: Path):
     spread = scored(tmp_path, row("alder", "a", value=20)).arms[0].spread("alder", "t", "psnr")
-    assert spread == Spread(20.0, None, 1)
+    assert spread is not None
+    assert (spread.mean, spread.sd, spread.n, spread.interval) == (20.0, None, 1, None)
 
 
-def test_tasks_count_equally_whatever_their_patients(tmp_path: Path):
+def test_a_patient_with_many_tasks_counts_once_at_a_site(tmp_path: Path):
     rows = "".join(row("alder", p, task="t", value=20) for p in "abc")
-    spread = scored(tmp_path, rows + row("alder", "a", task="u", value=30)).arms[0]
-    found = spread.site_spread("alder", "psnr")
+    arm = scored(tmp_path, rows + row("alder", "a", task="u", value=32)).arms[0]
+    found = arm.site_spread("alder", "psnr")
     assert found is not None
-    assert (found.mean, found.n) == (25.0, 3)
+    assert (found.mean, found.n) == (22.0, 3)  # 26, 20 and 20
 
 
 def test_sites_count_equally_whatever_their_patients(tmp_path: Path):
@@ -73,25 +87,28 @@ def test_scores_are_those_that_were_written(facts: Facts):
     assert found.n == 8
 
 
-def test_the_best_local_arm_may_differ_from_site_to_site(facts: Facts):
-    best = facts.best_local("birch", "psnr")
-    assert best is facts.arms[3]
-    assert facts.gain(facts.arms[0], facts.arms[3], "birch", "psnr") == pytest.approx(-0.3)
+def test_the_best_local_arm_may_differ_from_site_to_site(tmp_path: Path):
+    same = replace(ARMS[2], levels={**ARMS[2].levels, "alder": 26.0})
+    facts = read_facts(write_comparison(tmp_path / "c", [*ARMS[:2], same, ARMS[3]]))
+    best = {site: facts.best_local(site, PSNR) for site in SITES}
+    assert [arm.name for arm in best.values() if arm] == ["local", *["local-plain"] * 3]
+
+
+def test_a_difference_is_that_of_the_levels_written(facts: Facts):
+    found = facts.difference(facts.arms[0], facts.arms[3], "birch")
+    assert found is not None
+    assert found.mean == pytest.approx(-0.3)
+    assert (found.n, found.better) == (8, 0)
 
 
 def test_lower_is_a_gain_where_lower_is_better(facts: Facts):
-    assert facts.gain(facts.arms[0], facts.arms[1], "alder", "nrmse") == pytest.approx(0.02)
-
-
-def test_wins_are_counted_over_patients_that_both_arms_scored(facts: Facts):
-    assert facts.wins(facts.arms[0], facts.arms[1], "cedar", "psnr") == (8, 8)
-    assert facts.wins(facts.arms[0], facts.arms[3], "birch", "psnr") == (0, 8)
-    assert facts.wins(facts.arms[0], facts.arms[3], "alder", "psnr") == (4, 8)
+    found = differences(*facts.arms[:2], site="alder", metric=METRICS["nrmse"])
+    assert fmean(found) == pytest.approx(0.02)
 
 
 def test_work_adds_up_over_rounds_and_shows_absences(tmp_path: Path):
     plan = replace(PFLSYNTH, absent={"cedar": (3, 4), "birch": tuple(range(1, 11))})
-    work = {w.site: w for w in read_facts(write_run(tmp_path / "run", plan)).arms[0].work}
+    work = {w.site: w for w in read_facts(write_run(tmp_path / "run", plan)).arms[0].runs[0].work}
     assert (work["alder"].steps, work["alder"].bytes_up) == (720, 17_125_160)
     assert work["cedar"].rounds == (1, 2, 5, 6, 7, 8, 9, 10)
     assert (work["birch"].rounds, work["birch"].steps) == ((), 0)
@@ -107,46 +124,67 @@ def test_few_steps_are_told_of_federated_arms_only(tmp_path: Path):
 def test_rounds_before_a_resume_count_once(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH, until=6)
     Journal(folder / "journal.jsonl").append(RunResumed(4))
-    arm = read_facts(folder).arms[0]
-    assert arm.rounds == (1, 2, 3, 4)
-    assert arm.work[0].steps == 4 * 72
-    assert [round for round, _ in arm.curves["alder"]] == [1, 2, 3, 4]
+    [run] = read_facts(folder).arms[0].runs
+    assert run.rounds == (1, 2, 3, 4)
+    assert run.work[0].steps == 4 * 72
+    assert [round for round, _ in run.curves["alder"]] == [1, 2, 3, 4]
 
 
 def test_a_resume_takes_back_an_ending(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH, until=4)
     journal = Journal(folder / "journal.jsonl")
     journal.append(Interrupted(4))
-    assert read_facts(folder).arms[0].ending == Interrupted(4)
+    assert read_facts(folder).arms[0].runs[0].ending == Interrupted(4)
     journal.append(RunResumed(4))
-    assert read_facts(folder).arms[0].ending is None
+    assert read_facts(folder).arms[0].runs[0].ending is None
 
 
 def test_a_failure_is_kept(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH, until=2)
     failed = Failed("alder", 3, "train", "ValueError", "no", "")
     Journal(folder / "journal.jsonl").append(failed)
-    assert read_facts(folder).arms[0].ending == failed
+    assert read_facts(folder).arms[0].runs[0].ending == failed
 
 
 def test_an_arm_that_has_not_started_is_waiting(tmp_path: Path):
     folder = write_comparison(tmp_path / "c", [PFLSYNTH, FEDAVG])
-    (folder / "arms" / "pflsynth" / "journal.jsonl").unlink()
+    (run_folder(folder, "pflsynth") / "journal.jsonl").unlink()
     facts = read_facts(folder)
     assert [entry.title for entry in facts.waiting] == ["pFLSynth"]
     assert facts.protagonist is None
 
 
-def test_pictures_come_in_the_order_of_the_arms(facts: Facts):
-    found = facts.panels("alder", "T2w->PDw")
-    assert [arm.title for arm, _ in found] == [plan.title for plan in ARMS]
-    assert found[0][1].target.shape == (64, 64)
+def test_what_a_run_computes_is_its_steps_times_the_work_of_one(facts: Facts):
+    run = facts.arms[0].runs[0]
+    assert run.workload is not None
+    assert run.workload.parameters == 545_569
+    assert run.flops == 4 * 10 * 72 * 5_000_000_000
+    assert run.seconds == pytest.approx(10 * (1.6 + 1.8 + 2.0 + 2.2))
+    assert run.num_bytes == 4 * 10 * 2 * 1_712_516
+
+
+def test_an_older_journal_tells_no_operations(tmp_path: Path):
+    folder = write_run(tmp_path / "run", PFLSYNTH)
+    path = folder / "journal.jsonl"
+    lines = [line for line in path.read_text().splitlines() if "WorkSet" not in line]
+    path.write_text("\n".join(lines) + "\n")
+    assert read_facts(folder).arms[0].runs[0].flops is None
 
 
 def test_sites_and_tasks_are_the_study_s(facts: Facts):
     assert facts.sites == SITES
     assert facts.tasks("birch") == ("T1w->T2w", "FLAIR->T2w")
     assert facts.num_test_patients == 32
+
+
+def test_a_site_that_is_held_out_is_none_of_those_that_gain_or_lose(tmp_path: Path):
+    folder = write_run(tmp_path / "run", replace(PFLSYNTH, sites=("alder", "birch")))
+    text = (folder / "study.toml").read_text()
+    more = '\n[[site]]\nname = "yew"\ndata = "simulated"\ntasks = ["T1w->T2w"]\n'
+    (folder / "study.toml").write_text(f'holdout_sites = ["yew"]\n{text}{more}')
+    facts = read_facts(folder)
+    assert facts.sites == ("alder", "birch")
+    assert facts.arms[0].overall("psnr") is not None
 
 
 @pytest.mark.parametrize(
@@ -158,14 +196,16 @@ def test_sites_and_tasks_are_the_study_s(facts: Facts):
         ("journal.jsonl", None, "no journal here"),
         ("journal.jsonl", "", "no run has started here yet"),
         ("scores.csv", "arm,seed\n", "no column site, patient"),
-        ("scores.csv", HEADER + "a,7,alder,p,c,t,psnr,high,1\n", "line 2: seed, value and round"),
+        ("scores.csv", HEADER + "a,7,alder,p,c,t,psnr,high,1\n", "line 2: value and round"),
         ("scores.csv", HEADER + "a,7,alder,p,c,t,psnr,nan,1\n", "line 2: psnr is nan"),
         ("scores.csv", HEADER + "a,7,alder,p,c,t,beauty,1,1\n", "metric 'beauty'"),
         ("scores.csv", HEADER + "a,7,yew,p,c,t,psnr,1,1\n", "site 'yew'"),
         ("sites/alder/panels.npz", "no zip", "not a file of panels"),
         ("arms.toml", "[[arm]]\nname = 3", "cannot be read"),
-        ("arms.toml", "arm = []", "at least one"),
-        ("arms.toml", '[[arm]]\nname = "x"\ntitle = "X"', "none of the 1 arms"),
+        ("arms.toml", '[[arm]]\nname = "x"\ntitle = "X"', "must hold seeds"),
+        ("arms.toml", "seeds = [1]\narm = []", "at least one"),
+        ("arms.toml", 'seeds = []\n[[arm]]\nname = "x"\ntitle = "X"', "and one seed"),
+        ("arms.toml", 'seeds = [1]\n[[arm]]\nname = "x"\ntitle = "X"', "none of the 1 arms"),
     ],
 )
 def test_a_bad_folder_is_explained(tmp_path: Path, file: str, text: str | None, message: str):

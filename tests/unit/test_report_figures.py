@@ -9,8 +9,8 @@ from PIL import Image
 
 from grandrounds.report import figures
 from grandrounds.report.facts import read_facts
-from grandrounds.report.folder import Panel
-from tests.unit.report_folder import ARMS, PFLSYNTH, write_comparison, write_run
+from grandrounds.report.panels import Panel
+from tests.unit.report_folder import PFLSYNTH, write_comparison
 
 
 def opened(uri: str) -> Image.Image:
@@ -79,41 +79,29 @@ def test_an_axis_of_rounds_has_whole_ticks():
     assert figures.axis([0, 1], smallest_step=1).ticks == (0.0, 1.0)
 
 
-def test_there_is_a_chart_for_all_hospitals_and_one_for_each(tmp_path: Path):
-    charts = figures.charts(read_facts(write_comparison(tmp_path / "c")))
-    names = ["All hospitals, weighted", "alder", "birch", "cedar", "dogwood"]
-    assert [chart.title for chart in charts] == names
-    assert [len(chart.lines) for chart in charts] == [4] * 5
-    assert "pFLSynth from 20.2 to 25.1" in charts[1].description
-
-
-def test_curves_stay_inside_the_chart(tmp_path: Path):
-    for chart in figures.charts(read_facts(write_run(tmp_path / "run", PFLSYNTH))):
-        places = [place.split(",") for place in chart.lines[0].points.split()]
-        assert len(places) == 10
-        assert all(figures.LEFT <= float(x) <= figures.RIGHT for x, _ in places)
-        assert all(figures.TOP <= float(y) <= figures.BOTTOM for _, y in places)
-
-
-def test_no_curve_no_chart(tmp_path: Path):
-    plan = replace(PFLSYNTH, rounds=0)
-    assert figures.charts(read_facts(write_run(tmp_path / "run", plan))) == []
-
-
 def test_arms_differ_in_colour_dash_and_marker():
     looks = [figures.style(number) for number in range(5)]
     for part in ("colour", "dash", "marker"):
         assert len({getattr(look, part) for look in looks}) == 5
 
 
-def test_arms_with_the_same_patient_share_a_row_and_others_do_not(tmp_path: Path):
-    folder = write_comparison(tmp_path / "c", ARMS[:3])
-    path = folder / "arms" / "fedavg" / "sites" / "alder" / "panels.npz"
-    arrays = dict(np.load(path))
-    arrays["0/patient"] = np.array("alder-5")
-    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
-    facts = read_facts(folder)
-    rows = figures.panel_rows(facts, "alder", task="T1w->T2w", limit=0.2)
-    titles = [[view.arm.entry.name for view in row.shown] for row in rows]
-    assert titles == [["pflsynth", "local"], ["fedavg"]]
-    assert len(figures.panel_rows(facts, "birch", task="T1w->T2w", limit=0.2)) == 1
+def test_labels_are_legible_on_white():
+    for colour in figures.COLOURS:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        light = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        luminance = 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
+        assert 1.05 / (luminance + 0.05) >= 4.5
+
+
+def test_a_large_picture_is_thinned_to_what_a_page_has_room_for():
+    large = np.zeros((512, 384), np.float32)
+    large[0, 0] = 1.0
+    drawn = np.asarray(opened(figures.grey(large)))
+    assert drawn.shape == (171, 128)
+    assert drawn[0, 0] == 255
+
+
+def test_thirty_arms_look_different(tmp_path: Path):
+    arms = [replace(PFLSYNTH, name=f"a{number}", sites=("alder",)) for number in range(30)]
+    looks = figures.styles(read_facts(write_comparison(tmp_path / "c", arms)))
+    assert len({(look.colour, look.dash, look.marker) for look in looks.values()}) == 30

@@ -1,19 +1,29 @@
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from grandrounds.errors import DiskFailed
+from grandrounds.journal import Journal
 from grandrounds.report import write_report
-from grandrounds.report.arm import Spread
-from grandrounds.report.html import cells
-from grandrounds.report.metrics import METRICS
-from tests.unit.report_folder import ARMS, FEDAVG, PFLSYNTH, real, write_comparison, write_run
+from tests.unit.report_cycle import cycle
+from tests.unit.report_folder import (
+    ARMS,
+    FEDAVG,
+    PFLSYNTH,
+    real,
+    run_folder,
+    write_comparison,
+    write_run,
+)
 
-VOID = {"meta", "link", "img", "br", "line", "rect", "path", "polyline"}
+VOID = {"meta", "link", "img", "br", "line", "rect", "path", "polyline", "polygon"}
+HEADINGS = ("h1", "h2", "h3", "h4", "h5")
 
 
 class Page(HTMLParser):
@@ -51,6 +61,20 @@ def page(text: str) -> Page:
     return Page(text)
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the page of 22 arms with two seeds, one arm of which has not started."""
+    folder = tmp_path_factory.mktemp("many")
+    more = [replace(FEDAVG, name=f"m{n}", title=f"Method {n}", method="fedprox") for n in range(18)]
+    arms = [replace(plan, pictured=(0, 1, 2)) for plan in (*ARMS, *more)]
+    write_comparison(folder, arms, seeds=(7, 8))
+    shutil.rmtree(folder / "arms" / "m17")
+    for event in cycle(10):
+        for name in ("fedavg", "m1", "m2"):
+            Journal(run_folder(folder, name) / "journal.jsonl").append(event)
+    return write_report(folder).read_text()
+
+
 def report_of(folder: Path) -> str:
     return write_report(folder).read_text()
 
@@ -66,7 +90,7 @@ def test_nothing_on_the_page_is_loaded_from_anywhere(text: str, page: Page):
 
 def test_every_picture_has_its_own_words(page: Page):
     words = [image["alt"] for image in page.all("img")]
-    assert len(words) == 4 * 2 * (2 + 4 * 2)
+    assert len(words) == 4 * 2 * (2 + 4 * 2)  # sites, tasks, source and target, arms
     assert all(words)
     assert len(set(words)) == len(words)
 
@@ -75,21 +99,50 @@ def test_every_chart_has_a_description(page: Page):
     charts = [svg for svg in page.all("svg") if svg.get("role") == "img"]
     assert len(charts) == 5
     assert all("Validation score per round" in str(svg["aria-label"]) for svg in charts)
-    assert all(
-        svg.get("aria-hidden") == "true" or svg in charts or "x" in svg for svg in page.all("svg")
-    )
+
+
+@pytest.mark.parametrize("which", ["text", "many"])
+def test_every_drawing_is_named_or_hidden(which: str, request: pytest.FixtureRequest):
+    found = Page(request.getfixturevalue(which)).all("svg")
+    named = [svg for svg in found if svg.get("role") == "img" and svg.get("aria-label")]
+    nested = [svg for svg in found if "x" in svg]  # a mark within a hidden drawing
+    assert named
+    assert all(svg.get("aria-hidden") == "true" or svg in named + nested for svg in found)
+
+
+@pytest.mark.parametrize("which", ["text", "many"])
+def test_headings_go_down_one_step_at_a_time(which: str, request: pytest.FixtureRequest):
+    page = Page(request.getfixturevalue(which))
+    levels = [HEADINGS.index(tag) for tag, _ in page.elements if tag in HEADINGS]
+    assert levels[0] == 0
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_every_table_has_a_caption(text: str, many: str):
+    for page in (Page(text), Page(many)):
+        assert len(page.all("caption")) == len(page.all("table")) > 0
 
 
 def test_every_header_cell_says_what_it_heads(page: Page):
     assert all(cell.get("scope") for cell in page.all("th"))
 
 
-def test_every_id_is_used_once_and_every_link_arrives(page: Page):
+@pytest.mark.parametrize("which", ["text", "many"])
+def test_every_id_is_used_once_and_every_link_arrives(which: str, request: pytest.FixtureRequest):
+    page = Page(request.getfixturevalue(which))
     ids = Counter(a["id"] for _, a in page.elements if "id" in a)
     assert set(ids.values()) == {1}
     arrivals = [str(a["href"])[1:] for a in page.all("a")]
     arrivals += [str(a["aria-labelledby"]) for _, a in page.elements if "aria-labelledby" in a]
     assert set(arrivals) <= set(ids)
+
+
+@pytest.mark.parametrize("which", ["text", "many"])
+def test_every_region_has_its_own_name(which: str, request: pytest.FixtureRequest):
+    page = Page(request.getfixturevalue(which))
+    names = [a["aria-label"] for _, a in page.elements if a.get("role") == "region"]
+    assert names
+    assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
 def test_the_page_has_landmarks_and_one_title(page: Page):
@@ -102,9 +155,44 @@ def test_what_a_table_hides_at_the_side_can_be_reached_by_keyboard(page: Page):
     assert all(div.get("tabindex") == "0" and div.get("aria-label") for div in regions)
 
 
-def test_the_record_is_collapsed(page: Page):
-    assert len(page.all("details")) == 4
-    assert all("open" not in details for details in page.all("details"))
+def test_the_record_is_folded_and_participation_of_a_few_arms_is_not(page: Page):
+    found = page.all("details")
+    assert [("open" in details) for details in found] == [True] * 4 + [False] * 4
+
+
+def test_of_many_arms_all_details_are_folded(many: str):
+    assert all("open" not in details for details in Page(many).all("details"))
+    assert "The other 18 arms, each beside pFLSynth" in many
+    assert "What the 22 arms are" in many
+
+
+def test_an_arm_that_has_not_started_is_named_in_every_list(many: str):
+    assert many.count("Method 17") == 3
+    assert '<td class="left" colspan="6">has not started</td>' in many
+
+
+def test_all_arms_stand_in_the_tables_of_results(many: str):
+    [results] = re.findall(r'<section id="results".*?</section>', many, re.DOTALL)
+    for number in range(17):
+        assert len(re.findall(rf"Method {number}</th>", results)) == 3
+    assert "2 of 2" in results
+    assert "corrected by Holm&#39;s rule over these 20 arms" in results or (
+        "corrected by Holm's rule over these 20 arms" in results
+    )
+
+
+def test_what_an_arm_cost_is_told(text: str):
+    plain = text.replace("\u00a0", " ")
+    assert "<td>545,569</td><td>137.0 MB</td><td>76.0 s</td><td>14.4 TFLOP</td>" in plain
+    assert "<td>nothing</td>" in plain
+
+
+def test_the_terms_of_a_comparison_are_told(text: str):
+    assert "<b>The terms.</b> Equal for all arms: data and seeds." in text
+
+
+def test_a_report_of_many_arms_stays_small(many: str):
+    assert len(many) < 8e6
 
 
 def test_the_page_says_it_all(text: str):
@@ -137,7 +225,9 @@ def test_no_patient_is_named(tmp_path: Path):
 def test_a_single_run_is_a_report_too(tmp_path: Path):
     text = report_of(write_run(tmp_path / "run", PFLSYNTH))
     assert Page(text).all("details")
-    assert "pflsynth reached 24.2\u00a0dB (PSNR) on average over 4 hospitals." in text
+    assert (
+        "pflsynth reached 24.2\u00a0dB (PSNR, 95 % interval 23.92 to 24.54) on average over" in text
+    )
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 4])
@@ -146,13 +236,13 @@ def test_an_unfinished_run_still_gives_a_report(tmp_path: Path, rounds: int):
     text = report_of(folder)
     Page(text)
     assert f"{rounds} of 10 rounds done so far" in text
-    assert "Results at a glance" not in text
+    assert "All arms at a glance" not in text
     assert "Hospital by hospital" not in text
 
 
 def test_a_comparison_under_way_names_what_has_not_started(tmp_path: Path):
     folder = write_comparison(tmp_path / "c", ARMS[:2])
-    (folder / "arms" / "pflsynth" / "journal.jsonl").unlink()
+    (run_folder(folder, "pflsynth") / "journal.jsonl").unlink()
     assert "pFLSynth: Not started." in report_of(folder)
 
 
@@ -172,17 +262,3 @@ def test_a_report_that_cannot_be_written_is_a_failed_disk(tmp_path: Path):
     (folder / "report.html").mkdir()
     with pytest.raises(DiskFailed, match="the report cannot be written"):
         write_report(folder)
-
-
-@pytest.mark.parametrize(
-    ("metric", "means", "best"),
-    [
-        ("psnr", [24.0, 25.0, None], [False, True, False]),
-        ("nrmse", [0.2, 0.1], [False, True]),
-        ("ssim", [0.911, 0.909], [True, True]),
-        ("psnr", [None], [False]),
-    ],
-)
-def test_the_best_as_printed_is_marked(metric: str, means: list[float | None], best: list[bool]):
-    spreads = [None if mean is None else Spread(mean, 0.5, 8) for mean in means]
-    assert [cell.best for cell in cells(spreads, METRICS[metric])] == best

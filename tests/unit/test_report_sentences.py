@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,21 @@ from grandrounds.journal import Journal
 from grandrounds.report import sentences, verdicts, words
 from grandrounds.report.facts import Facts, read_facts
 from grandrounds.report.metrics import METRICS
-from tests.unit.report_folder import ARMS, FEDAVG, PFLSYNTH, real, write_comparison, write_run
+from grandrounds.report.statistics import Interval
+from tests.unit.report_folder import (
+    ARMS,
+    FEDAVG,
+    PFLSYNTH,
+    real,
+    run_folder,
+    write_arms,
+    write_comparison,
+    write_run,
+)
 
 
 def plain(said: list[str]) -> str:
-    return " ".join(said).replace("\u00a0", " ")
+    return " ".join(said).replace("\u00a0", " ").replace(words.MINUS, "-")
 
 
 @pytest.fixture(scope="module")
@@ -20,66 +31,24 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     return read_facts(write_comparison(tmp_path_factory.mktemp("comparison")))
 
 
-def test_the_summary_names_who_gains_who_does_not_by_how_much_and_on_how_many(facts: Facts):
-    assert plain(verdicts.summary(facts)) == (
-        "pFLSynth did better than training alone at 3 of 4 hospitals: Alder (by 0.2 dB), "
-        "Cedar (by 0.3 dB) and Dogwood (by 0.4 dB). Training alone was better for Birch "
-        "(by 0.3 dB). On average over hospitals it was 0.1 dB better than each hospital's best "
-        "local-only model and 2.1 dB better than FedAvg (PSNR). "
-        "Measured on 32 test patients with one random seed; no test of significance was made, and "
-        "other patients or seeds may differ."
-    )
-
-
 def test_a_hospital_that_loses_reads_so_first(facts: Facts):
     assert plain(verdicts.verdict(facts, "birch")) == (
         "Birch would have been better off alone. "
         "Trained alone, the best model reached 23.7 dB (PSNR): Local-only (plain generator). "
-        "pFLSynth was 0.3 dB worse; it did better for 0 of 8 test patients. "
-        "FedAvg was 2.4 dB worse; it did better for 0 of 8 test patients."
+        "pFLSynth: -0.30 dB, 95 % interval -0.49 to -0.11; better for 0 of 8 test patients. "
+        "FedAvg: -2.40 dB, 95 % interval -2.40 to -2.40; better for 0 of 8 test patients."
     )
 
 
 def test_a_hospital_that_gains_reads_so(facts: Facts):
-    said = plain(verdicts.verdict(facts, "alder"))
+    said = plain(verdicts.verdict(facts, "cedar"))
     assert "better off alone" not in said
-    assert "pFLSynth was 0.2 dB better; it did better for 4 of 8" in said
+    assert "pFLSynth: +0.30 dB, 95 % interval +0.11 to +0.49; better for 8 of 8" in said
 
 
-def test_a_summary_without_gains_says_none(tmp_path: Path):
-    low = replace(PFLSYNTH, levels=FEDAVG.levels)
-    said = plain(verdicts.summary(read_facts(write_comparison(tmp_path / "c", [low, *ARMS[2:]]))))
-    assert (
-        "did better than training alone at none of 4 hospitals. Training alone was better" in said
-    )
-
-
-def test_equal_scores_are_called_equal(tmp_path: Path):
-    same = replace(PFLSYNTH, levels=ARMS[3].levels)
-    facts = read_facts(write_comparison(tmp_path / "c", [same, ARMS[3]]))
-    assert "There was no practical difference at Alder, Birch, Cedar and Dogwood." in plain(
-        verdicts.summary(facts)
-    )
-    assert "it was practically equal to each hospital's best" in plain(verdicts.summary(facts))
-
-
-def test_without_local_arms_nobody_is_said_to_gain(tmp_path: Path):
+def test_without_local_arms_a_hospital_has_no_verdict(tmp_path: Path):
     facts = read_facts(write_comparison(tmp_path / "c", [PFLSYNTH, FEDAVG]))
-    assert "nothing here says who gains" in plain(verdicts.summary(facts))
     assert verdicts.verdict(facts, "alder") == []
-
-
-def test_a_run_without_federation_says_so(tmp_path: Path):
-    facts = read_facts(write_run(tmp_path / "run", ARMS[2]))
-    assert "Each hospital trained alone; nothing was shared." in plain(verdicts.summary(facts))
-
-
-def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path):
-    facts = read_facts(write_run(tmp_path / "run", PFLSYNTH, until=4))
-    assert plain(verdicts.summary(facts)) == (
-        "There is no complete set of test scores yet. "
-        "pflsynth: Not finished: 4 of 10 rounds done so far."
-    )
 
 
 @pytest.mark.parametrize(
@@ -129,15 +98,48 @@ def test_what_travels_and_what_stays_is_told(facts: Facts):
     )
 
 
-def test_missing_pictures_of_real_patients_are_explained(tmp_path: Path):
-    folder = write_run(tmp_path / "run", real(PFLSYNTH))
-    (folder / "sites" / "alder" / "panels.npz").unlink()
-    facts = read_facts(folder)
-    assert "images of patients stay at the hospital" in sentences.pictures(
-        facts, "alder", "T1w->T2w"
+def test_seeds_that_ended_alike_are_told_together(tmp_path: Path):
+    facts = read_facts(write_comparison(tmp_path / "c", [PFLSYNTH], seeds=(7, 8)))
+    assert sentences.progress(facts.arms[0]) == (
+        "Finished with 2 seeds, after 10 and 10 rounds; the models of rounds 10 and 10 validated "
+        "best."
     )
-    assert "test patient" not in sentences.pictures(facts, "alder", "T1w->T2w")
-    assert "not by eye or score" in sentences.pictures(facts, "birch", "T1w->T2w")
+    assert sentences.took_part(facts.arms[0]) == "Every hospital took part in every round (10)."
+
+
+def test_seeds_that_are_not_done_are_told_one_by_one(tmp_path: Path):
+    folder = write_comparison(tmp_path / "c", [PFLSYNTH, FEDAVG], seeds=(7, 8, 9))
+    shutil.rmtree(run_folder(folder, "pflsynth", 8))
+    shutil.rmtree(run_folder(folder, "pflsynth", 9))
+    write_run(run_folder(folder, "pflsynth", 9), replace(PFLSYNTH, seed=9), until=2)
+    facts = read_facts(folder)
+    assert sentences.progress(facts.arms[0]) == (
+        "Seed 7: Finished after 10 of 10 rounds; the model of round 10 validated best. "
+        "Seed 9: Not finished: 2 of 10 rounds done so far. Seed 8: Not started."
+    )
+    assert sentences.unfinished(facts) == [
+        "pFLSynth, seed 9: Not finished: 2 of 10 rounds done so far. It has no test scores.",
+        "pFLSynth, seed 8: Not started.",
+    ]
+
+
+def test_absences_of_several_seeds_are_told_seed_by_seed(tmp_path: Path):
+    folder = write_comparison(tmp_path / "c", [PFLSYNTH])
+    late = replace(PFLSYNTH, seed=8, absent={"cedar": (3,)})
+    write_run(run_folder(folder, "pflsynth", 8), late)
+    write_arms(folder, [PFLSYNTH], seeds=(7, 8))
+    assert sentences.took_part(read_facts(folder).arms[0]) == (
+        "Seed 7: Every hospital took part in every round (10). Seed 8: Cedar missed round 3."
+    )
+
+
+def test_the_rule_that_folds_arms_away_is_told_only_where_it_is_used(facts: Facts, tmp_path: Path):
+    assert sentences.notable(facts) == ""
+    more = [replace(FEDAVG, name=f"m{n}", title=f"M{n}") for n in range(4)]
+    many = read_facts(write_comparison(tmp_path / "c", [*ARMS, *more]))
+    said = sentences.notable(many)
+    assert said.startswith("Of 8 arms, these are shown first: pFLSynth, FedAvg and Local-only")
+    assert "The rule: the arm that this report is about, the best local-only arm, FedAvg" in said
 
 
 @pytest.mark.parametrize(
@@ -154,9 +156,22 @@ def test_missing_pictures_of_real_patients_are_explained(tmp_path: Path):
         (words.duration(600), "10 min"),
         (words.duration(8040), "2 h 14 min"),
         (words.day(0), "1 January 1970"),
-        (words.compared(0.42, METRICS["psnr"]), "0.4\u00a0dB better"),
-        (words.compared(-0.02, METRICS["ssim"]), "0.02 worse"),
-        (words.gained(-0.42, METRICS["psnr"]), "-0.4\u00a0dB"),
+        (words.gained(-0.42, METRICS["psnr"]), f"{words.MINUS}0.42\u00a0dB"),
+        (words.gained(0.42, METRICS["ssim"]), "+0.420"),
+        (words.signed(-0.001, METRICS["psnr"]), "0.00"),
+        (words.between(Interval(-0.1, 0.25), METRICS["psnr"]), f"{words.MINUS}0.10 to +0.25"),
+        (words.between(None, METRICS["psnr"]), ""),
+        (words.within(Interval(23.1, 24.0), METRICS["psnr"]), "23.10 to 24.00"),
+        (words.probability(None), "too few"),
+        (words.probability(0.0004), "< 0.001"),
+        (words.probability(0.0312), "0.031"),
+        (words.probability(0.345), "0.34"),
+        (words.few(["a", "b", "c", "d"], most=2), "a, b and 2 more"),
+        (words.operations(5.76e13), "57.6\u00a0TFLOP"),
+        (words.operations(12), "12\u00a0FLOP"),
+        (words.trifle(METRICS["psnr"]), "0.05\u00a0dB"),
+        (words.tick(-0.4), f"{words.MINUS}0.4"),
+        (words.capital("equal"), "Equal"),
         (words.arrow("T1w->T2w"), "T1w → T2w"),
     ],
 )

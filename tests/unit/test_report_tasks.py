@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from grandrounds.packaged import studies
-from grandrounds.report import sentences, verdicts, write_report
+from grandrounds.report import verdicts, write_report
 from grandrounds.report.discrimination import Discrimination
 from grandrounds.report.facts import Facts, read_facts
 from grandrounds.report.folder import COLUMNS
+from grandrounds.report.summary import summary
 from grandrounds.results import show
 from grandrounds.run import run
 from grandrounds.study_file import read_study
-from tests.unit.report_folder import ALONE_PLAIN, FEDAVG, Plan, write_run
+from tests.unit.report_folder import ALONE_PLAIN, FEDAVG, Plan, run_folder, write_arms, write_run
 
 TASK = "CXR->pneumonia"
 Row = tuple[str, str, str, float, float]  # site, patient, case, probability, label
@@ -47,10 +48,9 @@ def classified(folder: Path, rows: Iterable[Row], *, task: str = TASK, plan: Pla
 
 
 def compared(folder: Path) -> Facts:
-    classified(folder / "arms" / "fedavg", PERFECT)
-    classified(folder / "arms" / "local-plain", SWAPPED, plan=ALONE_PLAIN)
-    arms = [f'[[arm]]\nname = "{a.name}"\ntitle = "{a.title}"\n' for a in (FEDAVG, ALONE_PLAIN)]
-    (folder / "arms.toml").write_text("\n".join(arms))
+    classified(run_folder(folder, "fedavg"), PERFECT)
+    classified(run_folder(folder, "local-plain"), SWAPPED, plan=ALONE_PLAIN)
+    write_arms(folder, (FEDAVG, ALONE_PLAIN))
     return read_facts(folder)
 
 
@@ -122,19 +122,21 @@ def test_where_one_class_is_missing_there_is_no_auc_and_the_page_says_so(tmp_pat
 
 def test_lower_is_better_reads_as_better(tmp_path: Path):
     facts = compared(tmp_path / "c")
-    [lead, average, *_] = [said.replace("\u00a0", " ") for said in verdicts.summary(facts)]
-    assert lead.startswith("By Log loss, FedAvg did better than training alone at all 2 hospitals")
-    assert lead.endswith("Alder (by 0.03) and Birch (by 0.03).")
-    assert "it was 0.03 better than each hospital's best local-only model (Log loss)" in average
+    assert facts.gains is not None
+    assert facts.gains.overall.mean == pytest.approx((0.55 - 0.3) / 9)
+    [lead, *_] = [said.replace("\u00a0", " ") for said in summary(facts)]
+    assert lead.startswith("Beside each hospital's best local-only model, by Log loss and with")
+    assert "Alder (+0.028, 0.000 to +0.083)" in lead
+    assert "too few patients to tell" in lead  # all but one patient score the same
 
 
 def test_a_page_of_classification_shows_auc_and_no_pictures(tmp_path: Path):
     compared(tmp_path / "c")
     page = write_report(tmp_path / "c").read_text().replace("\u00a0", " ")
-    assert "<td>4 of 9</td>" in page
+    assert "<td>4 of 9</td><td>4 of 9</td>" in page
     assert "in pictures" not in page
     assert "PSNR" not in page
-    assert "<dt>Gain over training alone</dt><dd>+0.03</dd>" in page
+    assert "<dt>Gain over training alone</dt><dd>+0.028</dd>" in page
 
 
 def test_a_table_of_classification_has_the_lower_log_loss_in_bold_and_the_auc(
@@ -157,7 +159,9 @@ def test_a_real_segmentation_is_reported_in_its_own_words(
     overrides = ["rounds=1", "training.epochs=1", 'method={kind="fedavg"}']
     run(read_study(studies() / "segmentation.toml", overrides), tmp_path)
     page = write_report(tmp_path).read_text().replace("\u00a0", " ")
-    assert re.search(r"FedAvg reached 0\.\d\d \(Dice\) on average over 4 hospitals", page)
+    assert re.search(
+        r"FedAvg reached 0\.\d\d \(Dice, 95 % interval 0\.\d+ to 0\.\d+\) on average", page
+    )
     for said in (
         "HD95, mm",
         "Reference outline",
@@ -169,5 +173,24 @@ def test_a_real_segmentation_is_reported_in_its_own_words(
         assert foreign not in page
     show(tmp_path, tmp_path / "report.html", as_json=False, quiet=False)
     assert "Test Dice, mean over patients" in capsys.readouterr().out
-    facts = read_facts(tmp_path)
-    assert "mean Dice" in sentences.pictures(facts, "alder", facts.tasks("alder")[0])
+    assert "median patient" in page or "only patient" in page
+
+
+def test_an_auc_over_seeds_is_their_mean_with_their_range(tmp_path: Path):
+    classified(run_folder(tmp_path, "fedavg", 7), PERFECT)
+    classified(run_folder(tmp_path, "fedavg", 8), SWAPPED, plan=replace(FEDAVG, seed=8))
+    write_arms(tmp_path, [FEDAVG], seeds=(7, 8))
+    found = read_facts(tmp_path).arms[0].discrimination["alder", TASK]
+    assert (found.low, found.auc, found.high) == (0.95, pytest.approx(0.975), 1.0)
+    assert (found.positives, found.cases) == (8, 18)
+    assert "mean over seeds, from the lowest seed to the highest" in (
+        write_report(tmp_path).read_text()
+    )
+
+
+def test_seeds_of_one_class_have_no_auc(tmp_path: Path):
+    classified(run_folder(tmp_path, "fedavg", 7), ONE_CLASS)
+    classified(run_folder(tmp_path, "fedavg", 8), ONE_CLASS, plan=replace(FEDAVG, seed=8))
+    write_arms(tmp_path, [FEDAVG], seeds=(7, 8))
+    arm = read_facts(tmp_path).arms[0]
+    assert arm.discrimination["cedar", TASK] == Discrimination(0, 6, None)

@@ -20,14 +20,21 @@ from grandrounds.events import (
 )
 from grandrounds.journal import Journal
 from grandrounds.messages import Train
-from grandrounds.report import figures, sentences, write_report
+from grandrounds.report import charts, sentences, write_report
 from grandrounds.report.arm import Arm
 from grandrounds.report.facts import read_facts
 from grandrounds.report.html import views
 from grandrounds.run import run
 from tests.federation import fail_when, tiny
 from tests.unit.report_cycle import SCORES, cycle
-from tests.unit.report_folder import ARMS, FEDAVG, PFLSYNTH, write_comparison, write_run
+from tests.unit.report_folder import (
+    ARMS,
+    FEDAVG,
+    PFLSYNTH,
+    run_folder,
+    write_comparison,
+    write_run,
+)
 
 STAR = TopologySet("star", 13_700_128, "the slowest site's time", {"server": "every update"})
 CYCLIC = TopologySet("cyclic", 20_550_192, "the sum of all sites' times", {"sites": "the model"})
@@ -52,25 +59,25 @@ def page_with(tmp_path: Path, *events: Event) -> str:
 
 def test_the_last_finished_cycle_is_the_matrix(tmp_path: Path):
     arm = arm_with(tmp_path, *cycle(2), *cycle(3, lift=1.0), *cycle(4))
-    assert [found.round for found in arm.cycles] == [2, 3]
-    assert arm.cycles[-1].turns == ("alder", "birch", "cedar", "dogwood")
-    assert arm.cycles[-1].scores["cedar"]["birch"] == 24.0
+    assert [found.round for found in arm.runs[0].cycles] == [2, 3]
+    assert arm.runs[0].cycles[-1].turns == ("alder", "birch", "cedar", "dogwood")
+    assert arm.runs[0].cycles[-1].scores["cedar"]["birch"] == 24.0
 
 
 def test_a_site_loses_what_others_turns_take_from_it(tmp_path: Path):
-    [found] = arm_with(tmp_path, *cycle(3)).cycles
+    [found] = arm_with(tmp_path, *cycle(3)).runs[0].cycles
     assert found.lost == {"alder": 2.5, "birch": 0.0, "cedar": -0.5}
     assert found.mean_lost == pytest.approx(2.0 / 3)
 
 
 def test_a_site_without_validation_patients_loses_nothing_that_is_known(tmp_path: Path):
-    [found] = arm_with(tmp_path, *cycle(3, blind="alder")).cycles
+    [found] = arm_with(tmp_path, *cycle(3, blind="alder")).runs[0].cycles
     assert list(found.lost) == ["birch", "cedar"]
     assert "alder" not in found.scores["dogwood"]
 
 
 def test_a_shade_is_a_place_between_a_sites_worst_and_best(tmp_path: Path):
-    [found] = arm_with(tmp_path, *cycle(3)).cycles
+    [found] = arm_with(tmp_path, *cycle(3)).runs[0].cycles
     assert [found.shade(turn, "alder") for turn in SCORES] == [1.0, 0.6, 0.2, 0.0]
 
 
@@ -95,14 +102,14 @@ def test_the_matrix_says_in_words_what_its_colours_say(tmp_path: Path):
 
 def test_forgetting_over_cycles_is_a_line(tmp_path: Path):
     folder = folder_with(tmp_path, [*cycle(9), *cycle(10)])
-    chart = figures.forgetting(read_facts(folder))
+    chart = charts.forgetting(read_facts(folder))
     assert chart is not None
     assert chart.description.endswith("fedavg from 0.667 to 0.667.")
     assert len(chart.lines[0].points.split()) == 2
 
 
 def test_one_cycle_is_no_line_and_no_cycle_is_no_section(tmp_path: Path):
-    assert figures.forgetting(read_facts(folder_with(tmp_path / "a", cycle(10)))) is None
+    assert charts.forgetting(read_facts(folder_with(tmp_path / "a", cycle(10)))) is None
     assert "forgetting" not in page_with(tmp_path / "b", STAR)
 
 
@@ -117,7 +124,7 @@ def test_arms_over_one_topology_share_a_table_of_who_sees_what(tmp_path: Path):
     folder = write_comparison(tmp_path / "c", ARMS[:3])
     kinds = {"pflsynth": STAR, "fedavg": STAR, "local": replace(STAR, bytes_per_round=0)}
     for name, topology in kinds.items():
-        Journal(folder / "arms" / name / "journal.jsonl").append(topology)
+        Journal(run_folder(folder, name) / "journal.jsonl").append(topology)
     [view] = views(read_facts(folder))
     assert view.arms == ("pFLSynth", "FedAvg")
     assert '<td class="left">none</td>' in write_report(folder).read_text()
@@ -128,7 +135,7 @@ def test_who_did_not_answer_is_listed_with_the_reason(tmp_path: Path):
     folder = write_run(tmp_path / "run", plan)
     for event in (DEAD, replace(DEAD, round=3)):
         Journal(folder / "journal.jsonl").append(event)
-    [found] = read_facts(folder).arms[0].absences
+    [found] = read_facts(folder).arms[0].runs[0].absences
     assert sentences.absence(found) == (
         "Cedar in rounds 2 and 3 (train): MemoryError: too big. Halve the batch."
     )
@@ -140,7 +147,7 @@ def test_who_did_not_answer_is_listed_with_the_reason(tmp_path: Path):
 def test_a_site_that_was_too_late_took_no_part(tmp_path: Path):
     late = SiteMissed("alder", 2, "train", "TimeoutError", "answered after 9.0 s", "")
     arm = arm_with(tmp_path, late)
-    work = {work.site: work for work in arm.work}
+    work = {work.site: work for work in arm.runs[0].work}
     assert (work["alder"].rounds, work["alder"].steps) == ((1, 3), 2 * 72)
     assert work["alder"].bytes_up == work["birch"].bytes_up
 
@@ -148,14 +155,15 @@ def test_a_site_that_was_too_late_took_no_part(tmp_path: Path):
 def test_a_leader_that_failed_to_merge_trained_all_the_same(tmp_path: Path):
     arm = arm_with(tmp_path, replace(DEAD, stage="merge"))
     assert sentences.took_part(arm) == "Every hospital took part in every round (3)."
-    assert len(arm.absences) == 1
+    assert len(arm.runs[0].absences) == 1
 
 
 def test_what_sites_send_beside_training_is_counted(tmp_path: Path):
-    before = {work.site: work for work in arm_with(tmp_path / "a").work}
+    before = {work.site: work for work in arm_with(tmp_path / "a").runs[0].work}
     exchanged = SiteExchanged(3, "birch", "merge", 0.1, 500, 70)
     unfinished = replace(exchanged, round=9)
-    after = {w.site: w for w in arm_with(tmp_path / "b", exchanged, unfinished, *cycle(3)).work}
+    arm = arm_with(tmp_path / "b", exchanged, unfinished, *cycle(3))
+    after = {work.site: work for work in arm.runs[0].work}
     assert after["birch"].bytes_up == before["birch"].bytes_up + 500
     assert after["birch"].bytes_down == before["birch"].bytes_down + 70 + 4 * 100
 
@@ -166,7 +174,7 @@ def played(folder: Path, *overrides: str) -> Arm:
     arm = read_facts(folder).arms[0]
     with (folder / "rounds.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for work in arm.work:
+    for work in arm.runs[0].work:
         own = [row for row in rows if row["site"] == work.site]
         assert work.bytes_up == sum(int(row["bytes_up"] or 0) for row in own) > 0
         assert work.bytes_down == sum(int(row["bytes_down"] or 0) for row in own) > 0
@@ -176,14 +184,14 @@ def played(folder: Path, *overrides: str) -> Arm:
 
 def test_a_real_swarm_is_counted_as_in_its_table(tmp_path: Path):
     arm = played(tmp_path, "topology.kind=swarm")
-    assert arm.topology is not None
-    assert arm.topology.kind == "swarm"
+    assert arm.runs[0].topology is not None
+    assert arm.runs[0].topology.kind == "swarm"
 
 
 def test_a_real_cycle_is_counted_as_in_its_table_and_watched_whole(tmp_path: Path):
     arm = played(tmp_path, "topology.kind=cyclic")
-    assert [found.round for found in arm.cycles] == [1, 2, 3]
-    assert all(len(row) == 3 for found in arm.cycles for row in found.scores.values())
+    assert [found.round for found in arm.runs[0].cycles] == [1, 2, 3]
+    assert all(len(row) == 3 for found in arm.runs[0].cycles for row in found.scores.values())
 
 
 def test_a_real_quorum_is_counted_as_in_its_table_and_names_who_was_missing(
@@ -195,7 +203,7 @@ def test_a_real_quorum_is_counted_as_in_its_table_and_names_who_was_missing(
     )
     arm = played(tmp_path, "topology.require=2")
     assert sentences.took_part(arm) == "Birch missed round 2."
-    assert [sentences.absence(found) for found in arm.absences] == [
+    assert [sentences.absence(found) for found in arm.runs[0].absences] == [
         "Birch in round 2 (train): ValueError: out of luck."
     ]
 

@@ -112,6 +112,22 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
     return np.ascontiguousarray(data.transpose(turn.order)[along_slice, along_row, along_column])
 
 
+def to_nifti(voxels: NDArray[np.float32], like: Path) -> bytes:
+    """Turn (slice, row, column) onto the voxel axes of another volume: a NIfTI file's content.
+
+    It has the other's shape and affine, and float32 voxels.
+    """
+    image, affine = _open(like)
+    turn = _turn(affine)
+    along_slice, along_row, along_column = (slice(None, None, step) for step in turn.steps)
+    turned = voxels[along_slice, along_row, along_column].transpose(np.argsort(turn.order))
+    header = image.header.copy()
+    header.set_data_dtype(np.float32)  # pyright: ignore[reportUnknownMemberType]
+    header["cal_min"], header["cal_max"] = 0, 0  # the window of the other's grey values
+    written = nib.Nifti1Image(np.ascontiguousarray(turned), affine, header)
+    return written.to_bytes()  # pyright: ignore[reportUnknownMemberType]
+
+
 @dataclass(frozen=True)
 class _Turn:
     """Which voxel axis becomes slice, row and column, and whether it is reversed (step -1)."""

@@ -59,15 +59,9 @@ def prepare_session(files: SessionFiles, elements: Elements) -> Session:
     brain mask (without one: inside the head) and clipped to [0, 1]. A slice stays if the brain
     (the head) that every contrast shows is a quarter of the largest one and nine tenths of its own.
     """
-    pixels = _common_pixels(files, elements)
+    images, inside, masks = _prepared(files, elements)
     paths = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
-    masks = {name: _mask(path, pixels) for name, path in files.masks.items()}
-    volumes = [_volume(path, pixels) for path in paths]
-    inside = [masks["brain"] > 0 if "brain" in masks else _head(volume) for volume in volumes]
-    images = np.stack(
-        [_normalised(*found) for found in zip(volumes, inside, paths, strict=True)], axis=1
-    )
-    kept = _kept_slices(images, np.any(inside, axis=0), paths)
+    kept = _kept_slices(images, inside, paths)
     return Session(
         files.patient,
         files.session,
@@ -75,6 +69,14 @@ def prepare_session(files: SessionFiles, elements: Elements) -> Session:
         images[kept],
         {name: mask[kept] for name, mask in masks.items()},
     )
+
+
+def prepare_volumes(files: SessionFiles, elements: Elements) -> NDArray[np.float32]:
+    """Bring a session's volumes to what `prepare_session` makes of them, but keep every slice.
+
+    Gives (slice, contrast, height, width) in [0, 1]. Raises `BadImage`.
+    """
+    return _prepared(files, elements)[0]
 
 
 def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Session:
@@ -102,6 +104,20 @@ def _cached_files(files: SessionFiles, elements: Elements, cache: Path) -> Sessi
     )
     key = cache_key("files", *settings, files.patient, files.session, *content)
     return cached_session(cache, key, lambda: prepare_session(files, elements))
+
+
+def _prepared(
+    files: SessionFiles, elements: Elements
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], Mapping[str, NDArray[np.uint8]]]:
+    """Give all slices, where any contrast shows the brain (the head), and the masks."""
+    pixels = _common_pixels(files, elements)
+    paths = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
+    masks = {name: _mask(path, pixels) for name, path in files.masks.items()}
+    volumes = [_volume(path, pixels) for path in paths]
+    inside = [masks["brain"] > 0 if "brain" in masks else _head(volume) for volume in volumes]
+    found = zip(volumes, inside, paths, strict=True)
+    images = np.stack([_normalised(*each) for each in found], axis=1)
+    return images, np.any(inside, axis=0), masks
 
 
 def _source_digest(path: Path) -> str:

@@ -18,6 +18,8 @@ def normalise(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tens
     A batch norm over (1, B*C, H, W) in training mode does all of it in one native kernel, if that
     view is free. Channels-last samples go one by one: a change of layout costs more.
     """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return _norm_any_batch(features_BCHW, scale_BC, shift_BC)
     batch, channels, height, width = features_BCHW.shape
     if batch == 1:
         return _norm_maps(features_BCHW, scale_BC[0], shift_BC[0])
@@ -26,6 +28,12 @@ def normalise(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tens
         return _norm_maps(maps, scale_BC.flatten(), shift_BC.flatten()).view_as(features_BCHW)
     samples = zip(features_BCHW.chunk(batch), scale_BC, shift_BC, strict=True)
     return torch.cat([_norm_maps(*sample) for sample in samples])
+
+
+def _norm_any_batch(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tensor:
+    # What is exported must not depend on how many images the example had.
+    normed_BCHW = functional.instance_norm(features_BCHW)
+    return normed_BCHW * scale_BC[:, :, None, None] + shift_BC[:, :, None, None]
 
 
 def _norm_maps(maps_1CHW: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:

@@ -1,79 +1,58 @@
-"""One run as numbers: averages within a patient first, then over patients, tasks and sites."""
+"""One arm as numbers: its runs, one a seed, and what they say together.
+
+The patient is the unit: cases are averaged within a patient and task first. With another seed a
+simulated site has other patients, so there a unit is a seed's patient; a real site has the same
+patients for all seeds, so there a patient's scores are averaged over the seeds.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
-from grandrounds.errors import BadFolder
-from grandrounds.events import (
-    Event,
-    Failed,
-    Interrupted,
-    PolicySet,
-    RoundFinished,
-    RunFinished,
-    RunResumed,
-    RunStarted,
-    SiteMonitored,
-    SiteReady,
-    SiteTuned,
-    SiteValidated,
-    StoppedEarly,
-    TopologySet,
-)
-from grandrounds.report.discrimination import Discrimination, discriminations
-from grandrounds.report.folder import ArmEntry, CaseRow, Panel, RunFolder, StudyFile
-from grandrounds.report.forgetting import Cycle, cycles_of
-from grandrounds.report.metrics import METRICS, is_known
-from grandrounds.report.work import Absence, Work, absences_of, work_of
+from grandrounds.events import RunStarted, SiteReady
+from grandrounds.report.discrimination import Discrimination, merged
+from grandrounds.report.folder import ArmEntry, ArmFolder, StudyFile
+from grandrounds.report.metrics import METRICS
+from grandrounds.report.run import Run, run_of
+from grandrounds.report.statistics import Spread, interval, spread
+from grandrounds.report.work import Work
 
 FEW_STEPS = 320  # up to here, training alone usually wins: an average slows every step
-Curve: TypeAlias = tuple[tuple[int, float], ...]  # (round, score)
-Patients: TypeAlias = Mapping[str, float]  # patient -> mean over that patient's slices
-Cell: TypeAlias = tuple[str, str, str]  # (site, task, metric)
-Ending: TypeAlias = StoppedEarly | Interrupted | Failed | RunFinished
-Kind = TypeVar("Kind", bound=Event)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean, the standard deviation (none for a single value), and the number of values."""
-
-    mean: float
-    sd: float | None
-    n: int
+Unit: TypeAlias = tuple[int | None, str]  # (seed, patient); no seed where patients are the same
+Units: TypeAlias = Mapping[Unit, float]
+Seeds: TypeAlias = Collection[int] | None  # None: all seeds
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One run of the report: what was trained, how far it came, how well it did."""
+    """One arm of the report: one method's runs, and the seeds that have not started."""
 
     entry: ArmEntry
-    study: StudyFile
-    started: RunStarted
-    began: float  # unix seconds
-    ready: Mapping[str, SiteReady]
-    policy: PolicySet | None
-    topology: TopologySet | None
-    finished_rounds: tuple[RoundFinished, ...]
-    ending: Ending | None
-    curves: Mapping[str, Curve]
-    work: tuple[Work, ...]
-    absences: tuple[Absence, ...]
-    cycles: tuple[Cycle, ...]
-    tuned: tuple[SiteTuned, ...]
-    scores: Mapping[Cell, Patients]
-    discrimination: Mapping[tuple[str, str], Discrimination]  # by (site, task)
-    seeds: tuple[int, ...]
-    scored_rounds: tuple[int, ...]
-    panels: tuple[Panel, ...]
+    runs: tuple[Run, ...]
+    waiting: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name the arm as folders do."""
+        return self.entry.name
 
     @property
     def title(self) -> str:
         """Name the arm for readers."""
         return self.entry.title
+
+    @property
+    def study(self) -> StudyFile:
+        """Give the study; that of another seed differs in its seed only."""
+        return self.runs[0].study
+
+    @property
+    def started(self) -> RunStarted:
+        """Tell how the first run began."""
+        return self.runs[0].started
 
     @property
     def local(self) -> bool:
@@ -86,65 +65,97 @@ class Arm:
         return self.study.method == "central"
 
     @property
-    def rounds(self) -> tuple[int, ...]:
-        """List the training rounds that stand; round 0 is the model before any training."""
-        return tuple(event.round for event in self.finished_rounds if event.round > 0)
+    def federated(self) -> bool:
+        """Tell whether sites trained together, each with its own data."""
+        return not self.local and not self.pooled
+
+    @cached_property
+    def ready(self) -> Mapping[str, SiteReady]:
+        """Give what each site delivered, from the first run that says so."""
+        found: dict[str, SiteReady] = {}
+        for run in reversed(self.runs):
+            found |= run.ready
+        return found
 
     @property
-    def best_round(self) -> int:
-        """Give the round with the best weighted validation score."""
-        return self.finished_rounds[-1].best_round if self.finished_rounds else 0
+    def scored_runs(self) -> tuple[Run, ...]:
+        """List the runs that were tested."""
+        return tuple(run for run in self.runs if run.scores)
 
     @property
-    def weighted(self) -> Curve:
-        """Give the weighted validation score per round."""
-        return tuple((e.round, e.score) for e in self.finished_rounds if e.score is not None)
+    def seeds(self) -> tuple[int, ...]:
+        """List the seeds whose runs were tested."""
+        return tuple(run.seed for run in self.scored_runs)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """List the metrics that were scored, the main one first."""
-        return tuple(key for key in METRICS if any(key == metric for *_, metric in self.scores))
+        present = {metric for run in self.runs for *_, metric in run.scores}
+        return tuple(key for key in METRICS if key in present)
 
     def scored_tasks(self, site: str, metric: str) -> tuple[str, ...]:
         """List the tasks of a site that have test scores."""
-        return tuple(t for at, t, key in self.scores if (at, key) == (site, metric))
+        cells = dict.fromkeys(cell for run in self.runs for cell in run.scores)
+        return tuple(task for at, task, key in cells if (at, key) == (site, metric))
+
+    def units(self, site: str, metric: str, *, task: str, seeds: Seeds = None) -> Units:
+        """Give one value for each patient of one site and task."""
+        found: dict[Unit, list[float]] = defaultdict(list)
+        simulated = site in self.ready and self.ready[site].simulated
+        for run in self.scored_runs:
+            if seeds is None or run.seed in seeds:
+                for patient, value in run.scores.get((site, task, metric), {}).items():
+                    found[run.seed if simulated else None, patient].append(value)
+        return _means(found)
+
+    def site_units(self, site: str, metric: str, *, seeds: Seeds = None) -> Units:
+        """Average each patient of a site over the tasks."""
+        found: dict[Unit, list[float]] = defaultdict(list)
+        for task in self.scored_tasks(site, metric):
+            for unit, value in self.units(site, metric, task=task, seeds=seeds).items():
+                found[unit].append(value)
+        return _means(found)
 
     def spread(self, site: str, task: str, metric: str) -> Spread | None:
-        """Give mean and spread over the patients of one site and task; nothing where unscored."""
-        patients = self.scores.get((site, task, metric))
-        return _spread(list(patients.values())) if patients else None
+        """Describe the patients of one site and task; nothing where unscored."""
+        return _described(self.units(site, metric, task=task))
 
     def num_patients(self, site: str, task: str) -> int:
         """Count the patients of one site and task that were scored."""
-        return max(
-            (len(v) for (s, t, _), v in self.scores.items() if (s, t) == (site, task)), default=0
-        )
+        return max((len(self.units(site, key, task=task)) for key in self.metrics), default=0)
 
-    def site_patients(self, site: str, metric: str) -> Patients:
-        """Average each patient of a site over the tasks."""
-        values: dict[str, list[float]] = defaultdict(list)
-        for task in self.scored_tasks(site, metric):
-            for patient, value in self.scores[site, task, metric].items():
-                values[patient].append(value)
-        return {patient: fmean(found) for patient, found in values.items()}
+    def site_spread(self, site: str, metric: str, *, seeds: Seeds = None) -> Spread | None:
+        """Describe the patients of a site, their tasks averaged; nothing where unscored."""
+        return _described(self.site_units(site, metric, seeds=seeds))
 
-    def site_spread(self, site: str, metric: str) -> Spread | None:
-        """Give a site's mean over tasks, with the spread and number of its patients."""
-        spreads = [self.spread(site, task, metric) for task in self.scored_tasks(site, metric)]
-        means = [spread.mean for spread in spreads if spread]
-        if not means:
-            return None
-        over_patients = _spread(list(self.site_patients(site, metric).values()))
-        return Spread(fmean(means), over_patients.sd, over_patients.n)
-
-    def overall(self, metric: str) -> Spread | None:
-        """Give the mean over tasks, then sites, and the spread of the sites' means.
+    def overall(self, metric: str, *, seeds: Seeds = None) -> Spread | None:
+        """Give the mean of the sites' means, how they vary, and the interval over patients.
 
         Nothing unless every site of the study is scored; `n` counts sites.
         """
-        spreads = [self.site_spread(site, metric) for site in self.study.sites]
-        means = [spread.mean for spread in spreads if spread]
-        return _spread(means) if len(means) == len(self.study.sites) else None
+        sites = [list(self.site_units(s, metric, seeds=seeds).values()) for s in self.study.sites]
+        if not all(sites):
+            return None
+        means = [fmean(values) for values in sites]
+        sd = stdev(means) if len(means) > 1 else None
+        return Spread(fmean(means), sd, len(means), interval(sites))
+
+    def overall_by_seed(self, metric: str) -> Mapping[int, float]:
+        """Give each seed's mean over sites."""
+        found = {seed: self.overall(metric, seeds=(seed,)) for seed in self.seeds}
+        return {seed: described.mean for seed, described in found.items() if described}
+
+    def seed_sd(self, metric: str) -> float | None:
+        """Give the standard deviation of the mean over seeds; none for a single seed."""
+        means = list(self.overall_by_seed(metric).values())
+        return stdev(means) if len(means) > 1 else None
+
+    @cached_property
+    def discrimination(self) -> Mapping[tuple[str, str], Discrimination]:
+        """Give the AUC by (site, task), over all seeds."""
+        cells = dict.fromkeys(cell for run in self.runs for cell in run.discrimination)
+        found = {cell: [run.discrimination.get(cell) for run in self.runs] for cell in cells}
+        return {cell: merged([one for one in each if one]) for cell, each in found.items()}
 
     def auc(self, site: str) -> float | None:
         """Average a site's AUC over the tasks for which it is defined; nothing where none is."""
@@ -154,75 +165,19 @@ class Arm:
 
     def few_steps(self) -> tuple[Work, ...]:
         """List the sites' work that a federation can hardly repay, for want of steps."""
-        if self.local or self.pooled:
+        if not self.federated:
             return ()
-        return tuple(w for w in self.work if 0 < w.steps <= FEW_STEPS)
+        return tuple(work for work in self.runs[0].work if 0 < work.steps <= FEW_STEPS)
 
 
-def arm_of(run: RunFolder) -> Arm:
-    """Compute the facts of one run. Raises `BadFolder` where a score is of no known site."""
-    events = [event for _, event in run.events]
-    started = _of(events, RunStarted)[-1]
-    rounds = {event.round: event for event in _of(events, RoundFinished)}
-    return Arm(
-        entry=run.entry,
-        study=run.study,
-        started=started,
-        began=run.events[0][0],
-        ready={event.site: event for event in _of(events, SiteReady)},
-        policy=next(reversed(_of(events, PolicySet)), None),
-        topology=next(reversed(_of(events, TopologySet)), None),
-        finished_rounds=tuple(rounds[number] for number in sorted(rounds)),
-        ending=_ending(events),
-        curves=_curves(_of(events, SiteValidated)),
-        work=work_of(events, started.sites),
-        absences=absences_of(events),
-        cycles=cycles_of(_of(events, SiteMonitored), [number for number in rounds if number]),
-        tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
-        scores=_patient_means(run.cases, run.study),
-        discrimination=discriminations(run.cases, run.study),
-        seeds=tuple(sorted({case.seed for case in run.cases})),
-        scored_rounds=tuple(sorted({case.round for case in run.cases})),
-        panels=run.panels,
-    )
+def arm_of(folder: ArmFolder) -> Arm:
+    """Compute the facts of one arm. Raises `BadFolder` where a score is of no known site."""
+    return Arm(folder.entry, tuple(run_of(run) for run in folder.runs), folder.waiting)
 
 
-def _of(events: Iterable[Event], kind: type[Kind]) -> list[Kind]:
-    return [event for event in events if isinstance(event, kind)]
+def _means(found: Mapping[Unit, list[float]]) -> Units:
+    return {unit: fmean(values) for unit, values in found.items()}
 
 
-def _ending(events: Sequence[Event]) -> Ending | None:
-    """Give the last word on how the run ended; a resume takes back what was said before it."""
-    ending: Ending | None = None
-    for event in events:
-        match event:
-            case RunResumed():
-                ending = None
-            case StoppedEarly() | Interrupted() | Failed() | RunFinished():
-                ending = event
-            case _:
-                pass
-    return ending
-
-
-def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
-    points: dict[str, dict[int, float]] = defaultdict(dict)
-    for event in validated:
-        points[event.site][event.round] = event.score
-    return {site: tuple(sorted(found.items())) for site, found in points.items()}
-
-
-def _patient_means(cases: Iterable[CaseRow], study: StudyFile) -> dict[Cell, Patients]:
-    values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for case in cases:
-        if not is_known(case.metric) or case.site not in study.sites:
-            raise BadFolder(
-                f"scores.csv: metric '{case.metric}' at site '{case.site}' is unknown; "
-                f"metrics: {', '.join(METRICS)}; sites of the study: {', '.join(study.sites)}"
-            )
-        values[case.site, case.task, case.metric][case.patient].append(case.value)
-    return {cell: {p: fmean(v) for p, v in found.items()} for cell, found in values.items()}
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+def _described(units: Units) -> Spread | None:
+    return spread(list(units.values())) if units else None

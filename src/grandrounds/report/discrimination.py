@@ -1,8 +1,9 @@
-"""How well a model tells two classes apart: the area under the ROC curve, with its uncertainty."""
+"""How well a model tells two classes apart: the area under the ROC curve, and how it varies."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +23,10 @@ Cases: TypeAlias = tuple[Values, Values]  # probabilities and labels of one pati
 
 @dataclass(frozen=True)
 class Discrimination:
-    """The AUC of one site and task, and its interval over patients; none for one class only."""
+    """The AUC of one site and task; none for one class only.
+
+    It lies between `low` and `high`: of one seed its interval over patients, of several the seeds.
+    """
 
     positives: int
     cases: int
@@ -65,3 +69,14 @@ def _discrimination(patients: Sequence[Cases]) -> Discrimination:
         return Discrimination(positives, count, None)
     low, high = bootstrap_interval(patients, auc, seed=SEED, level=LEVEL / 100)
     return Discrimination(positives, count, auc(probabilities, labels), low, high)
+
+
+def merged(seeds: Sequence[Discrimination]) -> Discrimination:
+    """Average an AUC over the seeds for which it is defined."""
+    if len(seeds) == 1:
+        return seeds[0]
+    positives, cases = sum(one.positives for one in seeds), sum(one.cases for one in seeds)
+    found = [one.auc for one in seeds if one.auc is not None]
+    if not found:
+        return Discrimination(positives, cases, None)
+    return Discrimination(positives, cases, fmean(found), min(found), max(found))

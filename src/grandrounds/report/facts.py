@@ -8,18 +8,33 @@ from pathlib import Path
 
 from grandrounds.events import SiteReady
 from grandrounds.report.arm import Arm, arm_of
+from grandrounds.report.comparisons import (
+    Difference,
+    Gains,
+    against,
+    differences,
+    gains,
+    shared_seeds,
+)
 from grandrounds.report.discrimination import Discrimination
-from grandrounds.report.folder import ArmEntry, Panel, read_runs
+from grandrounds.report.folder import ArmEntry, read_runs
 from grandrounds.report.metrics import METRICS, Metric
+from grandrounds.report.statistics import Paired, paired
+
+MANY = 6  # more arms than these do not all fit into a chart
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that a report says, as numbers; it is about the arm named `first`."""
+    """Everything that a report says, as numbers; it is about the arm named `first`.
+
+    `arms` have started, `waiting` have not; `terms` says on what terms they are compared.
+    """
 
     arms: tuple[Arm, ...]
     waiting: tuple[ArmEntry, ...]
     first: str
+    terms: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -32,16 +47,23 @@ class Facts:
         return self.arms[0].study.sites
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """List the seeds of all arms, begun or not."""
+        begun = (run.seed for arm in self.arms for run in arm.runs)
+        waiting = (seed for arm in self.arms for seed in arm.waiting)
+        return tuple(sorted({*begun, *waiting}))
+
+    @property
     def protagonist(self) -> Arm | None:
         """Give the arm that the report is about, once it has started."""
-        return self.arms[0] if self.arms[0].entry.name == self.first else None
+        return self.arms[0] if self.arms[0].name == self.first else None
 
     @cached_property
     def ready(self) -> Mapping[str, SiteReady]:
         """Give what each site delivered, from the first arm that says so."""
         found: dict[str, SiteReady] = {}
-        for arm in self.arms:
-            found |= {site: event for site, event in arm.ready.items() if site not in found}
+        for arm in reversed(self.arms):
+            found |= arm.ready
         return found
 
     @property
@@ -60,53 +82,154 @@ class Facts:
         """Give the metric that sentences speak of; nothing before there are scores."""
         return self.metrics[0] if self.metrics else None
 
-    @property
+    @cached_property
     def num_test_patients(self) -> int:
-        """Count the test patients that were scored, site by site."""
-        rows = {(s, p) for arm in self.arms for (s, *_), found in arm.scores.items() for p in found}
-        return len(rows)
+        """Count the test patients that were scored, site by site; a simulated seed has its own."""
+        keys = [metric.key for metric in self.metrics]
+        places = ((arm, site, key) for arm in self.arms for site in self.sites for key in keys)
+        return len({(s, unit) for arm, s, key in places for unit in arm.site_units(s, key)})
 
     def tasks(self, site: str) -> tuple[str, ...]:
         """List a site's tasks."""
         declared = self.ready[site].tasks if site in self.ready else ()
-        scored = (task for arm in self.arms for at, task, _ in arm.scores if at == site)
+        scored = (
+            task
+            for arm in self.arms
+            for run in arm.runs
+            for at, task, _ in run.scores
+            if at == site
+        )
         return tuple(dict.fromkeys((*declared, *scored)))
 
     @cached_property
-    def discrimination(self) -> Mapping[tuple[str, str], tuple[Discrimination | None, ...]]:
-        """Put each (site, task) that has an AUC beside the arms, in their order."""
+    def discriminated(self) -> tuple[tuple[str, str], ...]:
+        """List each (site, task) for which an AUC was asked."""
         cells = [(site, task) for site in self.sites for task in self.tasks(site)]
-        rows = {cell: tuple(arm.discrimination.get(cell) for arm in self.arms) for cell in cells}
-        return {cell: row for cell, row in rows.items() if any(row)}
+        return tuple(cell for cell in cells if any(cell in arm.discrimination for arm in self.arms))
 
-    def best_local(self, site: str, metric: str) -> Arm | None:
+    def discrimination(self, cell: tuple[str, str]) -> Discrimination:
+        """Give the AUC of a (site, task) by the first arm that has one."""
+        return next(a.discrimination[cell] for a in self.arms if cell in a.discrimination)
+
+    def worth(self, arm: Arm, site: str, metric: Metric) -> float | None:
+        """Give an arm's mean at a site so that more is better, on the protagonist's seeds."""
+        hero = self.protagonist
+        seeds = shared_seeds(hero, arm) if hero and hero.seeds else None
+        spread = arm.site_spread(site, metric.key, seeds=seeds)
+        if spread is None:
+            return None
+        return spread.mean if metric.higher_is_better else -spread.mean
+
+    def best_local(self, site: str, metric: Metric) -> Arm | None:
         """Give the local-only arm with the best score at a site."""
-        scored = [arm for arm in self.arms if arm.local and arm.site_spread(site, metric)]
-        return max(scored, key=lambda arm: self._worth(arm, site, metric), default=None)
+        worth = {
+            number: value
+            for number, arm in enumerate(self.arms)
+            if arm.local and (value := self.worth(arm, site, metric)) is not None
+        }
+        return self.arms[max(worth, key=lambda number: worth[number])] if worth else None
 
-    def _worth(self, arm: Arm, site: str, metric: str) -> float:
-        spread = arm.site_spread(site, metric)
-        value = spread.mean if spread else float("nan")
-        return value if METRICS[metric].higher_is_better else -value
+    def difference(self, arm: Arm, reference: Arm, site: str) -> Paired | None:
+        """Tell by how much an arm is better than another at a site, by the main metric."""
+        if self.main_metric is None:
+            return None
+        found = differences(arm, reference, site=site, metric=self.main_metric)
+        return paired([found]) if found else None
 
-    def gain(self, arm: Arm, reference: Arm, site: str, metric: str) -> float:
-        """Tell by how much an arm is better than another at a site; negative where it is worse."""
-        return self._worth(arm, site, metric) - self._worth(reference, site, metric)
+    @cached_property
+    def compared(self) -> Mapping[str, Difference]:
+        """Compare the protagonist with every other arm, all sites together."""
+        return self._against(self.sites)
 
-    def wins(self, arm: Arm, reference: Arm, site: str, metric: str) -> tuple[int, int]:
-        """Count the patients of a site that an arm serves better than another does, of how many."""
-        ours, theirs = arm.site_patients(site, metric), reference.site_patients(site, metric)
-        shared = [patient for patient in ours if patient in theirs]
-        sign = 1 if METRICS[metric].higher_is_better else -1
-        return sum(sign * (ours[p] - theirs[p]) > 0 for p in shared), len(shared)
+    @cached_property
+    def compared_at(self) -> Mapping[str, Mapping[str, Difference]]:
+        """Compare the protagonist with every other arm, site by site."""
+        return {site: self._against((site,)) for site in self.sites}
 
-    def panels(self, site: str, task: str) -> tuple[tuple[Arm, Panel], ...]:
-        """List the pictures of one site and task, in the order of the arms."""
-        pairs = ((arm, panel) for arm in self.arms for panel in arm.panels)
-        return tuple(pair for pair in pairs if (pair[1].site, pair[1].task) == (site, task))
+    def _against(self, sites: tuple[str, ...]) -> Mapping[str, Difference]:
+        hero, metric = self.protagonist, self.main_metric
+        if hero is None or metric is None:
+            return {}
+        return against(hero, self.arms[1:], sites=sites, metric=metric)
+
+    @cached_property
+    def gains(self) -> Gains | None:
+        """Compare the protagonist with the best local-only arm of every site.
+
+        Nothing where it is local itself, or where a site has no scores of either.
+        """
+        hero, metric = self.protagonist, self.main_metric
+        if hero is None or metric is None or hero.local:
+            return None
+        alone = {site: self.best_local(site, metric) for site in self.sites}
+        found = {
+            site: self.compared_at[site][arm.name]
+            for site, arm in alone.items()
+            if arm and arm.name in self.compared_at[site]
+        }
+        return gains(hero, found, metric) if len(found) == len(self.sites) else None
+
+    def num_worse_than_alone(self, arm: Arm) -> int | None:
+        """Count the sites where the best local-only arm beats this one by more than a trifle."""
+        metric = self.main_metric
+        alone = [self.best_local(site, metric) for site in self.sites] if metric else []
+        if metric is None or not all(alone):
+            return None
+        found = [
+            differences(arm, best, site=site, metric=metric)
+            for site, best in zip(self.sites, alone, strict=True)
+            if best
+        ]
+        if not all(found):
+            return None
+        return sum(paired([each]).mean <= -metric.negligible for each in found)
+
+    @cached_property
+    def fedavg(self) -> Arm | None:
+        """Give the arm that is plain federated averaging."""
+        found = [a for a in self.arms if a.study.method == "fedavg" and a is not self.protagonist]
+        return next((arm for arm in found if arm.name == "fedavg"), found[0] if found else None)
+
+    @cached_property
+    def competitor(self) -> Arm | None:
+        """Give the best other arm that is federated, by its mean over sites."""
+        return self._best([a for a in self.arms if a.federated and a is not self.protagonist])
+
+    @cached_property
+    def alone(self) -> Arm | None:
+        """Give the best local-only arm, by its mean over sites."""
+        return self._best([arm for arm in self.arms if arm.local])
+
+    def _best(self, arms: list[Arm]) -> Arm | None:
+        metric = self.main_metric
+        if metric is None:
+            return None
+        worth = {n: [self.worth(arm, s, metric) for s in self.sites] for n, arm in enumerate(arms)}
+        total = {
+            n: sum(v for v in each if v is not None)
+            for n, each in worth.items()
+            if None not in each
+        }
+        return arms[max(total, key=lambda number: total[number])] if total else None
+
+    @cached_property
+    def notable(self) -> tuple[Arm, ...]:
+        """List the arms that charts and pictures show first: all, unless there are many."""
+        if len(self.arms) <= MANY:
+            return self.arms
+        pooled = [arm for arm in self.arms if arm.pooled][:1]
+        chosen = [self.arms[0], self.alone, self.fedavg, self.competitor, *pooled]
+        return tuple(arm for arm in self.arms if any(arm is one for one in chosen))
+
+    @cached_property
+    def others(self) -> tuple[Arm, ...]:
+        """List the arms that are not notable."""
+        return tuple(a for a in self.arms if all(a is not shown for shown in self.notable))
 
 
 def read_facts(folder: Path) -> Facts:
     """Compute the facts of a run folder or of a comparison folder. Raises `BadFolder`."""
     found = read_runs(folder)
-    return Facts(tuple(arm_of(run) for run in found.runs), found.waiting, found.first)
+    arms = tuple(arm_of(arm) for arm in found.arms if arm.runs)
+    waiting = tuple(arm.entry for arm in found.arms if not arm.runs)
+    return Facts(arms, waiting, found.first, found.terms)

@@ -1,27 +1,26 @@
-"""Reading a run folder, or a comparison of several, as it lies on disk."""
+"""Reading a run folder, or a comparison of several arms and seeds, as it lies on disk."""
 
 import csv
 import math
 import tomllib
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from grandrounds.errors import BadFolder
 from grandrounds.events import RunStarted
 from grandrounds.journal import Stamped, read_journal, surviving
+from grandrounds.report.panels import KeptPanel, kept_panels
 
-Image = NDArray[np.float32]
 COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
 
 
 @dataclass(frozen=True)
 class StudyFile:
-    """The resolved study: its text, and the few choices that a report speaks of."""
+    """The resolved study: its text, and the few choices that a report speaks of.
+
+    `sites` are those that train; what holdout sites score stands in a table of its own.
+    """
 
     text: str
     method: str
@@ -38,7 +37,6 @@ class StudyFile:
 class CaseRow:
     """One metric of one test case."""
 
-    seed: int
     site: str
     patient: str
     case: str
@@ -48,21 +46,9 @@ class CaseRow:
     round: int
 
 
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """One task's picture at a site, of one patient: images (H, W) in [0, 1]."""
-
-    site: str
-    task: str
-    patient: str
-    source: Image
-    target: Image
-    prediction: Image
-
-
 @dataclass(frozen=True)
 class ArmEntry:
-    """How a comparison calls one of its runs."""
+    """How a comparison calls one of its arms."""
 
     name: str
     title: str
@@ -73,72 +59,99 @@ class ArmEntry:
 class RunFolder:
     """Everything that a report reads of one run."""
 
-    entry: ArmEntry
     study: StudyFile
+    started: RunStarted
     events: tuple[Stamped, ...]
     cases: tuple[CaseRow, ...]
-    panels: tuple[Panel, ...]
+    panels: tuple[KeptPanel, ...]
+
+
+@dataclass(frozen=True)
+class ArmFolder:
+    """The runs of an arm that have started, and the seeds that have not."""
+
+    entry: ArmEntry
+    runs: tuple[RunFolder, ...]
+    waiting: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a folder in order, and the arms of a comparison that have not started."""
+    """The arms of a folder in order; `terms` says on what terms they are compared."""
 
-    runs: tuple[RunFolder, ...]
-    waiting: tuple[ArmEntry, ...] = ()
-    first: str = ""
+    arms: tuple[ArmFolder, ...]
+    terms: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> str:
+        """Name the arm that a report is about."""
+        return self.arms[0].entry.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `arms.toml` says: the arms, the seeds of each, and the terms."""
+
+    entries: tuple[ArmEntry, ...]
+    seeds: tuple[int, ...]
+    terms: tuple[str, ...]
 
 
 def read_runs(folder: Path) -> Runs:
-    """Read a run folder, or each arm of a comparison folder. Raises `BadFolder`."""
+    """Read a run folder, or each arm and seed of a comparison folder. Raises `BadFolder`."""
     if not folder.is_dir():
         raise BadFolder(f"{folder}: no such folder; give the folder that a run was written to")
     if (folder / "arms.toml").exists():
         return _comparison(folder)
-    run = _read_run(folder, None)
-    return Runs((run,), first=run.entry.name)
+    run = _read_run(folder)
+    entry = ArmEntry(run.started.arm, run.started.title or run.started.arm)
+    return Runs((ArmFolder(entry, (run,)),))
 
 
 def _comparison(folder: Path) -> Runs:
-    entries = _arm_entries(folder / "arms.toml")
-    begun = [
-        entry for entry in entries if (folder / "arms" / entry.name / "journal.jsonl").exists()
-    ]
-    if not begun:
+    plan = _plan(folder / "arms.toml")
+    arms = tuple(_arm(folder / "arms" / entry.name, entry, plan.seeds) for entry in plan.entries)
+    if not any(arm.runs for arm in arms):
         raise BadFolder(
-            f"{folder / 'arms'}: none of the {len(entries)} arms in arms.toml has started"
+            f"{folder / 'arms'}: none of the {len(plan.entries)} arms in arms.toml has started"
         )
-    runs = tuple(_read_run(folder / "arms" / entry.name, entry) for entry in begun)
-    waiting = tuple(entry for entry in entries if entry not in begun)
-    return Runs(runs, waiting, first=entries[0].name)
+    return Runs(arms, plan.terms)
 
 
-def _arm_entries(path: Path) -> list[ArmEntry]:
+def _arm(folder: Path, entry: ArmEntry, seeds: Iterable[int]) -> ArmFolder:
+    folders = {seed: folder / f"seed-{seed}" for seed in seeds}
+    begun = [path for path in folders.values() if (path / "journal.jsonl").exists()]
+    waiting = tuple(seed for seed, path in folders.items() if path not in begun)
+    return ArmFolder(entry, tuple(_read_run(path) for path in begun), waiting)
+
+
+def _plan(path: Path) -> Plan:
     try:
-        entries = [ArmEntry(**table) for table in tomllib.loads(path.read_text())["arm"]]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        table = tomllib.loads(path.read_text())
+        entries = tuple(ArmEntry(**arm) for arm in table["arm"])
+        seeds = tuple(int(seed) for seed in table["seeds"])
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise BadFolder(
-            f"{path}: cannot be read ({error}); it must hold [[arm]] tables with a name, a title "
-            "and perhaps a description"
+            f"{path}: cannot be read ({error}); it must hold seeds = [...] and [[arm]] tables with "
+            "a name, a title and perhaps a description"
         ) from None
-    if not entries:
-        raise BadFolder(f"{path}: no [[arm]] table; a comparison has at least one")
-    return entries
+    if not entries or not seeds:
+        raise BadFolder(f"{path}: a comparison has at least one [[arm]] table and one seed")
+    return Plan(entries, seeds, tuple(table.get("terms", ())))
 
 
-def _read_run(folder: Path, entry: ArmEntry | None) -> RunFolder:
+def _read_run(folder: Path) -> RunFolder:
     study = _study(folder / "study.toml")
     events = tuple(surviving(read_journal(folder / "journal.jsonl")))
     started = [event for _, event in events if isinstance(event, RunStarted)]
     if not started:
         raise BadFolder(f"{folder / 'journal.jsonl'}: no run has started here yet; start it first")
-    arm, title = started[-1].arm, started[-1].title
     return RunFolder(
-        entry=entry or ArmEntry(arm, title or arm),
         study=study,
+        started=started[-1],
         events=events,
         cases=tuple(_cases(folder / "scores.csv")),
-        panels=tuple(panel for site in study.sites for panel in _panels(folder, site)),
+        panels=tuple(panel for site in study.sites for panel in kept_panels(folder, site)),
     )
 
 
@@ -146,7 +159,8 @@ def _study(path: Path) -> StudyFile:
     try:
         text = path.read_text()
         table = tomllib.loads(text)
-        names = tuple(str(site["name"]) for site in table["site"])
+        held = table.get("holdout_sites", ())
+        names = tuple(str(site["name"]) for site in table["site"] if site["name"] not in held)
         method, task = str(table["method"]["kind"]), str(table["task"]["kind"])
         variables = tuple(table.get("elements", {}).get("variables", ()))
         return StudyFile(text, method, task, names, variables)
@@ -176,34 +190,10 @@ def _cases(path: Path) -> list[CaseRow]:
 
 def _case(row: Mapping[str, str], place: str) -> CaseRow:
     try:
-        seed, value, round = int(row["seed"]), float(row["value"]), int(row["round"])
+        value, round = float(row["value"]), int(row["round"])
     except (TypeError, ValueError):
-        raise BadFolder(f"{place}: seed, value and round must be numbers; found {row}") from None
+        raise BadFolder(f"{place}: value and round must be numbers; found {row}") from None
     if not math.isfinite(value):
         raise BadFolder(f"{place}: {row['metric']} is {value}; a score must be finite")
     words = (row[name] for name in ("site", "patient", "case", "task", "metric"))
-    return CaseRow(seed, *words, value=value, round=round)
-
-
-def _panels(folder: Path, site: str) -> list[Panel]:
-    path = folder / "sites" / site / "panels.npz"
-    if not path.exists():  # a site with real patients shows images only where it was allowed
-        return []
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            numbers = sorted(
-                int(name.partition("/")[0]) for name in arrays.files if name.endswith("/prediction")
-            )
-            return [_panel(site, arrays, number) for number in numbers]
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BadFolder(
-            f"{path}: not a file of panels ({error}); remove it or test again"
-        ) from None
-
-
-def _panel(site: str, arrays: Mapping[str, NDArray[np.generic]], number: int) -> Panel:
-    source, target, prediction = (
-        arrays[f"{number}/{name}"].astype(np.float32) for name in ("source", "target", "prediction")
-    )
-    task, patient = (str(arrays[f"{number}/{name}"]) for name in ("label", "patient"))
-    return Panel(site, task, patient, source, target, prediction)
+    return CaseRow(*words, value=value, round=round)

@@ -1,38 +1,19 @@
 """One HTML file that opens offline: everything it shows is inside it, and it loads nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.errors import DiskFailed
-from grandrounds.report import figures, sentences, verdicts, words
-from grandrounds.report.arm import Arm, Spread
+from grandrounds.report import charts, figures, sentences, summary, tables, verdicts, words
 from grandrounds.report.discrimination import LEVEL, MEANING
-from grandrounds.report.facts import Facts, read_facts
-from grandrounds.report.figures import Axis, PanelRow
-from grandrounds.report.metrics import Metric
+from grandrounds.report.facts import MANY, Facts, read_facts
+from grandrounds.report.pictures import PanelRow, choices, panel_rows, panels_of, rule
+from grandrounds.report.statistics import FEWEST
+from grandrounds.report.tables import ArmRow
 from grandrounds.report.wording import wording
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One score in a table, as text; `best` where no other arm prints a better one."""
-
-    mean: str
-    sd: str
-    best: bool
-    place: float | None = None  # per cent along the axis of the overview
-
-
-@dataclass(frozen=True)
-class ArmRow:
-    """One arm's scores for one site and task."""
-
-    arm: Arm
-    cells: tuple[Cell, ...]
-    patients: int
 
 
 @dataclass(frozen=True)
@@ -61,60 +42,63 @@ def write_report(folder: Path) -> Path:
 
 
 def render(facts: Facts) -> str:
-    """Make the page of these facts."""
+    """Make the page of these facts. Raises `BadFolder` where a picture cannot be read."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    limit = figures.error_limit(panel for arm in facts.arms for panel in arm.panels)
-    return environment.get_template("template.html.j2").render(
+    metric, chosen = facts.main_metric, choices(facts)
+    limit = figures.error_limit(panels_of(chosen))
+    return environment.get_template("page.html.j2").render(
         facts=facts,
         say=sentences,
+        summary=summary,
         verdicts=verdicts,
         words=words,
-        styles=[figures.style(number) for number in range(len(facts.arms))],
-        charts=figures.charts(facts),
-        forgetting=figures.forgetting(facts),
+        styles=figures.styles(facts),
+        charts=charts.charts(facts),
+        folded_charts=charts.folded_charts(facts),
+        forgetting=charts.forgetting(facts),
         views=views(facts),
         wording=wording(facts.arms[0].study.task),
-        discriminating=facts.discrimination,
+        aucs=tables.aucs(facts),
         level=LEVEL,
+        fewest=FEWEST,
+        many=len(facts.arms) > MANY,
         auc_meaning=MEANING,
         imaging=any(any(ready.slices.values()) for ready in facts.ready.values()),
         ramp=figures.RAMP,
         tint=figures.tint,
         limit=limit,
-        overview=overview(facts),
-        blocks={site: blocks(facts, site, limit) for site in facts.sites},
-        columns=2 + len(facts.arms),
+        metric=metric,
+        site_gains=tables.site_gains(facts),
+        arm_gains=tables.arm_gains(facts),
+        standings=tables.standings(facts, metric) if metric else [],
+        overview=tables.overview(facts, metric) if metric else [],
+        costs=tables.costs(facts),
+        blocks=blocks(facts, panel_rows(facts, chosen, limit)),
     )
 
 
-def blocks(facts: Facts, site: str, limit: float) -> list[Block]:
-    """Lay out the scores and pictures of a site, task by task."""
-    return [
-        Block(
-            task=task,
-            scores=tuple(_arm_rows(facts, site, task)),
-            pictures=tuple(figures.panel_rows(facts, site, task=task, limit=limit)),
-            note=sentences.pictures(facts, site, task),
-        )
-        for task in facts.tasks(site)
-    ]
+def blocks(
+    facts: Facts, pictures: Mapping[tuple[str, str], list[PanelRow]]
+) -> dict[str, list[Block]]:
+    """Lay out the scores and pictures of every site, task by task."""
+    return {
+        site: [_block(facts, pictures, site, t) for t in facts.tasks(site)] for site in facts.sites
+    }
 
 
-def _arm_rows(facts: Facts, site: str, task: str) -> list[ArmRow]:
-    columns = [
-        cells([arm.spread(site, task, metric.key) for arm in facts.arms], metric)
-        for metric in facts.metrics
-    ]
-    if not columns:  # no scores yet
-        return []
-    rows = zip(facts.arms, zip(*columns, strict=True), strict=True)
-    return [ArmRow(arm, row, arm.num_patients(site, task)) for arm, row in rows]
+def _block(
+    facts: Facts, pictures: Mapping[tuple[str, str], list[PanelRow]], site: str, task: str
+) -> Block:
+    rows = pictures.get((site, task), [])
+    return Block(
+        task, tuple(tables.task_rows(facts, site, task)), tuple(rows), rule(facts, site, rows)
+    )
 
 
 @dataclass(frozen=True)
@@ -130,47 +114,8 @@ def views(facts: Facts) -> list[View]:
     """List what the parties of each topology see; arms that saw alike share a view."""
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for arm in facts.arms:
-        if arm.topology and arm.topology.bytes_per_round:
-            key = arm.topology.kind, tuple(arm.topology.sees.items())
+        topology = arm.runs[0].topology
+        if topology and topology.bytes_per_round:
+            key = topology.kind, tuple(topology.sees.items())
             groups.setdefault(key, []).append(arm.title)
     return [View(tuple(arms), kind, dict(sees)) for (kind, sees), arms in groups.items()]
-
-
-@dataclass(frozen=True)
-class Overview:
-    """The main metric of every arm at every site, as a table and along an axis."""
-
-    metric: Metric
-    axis: Axis
-    rows: tuple[tuple[str, tuple[Cell, ...], int], ...]  # label, a cell an arm, test patients
-
-
-def overview(facts: Facts) -> Overview | None:
-    """Put sites beside arms in the main metric; nothing before there are scores."""
-    if not facts.metrics:
-        return None
-    metric = facts.metrics[0]
-    table = {s: [arm.site_spread(s, metric.key) for arm in facts.arms] for s in facts.sites}
-    axis = figures.axis(spread.mean for row in table.values() for spread in row if spread)
-    total = [arm.overall(metric.key) for arm in facts.arms]
-    everyone = [Spread(s.mean, None, s.n) if s else None for s in total]
-    rows = [(site, row, max((s.n for s in row if s), default=0)) for site, row in table.items()]
-    rows.append(("All hospitals", everyone, facts.num_test_patients))
-    return Overview(metric, axis, tuple((a, cells(r, metric, axis), n) for a, r, n in rows))
-
-
-def cells(
-    spreads: Sequence[Spread | None], metric: Metric, axis: Axis | None = None
-) -> tuple[Cell, ...]:
-    """Print a row or column of scores; all that print as the best are marked."""
-    printed = [round(spread.mean, 2) for spread in spreads if spread]
-    best = (max if metric.higher_is_better else min)(printed, default=None)
-    return tuple(_cell(spread, best, axis) for spread in spreads)
-
-
-def _cell(spread: Spread | None, best: float | None, axis: Axis | None) -> Cell:
-    if spread is None:
-        return Cell("not scored", "", best=False)
-    sd = "" if spread.sd is None else f"{spread.sd:.2f}"
-    place = None if axis is None else round(100 * axis.share(spread.mean), 2)
-    return Cell(f"{spread.mean:.2f}", sd, best=round(spread.mean, 2) == best, place=place)

@@ -4,15 +4,31 @@ from grandrounds.events import Failed, Interrupted, RunFinished, StoppedEarly
 from grandrounds.report.arm import FEW_STEPS, Arm
 from grandrounds.report.facts import Facts
 from grandrounds.report.metrics import Metric
+from grandrounds.report.run import Run
 from grandrounds.report.wording import wording
-from grandrounds.report.words import amount, counted, listed, shown
+from grandrounds.report.words import amount, capital, counted, listed, shown
 from grandrounds.report.work import Absence
 
 
 def progress(arm: Arm) -> str:
-    """Say how far a run came and how it ended."""
-    rounds = f"{len(arm.rounds)} of {counted(arm.started.rounds, 'round')}"
-    match arm.ending:
+    """Say how far an arm's runs came and how they ended, seed by seed where they differ."""
+    said = [_progress(run) for run in arm.runs]
+    if len(said) == 1 and not arm.waiting:
+        return said[0]
+    if not arm.waiting and all(isinstance(run.ending, RunFinished) for run in arm.runs):
+        done = listed([str(len(run.rounds)) for run in arm.runs])
+        best = listed([str(run.best_round) for run in arm.runs])
+        return (
+            f"Finished with {len(said)} seeds, after {done} rounds; the models of rounds {best} "
+            "validated best."
+        )
+    each = [f"Seed {run.seed}: {told}" for run, told in zip(arm.runs, said, strict=True)]
+    return " ".join([*each, *(f"Seed {seed}: Not started." for seed in arm.waiting)])
+
+
+def _progress(run: Run) -> str:
+    rounds = f"{len(run.rounds)} of {counted(run.started.rounds, 'round')}"
+    match run.ending:
         case RunFinished(best_round=best):
             return f"Finished after {rounds}; the model of round {best} validated best."
         case StoppedEarly(best_round=best):
@@ -20,9 +36,21 @@ def progress(arm: Arm) -> str:
         case Interrupted():
             return f"Interrupted by a person after {rounds}; it can be resumed."
         case Failed():
-            return f"Failed after {rounds}: {_failure(arm.ending)}"
+            return f"Failed after {rounds}: {_failure(run.ending)}"
         case None:
             return f"Not finished: {rounds} done so far."
+
+
+def unfinished(facts: Facts) -> list[str]:
+    """Name every arm and seed that has no test scores, and say how far it is."""
+    found = [
+        f"{arm.title}, seed {run.seed}: {_progress(run)} It has no test scores."
+        for arm in facts.arms
+        for run in arm.runs
+        if not run.scores
+    ]
+    found += [f"{a.title}, seed {seed}: Not started." for a in facts.arms for seed in a.waiting]
+    return found + [f"{entry.title}: Not started." for entry in facts.waiting]
 
 
 def _failure(card: Failed) -> str:
@@ -57,17 +85,24 @@ def simulated(facts: Facts) -> str:
 
 def took_part(arm: Arm) -> str:
     """Say who took part in which round, and name every absence."""
-    if not arm.rounds:
+    told = {run.seed: _took_part(run) for run in arm.runs}
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return " ".join(f"Seed {seed}: {said}" for seed, said in told.items())
+
+
+def _took_part(run: Run) -> str:
+    if not run.rounds:
         return "No round is finished yet."
-    absences = [_absence(arm, work.site, work.rounds) for work in arm.work]
+    absences = [_absence(run, work.site, work.rounds) for work in run.work]
     found = [absence for absence in absences if absence]
     if found:
         return f"{'; '.join(found)}."
-    return f"Every hospital took part in every round ({len(arm.rounds)})."
+    return f"Every hospital took part in every round ({len(run.rounds)})."
 
 
-def _absence(arm: Arm, site: str, present: tuple[int, ...]) -> str:
-    missed = [str(number) for number in arm.rounds if number not in present]
+def _absence(run: Run, site: str, present: tuple[int, ...]) -> str:
+    missed = [str(number) for number in run.rounds if number not in present]
     noun = "round" if len(missed) == 1 else "rounds"
     return f"{shown(site)} missed {noun} {listed(missed)}" if missed else ""
 
@@ -93,33 +128,31 @@ def policy(arm: Arm) -> str:
         return "Nothing travels: each hospital trains its own model."
     if arm.pooled:
         return "Nothing travels: the data of all hospitals lie in one place."
-    if arm.policy is None:
+    policy = arm.runs[0].policy
+    if policy is None:
         return "What travels is not decided yet."
-    groups = {kind: [g for g in arm.policy.groups if g.policy == kind] for kind in POLICIES}
+    groups = {kind: [g for g in policy.groups if g.policy == kind] for kind in POLICIES}
     named = {kind: [f"{g.group} ({g.parameters:,})" for g in groups[kind]] for kind in POLICIES}
     said = [f"{words}: {listed(named[kind])}" for kind, words in POLICIES.items() if named[kind]]
     none = "" if named["private"] else "; nothing stays behind"
-    return f"{_capital('; '.join(said))}{none} (in brackets: numbers of parameters)."
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+    return f"{capital('; '.join(said))}{none} (in brackets: numbers of parameters)."
 
 
 def tuned(arm: Arm) -> str:
     """Say that each hospital's fine-tuned copy was tested; empty where none was made."""
-    if not arm.tuned:
+    events = arm.runs[0].tuned
+    if not events:
         return ""
-    steps = listed([f"{shown(event.site)} {counted(event.steps, 'step')}" for event in arm.tuned])
+    steps = listed([f"{shown(event.site)} {counted(event.steps, 'step')}" for event in events])
     return (
         f"Each hospital's own fine-tuned copy was tested: it trained the model of round "
-        f"{arm.tuned[-1].round} on for itself alone ({steps})."
+        f"{events[-1].round} on for itself alone ({steps})."
     )
 
 
 def forgetting(arm: Arm) -> str:
     """Say what each hospital lost between its own turn and the end of the last watched cycle."""
-    cycle, metric = arm.cycles[-1], wording(arm.study.task).watched
+    cycle, metric = arm.runs[0].cycles[-1], wording(arm.study.task).watched
     said = [_lost(site, lost, metric) for site, lost in cycle.lost.items()]
     if not said:
         return "No hospital before the last one has patients to validate on."
@@ -136,22 +169,20 @@ def _lost(site: str, lost: float, metric: Metric) -> str:
     return f"{shown(site)} {'lost' if lost > 0 else 'gained'} {amount(lost, metric)}"
 
 
-def pictures(facts: Facts, site: str, task: str) -> str:
-    """Say how the pictures were chosen, or why there are none."""
-    found = facts.panels(site, task)
-    if not found:
-        return _no_pictures(facts, site)
-    label = facts.main_metric.label if facts.main_metric else "score"
-    rule = (
-        "Chosen by rule, not by eye or score: the middle image of the test patient whose pseudonym "
-        f"comes in the middle. The figure below a picture is that patient's mean {label}."
+def notable(facts: Facts) -> str:
+    """Say by which rule charts and pictures show these arms and fold the others away."""
+    if not facts.others:
+        return ""
+    names = listed([arm.title for arm in facts.notable])
+    return (
+        f"Of {len(facts.arms)} arms, these are shown first: {names}. The rule: the arm that this "
+        "report is about, the best local-only arm, FedAvg, pooled training, and the best other "
+        "federated arm, by the mean over hospitals. All others are folded away below."
     )
-    if len({panel.patient for _, panel in found}) == 1:
-        return rule
-    return f"{rule} That patient differs between models here, so they stand in rows of their own."
 
 
-def _no_pictures(facts: Facts, site: str) -> str:
+def no_pictures(facts: Facts, site: str) -> str:
+    """Say why there are no pictures."""
     if site in facts.simulated:
         return "No pictures were kept when this site was tested."
     return "No pictures: images of patients stay at the hospital unless it includes them."

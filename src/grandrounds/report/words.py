@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from grandrounds.report.metrics import Metric
+from grandrounds.report.statistics import Interval
 
 TIED = "\u00a0"  # keeps a number and its unit on one line
+MINUS = "\u2212"
 
 
 def shown(site: str) -> str:
@@ -16,6 +18,11 @@ def shown(site: str) -> str:
 def listed(words: Sequence[str]) -> str:
     """Join words as people do: "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def capital(sentence: str) -> str:
+    """Begin a sentence with a capital letter."""
+    return sentence[:1].upper() + sentence[1:]
 
 
 def counted(number: int, noun: str) -> str:
@@ -33,23 +40,64 @@ def amount(difference: float, metric: Metric) -> str:
     return level(abs(difference), metric)
 
 
+def trifle(metric: Metric) -> str:
+    """Write the difference up to which scores are practically equal."""
+    return f"{metric.negligible:g}{TIED}{metric.unit}".rstrip()
+
+
+def signed(difference: float, metric: Metric) -> str:
+    """Write a difference with its sign, and one digit more than a level has."""
+    digits = 2 if metric.unit else 3
+    rounded = f"{abs(difference):.{digits}f}"
+    sign = "" if not float(rounded) else "+" if difference > 0 else MINUS
+    return f"{sign}{rounded}"
+
+
+def tick(value: float) -> str:
+    """Write an axis's mark."""
+    return f"{value:g}".replace("-", MINUS)
+
+
 def gained(difference: float, metric: Metric) -> str:
-    """Write a gain with its sign: above 0 is better, whichever way the metric runs."""
-    sign = "+" if difference > 0 else "-"
-    return f"{sign}{amount(difference, metric)}"
+    """Write a gain with its sign and unit: above 0 is better, whichever way the metric runs."""
+    return f"{signed(difference, metric)}{TIED}{metric.unit}".rstrip()
 
 
-def compared(difference: float, metric: Metric) -> str:
-    """Write a difference as "0.4 dB better", "0.3 dB worse" or "practically equal"."""
-    if abs(difference) < metric.negligible:
-        return "practically equal"
-    return f"{amount(difference, metric)} {'better' if difference > 0 else 'worse'}"
+def between(interval: Interval | None, metric: Metric) -> str:
+    """Write the interval of a difference, for example "+0.12 to +0.40"; empty where none is."""
+    if interval is None:
+        return ""
+    return f"{signed(interval.low, metric)} to {signed(interval.high, metric)}"
 
 
-def compared_with(difference: float, metric: Metric) -> str:
-    """Write a difference so that what it is compared with can follow."""
-    small = abs(difference) < metric.negligible
-    return f"{compared(difference, metric)} {'to' if small else 'than'}"
+def within(interval: Interval | None, metric: Metric) -> str:
+    """Write the interval of a score, for example "23.85 to 24.40"; empty where none is."""
+    if interval is None:
+        return ""
+    digits = 2 if metric.unit else 3
+    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def probability(p: float | None) -> str:
+    """Write a p-value."""
+    if p is None:
+        return "too few"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def few(words: Sequence[str], most: int = 6) -> str:
+    """Join words as people do, and count those beyond the most that a sentence bears."""
+    if len(words) <= most:
+        return listed(words)
+    return listed([*words[:most], f"{len(words) - most} more"])
+
+
+def operations(flops: float) -> str:
+    """Write a number of floating-point operations in the unit that people use for it."""
+    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if flops >= scale:
+            return f"{flops / scale:.1f}{TIED}{unit}"
+    return f"{flops:.0f}{TIED}FLOP"
 
 
 def arrow(task: str) -> str:

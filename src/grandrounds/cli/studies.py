@@ -1,61 +1,15 @@
-"""The command line.
+"""Commands on a study: try one, check it, run it, compare methods on it.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from grandrounds.errors import BadInput, GrandRoundsError
-
-app = typer.Typer(
-    name="grandrounds",
-    help="Federated learning for medical imaging: one study file, the same numbers everywhere.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-StudyPath = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="The run folder.", show_default="runs/NAME")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a key of the study, for example training.epochs=2."),
-]
-SitePaths = Annotated[
-    list[Path] | None,
-    typer.Option("--site", help="A site file (TOML) that says where a real site's data lies."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Workers = Annotated[
-    int, typer.Option("--workers", help="How many arms train at a time; 0: one for each core.")
-]
-
-
-def main() -> None:
-    """Run a command; say errors in one sentence.
-
-    Exit code 2: bad input; 1: the run failed or was stopped.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        app()
-    except GrandRoundsError as error:
-        print(f"grandrounds: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, BadInput) else 1)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+from grandrounds.cli.options import Json, Out, Quiet, Set, SitePaths, StudyPath, Track, Workers, app
 
 
 @app.command()
@@ -97,6 +51,7 @@ def run(
     ] = 1,
     set: Set = None,
     site: SitePaths = None,
+    track: Track = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -110,6 +65,7 @@ def run(
         overrides=overrides,
         sites=site or [],
         workers=workers,
+        track=track or [],
         resume=resume,
         as_json=json,
         quiet=quiet,
@@ -147,9 +103,19 @@ def compare(
     set: Set = None,
     site: SitePaths = None,
     workers: Workers = 0,
+    leave_one_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-out", help="Train each arm without each site, and test it there."
+        ),
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Score every site's model at every site.")
+    ] = False,
     unequal: Annotated[
         bool, typer.Option("--unequal", help="Allow arms that differ in budget, data or rounds.")
     ] = False,
+    track: Track = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -165,23 +131,12 @@ def compare(
         sites=site or [],
         workers=workers,
         unequal=unequal,
+        leave_one_out=leave_one_out,
+        crosses=matrix,
+        track=track or [],
         as_json=json,
         quiet=quiet,
     )
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder, or a comparison's.")],
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write report.html anew from a run folder."""
-    from grandrounds.report.html import write_report
-    from grandrounds.results import show
-
-    path = write_report(folder)
-    show(folder, path, as_json=json, quiet=quiet)
 
 
 @app.command()

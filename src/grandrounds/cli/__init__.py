@@ -1,0 +1,26 @@
+"""The command line: each command is a function whose signature is its options."""
+
+import signal
+import sys
+
+from grandrounds.cli import results as results
+from grandrounds.cli import studies as studies
+from grandrounds.cli.options import app
+from grandrounds.errors import BadInput, GrandRoundsError
+
+
+def main() -> None:
+    """Run a command; say errors in one sentence.
+
+    Exit code 2: bad input; 1: the run failed or was stopped.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except GrandRoundsError as error:
+        print(f"grandrounds: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadInput) else 1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,155 @@
+"""Commands on what a run left: reports, evaluation, models, cards, trackers.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grandrounds.cli.options import AnyFolder, FinishedRun, Json, Quiet, SitePaths, app
+from grandrounds.errors import BadStudy
+
+
+@app.command()
+def report(
+    folder: AnyFolder,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Show it live in this machine's browser, until Ctrl-C."),
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where --serve listens; 0: any free port.")
+    ] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write report.html anew from a run folder, or show the report of a running study live."""
+    if serve:
+        from grandrounds.report.serve import serve as serve_report
+
+        serve_report(folder, port=port, as_json=json)
+        return
+    if port:
+        raise BadStudy(f"--port {port} is for the live report; add --serve, or leave it out")
+
+    from grandrounds.report.html import write_report
+    from grandrounds.results import show
+
+    path = write_report(folder)
+    show(folder, path, as_json=json, quiet=quiet)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A finished run's folder, or a comparison's.")],
+    site: SitePaths = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Every site's model on every site's test patients.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Test a trained model on a site's data, one that never trained too; nothing trains."""
+    from grandrounds.joining import evaluate_sites
+
+    evaluate_sites(folder, sites=site or [], with_matrix=matrix, as_json=json, quiet=quiet)
+
+
+@app.command()
+def adapt(
+    folder: FinishedRun,
+    site: Annotated[
+        str, typer.Option(help="The new site's file, or the name of a held-out simulated site.")
+    ],
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs over the site's training data.")] = 10,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let a new site train its private part of a finished model, and compare it with alone."""
+    from grandrounds.joining import adapt_site
+
+    adapt_site(folder, site, epochs=epochs, as_json=json, quiet=quiet)
+
+
+@app.command()
+def export(
+    folder: FinishedRun,
+    site: Annotated[str, typer.Option(help="The site whose model it is.")],
+    out: Annotated[Path, typer.Option("--out", help="A new file, or a folder for a bundle.")],
+    task: Annotated[str, typer.Option(help="One of the site's tasks, for example T1w->T2w.")] = "",
+    format: Annotated[
+        str, typer.Option(help="torch-export, torchscript, onnx or bundle (MONAI).")
+    ] = "torch-export",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a site's trained model for other programs; they need no grandrounds."""
+    from grandrounds.using import export_model
+
+    export_model(folder, site, task=task, kind=format, out=out, as_json=json, quiet=quiet)
+
+
+@app.command()
+def synthesize(
+    folder: FinishedRun,
+    volume: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI volume.")],
+    out: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A new NIfTI volume.")],
+    site: Annotated[str, typer.Option(help="The site whose model it is.")],
+    source: Annotated[str, typer.Option("--from", help="The contrast of INPUT.")],
+    target: Annotated[str, typer.Option("--to", help="The contrast to make.")],
+    brain: Annotated[
+        Path | None, typer.Option(help="A brain mask of INPUT; without one, the head counts.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a contrast that was not measured, on the grid of the volume that was."""
+    from grandrounds.using import synthesize_volume
+
+    synthesize_volume(
+        folder,
+        site,
+        source=source,
+        target=target,
+        volume=volume,
+        out=out,
+        brain=brain,
+        as_json=json,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def card(
+    folder: AnyFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to.", show_default="DIR/card")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="The arm of a comparison.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The seed of a comparison's arm.", show_default="its first")
+    ] = None,
+) -> None:
+    """Write a model card and a data sheet, filled from the study and the results."""
+    from grandrounds.cards import write_cards
+
+    for path in write_cards(folder, out=out, arm=arm, seed=seed):
+        print(path)
+
+
+@app.command()
+def track(
+    folder: AnyFolder,
+    to: Annotated[
+        list[str], typer.Option("--to", help="A tracker, as --track of the command run has it.")
+    ],
+) -> None:
+    """Bring what a tracker lacks of a run to it, from the run's journal."""
+    from grandrounds.progress import warn
+    from grandrounds.tracking import replay, runs_in
+
+    done = [replay(run, uri, warn) for uri in to for run in runs_in(folder)]
+    if not all(done):
+        raise typer.Exit(1)
