@@ -16,7 +16,7 @@ from grandrounds.errors import BadInput, RunFailed
 from grandrounds.inference import Inference
 from grandrounds.placed import placed
 
-TOLERANCE = 1e-4  # how far a file's predictions may be from PyTorch's own, at any pixel
+TOLERANCE = 1e-4  # how far a file's predictions may be from the model's in float64, at any pixel
 COUNTS = (1, 3)  # images in the batches that a file is tried on
 DYNAMIC = {0: torch.export.Dim("batch")}
 IMAGE, PREDICTION = "image", "prediction"
@@ -97,7 +97,7 @@ FORMATS: Mapping[str, Format] = {
 
 
 def export(inference: Inference, kind: str, out: Path) -> float:
-    """Write a model, and give how far its predictions are from PyTorch's at the farthest pixel.
+    """Write a model, and give how far its predictions are from exact ones at the farthest pixel.
 
     Nothing is left where they differ by more than 1e-4. Raises `BadInput`, `RunFailed`.
     """
@@ -121,20 +121,20 @@ def check_packages(kind: str, needed: tuple[str, ...]) -> None:
 
 
 def checked(inference: Inference, predict: Predict, kind: str) -> float:
-    """Compare a file's predictions with PyTorch's. Raises `RunFailed` where they differ."""
+    """Compare a file's predictions with the model's. Raises `RunFailed` where they differ."""
     with torch.no_grad():
         apart = max(_apart(inference, predict, count) for count in COUNTS)
     if not apart <= TOLERANCE:
         raise RunFailed(
-            f"--format {kind}: its predictions are up to {apart:.1e} from PyTorch's own, more than "
-            f"{TOLERANCE:.0e}; nothing was written. Choose another format."
+            f"--format {kind}: its predictions are up to {apart:.1e} from the model's own in "
+            f"float64, more than {TOLERANCE:.0e}; nothing was written. Choose another format."
         )
     return apart
 
 
 def _apart(inference: Inference, predict: Predict, count: int) -> float:
     images = inference.example(count)
-    return float((predict(images) - inference.predicted(images)).abs().max())
+    return float((predict(images) - inference.exactly(images)).abs().max())
 
 
 @contextmanager

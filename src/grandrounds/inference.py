@@ -1,7 +1,9 @@
 """A site's model for one task as a function of images: all else that it is told is built in."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, cast
 
 import torch
@@ -60,9 +62,19 @@ class Inference:
         size = self.trained.study.elements.size
         return torch.rand(count, len(self.contrasts), *size, generator=generator)
 
-    def predicted(self, images: Tensor) -> Tensor:
-        """Predict with the trained model itself, as its task does."""
-        return self.trained.task.predict(self.trained.model, self.module.batch(images))
+    @torch.no_grad()
+    def exactly(self, images: Tensor) -> Tensor:
+        """Predict as the task does with the trained model, in float64.
+
+        Two ways to compute in float32 may be farther from each other than each from this.
+        """
+        batch = self.module.batch(images).items()
+        exact = {name: t.double() if t.is_floating_point() else t for name, t in batch}
+        return self.trained.task.predict(self._exact_model, exact)
+
+    @cached_property
+    def _exact_model(self) -> nn.Module:
+        return deepcopy(self.trained.model).double()
 
 
 def inference_of(trained: Trained, label: str = "") -> Inference:

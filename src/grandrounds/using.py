@@ -36,7 +36,7 @@ def export_model(
     if as_json:
         print(json.dumps(told, indent=2))
     elif not quiet:
-        print(f"{kind}: {out} ({', '.join(inference.labels)}; at most {apart:.1e} from PyTorch)")
+        print(f"{kind}: {out} ({', '.join(inference.labels)}; at most {apart:.1e} from exact)")
 
 
 def synthesize_volume(

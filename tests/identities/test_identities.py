@@ -19,6 +19,7 @@ from grandrounds.messages import LocalPlan, Train
 from grandrounds.methods import METHODS
 from grandrounds.methods.combine import Combine
 from grandrounds.methods.method import Method
+from grandrounds.models.generator import Generator
 from grandrounds.run import run
 from grandrounds.study import Choice, Study
 from grandrounds.tasks.synthesis_task import SynthesisTask
@@ -280,6 +281,7 @@ def codes_of(study: Study) -> Tensor:
 def assert_codes_separate(model: nn.Module, codes: Tensor) -> None:
     assert isinstance(model, Translator)
     generator = model.generator.eval()
+    assert isinstance(generator, Generator)
     assert generator.mapper is not None
     styles = generator.mapper(codes)
     one_image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
