@@ -39,6 +39,7 @@ def run_study(
     as_json: bool,
     quiet: bool,
     track: Sequence[str] = (),
+    include_images: bool = False,
 ) -> None:
     """Run one study and write its report; what `track` names hears of it, too."""
     study = read_study(path, overrides)
@@ -58,7 +59,8 @@ def run_study(
             at_once = workers or num_cores()
             listeners = [hear, *trackers]
             run(study, folder, files=files, resume=resume, listeners=listeners, workers=at_once)
-    show(folder, write_report(folder), as_json=as_json, quiet=quiet)
+    report = write_report(folder, include_images=include_images)
+    show(folder, report, as_json=as_json, quiet=quiet)
 
 
 def deal_out(

@@ -13,6 +13,7 @@ from grandrounds.events import Event, RunFinished
 from grandrounds.fairness import check_equal, terms
 from grandrounds.progress import Bars, stoppable, warn
 from grandrounds.report.html import write_report
+from grandrounds.report.publish import publish
 from grandrounds.results import show
 from grandrounds.site_file import read_site
 from grandrounds.study_file import read_table
@@ -32,6 +33,8 @@ def compare_arms(
     leave_one_out: bool = False,
     crosses: bool = False,
     track: Sequence[str] = (),
+    include_images: bool = False,
+    figures: bool = True,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -51,7 +54,9 @@ def compare_arms(
     for sentence in terms(studies):
         console.print(sentence, markup=False, highlight=False)
     _follow(comparison, console, track)
-    show(folder, write_report(folder), as_json=as_json, quiet=quiet)
+    report = write_report(folder, include_images=include_images)
+    publish(folder, figures=figures, include_images=include_images)
+    show(folder, report, as_json=as_json, quiet=quiet)
 
 
 def _follow(comparison: Comparison, console: Console, track: Sequence[str]) -> None:

@@ -47,11 +47,12 @@ def terms(studies: Mapping[Arm, Study]) -> list[str]:
 
 def _equal(study: Study) -> str:
     training, stop = study.training, study.stop
+    epochs = "1 local epoch" if training.epochs == 1 else f"{training.epochs} local epochs"
     momentum = f" with momentum {training.momentum:g}" if training.momentum else ""
     tested = "the round that validates best" if stop.test == "best" else "the last round"
     return (
-        f"equal for all arms: data, splits and seeds; {study.rounds} rounds of {training.epochs} "
-        f"local epochs in batches of {training.batch_size}; {training.optimizer}{momentum}, "
+        f"equal for all arms: data, splits and seeds; {study.rounds} rounds of {epochs} "
+        f"in batches of {training.batch_size}; {training.optimizer}{momentum}, "
         f"learning rate {training.learning_rate:g}, schedule {training.schedule}; tested: "
         f"the model of {tested}, on every test patient"
     )
@@ -65,11 +66,15 @@ def _own_terms(title: str, study: Study, differing: tuple[str, ...]) -> list[str
     if method.pooled:
         found.append(f"{title}: one model takes the steps of all sites together")
     if plan.private_epochs:
-        found.append(f"{title}: {plan.private_epochs} more epochs a round, of what stays alone")
+        found.append(f"{title}: {_more(plan.private_epochs)} in each round, of what stays alone")
     if plan.personal is not None:
         found.append(f"{title}: each site trains two models, so twice the steps")
     if study.training.fine_tune:
-        found.append(f"{title}: {study.training.fine_tune} more epochs at each site at the end")
+        found.append(f"{title}: {_more(study.training.fine_tune)} at each site in the end")
     if study.topology.kind in ("cyclic", "split"):
         found.append(f"{title}: one model takes all sites' steps of a round, one after the other")
     return found
+
+
+def _more(epochs: int) -> str:
+    return "1 more epoch" if epochs == 1 else f"{epochs} more epochs"

@@ -10,12 +10,14 @@ from rich.table import Table
 
 from grandrounds.report.arm import Arm
 from grandrounds.report.comparisons import Difference
+from grandrounds.report.crossing import crossings
 from grandrounds.report.discrimination import LEVEL, Discrimination
 from grandrounds.report.facts import Facts, read_facts
 from grandrounds.report.metrics import Metric
 from grandrounds.report.sentences import unfinished
 from grandrounds.report.statistics import Spread
 from grandrounds.report.summary import apart_by, summary, worst_site
+from grandrounds.report.unseen import LeftOut, left_out
 
 MOST_COLUMNS = 5  # more arms than these are rows
 
@@ -64,6 +66,8 @@ def _arm(facts: Facts, arm: Arm) -> dict[str, object]:
         },
         "statistics": _statistics(facts, arm),
         "auc": _aucs(arm),
+        "matrix": _matrix(facts, arm),
+        "unseen": {site: _left_out(each[0]) for site, each in left_out(facts, [arm]).items()},
     }
 
 
@@ -113,6 +117,17 @@ def _difference(found: Difference | None) -> dict[str, object] | None:
     if found is None:
         return None
     return {**asdict(found.paired), "p_holm": found.corrected, "clear": found.clear}
+
+
+def _matrix(facts: Facts, arm: Arm) -> dict[str, dict[str, float]]:
+    """Give the means of every site's model at every site, by the main metric."""
+    found = [crossing.means for crossing in crossings(facts) if crossing.arm is arm]
+    return {model: dict(row) for means in found for model, row in means.items()}
+
+
+def _left_out(found: LeftOut) -> dict[str, object]:
+    gain = asdict(found.gain) if found.gain else None
+    return {"mean": found.without, "took_part": found.took_part, "taking_part_brings": gain}
 
 
 def _aucs(arm: Arm) -> dict[str, dict[str, object]]:

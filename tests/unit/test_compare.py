@@ -76,12 +76,12 @@ def test_what_is_equal_and_what_is_not_is_said():
     labels = ["fedavg", "fedrep", "ditto", "central", "fedavg@cyclic"]
     said = terms({arm: arm.study(TINY, []) for arm in arms_of(labels)})
     assert said[0].startswith(
-        "equal for all arms: data, splits and seeds; 3 rounds of 1 local epochs in batches of 4; "
+        "equal for all arms: data, splits and seeds; 3 rounds of 1 local epoch in batches of 4; "
         "adam, learning rate 0.001, schedule constant-linear; tested: the model of the round that "
         "validates best"
     )
     assert said[1:] == [
-        "FedRep: 1 more epochs a round, of what stays alone",
+        "FedRep: 1 more epoch in each round, of what stays alone",
         "Ditto: each site trains two models, so twice the steps",
         "Centralised: one model takes the steps of all sites together",
         "FedAvg over cyclic: one model takes all sites' steps of a round, one after the other",

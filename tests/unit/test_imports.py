@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.report_folder import write_comparison
 
-HEAVY = ("torch", "monai", "scipy", "numpy", "pydantic", "nibabel")
+HEAVY = ("torch", "monai", "matplotlib", "scipy", "numpy", "pydantic", "nibabel")
 
 
 def loaded_by(statement: str) -> set[str]:

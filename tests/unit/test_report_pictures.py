@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from grandrounds.errors import BadFolder
+from grandrounds.cli import app
+from grandrounds.errors import BadFolder, BadStudy
 from grandrounds.report import write_report
 from grandrounds.report.facts import Facts, read_facts
 from grandrounds.report.pictures import Choice, choices, panel_rows, panels_of, rule
@@ -108,6 +110,45 @@ def test_missing_pictures_of_real_patients_are_explained(tmp_path: Path):
     facts = read_facts(folder)
     assert "images of patients stay at the hospital" in rule(facts, "alder", [])
     assert "images of patients stay at the hospital" in write_report(folder).read_text()
+
+
+def test_pictures_of_real_patients_are_shown_only_where_the_report_is_asked_for_them(
+    tmp_path: Path,
+):
+    folder = write_comparison(tmp_path / "c", [real(PFLSYNTH), real(FEDAVG)])
+    page = write_report(folder).read_text()
+    assert "<img" not in page
+    assert "lets its run keep some" in page
+    assert "--include-images" in page
+    assert write_report(folder, include_images=True).read_text().count("<img") == 4 * 2 * 6
+
+
+def test_of_a_mixed_study_the_simulated_hospitals_are_shown(tmp_path: Path):
+    folder = write_run(tmp_path / "run", PFLSYNTH)
+    journal = folder / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    at_birch = [n for n, line in enumerate(lines) if '"SiteReady"' in line and '"birch"' in line]
+    for number in at_birch:
+        lines[number] = lines[number].replace('"simulated": true', '"simulated": false')
+    journal.write_text("\n".join(lines) + "\n")
+    facts = read_facts(folder)
+    assert {choice.site for choice in choices(facts)} == {"alder", "cedar", "dogwood"}
+    assert len({choice.site for choice in choices(facts, include_images=True)}) == 4
+
+
+def test_the_command_passes_the_wish_for_images_on(tmp_path: Path):
+    folder = write_comparison(tmp_path / "c", [real(PFLSYNTH)])
+    assert CliRunner().invoke(app, ["report", str(folder), "--quiet"]).exit_code == 0
+    assert "<img" not in (folder / "report.html").read_text()
+    done = CliRunner().invoke(app, ["report", str(folder), "--quiet", "--include-images"])
+    assert done.exit_code == 0
+    assert "<img" in (folder / "report.html").read_text()
+
+
+def test_a_live_report_shows_no_images_of_real_patients(tmp_path: Path):
+    folder = write_comparison(tmp_path / "c", [real(PFLSYNTH)])
+    done = CliRunner().invoke(app, ["report", str(folder), "--serve", "--include-images"])
+    assert isinstance(done.exception, BadStudy)
 
 
 def test_pictures_that_nobody_scored_are_shown_without_a_claim(tmp_path: Path):

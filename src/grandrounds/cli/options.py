@@ -27,6 +27,11 @@ SitePaths = Annotated[
     typer.Option("--site", help="A site file (TOML) that says where a real site's data lies."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+IncludeImages = Annotated[
+    bool,
+    typer.Option("--include-images", help="Show images of real patients that sites allow, too."),
+]
+NoFigures = Annotated[bool, typer.Option("--no-figures", help="Write no figures/ for a paper.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Track = Annotated[
     list[str] | None,

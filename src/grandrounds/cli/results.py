@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from grandrounds.cli.options import AnyFolder, FinishedRun, Json, Quiet, SitePaths, app
+from grandrounds.cli.options import (
+    AnyFolder,
+    FinishedRun,
+    IncludeImages,
+    Json,
+    NoFigures,
+    Quiet,
+    SitePaths,
+    app,
+)
 from grandrounds.errors import BadStudy
 
 
@@ -22,10 +31,14 @@ def report(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Where --serve listens; 0: any free port.")
     ] = 0,
+    include_images: IncludeImages = False,
+    no_figures: NoFigures = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write report.html anew from a run folder, or show the report of a running study live."""
+    if serve and include_images:
+        raise BadStudy("--include-images is for the written report; leave it or --serve out")
     if serve:
         from grandrounds.report.serve import serve as serve_report
 
@@ -35,9 +48,11 @@ def report(
         raise BadStudy(f"--port {port} is for the live report; add --serve, or leave it out")
 
     from grandrounds.report.html import write_report
+    from grandrounds.report.publish import publish
     from grandrounds.results import show
 
-    path = write_report(folder)
+    path = write_report(folder, include_images=include_images)
+    publish(folder, figures=not no_figures, include_images=include_images)
     show(folder, path, as_json=json, quiet=quiet)
 
 

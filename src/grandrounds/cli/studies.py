@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from grandrounds.cli.options import Json, Out, Quiet, Set, SitePaths, StudyPath, Track, Workers, app
+from grandrounds.cli.options import (
+    IncludeImages,
+    Json,
+    NoFigures,
+    Out,
+    Quiet,
+    Set,
+    SitePaths,
+    StudyPath,
+    Track,
+    Workers,
+    app,
+)
 
 
 @app.command()
@@ -52,6 +64,7 @@ def run(
     set: Set = None,
     site: SitePaths = None,
     track: Track = None,
+    include_images: IncludeImages = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -66,6 +79,7 @@ def run(
         sites=site or [],
         workers=workers,
         track=track or [],
+        include_images=include_images,
         resume=resume,
         as_json=json,
         quiet=quiet,
@@ -116,6 +130,8 @@ def compare(
         bool, typer.Option("--unequal", help="Allow arms that differ in budget, data or rounds.")
     ] = False,
     track: Track = None,
+    include_images: IncludeImages = False,
+    no_figures: NoFigures = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -134,6 +150,8 @@ def compare(
         leave_one_out=leave_one_out,
         crosses=matrix,
         track=track or [],
+        include_images=include_images,
+        figures=not no_figures,
         as_json=json,
         quiet=quiet,
     )

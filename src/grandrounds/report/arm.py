@@ -6,7 +6,7 @@ patients for all seeds, so there a patient's scores are averaged over the seeds.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
@@ -16,7 +16,7 @@ from grandrounds.events import RunStarted, SiteReady
 from grandrounds.report.discrimination import Discrimination, merged
 from grandrounds.report.folder import ArmEntry, ArmFolder, StudyFile
 from grandrounds.report.metrics import METRICS
-from grandrounds.report.run import Run, run_of
+from grandrounds.report.run import Cell, Run, Scores, run_of
 from grandrounds.report.statistics import Spread, interval, spread
 from grandrounds.report.work import Work
 
@@ -95,26 +95,23 @@ class Arm:
 
     def scored_tasks(self, site: str, metric: str) -> tuple[str, ...]:
         """List the tasks of a site that have test scores."""
-        cells = dict.fromkeys(cell for run in self.runs for cell in run.scores)
-        return tuple(task for at, task, key in cells if (at, key) == (site, metric))
+        each = [tasks_of(run.scores, site, metric) for run in self.runs]
+        return tuple(dict.fromkeys(task for tasks in each for task in tasks))
 
     def units(self, site: str, metric: str, *, task: str, seeds: Seeds = None) -> Units:
         """Give one value for each patient of one site and task."""
-        found: dict[Unit, list[float]] = defaultdict(list)
-        simulated = site in self.ready and self.ready[site].simulated
-        for run in self.scored_runs:
-            if seeds is None or run.seed in seeds:
-                for patient, value in run.scores.get((site, task, metric), {}).items():
-                    found[run.seed if simulated else None, patient].append(value)
-        return _means(found)
+        runs = [run for run in self.scored_runs if seeds is None or run.seed in seeds]
+        scores = {run.seed: run.scores for run in runs}
+        return units_of(scores, (site, task, metric), simulated=self.simulates(site))
+
+    def simulates(self, site: str) -> bool:
+        """Tell whether a site's patients are simulated, so that another seed has others."""
+        return self.ready[site].simulated if site in self.ready else site in self.study.simulated
 
     def site_units(self, site: str, metric: str, *, seeds: Seeds = None) -> Units:
         """Average each patient of a site over the tasks."""
-        found: dict[Unit, list[float]] = defaultdict(list)
-        for task in self.scored_tasks(site, metric):
-            for unit, value in self.units(site, metric, task=task, seeds=seeds).items():
-                found[unit].append(value)
-        return _means(found)
+        tasks = self.scored_tasks(site, metric)
+        return over_tasks([self.units(site, metric, task=task, seeds=seeds) for task in tasks])
 
     def spread(self, site: str, task: str, metric: str) -> Spread | None:
         """Describe the patients of one site and task; nothing where unscored."""
@@ -173,6 +170,29 @@ class Arm:
 def arm_of(folder: ArmFolder) -> Arm:
     """Compute the facts of one arm. Raises `BadFolder` where a score is of no known site."""
     return Arm(folder.entry, tuple(run_of(run) for run in folder.runs), folder.waiting)
+
+
+def tasks_of(scores: Scores, site: str, metric: str) -> tuple[str, ...]:
+    """List the tasks of a site that have scores."""
+    return tuple(task for at, task, key in scores if (at, key) == (site, metric))
+
+
+def units_of(scores: Mapping[int, Scores], cell: Cell, *, simulated: bool) -> Units:
+    """Give one value for each patient of one site and task, from the scores of each seed."""
+    found: dict[Unit, list[float]] = defaultdict(list)
+    for seed, each in scores.items():
+        for patient, value in each.get(cell, {}).items():
+            found[seed if simulated else None, patient].append(value)
+    return _means(found)
+
+
+def over_tasks(tasks: Iterable[Units]) -> Units:
+    """Average each patient over the tasks."""
+    found: dict[Unit, list[float]] = defaultdict(list)
+    for units in tasks:
+        for unit, value in units.items():
+            found[unit].append(value)
+    return _means(found)
 
 
 def _means(found: Mapping[Unit, list[float]]) -> Units:

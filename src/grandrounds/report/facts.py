@@ -69,7 +69,8 @@ class Facts:
     @property
     def simulated(self) -> tuple[str, ...]:
         """List the sites whose data are simulated."""
-        return tuple(site for site, event in self.ready.items() if event.simulated)
+        ready = self.ready
+        return tuple(site for site in self.sites if site in ready and ready[site].simulated)
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:

@@ -3,8 +3,8 @@
 import csv
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grandrounds.errors import BadFolder
@@ -19,7 +19,8 @@ COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", 
 class StudyFile:
     """The resolved study: its text, and the few choices that a report speaks of.
 
-    `sites` are those that train; what holdout sites score stands in a table of its own.
+    `sites` are those that train, `held_out` those that are tested only; of both, `simulated` are
+    those without real patients.
     """
 
     text: str
@@ -27,6 +28,8 @@ class StudyFile:
     task: str
     sites: tuple[str, ...]
     variables: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    simulated: tuple[str, ...] = ()
 
     def is_variable(self, task: str) -> bool:
         """Tell whether a task's target is a variable of the patient, not drawn in the image."""
@@ -57,13 +60,21 @@ class ArmEntry:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Everything that a report reads of one run."""
+    """Everything that a report reads of one run.
+
+    `unseen` are scores at sites that its model, or one trained for this purpose, was trained
+    without; `crossed` maps whose model it is to its scores at every site.
+    """
 
     study: StudyFile
     started: RunStarted
     events: tuple[Stamped, ...]
     cases: tuple[CaseRow, ...]
     panels: tuple[KeptPanel, ...]
+    unseen: tuple[CaseRow, ...] = ()
+    crossed: Mapping[str, tuple[CaseRow, ...]] = field(
+        default_factory=dict[str, tuple[CaseRow, ...]]
+    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,24 @@ def _arm(folder: Path, entry: ArmEntry, seeds: Iterable[int]) -> ArmFolder:
     folders = {seed: folder / f"seed-{seed}" for seed in seeds}
     begun = [path for path in folders.values() if (path / "journal.jsonl").exists()]
     waiting = tuple(seed for seed, path in folders.items() if path not in begun)
-    return ArmFolder(entry, tuple(_read_run(path) for path in begun), waiting)
+    return ArmFolder(entry, tuple(_with_left_out(path) for path in begun), waiting)
+
+
+def _with_left_out(folder: Path) -> RunFolder:
+    """Add what the arm's models score with this seed at the sites that they were trained without.
+
+    These are DIR/without/SITE/arms/ARM/seed-S of the comparison DIR.
+    """
+    run, comparison = _read_run(folder), folder.parents[2]
+    found = [
+        row
+        for site in run.study.sites
+        for row in _cases(
+            comparison / "without" / site / folder.relative_to(comparison) / "unseen.csv"
+        )
+        if row.site == site  # other sites of that table never train: the run has them itself
+    ]
+    return replace(run, unseen=(*run.unseen, *found))
 
 
 def _plan(path: Path) -> Plan:
@@ -152,6 +180,8 @@ def _read_run(folder: Path) -> RunFolder:
         events=events,
         cases=tuple(_cases(folder / "scores.csv")),
         panels=tuple(panel for site in study.sites for panel in kept_panels(folder, site)),
+        unseen=tuple(_cases(folder / "unseen.csv")),
+        crossed=_crossed(folder / "matrix.csv"),
     )
 
 
@@ -159,11 +189,13 @@ def _study(path: Path) -> StudyFile:
     try:
         text = path.read_text()
         table = tomllib.loads(text)
-        held = table.get("holdout_sites", ())
-        names = tuple(str(site["name"]) for site in table["site"] if site["name"] not in held)
+        held = tuple(str(name) for name in table.get("holdout_sites", ()))
+        data = {str(site["name"]): site.get("data") for site in table["site"]}
+        names = tuple(name for name in data if name not in held)
+        simulated = tuple(name for name, kind in data.items() if kind == "simulated")
         method, task = str(table["method"]["kind"]), str(table["task"]["kind"])
         variables = tuple(table.get("elements", {}).get("variables", ()))
-        return StudyFile(text, method, task, names, variables)
+        return StudyFile(text, method, task, names, variables, held, simulated)
     except FileNotFoundError:
         raise BadFolder(
             f"{path.parent}: no study.toml and no arms.toml; this is neither a run nor a comparison"
@@ -178,14 +210,26 @@ def _study(path: Path) -> StudyFile:
 
 
 def _cases(path: Path) -> list[CaseRow]:
-    if not path.exists():  # the run has not come to its test yet
+    return [case for _, case in _table(path, COLUMNS)]
+
+
+def _crossed(path: Path) -> dict[str, tuple[CaseRow, ...]]:
+    """Read whose model scored what."""
+    found: dict[str, list[CaseRow]] = {}
+    for row, case in _table(path, ("model", *COLUMNS)):
+        found.setdefault(row["model"], []).append(case)
+    return {model: tuple(cases) for model, cases in found.items()}
+
+
+def _table(path: Path, columns: Sequence[str]) -> list[tuple[Mapping[str, str], CaseRow]]:
+    if not path.exists():  # the run has not come to its test yet, or makes no such table
         return []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
-            raise BadFolder(f"{path}: no column {', '.join(missing)}; expected {','.join(COLUMNS)}")
-        return [_case(row, f"{path}: line {reader.line_num}") for row in reader]
+            raise BadFolder(f"{path}: no column {', '.join(missing)}; expected {','.join(columns)}")
+        return [(row, _case(row, f"{path}: line {reader.line_num}")) for row in reader]
 
 
 def _case(row: Mapping[str, str], place: str) -> CaseRow:

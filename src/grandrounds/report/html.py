@@ -7,7 +7,17 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.errors import DiskFailed
-from grandrounds.report import charts, figures, sentences, summary, tables, verdicts, words
+from grandrounds.report import (
+    charts,
+    crossing,
+    figures,
+    sentences,
+    summary,
+    tables,
+    unseen,
+    verdicts,
+    words,
+)
 from grandrounds.report.discrimination import LEVEL, MEANING
 from grandrounds.report.facts import MANY, Facts, read_facts
 from grandrounds.report.pictures import PanelRow, choices, panel_rows, panels_of, rule
@@ -26,12 +36,13 @@ class Block:
     note: str
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, include_images: bool = False) -> Path:
     """Write `report.html` into a run or comparison folder, whole or not at all, and give its path.
 
-    Raises `BadFolder` or `DiskFailed`.
+    `include_images` shows the pictures that real sites kept, too. Raises `BadFolder` and
+    `DiskFailed`.
     """
-    page = render(read_facts(folder))
+    page = render(read_facts(folder), include_images=include_images)
     path, partial = folder / "report.html", folder / "report.html.partial"
     try:
         partial.write_text(page, encoding="utf-8")
@@ -41,7 +52,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(facts: Facts) -> str:
+def render(facts: Facts, *, include_images: bool = False) -> str:
     """Make the page of these facts. Raises `BadFolder` where a picture cannot be read."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "page"),
@@ -50,7 +61,7 @@ def render(facts: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    metric, chosen = facts.main_metric, choices(facts)
+    metric, chosen = facts.main_metric, choices(facts, include_images=include_images)
     limit = figures.error_limit(panels_of(chosen))
     return environment.get_template("page.html.j2").render(
         facts=facts,
@@ -79,6 +90,11 @@ def render(facts: Facts) -> str:
         standings=tables.standings(facts, metric) if metric else [],
         overview=tables.overview(facts, metric) if metric else [],
         costs=tables.costs(facts),
+        travel=crossing,
+        crossings=crossing.crossings(facts),
+        away=unseen,
+        left_out=unseen.left_out(facts, facts.notable),
+        folded_left_out=unseen.left_out(facts, facts.others),
         blocks=blocks(facts, panel_rows(facts, chosen, limit)),
     )
 

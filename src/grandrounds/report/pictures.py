@@ -46,8 +46,11 @@ class PanelRow:
     folded: tuple[Shown, ...]  # without error maps
 
 
-def choices(facts: Facts) -> list[Choice]:
-    """Choose the patients of every site and task, and read their pictures. Raises `BadFolder`."""
+def choices(facts: Facts, *, include_images: bool = False) -> list[Choice]:
+    """Choose the patients of every site and task, and read their pictures. Raises `BadFolder`.
+
+    Pictures of real patients are left out unless `include_images` asks for them.
+    """
     judge = _judge(facts)
     if judge is None:
         return []
@@ -55,6 +58,7 @@ def choices(facts: Facts) -> list[Choice]:
     return [
         Choice(role, site, task, tuple(_panels(facts, run.seed, site, task=task, patient=patient)))
         for site in facts.sites
+        if include_images or site in facts.simulated
         for task in facts.tasks(site)
         for role, patient in _chosen(run, site, task=task, metric=facts.main_metric).items()
     ]

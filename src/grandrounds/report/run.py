@@ -34,13 +34,18 @@ from grandrounds.report.work import Absence, Work, absences_of, work_of
 Curve: TypeAlias = tuple[tuple[int, float], ...]  # (round, score)
 Patients: TypeAlias = Mapping[str, float]  # patient -> mean over that patient's slices
 Cell: TypeAlias = tuple[str, str, str]  # (site, task, metric)
+Scores: TypeAlias = Mapping[Cell, Patients]
 Ending: TypeAlias = StoppedEarly | Interrupted | Failed | RunFinished
 Kind = TypeVar("Kind", bound=Event)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an arm, with one seed."""
+    """One run of an arm, with one seed.
+
+    `unseen` are scores at sites that the model was trained without; `crossed` maps whose model it
+    is to its scores at every site.
+    """
 
     study: StudyFile
     started: RunStarted
@@ -56,10 +61,12 @@ class Run:
     absences: tuple[Absence, ...]
     cycles: tuple[Cycle, ...]
     tuned: tuple[SiteTuned, ...]
-    scores: Mapping[Cell, Patients]
+    scores: Scores
     discrimination: Mapping[tuple[str, str], Discrimination]  # by (site, task)
     scored_rounds: tuple[int, ...]
     panels: tuple[KeptPanel, ...]
+    unseen: Scores
+    crossed: Mapping[str, Scores]
 
     @property
     def seed(self) -> int:
@@ -103,6 +110,7 @@ def run_of(folder: RunFolder) -> Run:
     """Compute the facts of one run. Raises `BadFolder` where a score is of no known site."""
     events = [event for _, event in folder.events]
     rounds = {event.round: event for event in _of(events, RoundFinished)}
+    everyone = (*folder.study.sites, *folder.study.held_out)
     return Run(
         study=folder.study,
         started=folder.started,
@@ -118,10 +126,15 @@ def run_of(folder: RunFolder) -> Run:
         absences=absences_of(events),
         cycles=cycles_of(_of(events, SiteMonitored), [number for number in rounds if number]),
         tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
-        scores=_patient_means(folder.cases, folder.study),
+        scores=_patient_means(folder.cases, folder.study.sites, "scores.csv"),
         discrimination=discriminations(folder.cases, folder.study),
         scored_rounds=tuple(sorted({case.round for case in folder.cases})),
         panels=folder.panels,
+        unseen=_patient_means(folder.unseen, everyone, "unseen.csv"),
+        crossed={
+            model: _patient_means(cases, everyone, "matrix.csv")
+            for model, cases in folder.crossed.items()
+        },
     )
 
 
@@ -150,13 +163,15 @@ def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
     return {site: tuple(sorted(found.items())) for site, found in points.items()}
 
 
-def _patient_means(cases: Iterable[CaseRow], study: StudyFile) -> dict[Cell, Patients]:
+def _patient_means(
+    cases: Iterable[CaseRow], sites: Sequence[str], table: str
+) -> dict[Cell, Patients]:
     values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in cases:
-        if not is_known(case.metric) or case.site not in study.sites:
+        if not is_known(case.metric) or case.site not in sites:
             raise BadFolder(
-                f"scores.csv: metric '{case.metric}' at site '{case.site}' is unknown; "
-                f"metrics: {', '.join(METRICS)}; sites of the study: {', '.join(study.sites)}"
+                f"{table}: metric '{case.metric}' at site '{case.site}' is unknown; "
+                f"metrics: {', '.join(METRICS)}; sites of the study: {', '.join(sites)}"
             )
         values[case.site, case.task, case.metric][case.patient].append(case.value)
     return {cell: {p: fmean(v) for p, v in found.items()} for cell, found in values.items()}

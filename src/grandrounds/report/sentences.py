@@ -75,7 +75,7 @@ def simulated(facts: Facts) -> str:
     names = [shown(site) for site in facts.simulated]
     if not names:
         return ""
-    who = f"All {len(names)} hospitals" if len(names) == len(facts.ready) > 1 else listed(names)
+    who = f"All {len(names)} hospitals" if len(names) == len(facts.sites) > 1 else listed(names)
     verb = "is" if len(names) == 1 else "are"
     return (
         f"{who} {verb} simulated: the images were computed, no patient was scanned. Scores on "
@@ -185,4 +185,13 @@ def no_pictures(facts: Facts, site: str) -> str:
     """Say why there are no pictures."""
     if site in facts.simulated:
         return "No pictures were kept when this site was tested."
-    return "No pictures: images of patients stay at the hospital unless it includes them."
+    if any(panel.site == site for arm in facts.arms for run in arm.runs for panel in run.panels):
+        return (
+            "No pictures: this hospital lets its run keep some, but a report shows images of "
+            "patients only where it is asked to. To see them here, write it with --include-images."
+        )
+    return (
+        "No pictures: images of patients stay at the hospital. To see some here, set "
+        "include_images = true in its site file before the run, and write the report with "
+        "--include-images."
+    )
