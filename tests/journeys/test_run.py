@@ -95,7 +95,7 @@ def test_the_tables_have_the_columns_of_the_contract(finished: tuple[Path, Done]
     folder, _ = finished
     scores, rounds = rows(folder / "scores.csv"), rows(folder / "rounds.csv")
     assert ",".join(scores[0]) == "arm,seed,site,patient,case,task,metric,value,round"
-    assert len(scores) == 4 * 2 * 2 * 4 * 3  # sites, tasks, patients, slices, metrics
+    assert len(scores) == 4 * 2 * 2 * 4 * 4  # sites, tasks, patients, slices, metrics
     assert {row["site"] for row in scores} == set(NAMES)
     assert ",".join(rounds[0]).startswith("round,site,took_part,seconds,bytes_up,bytes_down,loss:")
     assert [(row["round"], row["site"]) for row in rounds] == [

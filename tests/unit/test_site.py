@@ -240,7 +240,7 @@ def test_scores_leave_a_site_only_where_cases_are_asked_for(tmp_path: Path):
     reply = alder.answer(Evaluate(round=1, since=1, split="validation", weights=start))
     assert reply.scores == ()
     assert reply.weights == {}
-    assert set(reply.metrics) == {"psnr", "ssim", "nrmse"}
+    assert set(reply.metrics) == {"psnr", "ssim", "nrmse", "gabor"}
     assert not (tmp_path / "sites/alder/panels.npz").exists()
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from grandrounds.bench import Bench
+from grandrounds.data.case import SPLITS, Cohort
 from grandrounds.data.elements import Elements
+from grandrounds.errors import BadSite
 from grandrounds.tasks import Synthesis
 from grandrounds.tasks.coding import Pair
 from grandrounds.tasks.synthesis_task import SynthesisTask
 from grandrounds.tasks.task import Batch
-from grandrounds.tasks.translation import Translator
+from grandrounds.tasks.translation import Translator, unit
 from grandrounds.weights import digest, select
 from tests.federation import assert_trained, built, model_of, played, synthesis_of, tiny
 
@@ -293,3 +296,29 @@ def test_a_parity_study_builds_and_trains_a_round(tmp_path: Path):
     [outcome] = played(federation, 1)
     for site, weights in zip(federation.sites.sites, first, strict=True):
         assert_trained(weights, model_of(site, outcome.state))
+
+
+def test_the_brain_is_scored_by_itself_where_the_study_asks_for_it(tmp_path: Path):
+    federation = built(tiny("task.masked=brain", sites=1), tmp_path)
+    [site] = federation.sites.sites
+    examples = site.task.evaluation_examples(site.cohorts, "test")
+    batch = examples.batch([0], None)
+    found = site.task.score(unit(batch["source"]), batch)
+    assert {"psnr_brain", "ssim_brain", "nrmse_brain"} < set(found)
+    inside = batch["mask"]
+    assert 0 < inside.float().mean() < 1
+    outside = torch.where(inside, unit(batch["source"]), torch.rand_like(batch["source"]))
+    again = site.task.score(outside, batch)
+    assert torch.equal(again["psnr_brain"], found["psnr_brain"])
+    assert not torch.equal(again["psnr"], found["psnr"])
+
+
+def test_a_site_without_the_mask_is_refused_before_anything_trains(tmp_path: Path):
+    federation = built(tiny("task.masked=brain", sites=1), tmp_path)
+    [site] = federation.sites.sites
+    bare = [
+        Cohort(c.site, {s: tuple(replace(x, masks={}) for x in c.splits[s]) for s in SPLITS})
+        for c in site.cohorts
+    ]
+    with pytest.raises(BadSite, match="site 'alder': 5 of its sessions have no brain mask"):
+        site.task.training_examples(bare)

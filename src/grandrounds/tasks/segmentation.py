@@ -28,11 +28,18 @@ from grandrounds.tasks.checks import check_shares, check_size, require
 from grandrounds.tasks.delineation import Channels, Delineation, check_label
 from grandrounds.tasks.overlap import cross_entropy, dice_loss
 from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
-from grandrounds.tasks.volumes import Parts, Volume, Volumes, as_slices, volumes_of
+from grandrounds.tasks.volumes import (
+    THRESHOLD,
+    Parts,
+    Volume,
+    Volumes,
+    as_slices,
+    greys,
+    volumes_of,
+)
 from grandrounds.weights import Filter, Weights, among, starting_with
 
 PART = "network"
-THRESHOLD = 0.5
 AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 
 
@@ -212,8 +219,8 @@ class SegmentationTask:
         used = source.flatten(2).any(2).any(0)
         images = {
             "source": source[middle, used][0],
-            "target": _greys(target[middle, asked]),
-            "prediction": _greys(as_slices(prediction)[middle, asked]),
+            "target": greys(target[middle, asked]),
+            "prediction": greys(as_slices(prediction)[middle, asked]),
         }
         return {name: image.cpu().numpy() for name, image in images.items()}
 
@@ -258,10 +265,3 @@ class SegmentationTask:
 
 def _only(name: str, scores: Sequence[CaseScore]) -> list[CaseScore]:
     return [replace(s, values={name: s.values[name]}) for s in scores if name in s.values]
-
-
-def _greys(structures_SHW: Tensor) -> Tensor:
-    """Paint structures into one image, (H, W): the last one that has a pixel gives its grey."""
-    count = len(structures_SHW)
-    greys = torch.arange(1, count + 1, device=structures_SHW.device).view(-1, 1, 1) / count
-    return ((structures_SHW >= THRESHOLD) * greys).amax(0)

@@ -193,8 +193,7 @@ class SynthesisTask:
     def inputs(self, batch: Batch) -> Weights:
         """Give source and code; the plain generator reads no code."""
         reads = self.options.generator in ("personalised", CODED)
-        names = ("source", "code") if reads else ("source",)
-        return {name: batch[name] for name in names}
+        return {name: batch[name] for name in ("source", "code")[: 1 + reads]}
 
     def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
         """Run stages of the generator."""

@@ -14,6 +14,8 @@ from grandrounds.tasks.delineation import Channels, Delineation
 from grandrounds.tasks.slices import pseudonyms_of, visits_of
 from grandrounds.tasks.task import Batch, Case
 
+THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -163,3 +165,10 @@ def volumes_of(
         who = (cohort.site, pseudonyms[session.patient], visits[session.label])
         found += [Volume(*who, session, choice) for choice in choices]
     return tuple(found)
+
+
+def greys(structures_SHW: Tensor) -> Tensor:
+    """Paint structures into one image, (H, W): the last one that has a pixel gives its grey."""
+    count = len(structures_SHW)
+    greys = torch.arange(1, count + 1, device=structures_SHW.device).view(-1, 1, 1) / count
+    return ((structures_SHW >= THRESHOLD) * greys).amax(0)
