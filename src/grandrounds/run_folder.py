@@ -1,7 +1,6 @@
 """The folder of a run: claimed for one study and one process at a time."""
 
 import fcntl
-import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from grandrounds.checkpoints import Rounds
 from grandrounds.errors import BadFolder
 from grandrounds.study import Study
-from grandrounds.study_file import changed_keys, to_toml
+from grandrounds.study_file import changed_keys, read_study, to_table, to_toml
 from grandrounds.weights import write_atomically
 
 
@@ -50,9 +49,12 @@ def _settle(folder: Path, study: Study, *, resume: bool) -> None:
 
 
 def check_unchanged(folder: Path, study: Study) -> None:
-    """Refuse to go on with another study than the folder's; `BadFolder` names what changed."""
-    old = tomllib.loads((folder / "study.toml").read_text("utf-8"))
-    changed = changed_keys(old, tomllib.loads(to_toml(study)))
+    """Refuse to go on with another study than the folder's; `BadFolder` names what changed.
+
+    A key that did not exist yet when the run began has its default, which changes nothing.
+    """
+    old = read_study(folder / "study.toml")
+    changed = changed_keys(to_table(old), to_table(study))
     if changed:
         raise BadFolder(
             f"{folder}: its run began with another study; changed: {', '.join(changed)}. "
