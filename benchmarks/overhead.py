@@ -22,7 +22,8 @@ from statistics import median
 
 import torch
 
-from grandrounds.build import Unheard, build_bench, build_federation, build_task
+from grandrounds.blueprint import build_bench, build_task
+from grandrounds.build import Unheard, build_federation
 from grandrounds.checkpoints import save_state
 from grandrounds.data.simulate import Patients
 from grandrounds.machine import machine_for, peak_memory, repeatable

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from grandrounds.build import accounted, build_task
+from grandrounds.blueprint import accounted, build_task
 from grandrounds.errors import BadStudy
 from grandrounds.events import PolicySet, TopologySet
 from grandrounds.machine import physical_memory

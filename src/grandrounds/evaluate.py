@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from grandrounds.bench import Bench
-from grandrounds.build import build_bench
+from grandrounds.blueprint import build_bench
 from grandrounds.data.case import Cohort
 from grandrounds.errors import BadSite
 from grandrounds.evaluation import scored

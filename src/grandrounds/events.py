@@ -101,6 +101,7 @@ class SiteTrained:
     bytes_up: int
     bytes_down: int
     losses: Mapping[str, float] = field(default_factory=dict[str, float])
+    score: float | None = None  # how the site's own model validates, where the method asks for it
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ HINTS = {
     "OutOfMemoryError": "Lower training.batch_size or the size of the network.",
     "DiskFailed": "The rounds before this one are safe.",
     "WorkerDied": "If memory ran out, give fewer --workers; the rounds before this one are safe.",
+    "SiteSilent": "Look at the site's machine and network; then resume the run.",
+    "BadLetter": "Something on the way between the sites changes what is sent.",
     "BadUpdate": "All sites must run the same version and study.",
     "TimeoutError": "Give slow sites more time (topology.patience), or ask what holds this one up.",
 }

@@ -63,6 +63,7 @@ def _trained(request: Train | Backward, reply: Reply) -> Event | None:
         bytes_up=reply.sent,
         bytes_down=reply.received or num_bytes(request.weights),
         losses=reply.metrics,
+        score=reply.score,
     )
 
 

@@ -7,6 +7,7 @@ from grandrounds.checkpoints import Rounds, State, load_state, save_state
 from grandrounds.weights import OPTIMIZER, Weights, below, read, select, write
 
 PERSONAL = "personal/"
+MEMORY = "memory/"  # before the names of what the task remembers of its training
 
 
 @dataclass(frozen=True)

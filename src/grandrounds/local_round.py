@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grandrounds.desk import Desk
-from grandrounds.kept import PERSONAL, model_of, personal_of
+from grandrounds.kept import MEMORY, PERSONAL, model_of, personal_of
 from grandrounds.messages import Train
 from grandrounds.methods.combine import CONTROL, UPLOAD
 from grandrounds.nudges import Contrast, Control, Nudge, Pull
@@ -34,19 +34,23 @@ class LocalRound:
         desk.sit_down(private | came)
         control = Control(desk.travels, below(CONTROL, private), below(CONTROL, came))
         others = _uploads(private | came)
-        trained = self._follow(came, control, others)
+        lesson = self.lesson()
+        task = lesson.task.recalling(below(MEMORY, private))
+        trained = self._follow(replace(lesson, task=task), came, control, others)
         controls = named(CONTROL, control.learned())
         shared = desk.shared(with_moments=plan.carries) | controls
-        stays = desk.private() | controls
+        stays = desk.private() | controls | named(MEMORY, task.memory)
         if plan.contrast and plan.negatives == "own":
             stays |= named(UPLOAD, shared)
         if plan.personal is not None:
             stays |= named(PERSONAL, self._personal(plan.personal, private, came))
         return trained, shared, stays
 
-    def _follow(self, came: Weights, control: Control, others: Sequence[Weights]) -> Trained:
+    def _follow(
+        self, lesson: Lesson, came: Weights, control: Control, others: Sequence[Weights]
+    ) -> Trained:
         """Train the shared model as the plan says."""
-        desk, plan, lesson = self.desk, self.request.plan, self.lesson()
+        desk, plan = self.desk, self.request.plan
         nudges = list[Nudge]()
         if plan.prox:
             nudges.append(Pull(plan.prox, model_of(came)))

@@ -21,7 +21,9 @@ class LocalPlan:
     (FedProx). `private_epochs` train what stays, before `epochs` train what is shared (FedRep).
     `controls` corrects the drift of each gradient (SCAFFOLD). `personal` trains a model of the
     site's own beside the shared one, pulled towards it with that strength (Ditto). `carries` sends
-    the optimiser's state along with the weights that it belongs to.
+    the optimiser's state along with the weights that it belongs to. `contrast` pushes off what was
+    sent last: by all sites, or by the site itself, as `negatives` says (FedMRI). `validates` scores
+    what was trained on the site's validation cases.
     """
 
     epochs: int = 1
@@ -33,6 +35,7 @@ class LocalPlan:
     carries: bool = False
     contrast: float = 0.0
     negatives: str = "all"
+    validates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,8 @@ class Reply:
     `examples` is n_k, the site's training examples, in every reply; `cases` counts what was scored;
     `digest` fingerprints the site's private state, which itself stays; `shared` the model that a
     leader merged of as many updates as `merged` says; `sent` and `received` count the bytes of
-    tensors that travelled between sites or to the coordinator.
+    tensors that travelled between sites or to the coordinator. `score` is how the model that the
+    site just trained validates, where the plan asks for it and the site has cases to do so.
     """
 
     site: str
@@ -189,6 +193,7 @@ class Reply:
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+    score: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     scores: tuple[CaseScore, ...] = ()
     rounds: tuple[int, ...] = ()

@@ -51,7 +51,7 @@ def open_sites(
     Raises `BadSite` or `BadImage` where one cannot deliver the common data elements: a run starts
     only when all can.
     """
-    by_name = matched(study, files)
+    by_name = matched(study, files, only)
     specs = [spec for spec in study.site if only is None or spec.name in only]
     return {spec.name: _open(study, spec, by_name.get(spec.name)) for spec in specs}
 

@@ -39,6 +39,11 @@ def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -
             f"aggregation would do nothing: method '{method.title}' averages nothing. "
             "Remove [aggregation], or choose a method that shares."
         )
+    if aggregation != plain and method.combine.best:
+        yield (
+            'aggregation would do nothing with method.broadcast = "best": one site\'s update is '
+            'taken as it is. Remove [aggregation], or set method.broadcast = "mean".'
+        )
     if kind != "mean" and shares != "cases":
         yield (
             f'aggregation.shares = "{shares}" would do nothing: with kind = "{kind}" '
@@ -82,6 +87,11 @@ def _cyclic_problems(kind: str, method: Method, aggregation: Aggregation) -> Pro
         yield (
             f'method "{kind}" makes no sense over topology "cyclic": its term compares what sites '
             "sent side by side, and here one model goes from site to site"
+        )
+    elif method.combine.best:
+        yield (
+            f'method "{kind}" with broadcast = "best" makes no sense over topology "cyclic": there '
+            "is one model, and none to choose among"
         )
     elif method.combine.step.kind != "replace" or method.combine.step.rate != 1:
         yield (

@@ -64,11 +64,11 @@ def run(
         teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
         built = build_federation(study, opened, folder, machine, teller)
         with spread_out(built, study, files, folder, teller, processes=processes) as federation:
-            return _followed(Course(study, folder, federation, machine, teller, resume))
+            return followed(Course(study, folder, federation, machine, teller, resume))
 
 
-def _followed(course: "Course") -> State:
-    """Follow a run's course; whatever comes, it is told, and the tables are written."""
+def followed(course: "Course") -> State:
+    """Follow a course to its last state; whatever comes, it is told, and tables are written."""
     try:
         return course.follow()
     except RunFailed as error:

@@ -1,20 +1,20 @@
 """Everything that one hospital does. An engine only decides how a request reaches `Site.answer`."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeAlias, assert_never, cast
+from typing import TypeAlias, assert_never
 
 import torch
 
 from grandrounds.bench import Bench
 from grandrounds.data.case import Cohort, Split
 from grandrounds.desk import Desk
-from grandrounds.evaluation import Panel, panels, predicted, save_panels, scored
 from grandrounds.events import SiteReady
+from grandrounds.exam import Exam
 from grandrounds.failures import whole
 from grandrounds.kept import Kept
 from grandrounds.local_round import LocalRound
@@ -22,7 +22,6 @@ from grandrounds.mailbox import Mailbox
 from grandrounds.messages import (
     Adopt,
     Backward,
-    CaseScore,
     Describe,
     Evaluate,
     Finish,
@@ -38,7 +37,7 @@ from grandrounds.methods.method import Method
 from grandrounds.peers import Peers
 from grandrounds.seeds import seed_for
 from grandrounds.split_site import SitePart
-from grandrounds.tasks.task import Examples, Picture, Task
+from grandrounds.tasks.task import Examples, Task
 from grandrounds.training import Lesson, Training, own_randomness, train
 from grandrounds.turns import Exchange, Turns
 from grandrounds.weights import Filter, Weights, digest, num_bytes
@@ -127,7 +126,7 @@ class Site:
             case Tune():
                 return self._tune(request)
             case Evaluate():
-                return self._evaluate(request)
+                return self._exam.take(request)
             case Finish():
                 return self._finish(request)
             case _:
@@ -178,6 +177,7 @@ class Site:
             site=self.name,
             round=request.round,
             steps=trained.steps,
+            score=self._exam.trained() if request.plan.validates else None,
             metrics=trained.losses,
             weights=shared,
         )
@@ -207,42 +207,21 @@ class Site:
             site=self.name, round=request.round, steps=steps, metrics=metrics, digest=digest(tuned)
         )
 
-    def _evaluate(self, request: Evaluate) -> Reply:
-        if self.part:
-            turn = self.part.scored()
-            picture = turn.pictures.__getitem__
-            return turn.tally.signed(self._judged(request, turn.examples, turn.scores, picture))
-        desk, examples = self._desk, self._cases(cast(Split, request.split))
-        self.bench.load(desk.kept.tuned() if request.tuned else desk.own_model(request))
-        scores = scored(self.bench, self.task, examples)
-        picture = partial(predicted, self.bench, self.task, examples)
-        return self._judged(request, examples, scores, picture)
-
-    def _judged(
-        self,
-        request: Evaluate,
-        examples: Examples,
-        scores: Sequence[CaseScore],
-        picture: Callable[[int], Picture],
-    ) -> Reply:
-        if request.cases and self.shows_images:
-            self._show(panels(self.task, examples, scores, picture))
-        return Reply(
-            site=self.name,
-            round=request.round,
-            cases=len(scores),
-            metrics=self.task.summary(scores),
-            scores=tuple(scores) if request.cases else (),
-        )
-
-    def _show(self, panels: Mapping[str, Sequence[Panel]]) -> None:
-        """Keep the report's pictures in this site's own folder: they are no part of a reply."""
-        for site, made in panels.items():
-            save_panels(self.folder.parent / site / "panels.npz", made)
-
     @property
     def _peers(self) -> Peers:
         return Peers(self.name, self._desk, self.mailbox)
+
+    @property
+    def _exam(self) -> Exam:
+        return Exam(
+            self.name,
+            self.task,
+            self._desk,
+            self._cases,
+            self.part,
+            self.folder.parent,
+            self.shows_images,
+        )
 
     @cached_property
     def _turns(self) -> Turns:

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,8 +43,13 @@ def read_site(path: Path) -> SiteFile:
     return replace(found, data=beside / found.data, cache=cache)
 
 
-def matched(study: Study, files: Sequence[SiteFile]) -> dict[str, SiteFile]:
-    """Give each real site of the study its file. Raises `BadSite` unless they match one to one."""
+def matched(
+    study: Study, files: Sequence[SiteFile], only: Container[str] | None = None
+) -> dict[str, SiteFile]:
+    """Give each real site of the study, or of `only` these, its file.
+
+    Raises `BadSite` unless they match one to one.
+    """
     names = [file.name for file in files]
     known = ", ".join(study.roster)
     for name in names:
@@ -53,7 +58,8 @@ def matched(study: Study, files: Sequence[SiteFile]) -> dict[str, SiteFile]:
         if names.count(name) > 1:
             raise BadSite(f"site '{name}' has {names.count(name)} site files; give one")
     for spec in study.site:
-        if spec.data == "files" and spec.name not in names:
+        wanted = only is None or spec.name in only
+        if wanted and spec.data == "files" and spec.name not in names:
             raise BadSite(f"site '{spec.name}' needs its site file: add --site PATH_OF_ITS.toml")
         if spec.data == "simulated" and spec.name in names:
             raise BadSite(f"site '{spec.name}' is simulated in this study; it takes no site file")

@@ -1,6 +1,6 @@
 """From a study to a network in two parts: the cut, the server's part, and what crosses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
@@ -22,23 +22,25 @@ from grandrounds.weights import Filter, Weights, num_bytes, select
 STEP = 4  # bytes in which Adam counts a parameter's steps
 
 
-def split_up(
-    study: Study, topology: Topology, sites: Sequence[Site], build: Callable[[], Bench]
-) -> tuple[Topology, tuple[Site, ...]]:
-    """Give a topology that cuts the network the server's part, and each site its own part.
-
-    Any other topology, and its sites, stay as they are. `build` makes the server's bench.
-    """
+def with_server(
+    study: Study, task: Task, travels: Filter, model: nn.Module, build: Callable[[], Bench]
+) -> Topology:
+    """Build the topology; one that cuts the network has the server's part, whose bench `build`s."""
+    topology = study.build_topology()
     if not isinstance(topology, Split):
-        return topology, tuple(sites)
-    task, travels = sites[0].task, sites[0].travels
-    cut = _cut(topology, task, sites[0].bench.model)
+        return topology
+    cut = _cut(topology, task, model)
     server = Server(task, cut, travels, study.training, study.rounds, study.seed, build)
-    parts = [
-        replace(site, travels=cut.at_site(travels), part=SitePart(cut, site.bench, task))
-        for site in sites
-    ]
-    return replace(topology, server=server), tuple(parts)
+    return replace(topology, server=server)
+
+
+def in_parts(topology: Topology, site: Site) -> Site:
+    """Give a site its part of a network that the topology cuts; else the site as it is."""
+    if not isinstance(topology, Split):
+        return site
+    cut = _cut(topology, site.task, site.bench.model)
+    part = SitePart(cut, site.bench, site.task)
+    return replace(site, travels=cut.at_site(site.travels), part=part)
 
 
 def _cut(topology: Split, task: Task, model: nn.Module) -> Cut:

@@ -49,20 +49,30 @@ def split_problems(study: Study, split: Split) -> Problem:
 
 def _method_reasons(method: Method) -> Problem:
     plan, step = method.plan, method.combine.step
-    if plan.prox:
-        yield "the server's part has no round's start of one site's to be pulled towards"
-    if plan.private_epochs:
-        yield "the server's part takes a step with every batch, and cannot wait for the head"
-    if plan.personal is not None:
-        yield "a site cannot train a whole model of its own, as it holds only a part of one"
-    if plan.contrast:
-        yield "its term compares whole encoders, and a site holds only a part of one"
-    if "critic" in method.shared:
-        yield "critics stay beside the images that they judge, and are no part of what is cut"
-    if plan.controls:
-        yield "the server's part is trained in one place, where there is no drift to correct"
-    elif step.kind != "replace" or step.rate != 1:
-        yield "the server's part steps with every batch, and leaves no mean move to step by"
+    steps = step.kind != "replace" or step.rate != 1
+    reasons = {
+        "the server's part has no round's start of one site's to be pulled towards": plan.prox,
+        "the server's part takes a step with every batch, and cannot wait for the head": (
+            plan.private_epochs
+        ),
+        "a site cannot train a whole model of its own, as it holds only a part of one": (
+            plan.personal is not None
+        ),
+        "its term compares whole encoders, and a site holds only a part of one": plan.contrast,
+        "a site cannot validate by itself what it trained, as it holds only a part of it": (
+            plan.validates
+        ),
+        "critics stay beside the images that they judge, and are no part of what is cut": (
+            "critic" in method.shared
+        ),
+        "the server's part is trained in one place, where there is no drift to correct": (
+            plan.controls
+        ),
+        "the server's part steps with every batch, and leaves no mean move to step by": (
+            steps and not plan.controls
+        ),
+    }
+    yield from (reason for reason, holds in reasons.items() if holds)
 
 
 def _training_reasons(training: Training) -> Iterator[tuple[str, str]]:

@@ -8,16 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import TypeAlias
 
-from grandrounds.events import (
-    Event,
-    RoundFinished,
-    SiteExchanged,
-    SiteMissed,
-    SiteMonitored,
-    SiteTrained,
-    SiteValidated,
-)
+from grandrounds.events import Event, RoundFinished, SiteMonitored, SiteTrained, SiteValidated
 from grandrounds.messages import CaseScore
+from grandrounds.traffic import Place, Traffic, absent_of, traffic_of
 from grandrounds.weights import write_atomically
 
 SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
@@ -25,7 +18,6 @@ ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_dow
 FORGETTING_COLUMNS = ("round", "after", "site", "score", "cases")
 
 Row: TypeAlias = Mapping[str, object]
-Place: TypeAlias = tuple[int, str]  # round, site
 
 
 @dataclass(frozen=True)
@@ -69,9 +61,9 @@ def _score_rows(scores: Iterable[CaseScore], told: Told) -> list[Row]:
 def write_rounds(path: Path, events: Sequence[Event], sites: Sequence[str]) -> None:
     """Write one row for each round and site: whether it took part, seconds, bytes, losses."""
     trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
-    absent = _absent(events)
+    absent = absent_of(events)
     scores = {(e.round, e.site): e for e in events if isinstance(e, SiteValidated) and e.cases}
-    traffic = _traffic(events)
+    traffic = traffic_of(events)
     losses = list(dict.fromkeys(name for e in trained.values() for name in e.losses))
     rows = [
         _round_row(place, None if place in absent else trained.get(place))
@@ -91,29 +83,7 @@ def _round_row(place: Place, trained: SiteTrained | None) -> dict[str, object]:
     return row
 
 
-def _absent(events: Iterable[Event]) -> set[Place]:
-    """Find who missed a round's training."""
-    missed = (event for event in events if isinstance(event, SiteMissed))
-    return {(event.round, event.site) for event in missed if event.stage == "train"}
-
-
-def _traffic(events: Iterable[Event]) -> dict[Place, tuple[int, int]]:
-    """Add up what each site sent and received in each round, whatever it was for."""
-    found: dict[Place, tuple[int, int]] = {}
-    for event in events:
-        match event:
-            case SiteTrained() | SiteExchanged() | SiteValidated():
-                up, down = event.bytes_up, event.bytes_down
-            case SiteMonitored():
-                up, down = 0, event.bytes_down
-            case _:
-                continue
-        before = found.get((event.round, event.site), (0, 0))
-        found[event.round, event.site] = (before[0] + up, before[1] + down)
-    return found
-
-
-def _bytes(traffic: tuple[int, int] | None) -> dict[str, object]:
+def _bytes(traffic: Traffic | None) -> dict[str, object]:
     return {"bytes_up": traffic[0], "bytes_down": traffic[1]} if traffic else {}
 
 

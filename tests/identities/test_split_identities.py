@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from grandrounds.build import Federation, build_task
+from grandrounds.blueprint import build_task
+from grandrounds.build import Federation
 from grandrounds.engines.simulation import Simulation
 from grandrounds.messages import Evaluate, Reply
 from grandrounds.tasks import TASKS

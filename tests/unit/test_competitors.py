@@ -5,18 +5,33 @@ from typing import cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grandrounds.checkpoints import State
-from grandrounds.errors import BadStudy, BadUpdate
-from grandrounds.messages import Reply, Train
+from grandrounds.errors import BadStudy, BadUpdate, RunFailed
+from grandrounds.events import SiteTrained
+from grandrounds.journal import read_journal
+from grandrounds.kept import MEMORY, Kept
+from grandrounds.messages import Evaluate, Reply, Train
 from grandrounds.methods.combine import Combine
 from grandrounds.nudges import Contrast
+from grandrounds.run import run
+from grandrounds.study import Study
 from grandrounds.study_file import Table, parse_study, read_table
+from grandrounds.tasks.guarded import Guarded
 from grandrounds.tasks.networks import TwoWay, chosen, spread
-from grandrounds.tasks.translation import Guarded, Translator
-from grandrounds.weights import Weights, first_not_finite, select, starting_with
-from tests.federation import TINY, Spy, built, played, synthesis_of, tiny
+from grandrounds.tasks.pool import ImagePool
+from grandrounds.tasks.translation import Translator
+from grandrounds.weights import (
+    Weights,
+    below,
+    digest,
+    first_not_finite,
+    read,
+    select,
+    starting_with,
+)
+from tests.federation import TINY, Spy, built, digests, played, stopped, synthesis_of, tiny
 
 COMPETITORS = {
     "fedgan": (),
@@ -102,6 +117,56 @@ def test_a_tensor_is_averaged_over_its_users_by_their_examples():
         combine(state, [*replies[:2], reply("c", 3, g=1.0)])
 
 
+BEST = ("method.kind=fedmedgan", "method.broadcast=best")
+
+
+def test_the_best_site_s_update_is_taken_as_it_is_and_the_first_of_equal_ones():
+    def taken(*scores: float | None) -> float:
+        replies = [
+            Reply(site=f"{place}", round=1, score=score, weights={"g": torch.tensor(float(place))})
+            for place, score in enumerate(scores)
+        ]
+        return Combine(best=True)(State({"g": torch.tensor(-1.0)}), replies).weights["g"].item()
+
+    assert taken(20.0, 22.5, None, 22.5) == 1.0
+    assert taken(None, -3.0) == 1.0
+    with pytest.raises(RunFailed, match="round 1: no site has cases to validate its model with"):
+        taken(None, None)
+
+
+def test_all_sites_go_on_from_the_generator_of_the_one_that_validates_best(tmp_path: Path):
+    federation = built(tiny(*BEST), tmp_path)
+    outcome = federation.topology.round(federation.start, federation.sites, federation.method)
+    scores: list[float] = []
+    for site, reply in zip(federation.sites.sites, outcome.replies, strict=True):
+        own = Evaluate(round=1, since=1, split="validation", weights=reply.weights)
+        assert site.answer(own).metrics["psnr"] == reply.score
+        assert reply.score is not None
+        scores.append(reply.score)
+    best = outcome.replies[scores.index(max(scores))]
+    assert len(set(scores)) == len(scores)
+    assert digest(outcome.state.weights) == digest(best.weights)
+
+
+@pytest.mark.parametrize("kind", ["star", "swarm"])
+def test_it_is_told_where_a_site_is_shown_what_another_one_sent(tmp_path: Path, kind: str):
+    methods = {BEST: True, ("method.kind=fedmri",): True, BEST[:1]: False}
+    for own, shown in methods.items():
+        account = built(tiny(*own, f"topology.kind={kind}"), tmp_path).account
+        assert ("other sites' own updates" in account.sees["sites"]) is shown
+
+
+def test_a_leader_chooses_the_best_as_a_server_does(tmp_path: Path):
+    runs = [
+        run(tiny(*BEST, "rounds=2", f"topology.kind={kind}", sites=2), tmp_path / kind)
+        for kind in ("star", "swarm")
+    ]
+    assert digests(tmp_path / "star") == digests(tmp_path / "swarm")
+    assert runs[0].round == 2
+    told = [e for _, e in read_journal(tmp_path / "star" / "journal.jsonl")]
+    assert all(e.score is not None for e in told if isinstance(e, SiteTrained))
+
+
 def test_the_contrast_s_gradient_is_autograd_s():
     layer = nn.Linear(3, 2).double()
     start = {n: torch.randn_like(p) for n, p in layer.named_parameters()}
@@ -155,12 +220,16 @@ def test_images_enter_by_their_own_channel_and_leave_by_the_target_s():
     assert torch.equal(chosen(channels, torch.tensor([2, 0])), images)
 
 
-def test_without_pairs_no_loss_reads_which_target_is_whose(tmp_path: Path):
+def unpaired(*overrides: str) -> Study:
+    """The tiny study with one pair of contrasts at two sites, and no pairs of images."""
     table = read_table(TINY)
     sites = [{**site, "tasks": ["T1w->T2w"]} for site in cast(list[Table], table["site"])[:2]]
     own = {**table, "site": sites, "method": {"kind": "fedmedgan"}}
-    study = parse_study(own, ("task.pairing=unpaired",), source="tiny")
-    site = built(study, tmp_path).sites.sites[0]
+    return parse_study(own, ("task.pairing=unpaired", *overrides), source="tiny")
+
+
+def test_without_pairs_no_loss_reads_which_target_is_whose(tmp_path: Path):
+    site = built(unpaired(), tmp_path).sites.sites[0]
     model = site.bench.model
     assert isinstance(model, Translator)
     assert isinstance(model.generator, TwoWay)
@@ -171,6 +240,57 @@ def test_without_pairs_no_loss_reads_which_target_is_whose(tmp_path: Path):
     assert [part for part, _ in found[0]] == ["critics.T1w->T2w", "critics.T2w->T1w", "generator"]
     for (_, ours), (_, theirs) in zip(*found, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_without_pairs_the_generators_learn_guarded_from_their_critics(tmp_path: Path):
+    torch.manual_seed(0)
+    gradients: list[Tensor] = []
+    for clip in (0.0, 1e-9):
+        study = unpaired(f"task.critic_clip={clip}", "task.cycle=0", "task.identity=0")
+        task = study.bound()
+        model = task.build(1).eval()
+        *_, (_, loss) = task.losses(
+            model, {**task.blank((32, 32)), "source": torch.rand(1, 1, 32, 32)}
+        )
+        loss.backward()
+        gradients.append(
+            torch.stack(
+                [p.grad.abs().max() for p in model.parameters() if p.grad is not None]
+            ).max()
+        )
+    assert gradients[1] < 1e-4 * gradients[0]
+
+
+def test_a_full_pool_shows_older_images_half_of_the_time_and_each_of_them_once():
+    torch.manual_seed(0)
+    pool = ImagePool(5)
+    images = torch.arange(400.0).view(100, 4, 1, 1, 1)
+    shown = torch.stack([pool.shown("T1w->T2w", batch) for batch in images]).flatten()
+    assert torch.equal(shown[:5], torch.arange(5.0))
+    older = shown != torch.arange(400.0)
+    assert 0.4 < older.float().mean() < 0.6
+    assert (shown <= torch.arange(400.0)).all()
+    assert len(set(shown[older].tolist())) == older.sum()
+    assert pool.memory["T1w->T2w"].shape == (5, 1, 1, 1)
+    assert pool.shown("T2w->T1w", images[0]).flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_pool_stays_at_its_site_and_comes_back_with_a_resumed_run(tmp_path: Path):
+    study = unpaired("task.image_pool=3", "rounds=3")
+    run(study, tmp_path / "whole")
+    stopped(study, tmp_path / "parts", lambda e: isinstance(e, SiteTrained) and e.round == 3)
+    kept = Kept(tmp_path / "parts" / "sites" / study.trainers[0])
+    held = below(MEMORY, kept.private.load(2)[0])
+    assert set(held) == {"T1w->T2w", "T2w->T1w"}
+    assert {tuple(images.shape) for images in held.values()} == {(3, 1, *study.elements.size)}
+    run(study, tmp_path / "parts", resume=True)
+    run(unpaired("rounds=3"), tmp_path / "without")
+    whole, parts, without = (digests(tmp_path / n) for n in ("whole", "parts", "without"))
+    assert parts == whole
+    assert without[2] != whole[2]
+    for path in (tmp_path / "whole").rglob("*.safetensors"):
+        if path.parent.name != "state":
+            assert not any(n.startswith(MEMORY) for n in read(path)[0])
 
 
 def test_what_each_image_learns_from_its_critic_is_clipped_and_noised():
@@ -189,6 +309,10 @@ def test_what_each_image_learns_from_its_critic_is_clipped_and_noised():
 
 
 REFUSED = {
+    "a pool for pairs": (
+        ("method.kind=fedmedgan", "task.image_pool=50"),
+        'task.image_pool would do nothing: it is for task.pairing = "unpaired"',
+    ),
     "networks of one pair": (
         ("method.kind=fedmedgan", "task.pairing=unpaired"),
         'task.pairing = "unpaired" with task.generator = "unet" has one network for each direction',
@@ -208,6 +332,19 @@ REFUSED = {
     "uploads in a cycle": (
         ("method.kind=fedmri", "topology.kind=cyclic"),
         'method "fedmri" makes no sense over topology "cyclic": its term compares what sites sent',
+    ),
+    "the best of one": (
+        (*BEST, "topology.kind=cyclic"),
+        'method "fedmedgan" with broadcast = "best" makes no sense over topology "cyclic": there '
+        "is one model",
+    ),
+    "the best of parts": (
+        (*BEST, "topology.kind=split", "topology.cut=encoder.0"),
+        'method "fedmedgan" makes no sense over topology "split": a site cannot validate by itself',
+    ),
+    "a mean of the best": (
+        (*BEST, "aggregation.shares=uniform"),
+        'aggregation would do nothing with method.broadcast = "best"',
     ),
     "critics that are cut": (
         ("method.kind=fedgan", "topology.kind=split", "topology.cut=decoder.0"),

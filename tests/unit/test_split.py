@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from grandrounds.build import build_task
+from grandrounds.blueprint import build_task
 from grandrounds.cut import CUT, begun_at, cut_at, go_back, gradients_at
 from grandrounds.data.simulate import Patients
 from grandrounds.errors import BadStudy, RunFailed

@@ -143,7 +143,7 @@ def expected_losses(
 
     def verdict(name: str, row: int, image: Tensor) -> Tensor:
         both = torch.cat([batch["source"][row : row + 1], image[row : row + 1]], 1)
-        return model.critic(name)(both)
+        return model.critics[name](both)
 
     found: dict[str, float] = {}
     realism = 0.0

@@ -3,6 +3,7 @@
 import signal
 import sys
 
+from grandrounds.cli import federation as federation
 from grandrounds.cli import results as results
 from grandrounds.cli import studies as studies
 from grandrounds.cli.options import app

@@ -5,12 +5,13 @@ share: on two cores two processes play a round 1.6 times as fast as one (benchma
 Each process has training.threads, or where that is 0 its share of the cores.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import cast
 
-from grandrounds.engines.crew import Answer, Link, Mail, Result, Share, Worker
+from grandrounds.engines.crew import Link, Mail, Result, Share, Worker
+from grandrounds.engines.gather import given, in_turn
 from grandrounds.engines.quorum import OnFailure, Roll, untold
 from grandrounds.engines.simulation import OnReply
 from grandrounds.messages import Reply, Request, decode
@@ -59,30 +60,16 @@ class Workers:
         """
         roll, mail = Roll(quorum, self.on_failure), list[Mail]()
         results = self._results(requests, tuple(deliver_to))
-        for site, result in self._in_turn(requests, results, hurried=quorum.least is None):
+        hurried = quorum.least is None
+        for site, result in in_turn(self.names, requests, results, hurried=hurried):
             with roll.call():
-                answer = _answer_in(result)
+                answer = given(result)
                 mail += [Mail(tuple(deliver_to), answer.update)] if answer.update else []
                 reply = cast(Reply, decode(answer.reply))
                 self.on_reply(requests[site], reply)
                 roll.note(requests[site], reply)
         self._deliver(mail)
         return roll.answered()
-
-    def _in_turn(
-        self, requests: Container[str], results: Iterable[tuple[str, Result]], *, hurried: bool
-    ) -> Iterator[tuple[str, Result]]:
-        """Bring results into roster order; hurried, a failure goes before all others."""
-        turns = iter([name for name in self.names if name in requests])
-        turn = next(turns, None)
-        came: dict[str, Result] = {}
-        for site, result in results:
-            if hurried:
-                _answer_in(result)
-            came[site] = result
-            while turn in came:
-                yield turn, came.pop(turn)
-                turn = next(turns, None)
 
     def _results(
         self, requests: Mapping[str, Request], deliver_to: Share
@@ -110,9 +97,3 @@ class Workers:
             for worker in self.crew:
                 if set(letter.sites) & set(worker.share):
                     worker.send(letter)
-
-
-def _answer_in(result: Result) -> Answer:
-    if isinstance(result, Answer):
-        return result
-    raise result

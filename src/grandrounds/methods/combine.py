@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from grandrounds.checkpoints import State
+from grandrounds.errors import RunFailed
 from grandrounds.messages import Reply
 from grandrounds.weights import Filter, Weights, below, mean, median, named, select, trimmed_mean
 
@@ -88,6 +90,7 @@ SPREADS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 class Combine:
     """From the sites' replies to the next state; `given` holds the shares given in the study.
 
+    `best` takes the update of the site whose own model validates best, in place of an average.
     `uploads` remembers what each site sent. `uses` says which tensors a site has a part in, where
     that is not all of them for all: each is then averaged over the sites that have.
     """
@@ -95,6 +98,7 @@ class Combine:
     aggregation: Aggregation = field(default_factory=Aggregation)
     step: ServerStep = field(default_factory=ServerStep)
     given: Mapping[str, float] = field(default_factory=dict[str, float])
+    best: bool = False
     uploads: bool = False
     uses: Callable[[str], Filter] | None = None
 
@@ -133,6 +137,8 @@ class Combine:
         return average
 
     def _average(self, replies: Sequence[Reply]) -> Weights:
+        if self.best:
+            return _best(replies).weights
         updates = [reply.weights for reply in replies]
         match self.aggregation.kind:
             case "mean":
@@ -150,3 +156,14 @@ class Combine:
                 return 1.0
             case "given":
                 return self.given[reply.site]
+
+
+def _best(replies: Sequence[Reply]) -> Reply:
+    """Choose the reply with the highest score, of equal ones the first. Raises `RunFailed`."""
+    validated = [(reply.score, reply) for reply in replies if reply.score is not None]
+    if not validated:
+        raise RunFailed(
+            f"round {replies[0].round}: no site has cases to validate its model with, so none is "
+            'the best; give a site some, or set method.broadcast = "mean"'
+        )
+    return max(validated, key=itemgetter(0))[1]

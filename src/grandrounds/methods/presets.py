@@ -114,9 +114,15 @@ def fedmri(*, beta: float = 1000.0, negatives: Literal["all", "own"] = "all") ->
     return Method("FedMRI", shared=("encoder",), plan=plan, combine=combine)
 
 
-def fedmedgan() -> Method:
-    """Wang et al. 2023 (FedMed-GAN): the generators are averaged, critics stay."""
-    return Method("FedMed-GAN", shared=("all",))
+def fedmedgan(*, broadcast: Literal["mean", "best"] = "mean") -> Method:
+    """Wang et al. 2023 (FedMed-GAN): the generators are averaged, critics stay.
+
+    With "best" all sites go on from the generator of the one whose own validates best.
+    """
+    best = broadcast == "best"
+    title = "FedMed-GAN, best site's" if best else "FedMed-GAN"
+    plan, combine = LocalPlan(validates=best), Combine(best=best)
+    return Method(title, shared=("all",), plan=plan, combine=combine)
 
 
 def fedmmgan() -> Method:

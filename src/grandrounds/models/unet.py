@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from grandrounds.models.initialise import seeded
 from grandrounds.models.norm import Norm
+from grandrounds.models.staged import Staged
 
 Layer: TypeAlias = tuple[str, Mapping[str, float | bool]]
 
@@ -33,43 +34,24 @@ class UNetShape:
     dropout: float = 0.0
 
 
-class UNet(nn.Module):
-    """Gives a logit for each structure at each pixel.
+class UNet(Staged):
+    """Gives a logit for each structure at each pixel, (B, C, H, W) to (B, S, H, W), float32.
 
-    With five levels it is MONAI's `BasicUNet`. Ronneberger et al. 2015; Falk et al. 2019.
+    The axes halve at every level but the first. Between stages go "features" and, from each level
+    of the encoder but the last one run, "skip_0", "skip_1", ... With five levels it is MONAI's
+    `BasicUNet`. Ronneberger et al. 2015; Falk et al. 2019.
     """
 
-    network: nn.ModuleDict
-
     def __init__(self, shape: UNetShape) -> None:
-        super().__init__()
-        self.network = nn.ModuleDict(_encoder(shape) | _decoder(shape))
+        super().__init__(_encoder(shape) | _decoder(shape))
 
-    def forward(self, source_BCHW: Tensor) -> Tensor:
-        """Give the logits, float32, (B, S, H, W); the axes halve at every level but the first."""
-        return self.run(tuple(self.network), {"source": source_BCHW})["output"]
-
-    def stages(self) -> dict[str, str]:
-        """Name the stages in order, each with how the names of its parameters start."""
-        return {name: f"network.{name}." for name in self.network}
-
-    def run(self, stages: Sequence[str], carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run neighbouring stages on what the stage before them gave.
-
-        The first takes "source"; between stages go "features" and, from each level of the encoder
-        but the last one run, "skip_0", "skip_1", ...; the last stage gives "output", the logits.
-        """
-        tensors = dict(carried)
-        for stage in stages:
-            tensors = self._run_one(stage, tensors)
-        return tensors
-
-    def _run_one(self, stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run one stage."""
         block = self.network[stage]
-        if "source" in tensors:
-            return {"features": block(tensors["source"])}
-        features = tensors["features"]
-        skips = {name: skip for name, skip in tensors.items() if name != "features"}
+        if "source" in carried:
+            return {"features": block(carried["source"])}
+        features = carried["features"]
+        skips = {name: skip for name, skip in carried.items() if name != "features"}
         if stage == OUTPUT:
             return {"output": block(features).float()}
         if stage.startswith(DECODER):

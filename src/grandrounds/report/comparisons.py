@@ -1,28 +1,18 @@
 """Arms against each other on the same patients and seeds; tests are corrected together."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from grandrounds.report.arm import Arm
 from grandrounds.report.metrics import Metric
-from grandrounds.report.statistics import Paired, holm, paired
+from grandrounds.report.statistics import Compared, Paired, paired, together
 
 
 @dataclass(frozen=True)
-class Difference:
-    """By how much an arm is better than another one; negative where it is worse.
-
-    `corrected` is the p-value after Holm's correction; none where there was no test.
-    """
+class Difference(Compared):
+    """By how much an arm is better than another one; negative where it is worse."""
 
     other: Arm
-    paired: Paired
-    corrected: float | None
-
-    @property
-    def clear(self) -> bool:
-        """Tell whether both the interval and the corrected test leave out chance."""
-        return self.paired.clear(self.corrected)
 
 
 @dataclass(frozen=True)
@@ -80,9 +70,8 @@ def against(
         (arm, [differences(first, arm, site=site, metric=metric) for site in sites])
         for arm in others
     ]
-    found = [Difference(arm, paired(each), None) for arm, each in strata if all(each)]
-    corrected = holm({difference.other.name: difference.paired.p for difference in found})
-    return {d.other.name: replace(d, corrected=corrected[d.other.name]) for d in found}
+    found = [Difference(arm, paired=paired(each)) for arm, each in strata if all(each)]
+    return {difference.other.name: difference for difference in together(found)}
 
 
 def gains(first: Arm, sites: Mapping[str, Difference], metric: Metric) -> Gains:

@@ -1,7 +1,7 @@
 """The rows of a paper's tables, at full precision: arms, arms at each site, and pairs of arms."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import TypeAlias
@@ -10,7 +10,7 @@ from grandrounds.report.arm import Arm
 from grandrounds.report.comparisons import Difference, against, differences
 from grandrounds.report.facts import Facts
 from grandrounds.report.metrics import Metric
-from grandrounds.report.statistics import Interval, Paired, Spread, holm, paired
+from grandrounds.report.statistics import Compared, Interval, Spread, paired, together
 from grandrounds.report.summary import apart_by, worst_site
 
 Row: TypeAlias = dict[str, object]  # column -> value; none where there is no value
@@ -46,22 +46,12 @@ class SiteScore:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two arms on the same patients, all sites together; above 0 the first is better.
-
-    `corrected` is the p-value after Holm's correction for all pairs.
-    """
+class Pair(Compared):
+    """Two arms on the same patients, all sites together; above 0 the first is better."""
 
     first: Arm
     second: Arm
     metric: Metric
-    paired: Paired
-    corrected: float | None
-
-    @property
-    def clear(self) -> bool:
-        """Tell whether both the interval and the corrected test leave out chance."""
-        return self.paired.clear(self.corrected)
 
 
 @dataclass(frozen=True)
@@ -122,18 +112,15 @@ def _standing(
 
 
 def _pairs(facts: Facts, metric: Metric) -> list[Pair]:
-    found = [
-        Pair(first, second, metric, paired(strata), None)
+    return together(
+        Pair(first, second, metric, paired=paired(strata))
         for first, second in combinations(facts.arms, 2)
         if all(strata := [differences(first, second, site=s, metric=metric) for s in facts.sites])
-    ]
-    corrected = holm({(p.first.name, p.second.name): p.paired.p for p in found})
-    return [replace(p, corrected=corrected[p.first.name, p.second.name]) for p in found]
+    )
 
 
 def standing_row(row: Standing) -> Row:
     """Give the columns of arms.csv."""
-    behind = row.behind
     return {
         **_named(row.arm),
         "metric": row.metric.key,
@@ -146,7 +133,7 @@ def standing_row(row: Standing) -> Row:
         "worst_site_mean": row.worst,
         "best_minus_worst_site": row.apart,
         "sites_worse_than_local": row.worse_than_local,
-        **_difference(behind.paired if behind else None, behind.corrected if behind else None),
+        **_difference(row.behind),
     }
 
 
@@ -170,7 +157,7 @@ def pair_row(row: Pair) -> Row:
         "first": row.first.name,
         "second": row.second.name,
         "metric": row.metric.key,
-        **_difference(row.paired, row.corrected),
+        **_difference(row),
     }
 
 
@@ -183,12 +170,13 @@ def _ends(interval: Interval | None, prefix: str = "") -> Row:
     return {f"{prefix}interval_low": low, f"{prefix}interval_high": high}
 
 
-def _difference(found: Paired | None, corrected: float | None) -> Row:
+def _difference(found: Compared | None) -> Row:
+    interval = found.paired.interval if found else None
     return {
-        "difference": found.mean if found else None,
-        **_ends(found.interval if found else None, "difference_"),
-        "pairs": found.n if found else None,
-        "p": found.p if found else None,
-        "p_holm": corrected,
-        "clear": found.clear(corrected) if found else None,
+        "difference": found.paired.mean if found else None,
+        **_ends(interval, "difference_"),
+        "pairs": found.paired.n if found else None,
+        "p": found.paired.p if found else None,
+        "p_holm": found.corrected if found else None,
+        "clear": found.clear if found else None,
     }

@@ -4,8 +4,8 @@ Intervals are percentile bootstraps: Efron 1979. Tests are signed-rank tests: Wi
 of them are corrected together: Holm 1979.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ RESAMPLES = 5000
 SEED = 1  # of the resampling: the same scores give the same interval
 FEWEST = 6  # of fewer, the signed-rank test cannot reach ALPHA, whatever they are: 2 / 2**5
 Key = TypeVar("Key")
+Each = TypeVar("Each", bound="Compared")
 Values = NDArray[np.float64]
 
 
@@ -58,6 +59,22 @@ class Paired:
     def clear(self, p: float | None) -> bool:
         """Tell whether the interval leaves out zero, and this p-value, as corrected, is small."""
         return p is not None and p < ALPHA and self.interval is not None and self.interval.clear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A paired comparison among others.
+
+    `corrected` is the p-value after the correction for all of them; none where there was no test.
+    """
+
+    paired: Paired
+    corrected: float | None = None
+
+    @property
+    def clear(self) -> bool:
+        """Tell whether both the interval and the corrected test leave out chance."""
+        return self.paired.clear(self.corrected)
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -122,3 +139,10 @@ def holm(tests: Mapping[Key, float | None]) -> dict[Key, float | None]:
         highest = max(highest, min(1.0, p * (len(made) - rank)))
         corrected[place] = highest
     return {key: corrected.get(place) for place, key in enumerate(tests)}
+
+
+def together(family: Iterable[Each]) -> list[Each]:
+    """Correct the tests of a family of comparisons together, by Holm's rule."""
+    found = list(family)
+    corrected = holm({place: each.paired.p for place, each in enumerate(found)})
+    return [replace(each, corrected=corrected[place]) for place, each in enumerate(found)]

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from grandrounds.report.arm import Arm
+from grandrounds.report.comparisons import Difference
 from grandrounds.report.discrimination import Discrimination
 from grandrounds.report.facts import Facts
 from grandrounds.report.figures import Axis, axis
 from grandrounds.report.metrics import Metric
-from grandrounds.report.statistics import Paired, Spread
+from grandrounds.report.statistics import Compared, Paired, Spread
 from grandrounds.report.summary import apart_by, worst_site
 from grandrounds.report.words import amount, level, operations, shown, size, within
 
@@ -34,19 +35,12 @@ class ArmRow:
 
 
 @dataclass(frozen=True)
-class Gain:
-    """A difference on the page: `corrected` is none where no test was made."""
+class Gain(Compared):
+    """A difference on the page; a composite one is of several arms, and its test stands alone."""
 
     label: str
     against: str
-    paired: Paired
-    corrected: float | None
     composite: bool = False
-
-    @property
-    def clear(self) -> bool:
-        """Tell whether both the interval and the test leave out chance."""
-        return self.paired.clear(self.corrected)
 
 
 @dataclass(frozen=True)
@@ -144,20 +138,21 @@ def _standing(facts: Facts, arm: Arm, cell: Cell, metric: Metric) -> Standing:
 def arm_gains(facts: Facts) -> Gains:
     """List the protagonist's differences to every other arm, all sites together."""
     found = facts.compared.values()
-    return _gains([Gain(d.other.title, d.other.title, d.paired, d.corrected) for d in found])
+    return _gains([_gain(d.other.title, d) for d in found])
 
 
 def site_gains(facts: Facts) -> Gains:
     """List the protagonist's differences to the best local-only arm of every site, and of all."""
     if facts.gains is None:
         return _gains([])
-    each = [
-        Gain(shown(site), d.other.title, d.paired, d.corrected)
-        for site, d in facts.gains.sites.items()
-    ]
-    overall = facts.gains.overall
-    total = Gain("All hospitals", "each its best local-only", overall, overall.p, composite=True)
+    each = [_gain(shown(site), d) for site, d in facts.gains.sites.items()]
+    overall, against = facts.gains.overall, "each its best local-only"
+    total = Gain("All hospitals", against, composite=True, paired=overall, corrected=overall.p)
     return _gains([*each, total])
+
+
+def _gain(label: str, found: Difference) -> Gain:
+    return Gain(label, found.other.title, paired=found.paired, corrected=found.corrected)
 
 
 def _gains(rows: Sequence[Gain]) -> Gains:

@@ -1,21 +1,11 @@
 """What each site did in one run, as numbers: rounds, steps, time, bytes; and who was missing."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from grandrounds.events import (
-    Event,
-    SiteExchanged,
-    SiteMissed,
-    SiteMonitored,
-    SiteTrained,
-    SiteValidated,
-)
-
-Place: TypeAlias = tuple[int, str]  # round, site
-Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
+from grandrounds.events import Event, SiteMissed, SiteTrained
+from grandrounds.traffic import Traffic, absent_of, traffic_of
 
 
 @dataclass(frozen=True)
@@ -44,42 +34,30 @@ class Absence:
 def work_of(events: Sequence[Event], sites: Sequence[str]) -> tuple[Work, ...]:
     """Add up each site's training and all its bytes, whatever they were sent for."""
     trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
-    missed = {(e.round, e.site) for e in events if isinstance(e, SiteMissed) and e.stage == "train"}
-    traffic = _traffic(events, {round for round, _ in trained})
+    absent, rounds = absent_of(events), {round for round, _ in trained}
     parts = {
-        name: [e for place, e in trained.items() if e.site == name and place not in missed]
+        name: [e for place, e in trained.items() if e.site == name and place not in absent]
         for name in sites
     }
-    return tuple(_site_work(name, parts[name], traffic.get(name, (0, 0))) for name in sites)
+    traffic = {
+        name: [
+            t for (round, own), t in traffic_of(events).items() if own == name and round in rounds
+        ]
+        for name in sites
+    }
+    return tuple(_site_work(name, parts[name], traffic[name]) for name in sites)
 
 
-def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Traffic) -> Work:
+def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffic]) -> Work:
     return Work(
         site=site,
         rounds=tuple(sorted(part.round for part in parts)),
         steps=sum(part.steps for part in parts),
         examples=max((part.examples for part in parts), default=0),
         seconds=sum(part.seconds for part in parts),
-        bytes_up=traffic[0],
-        bytes_down=traffic[1],
+        bytes_up=sum(up for up, _ in traffic),
+        bytes_down=sum(down for _, down in traffic),
     )
-
-
-def _traffic(events: Iterable[Event], rounds: set[int]) -> Mapping[str, Traffic]:
-    """Add up what each site sent and received in these rounds."""
-    found: dict[str, Traffic] = {}
-    for event in events:
-        match event:
-            case SiteTrained() | SiteExchanged() | SiteValidated():
-                up, down = event.bytes_up, event.bytes_down
-            case SiteMonitored():
-                up, down = 0, event.bytes_down
-            case _:
-                continue
-        if event.round in rounds:
-            before = found.get(event.site, (0, 0))
-            found[event.site] = (before[0] + up, before[1] + down)
-    return found
 
 
 def absences_of(events: Iterable[Event]) -> tuple[Absence, ...]:

@@ -5,12 +5,14 @@ Shapes: B batch; logits, probabilities and targets are (B, 1), a target is 0 or 
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan
 from statistics import fmean
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from grandrounds.messages import CaseScore
@@ -23,10 +25,45 @@ from grandrounds.metrics.classification import (
 )
 from grandrounds.metrics.summary import summary
 from grandrounds.precision import full
+from grandrounds.tasks.staged import StagedTask
+from grandrounds.tasks.task import Batch, TaskOptions
 
-METRIC = "log_score"
+METRIC = "log_score"  # defined for one class, too
 SCORES = ("log_loss", "accuracy")
 RAREST = 1e-12  # a probability below it counts as this one: a log loss stays finite
+
+
+class BinaryOptions(TaskOptions, Protocol):
+    """The options that every task with two classes has."""
+
+    @property
+    def positive_weight(self) -> float:
+        """Say how many times a positive case counts in the loss."""
+        ...
+
+
+@dataclass(frozen=True)
+class BinaryTask(StagedTask):
+    """A task whose network gives one logit for a case."""
+
+    options: BinaryOptions
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Give the cross-entropy of logits, the mean over the cases."""
+        return binary_loss(output, batch["target"], positive_weight=self.options.positive_weight)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Give probabilities, (B, 1)."""
+        model.eval()
+        return self.read(model(batch["source"]))
+
+    def read(self, output: Tensor) -> Tensor:
+        """Turn logits into probabilities."""
+        return probabilities(output)
+
+    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Score each case: log loss, accuracy, and the probability and label they are of."""
+        return case_scores(prediction, batch["target"])
 
 
 def binary_loss(logits: Tensor, target: Tensor, *, positive_weight: float = 1.0) -> Tensor:

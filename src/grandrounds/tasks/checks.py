@@ -34,3 +34,13 @@ def check_size(elements: Elements, *, least: int, multiple: int) -> None:
             f"elements.size is {list(elements.size)}; "
             f"both numbers must be multiples of {multiple}, {least} or more",
         )
+
+
+def check_contrasts(where: str, names: Sequence[str], elements: Elements) -> None:
+    """Refuse contrasts of a task label that the study does not have."""
+    known = ", ".join(elements.contrasts)
+    for name in names:
+        require(
+            name in elements.contrasts,
+            f"{where}: contrast '{name}' is not in elements.contrasts ({known})",
+        )

@@ -1,8 +1,8 @@
 """Classification: a small residual network tells from an image whether something is the case."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,12 @@ from grandrounds.models.classifier import (
 )
 from grandrounds.models.norm import batch_norm_names
 from grandrounds.seeds import seed_for
-from grandrounds.tasks.binary import (
-    METRIC,
-    binary_loss,
-    binary_summary,
-    case_scores,
-    probabilities,
-)
+from grandrounds.tasks.binary import METRIC, BinaryTask, binary_summary
 from grandrounds.tasks.checks import check_counts, check_shares, require
 from grandrounds.tasks.findings import Finding, Images, Reading, check_findings, images_of
+from grandrounds.tasks.staged import PART
 from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
-from grandrounds.weights import Filter, Weights, among, starting_with
-
-PART = "network"
+from grandrounds.weights import Filter, among, starting_with
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class ClassificationTask:
+class ClassificationTask(BinaryTask):
     """Classifies slices; `whole` tells that the target is a variable, known of the patient."""
 
     options: Classification
@@ -101,19 +94,9 @@ class ClassificationTask:
     whole: bool
 
     @property
-    def metric(self) -> str:
-        """Watch the log score, which is defined for one class, too."""
-        return self.options.metric
-
-    @property
     def cases_at_once(self) -> int:
         """Score so many slices at a time."""
         return 64
-
-    @property
-    def learning_rates(self) -> Mapping[str, float]:
-        """Train all parts at one rate."""
-        return {}
 
     @property
     def shape(self) -> ClassifierShape:
@@ -129,43 +112,6 @@ class ClassificationTask:
         """Give a batch of one slice without content."""
         source = torch.zeros(1, len(self.reading.contrasts), *size)
         return {"source": source, "target": torch.zeros(1, 1)}
-
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the cross-entropy, the mean over the slices."""
-        yield from self.judge(model, model(batch["source"]), batch)
-
-    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of logits that the network gave."""
-        del model
-        weight = self.options.positive_weight
-        yield PART, binary_loss(output, batch["target"], positive_weight=weight)
-
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Give probabilities, (B, 1)."""
-        model.eval()
-        return self.read(model(batch["source"]))
-
-    def read(self, output: Tensor) -> Tensor:
-        """Turn logits into probabilities."""
-        return probabilities(output)
-
-    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the stages of the network."""
-        assert isinstance(model, Classifier)
-        return {name: starting_with(prefix) for name, prefix in model.stages().items()}
-
-    def inputs(self, batch: Batch) -> Weights:
-        """Give the source."""
-        return {"source": batch["source"]}
-
-    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
-        """Run stages of the network."""
-        assert isinstance(model, Classifier)
-        return model.run(stages, carried)
-
-    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Score each slice: log loss, accuracy, and the probability and label they are of."""
-        return case_scores(prediction, batch["target"])
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
         """Summarise a site: means of the scores, AUC, balanced accuracy and a sensitivity.
@@ -193,15 +139,6 @@ class ClassificationTask:
             "upper": starting_with(last, f"{PART}.{CLASSIFIER}."),
             "all": starting_with(f"{PART}."),
         }
-
-    def uses(self, site: str) -> Filter:
-        """Select the whole network: all sites share its inputs and output."""
-        del site
-        return starting_with(f"{PART}.")
-
-    def seen_by(self, site: str) -> Self:  # noqa: ARG002
-        """Give the task itself: its network is told no site."""
-        return self
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Images:
         """Give each training slice once; the task is drawn when one is used."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grandrounds.data.elements import Elements
-from grandrounds.tasks.checks import require
+from grandrounds.tasks.checks import check_contrasts, require
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,5 @@ def check_pair(site: str, label: str, elements: Elements) -> None:
         label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
     )
     pair = Pair.parse(label)
-    known = ", ".join(elements.contrasts)
-    for contrast in (pair.source, pair.target):
-        require(
-            contrast in elements.contrasts,
-            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
-        )
+    check_contrasts(where, (pair.source, pair.target), elements)
     require(pair.source != pair.target, f"{where}: source and target are the same contrast")

@@ -1,4 +1,4 @@
-"""Which critic judges which rows of a batch: one for each task, or a single one for all."""
+"""The critics of a study, one for each task or a single one: which judges which rows of a batch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from grandrounds.models.discriminator import Discriminator, build_discriminator
+from grandrounds.models.norm import Norm
+from grandrounds.seeds import seed_for
 from grandrounds.tasks.coding import Pair
 from grandrounds.tasks.task import Batch
 
@@ -29,6 +32,22 @@ class Judges:
         """Name the critics of pairs, each once."""
         ways = (w for p in pairs for w in ((p, p.reversed) if self.both_ways else (p,)))
         return tuple(dict.fromkeys(self.of(way) for way in ways))
+
+    def build(
+        self, names: Iterable[str], *, width: int, layers: int, norm: Norm, seed: int
+    ) -> dict[str, Discriminator]:
+        """Build critics: with pairs of images they see the source beside a target."""
+        in_channels = 1 if self.both_ways else 2
+        return {
+            name: build_discriminator(
+                width=width,
+                layers=layers,
+                norm=norm,
+                in_channels=in_channels,
+                seed=seed_for(seed, "critic", name),
+            )
+            for name in names
+        }
 
     def pairs(self, batch: Batch) -> list[Pair]:
         """Read the pair of each row."""

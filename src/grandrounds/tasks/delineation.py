@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grandrounds.data.case import Session
 from grandrounds.data.elements import Elements
-from grandrounds.tasks.checks import require
+from grandrounds.tasks.checks import check_contrasts, require
 from grandrounds.tasks.task import Batch
 
 
@@ -82,12 +82,7 @@ def check_label(site: str, label: str, elements: Elements) -> None:
     example = 'write it as "SOURCE+SOURCE->STRUCTURE", for example "T1w+FLAIR->lesion"'
     require(label.count("->") == 1, f"{where}: {example}")
     delineation = Delineation.parse(label)
-    known = ", ".join(elements.contrasts)
-    for contrast in delineation.sources:
-        require(
-            contrast in elements.contrasts,
-            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
-        )
+    check_contrasts(where, delineation.sources, elements)
     for structure in delineation.structures:
         require(
             bool(structure) and structure not in elements.contrasts,

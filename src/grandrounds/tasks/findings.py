@@ -12,7 +12,7 @@ from grandrounds.data.case import Cohort, Session, Split
 from grandrounds.data.elements import Elements
 from grandrounds.data.inspect import serves
 from grandrounds.errors import BadSite
-from grandrounds.tasks.checks import require
+from grandrounds.tasks.checks import check_contrasts, require
 from grandrounds.tasks.slices import pseudonyms_of, visits_of
 from grandrounds.tasks.task import Batch, Case
 
@@ -54,12 +54,7 @@ def check_findings(sites: Mapping[str, Sequence[str]], elements: Elements) -> No
 def _check_label(where: str, label: str, elements: Elements) -> None:
     require(label.count("->") == 1, f"{where}: {EXAMPLE}")
     finding = Finding.parse(label)
-    known = ", ".join(elements.contrasts)
-    for contrast in finding.sources:
-        require(
-            contrast in elements.contrasts,
-            f"{where}: contrast '{contrast}' is not in elements.contrasts ({known})",
-        )
+    check_contrasts(where, finding.sources, elements)
     require(
         len(set(finding.sources)) == len(finding.sources), f"{where}: a name stands there twice"
     )

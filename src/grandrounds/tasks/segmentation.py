@@ -1,8 +1,8 @@
 """Segmentation: a U-Net outlines structures; a site is trained and scored on its own ones."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from grandrounds.seeds import seed_for
 from grandrounds.tasks.checks import check_shares, check_size, require
 from grandrounds.tasks.delineation import Channels, Delineation, check_label
 from grandrounds.tasks.overlap import cross_entropy, dice_loss
+from grandrounds.tasks.staged import PART, StagedTask
 from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
 from grandrounds.tasks.volumes import (
     THRESHOLD,
@@ -37,9 +38,8 @@ from grandrounds.tasks.volumes import (
     greys,
     volumes_of,
 )
-from grandrounds.weights import Filter, Weights, among, starting_with
+from grandrounds.weights import Filter, among, starting_with
 
-PART = "network"
 AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 
 
@@ -106,7 +106,7 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
-class SegmentationTask:
+class SegmentationTask(StagedTask):
     """Outlines structures on one or more contrasts; a structure is a sigmoid of its own."""
 
     options: Segmentation
@@ -115,19 +115,9 @@ class SegmentationTask:
     spacing: tuple[float, float]
 
     @property
-    def metric(self) -> str:
-        """Watch Dice."""
-        return self.options.metric
-
-    @property
     def cases_at_once(self) -> int:
         """Score one session at a time: a case is its whole volume."""
         return 1
-
-    @property
-    def learning_rates(self) -> Mapping[str, float]:
-        """Train all parts at one rate."""
-        return {}
 
     @property
     def shape(self) -> UNetShape:
@@ -156,15 +146,10 @@ class SegmentationTask:
             "asked": torch.ones(1, structures),
         }
 
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield Dice loss plus cross-entropy. Isensee et al. 2021."""
-        yield from self.judge(model, model(batch["source"]), batch)
-
-    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of logits that the network gave."""
-        del model
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Give Dice loss plus cross-entropy of logits. Isensee et al. 2021."""
         target, asked = batch["target"], batch["asked"]
-        yield PART, dice_loss(output, target, asked) + cross_entropy(output, target, asked)
+        return dice_loss(output, target, asked) + cross_entropy(output, target, asked)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Give probabilities in the target's shape, some slices or patches at a time."""
@@ -178,20 +163,6 @@ class SegmentationTask:
     def read(self, output: Tensor) -> Tensor:
         """Turn logits into probabilities."""
         return output.float().sigmoid()
-
-    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the levels of the U-Net."""
-        assert isinstance(model, UNet)
-        return {name: starting_with(prefix) for name, prefix in model.stages().items()}
-
-    def inputs(self, batch: Batch) -> Weights:
-        """Give the source."""
-        return {"source": batch["source"]}
-
-    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
-        """Run stages of the U-Net."""
-        assert isinstance(model, UNet)
-        return model.run(stages, carried)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score the case: Dice and HD95 (mm), averaged over its structures, and Dice of each.
@@ -236,15 +207,6 @@ class SegmentationTask:
             "upper": starting_with(f"{PART}.{DECODER}", f"{PART}.{OUTPUT}."),
             "all": starting_with(f"{PART}."),
         }
-
-    def uses(self, site: str) -> Filter:
-        """Select the whole network: all sites share its inputs and outputs."""
-        del site
-        return starting_with(f"{PART}.")
-
-    def seen_by(self, site: str) -> Self:  # noqa: ARG002
-        """Give the task itself: its network is told no site."""
-        return self
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Parts:
         """Give each training slice once, or patches; the task is drawn when one is used."""

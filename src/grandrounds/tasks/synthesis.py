@@ -29,6 +29,7 @@ LEAST = {
     "critic_layers": 1,
     "unet_width": 1,
     "unet_levels": 1,
+    "image_pool": 0,
 }
 WEIGHTS = ("adversarial", "l1", "cycle", "identity", "critic_clip", "critic_noise")
 
@@ -41,8 +42,9 @@ class Synthesis:
     (the ResNet) for the others; `norm` "auto" is "batch" where a method is about batch norms.
     `channel_weights` = false takes them out of the personalisation blocks. `critics` is one per
     task or a single one; `adversarial` and `l1` weigh the generator's loss. `pairing` = "unpaired"
-    trains without pairs of images, by `cycle` and `identity` losses. `critic_clip` above 0 clips
-    each image's gradient from its critic, and `critic_noise` adds noise to it (FedMed-GAN).
+    trains without pairs of images, by `cycle` and `identity` losses; a pool of `image_pool` older
+    images then stands in for half of the new ones that a critic is shown. `critic_clip` above 0
+    clips each image's gradient from its critic, and `critic_noise` adds noise to it (FedMed-GAN).
     `masked` = "brain" scores inside the brain mask, too.
     `equalised` and `dropout_at_evaluation` are how the released pFLSynth code differs (`parity`).
     """
@@ -77,6 +79,7 @@ class Synthesis:
     pairing: Literal["paired", "unpaired"] = "paired"
     cycle: float = 10.0
     identity: float = 10.0
+    image_pool: int = 0
     critic_clip: float = 0.0
     critic_noise: float = 2.14
     flip: float = 0.5
@@ -118,6 +121,10 @@ class Synthesis:
         require(
             not self.critic_clip or self.adversarial > 0,
             "task.critic_clip would do nothing: task.adversarial is 0, so no critic is trained",
+        )
+        require(
+            not self.image_pool or self.pairing == "unpaired",
+            'task.image_pool would do nothing: it is for task.pairing = "unpaired"',
         )
         if self.pairing == "paired":
             return

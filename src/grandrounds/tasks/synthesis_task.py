@@ -12,12 +12,11 @@ from grandrounds.messages import CaseScore
 from grandrounds.metrics.features import gabor
 from grandrounds.metrics.images import nrmse, psnr, ssim
 from grandrounds.metrics.summary import summary
-from grandrounds.models.discriminator import Discriminator, build_discriminator
 from grandrounds.models.norm import Norm
 from grandrounds.precision import full
-from grandrounds.seeds import seed_for
 from grandrounds.tasks.coding import Coding, Pair
 from grandrounds.tasks.critics import Judges
+from grandrounds.tasks.guarded import Guarded
 from grandrounds.tasks.networks import (
     CODED,
     CONTRASTS,
@@ -28,16 +27,11 @@ from grandrounds.tasks.networks import (
     shape_of,
     spread,
 )
+from grandrounds.tasks.paired import Paired
+from grandrounds.tasks.pool import ImagePool
 from grandrounds.tasks.slices import Augmentation, Slices, check_masks, slices_of
 from grandrounds.tasks.task import Batch, Picture
-from grandrounds.tasks.translation import (
-    Guarded,
-    Translator,
-    critic_loss,
-    groups_of,
-    realism,
-    unit,
-)
+from grandrounds.tasks.translation import Translator, groups_of, unit
 from grandrounds.tasks.unpaired import Cycle, Side
 from grandrounds.weights import Filter, Weights, starting_with
 
@@ -55,6 +49,7 @@ class SynthesisTask:
     coding: Coding
     pairs: Mapping[str, tuple[Pair, ...]]
     guests: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict[str, tuple[Pair, ...]])
+    pool: ImagePool = field(default_factory=lambda: ImagePool(0))
 
     @property
     def metric(self) -> str:
@@ -85,7 +80,9 @@ class SynthesisTask:
         """Build generator and critics; the same seed gives the same bits."""
         two_way = self._unpaired and self.options.generator != CODED
         generator = build_network(self.shape, seed=seed, two_way=two_way)
-        return Translator(generator, {name: self._critic(seed, name) for name in self._critics()})
+        o, names = self.options, self._critics()
+        size = {"width": o.critic_width, "layers": o.critic_layers}
+        return Translator(generator, self._judges.build(names, **size, norm=self.norm, seed=seed))
 
     @property
     def _unpaired(self) -> bool:
@@ -99,16 +96,6 @@ class SynthesisTask:
     def _critics(self) -> tuple[str, ...]:
         pairs = [pair for own in self.pairs.values() for pair in own]
         return self._judges.names(pairs) if self.options.adversarial else ()
-
-    def _critic(self, seed: int, name: str) -> Discriminator:
-        o = self.options
-        return build_discriminator(
-            width=o.critic_width,
-            layers=o.critic_layers,
-            norm=self.norm,
-            in_channels=1 if self._unpaired else 2,
-            seed=seed_for(seed, "critic", name),
-        )
 
     def blank(self, size: tuple[int, int]) -> Batch:
         """Give a batch of one case without content."""
@@ -138,8 +125,8 @@ class SynthesisTask:
         code = torch.stack([self.coding.code(site, way) for way in ways]).to(batch["code"])
         there = Side(batch["source"], batch["code"], judges.rows(pairs))
         back = Side(batch["target"], code, judges.rows(ways))
-        weights = Cycle(o.adversarial, o.cycle, o.identity)
-        yield from weights.losses(model.generator, model.critics, there, back)
+        both_ways = Cycle(o.adversarial, o.cycle, o.identity, self._guard, self.pool)
+        yield from both_ways.losses(model.generator, model.critics, there, back)
 
     def _translated(self, model: Translator, batch: Batch) -> Tensor:
         """Make each target from its source, (B, 1, H, W) in [-1, 1]."""
@@ -152,24 +139,18 @@ class SynthesisTask:
     def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield the losses of an image that the generator made."""
         assert isinstance(model, Translator)
-        source, target, fake = batch["source"], batch["target"], output
         judges = self._judges
         judged = judges.rows(judges.pairs(batch)) if self.options.adversarial else {}
-        apart = self.norm == "batch"
-        for name, rows in judged.items():
-            images = source[rows], target[rows], fake[rows]
-            yield f"critics.{name}", critic_loss(model.critic(name), *images, apart=apart)
-        shown = self._shown(fake)
-        verdicts = [realism(model.critic(n), source[r], shown[r]) for n, r in judged.items()]
-        distance = (full(fake) - target).abs().mean()
-        adversarial = torch.stack(verdicts).sum() / len(source) if verdicts else 0.0
-        yield "generator", self.options.adversarial * adversarial + self.options.l1 * distance
+        yield from self._paired.losses(model.critics, output, batch, judged)
 
-    def _shown(self, fake: Tensor) -> Tensor:
-        """Give what critics are shown, guarded if the study says so."""
+    @property
+    def _paired(self) -> Paired:
         o = self.options
-        guards = o.critic_clip > 0 and fake.requires_grad
-        return Guarded(o.critic_clip, o.critic_noise)(fake) if guards else fake
+        return Paired(o.adversarial, o.l1, self._guard, apart=self.norm == "batch")
+
+    @property
+    def _guard(self) -> Guarded:
+        return Guarded(self.options.critic_clip, self.options.critic_noise)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Synthesise the targets, (B, 1, H, W) in [0, 1]."""
@@ -239,6 +220,15 @@ class SynthesisTask:
     def seen_by(self, site: str) -> Self:
         """Let the network be told this site's code for every case."""
         return replace(self, coding=replace(self.coding, reader=site))
+
+    @property
+    def memory(self) -> Weights:
+        """Give the images of the pool."""
+        return self.pool.memory
+
+    def recalling(self, memory: Mapping[str, Tensor]) -> Self:
+        """Give the task with a pool of the images of earlier rounds."""
+        return replace(self, pool=ImagePool.of(self.options.image_pool, memory))
 
     @property
     def _known(self) -> Mapping[str, tuple[Pair, ...]]:

@@ -1,8 +1,8 @@
 """Tables: whether one variable of a patient is above a threshold is predicted from the others."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,13 @@ from grandrounds.data.inspect import VARIABLES
 from grandrounds.messages import CaseScore
 from grandrounds.models.perceptron import HIDDEN, OUTPUT, Perceptron, build_perceptron
 from grandrounds.seeds import seed_for
-from grandrounds.tasks.binary import (
-    METRIC,
-    binary_loss,
-    binary_summary,
-    case_scores,
-    probabilities,
-)
+from grandrounds.tasks.binary import METRIC, BinaryTask, binary_summary
 from grandrounds.tasks.checks import check_shares, require
 from grandrounds.tasks.records import Rows, Variables, rows_of
+from grandrounds.tasks.staged import PART
 from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
-from grandrounds.weights import Filter, Weights, among, starting_with
+from grandrounds.weights import Filter, among, starting_with
 
-PART = "network"
 NONE = among(frozenset())
 
 
@@ -101,26 +95,16 @@ def _check_labels(sites: Mapping[str, Sequence[str]], elements: Elements) -> Non
 
 
 @dataclass(frozen=True)
-class TabularTask:
+class TabularTask(BinaryTask):
     """Predicts one variable of a patient."""
 
     options: Tabular
     variables: Variables
 
     @property
-    def metric(self) -> str:
-        """Watch the log score, which is defined for one class, too."""
-        return self.options.metric
-
-    @property
     def cases_at_once(self) -> int:
         """Score so many patients at a time."""
         return 256
-
-    @property
-    def learning_rates(self) -> Mapping[str, float]:
-        """Train all parts at one rate."""
-        return {}
 
     def build(self, seed: int) -> Perceptron:
         """Build the network; the same seed gives the same bits."""
@@ -131,43 +115,6 @@ class TabularTask:
         """Give a batch of one patient without content."""
         del size
         return {"source": torch.zeros(1, self.variables.width), "target": torch.zeros(1, 1)}
-
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the cross-entropy, the mean over the patients."""
-        yield from self.judge(model, model(batch["source"]), batch)
-
-    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of logits that the network gave."""
-        del model
-        weight = self.options.positive_weight
-        yield PART, binary_loss(output, batch["target"], positive_weight=weight)
-
-    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Give probabilities, (B, 1)."""
-        model.eval()
-        return self.read(model(batch["source"]))
-
-    def read(self, output: Tensor) -> Tensor:
-        """Turn logits into probabilities."""
-        return probabilities(output)
-
-    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the stages of the network."""
-        assert isinstance(model, Perceptron)
-        return {name: starting_with(prefix) for name, prefix in model.stages().items()}
-
-    def inputs(self, batch: Batch) -> Weights:
-        """Give the source."""
-        return {"source": batch["source"]}
-
-    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
-        """Run stages of the network."""
-        assert isinstance(model, Perceptron)
-        return model.run(stages, carried)
-
-    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Score each patient: log loss, accuracy, and the probability and label they are of."""
-        return case_scores(prediction, batch["target"])
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
         """Summarise a site: means of the scores, AUC, balanced accuracy and a sensitivity."""
@@ -190,15 +137,6 @@ class TabularTask:
             "upper": starting_with(last, output),
             "all": starting_with(f"{PART}."),
         }
-
-    def uses(self, site: str) -> Filter:
-        """Select the whole network: all sites share its inputs and output."""
-        del site
-        return starting_with(f"{PART}.")
-
-    def seen_by(self, site: str) -> Self:  # noqa: ARG002
-        """Give the task itself: its network is told no site."""
-        return self
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Rows:
         """Give each training patient."""

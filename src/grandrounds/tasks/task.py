@@ -164,6 +164,15 @@ class Task(Protocol):
         """Give the task as one site's model meets it, whatever site a case is from."""
         ...
 
+    @property
+    def memory(self) -> Weights:
+        """Give what the losses left to remember; it never leaves the site."""
+        ...
+
+    def recalling(self, memory: Mapping[str, Tensor]) -> Self:
+        """Give the task for a round of training, with what the round before left to remember."""
+        ...
+
     def training_examples(self, cohorts: Sequence[Cohort]) -> Examples:
         """Give the training examples of one site, or of several pooled."""
         ...

@@ -1,17 +1,14 @@
-"""A generator with its critics, and the least-squares losses between them. Mao et al. 2017."""
+"""A generator with its critics in one module, and the groups of their parameters."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from grandrounds.models.discriminator import Discriminator, frozen
+from grandrounds.models.discriminator import Discriminator
 from grandrounds.models.norm import batch_norm_names
 from grandrounds.tasks.networks import Network
 from grandrounds.weights import Filter, among, starting_with
 
-SMALLEST = torch.finfo(torch.float32).tiny
 GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
 
 
@@ -30,58 +27,6 @@ class Translator(nn.Module):
         """Compile the networks; this container itself is never called."""
         for network in (self.generator, *self.critics.values()):
             network.compile()  # pyright: ignore[reportUnknownMemberType]
-
-    def critic(self, label: str) -> nn.Module:
-        """Give the critic of a task."""
-        return self.critics[label]
-
-
-def critic_loss(
-    critic: nn.Module, source: Tensor, target: Tensor, fake: Tensor, *, apart: bool
-) -> Tensor:
-    """Give the loss of a critic that takes the target for real and the fake for made.
-
-    Images are (B, 1, H, W); `apart` shows them in two batches, so that batch norm does not mix
-    their statistics.
-    """
-    real_BCHW, fake_BCHW = torch.cat([source, target], 1), torch.cat([source, fake.detach()], 1)
-    if apart:
-        on_real, on_fake = critic(real_BCHW), critic(fake_BCHW)
-    else:
-        on_real, on_fake = critic(torch.cat([real_BCHW, fake_BCHW])).chunk(2)
-    return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """Clips what each image learns from its critic, and adds noise: FedMed-GAN's protection.
-
-    Each image's gradient is clipped to `clip` / B, and Gaussian noise of `noise` times that is
-    added. By itself this is no (epsilon, delta) guarantee. Wang et al. 2023.
-    """
-
-    clip: float
-    noise: float
-
-    def __call__(self, fake_B1HW: Tensor) -> Tensor:
-        """Give the images, whose gradients will be clipped and noised."""
-        guarded = fake_B1HW.view_as(fake_B1HW)
-        guarded.register_hook(self._protected)  # pyright: ignore[reportUnknownMemberType]
-        return guarded
-
-    def _protected(self, gradient_B1HW: Tensor) -> Tensor:
-        bound = self.clip / len(gradient_B1HW)
-        norms_B = gradient_B1HW.square().sum((1, 2, 3)).sqrt().clamp_min(SMALLEST)
-        scale_B = (bound / norms_B).clamp_max(1.0)
-        clipped = gradient_B1HW * scale_B[:, None, None, None]
-        return clipped + torch.randn_like(clipped) * (self.noise * bound)
-
-
-def realism(critic: nn.Module, source: Tensor, fake: Tensor) -> Tensor:
-    """Give the generator's loss against a critic that learns nothing from it, summed over cases."""
-    with frozen(critic):
-        verdict = critic(torch.cat([source, fake], 1))
-    return (verdict - 1).square().flatten(1).mean(1).sum()
 
 
 def unit(image: Tensor) -> Tensor:

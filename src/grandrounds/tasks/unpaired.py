@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from grandrounds.models.discriminator import frozen
 from grandrounds.precision import full
+from grandrounds.tasks.guarded import Guarded
+from grandrounds.tasks.pool import ImagePool
 
 Translate: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # images and codes to images
 
@@ -31,11 +33,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Cycle:
-    """The weights of the three losses."""
+    """The weights of the three losses, what is learned from critics, and what these are shown."""
 
     adversarial: float
     cycle: float
     identity: float
+    guard: Guarded
+    pool: ImagePool
 
     def losses(
         self, translate: Translate, critics: nn.ModuleDict, there: Side, back: Side
@@ -48,11 +52,12 @@ class Cycle:
         sides = ((there, made["there"], back.images), (back, made["back"], there.images))
         for side, fakes, reals in sides:
             for name, rows in side.judged.items():
-                yield f"critics.{name}", _critic_loss(critics[name], reals[rows], fakes[rows])
+                shown = self.pool.shown(name, fakes[rows])
+                yield f"critics.{name}", _critic_loss(critics[name], reals[rows], shown)
         total = torch.zeros((), device=there.images.device)
         for side, fakes, other in ((there, made["there"], back), (back, made["back"], there)):
             again = translate(fakes, other.code)
-            total = total + self.adversarial * _realism(critics, side, fakes)
+            total = total + self.adversarial * _realism(critics, side, self.guard(fakes))
             total = total + self.cycle * (full(again) - side.images).abs().mean()
             total = (
                 total

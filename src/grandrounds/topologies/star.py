@@ -56,11 +56,12 @@ class Star:
 
     def account(self, load: Load) -> Account:
         """Count the model down, the update up, and the model down again to be scored."""
+        others = "other sites' own updates" if load.reveals else "no other site's update"
         return Account(
             int(load.sites * (load.both_ways + load.validations * load.model)),
             "the slowest site's time",
             {
                 "server": "every site's own update, and the model",
-                "sites": "the model, and no other site's update",
+                "sites": f"the model, and {others}",
             },
         )

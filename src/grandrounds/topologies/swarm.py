@@ -72,13 +72,14 @@ class Swarm:
 
     def account(self, load: Load) -> Account:
         """Count the updates to the leader and the merged model from it; scoring needs nothing."""
+        others = ", and other sites' own updates" if load.reveals else ""
         return Account(
             (load.sites - 1) * load.both_ways,
             "the slowest site's time, and the leader's merging",
             {
                 "coordinator": "receipts only: digests, counts, metrics; no tensor",
                 "leader of the round": "every site's own update, and the merged model",
-                "sites": "the merged model",
+                "sites": f"the merged model{others}",
             },
         )
 

@@ -95,7 +95,8 @@ class Load:
 
     `model` is what a site and the server exchange one way, `extra` what a method adds to it each
     way, `told` what it adds on the way to a site alone; `validations` says how often a round's
-    model is scored; `crossing` is a split network's.
+    model is scored; `crossing` is a split network's. With `reveals`, a site is shown what others
+    sent.
     """
 
     sites: int
@@ -104,6 +105,7 @@ class Load:
     validations: float
     crossing: Crossing | None = None
     told: int = 0
+    reveals: bool = False
 
     @property
     def both_ways(self) -> int:

@@ -1,0 +1,109 @@
+"""The coordinator as an NVFlare controller: a study from its first round to its last."""
+
+# NVFlare has no type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from nvflare.apis.client import Client
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.controller import Controller
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from grandrounds.elsewhere import conduct
+from grandrounds.engines.lines import Patience
+from grandrounds.errors import Stopped
+from grandrounds.events import Event, RoundFinished, SiteMissed
+from grandrounds.flare.letters import ASK, carried
+from grandrounds.flare.places import STATUS, places
+from grandrounds.study_file import read_study
+
+
+@dataclass
+class Progress:
+    """How far a run has come, for those who ask while it goes."""
+
+    rounds: int
+    round: int = 0
+    score: float | None = None
+    missed: list[str] = field(default_factory=list[str])
+
+    def __call__(self, event: Event) -> None:
+        """Hear of an event."""
+        if isinstance(event, RoundFinished):
+            self.round, self.score = event.round, event.score
+        elif isinstance(event, SiteMissed):
+            self.missed.append(f"{event.site}: {event.error}: {event.message}")
+
+    def answer(self, *_: object) -> dict[str, object]:
+        """Answer NVFlare's command of this name."""
+        return asdict(self)
+
+
+def hand_out(run: Path, result: Path) -> None:
+    """Copy a run folder to where NVFlare's clients fetch it: all but states and locks."""
+    if run.exists():
+        leave = shutil.ignore_patterns("state", "merged", ".lock")
+        shutil.copytree(run, result, ignore=leave, dirs_exist_ok=True)
+
+
+class StudyController(Controller):
+    """Conducts the study of a job, whose run `run` it goes on with if it `resume`s.
+
+    Its arguments stand in the job's config_fed_server.json; see `Patience` for the seconds. What
+    goes wrong ends the job as failed: a job that finished has finished its study.
+    """
+
+    def __init__(
+        self, run: str, resume: bool = False, silence: float = 20.0, deadline: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.resume = resume
+        self.patience = Patience(silence=silence, deadline=deadline)
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Do nothing: everything happens in `control_flow`."""
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Run the study to its end. Raises what stops it, which NVFlare turns into a failed job."""
+
+        def call(site: str, sealed: bytes, timeout: float) -> bytes:
+            if cast(bool, abort_signal.triggered):
+                raise Stopped("the job was aborted; what is saved can be resumed")
+            return carried(fl_ctx, ASK, site, sealed, timeout)
+
+        here = places(fl_ctx, self.run)
+        study = read_study(here.study)
+        progress = Progress(study.rounds)
+        cast(Any, fl_ctx.get_engine()).register_app_command(STATUS, progress.answer)
+        try:
+            conduct(
+                study,
+                here.run,
+                call,
+                patience=self.patience,
+                root=here.root,
+                resume=self.resume,
+                listeners=[progress],
+            )
+        finally:
+            hand_out(here.run, here.result)
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Do nothing: `control_flow` has ended."""
+
+    def process_result_of_unknown_task(
+        self,
+        client: Client,
+        task_name: str,
+        client_task_id: str,
+        result: Shareable,
+        fl_ctx: FLContext,
+    ) -> None:
+        """Do nothing: no tasks are given out."""

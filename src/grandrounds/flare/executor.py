@@ -1,0 +1,64 @@
+"""A hospital as an NVFlare executor: it answers its coordinator and takes its peers' mail."""
+
+# NVFlare has no type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
+
+from typing import Any, cast
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from grandrounds.elsewhere import attended
+from grandrounds.engines.attendant import Attendant
+from grandrounds.flare.letters import ASK, MAIL, answering, carried
+from grandrounds.flare.places import places
+from grandrounds.site_file import read_site
+from grandrounds.study_file import read_study
+
+_PATIENCE = 10.0  # seconds in which a peer takes mail
+
+
+class SiteExecutor(Executor):
+    """Attends for one site to the run `run`, as long as the job lasts."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self.run = run
+        self._attendant: Attendant | None = None
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Open the site at the start of a job, and close it at the end."""
+        if event_type == EventType.START_RUN:
+            self._attendant = self._attend(fl_ctx)
+        elif event_type == EventType.END_RUN and self._attendant:
+            self._attendant.close()
+
+    def execute(
+        self,
+        task_name: str,  # noqa: ARG002 - NVFlare calls with these names
+        shareable: Shareable,  # noqa: ARG002
+        fl_ctx: FLContext,  # noqa: ARG002
+        abort_signal: Signal,  # noqa: ARG002
+    ) -> Shareable:
+        """Refuse: no tasks are given out."""
+        return make_reply(ReturnCode.TASK_UNKNOWN)
+
+    def _attend(self, context: FLContext) -> Attendant:
+        here, name = places(context, self.run), cast(str, context.get_identity_name())
+        engine = cast(Any, context.get_engine())
+
+        def post(peer: str, sealed: bytes) -> bytes:
+            return carried(context, MAIL, peer, sealed, _PATIENCE)
+
+        study = read_study(here.study)
+        files = [read_site(here.site)] if here.site.exists() else []
+        accepted = here.local if here.root else None
+        attendant = Attendant(attended(study, name, files, here.run, accepted), post)
+        engine.register_aux_message_handler(ASK, answering(attendant.answer))
+        engine.register_aux_message_handler(MAIL, answering(attendant.take))
+        return attendant

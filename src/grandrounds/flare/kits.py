@@ -1,0 +1,89 @@
+"""Startup kits: a folder for the server, for each site and for the person who submits studies."""
+
+# NVFlare has no type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import contextlib
+import io
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+
+from grandrounds.errors import BadFolder, BadStudy
+from grandrounds.flare.job import ALLOWED
+from grandrounds.flare.starting import Kit
+from grandrounds.study import Study
+
+ADMIN = "admin@grandrounds.org"
+SERVER_PORT = 8002
+VALID_DAYS = 365 * 2
+
+_LOG_STREAMS = ("site_log_streamer", "log_receiver")
+_BUILDERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("workspace.WorkspaceBuilder", {"template_file": ["master_template.yml"]}),
+    ("static_file.StaticFileBuilder", {"config_folder": "config"}),
+    ("cert.CertBuilder", {"root_valid_days": VALID_DAYS}),
+    ("signature.SignatureBuilder", {}),
+)
+
+
+def provision(study: Study, server: str, out: Path, *, port: int = SERVER_PORT) -> dict[str, Path]:
+    """Make certificates and startup kits for the server, each site and the admin, below `out`.
+
+    `server` is the name or address by which the sites reach the server; "localhost" keeps it on
+    this machine. Raises `BadFolder` where there are kits already: their keys would be lost.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise BadFolder(f"{out}: is not empty; give another --out, so that no key is overwritten")
+    project = _project(study, server, port)
+    with TemporaryDirectory() as made, contextlib.redirect_stdout(io.StringIO()):
+        provisioner = Provisioner(made, prepare_builders(project))
+        provisioner.provision(prepare_project(project))
+        [production] = Path(made).glob("*/prod_00")
+        names = {server: "server", ADMIN: "admin"} | {name: name for name in study.trainers}
+        return {
+            folder: _handed_over(production / name, out / folder) for name, folder in names.items()
+        }
+
+
+def _project(study: Study, server: str, port: int) -> dict[str, Any]:
+    if server in study.trainers:
+        raise BadStudy(f"--server {server}: a site has this name; give the server's own host name")
+    sites = [{"name": name, "type": "client", "org": name} for name in study.trainers]
+    host = {"name": server, "type": "server", "org": "coordinator", "fed_learn_port": port}
+    admin = {"name": ADMIN, "type": "admin", "org": "coordinator", "role": "project_admin"}
+    builders = [{"path": f"nvflare.lighter.impl.{path}", "args": args} for path, args in _BUILDERS]
+    return {
+        "api_version": 3,
+        "name": study.name,
+        "participants": [host, *sites, admin],
+        "builders": builders,
+    }
+
+
+def _handed_over(made: Path, kit: Path) -> Path:
+    shutil.copytree(made, kit)
+    resources = kit / "local" / "resources.json.default"
+    if Kit(kit).kind != "admin":
+        settings = cast(dict[str, Any], json.loads(resources.read_text()))
+        local = resources.with_name("resources.json")
+        local.write_text(json.dumps(_restricted(settings), indent=2) + "\n")
+        resources.unlink()
+    return kit
+
+
+def _restricted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Allow our two classes and no other, and let no site's log leave it."""
+    components = cast(list[dict[str, Any]], settings["components"])
+    return settings | {
+        "class_allow_list": list(ALLOWED),
+        "allow_log_streaming": False,
+        "components": [each for each in components if each["id"] not in _LOG_STREAMS],
+    }
