@@ -9,7 +9,7 @@ test: .venv
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 quick: .venv
-	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu and not browser"
 
 check: .venv
 	$(BIN)/ruff format --check .
