@@ -6,7 +6,7 @@ demo: .venv
 	$(BIN)/grandrounds demo
 
 test: .venv
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=60 --durations-min=1
 
 quick: .venv
 	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu and not browser"

@@ -27,7 +27,7 @@ ORDER = Train(round=1, since=0, plan=LocalPlan())
 NEXT = replace(ORDER, round=2)
 NAMES = ("alder", "birch", "cedar")
 LONG = 10.0  # seconds; nobody waits for so long unless something is wrong
-QUICK = Patience(poll=0.05, silence=2.0, start=2.0, pause=0.01)
+QUICK = Patience(poll=0.05, silence=2.0, start=2.0, knock=0.01, pause=0.01)
 Happens: TypeAlias = Callable[[int, bytes], bytes]
 Act: TypeAlias = Callable[[str, Request], Reply]
 

@@ -58,7 +58,8 @@ def accept(study: str, key: Path, certificate: Path) -> Acceptance:
 def check(word: Acceptance, *, site: str, study: str, root: Path) -> None:
     """Check that a site itself accepted this study, by a certificate of this federation.
 
-    `root` is the certificate of the federation's authority (PEM). Raises `BadSite`.
+    `root` is the certificate of the federation's authority (PEM); the site's must be valid now.
+    Raises `BadSite`.
     """
     if word.study != study:
         raise BadSite(f"site '{site}' accepted another study ({word.study[:12]}...)")
@@ -72,6 +73,17 @@ def check(word: Acceptance, *, site: str, study: str, root: Path) -> None:
         raise BadSite(f"site '{site}': the signature under its acceptance is not valid") from None
     if {word.site, _named(proof)} != {site}:
         raise BadSite(f"site '{site}' shows the acceptance of '{_named(proof)}'")
+    _check_dates(site, proof)
+
+
+def _check_dates(site: str, proof: x509.Certificate) -> None:
+    begin, end = proof.not_valid_before_utc, proof.not_valid_after_utc
+    if not begin <= datetime.now(UTC) <= end:
+        raise BadSite(
+            f"site '{site}': the certificate under its acceptance is valid from "
+            f"{begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now; give the site a new "
+            "kit, and let it accept the study anew"
+        )
 
 
 def keep(word: Acceptance, folder: Path) -> Path:

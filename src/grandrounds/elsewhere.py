@@ -63,9 +63,9 @@ def conduct(
     """
     check_apart(study)
     machine = machine_for(study.training)
+    lines = tuple(Line(name, call, patience) for name in study.trainers)
+    _greeted(study, lines, root)  # before there is a folder: who is refused can submit again
     with claimed(folder, study, resume=resume), repeatable(machine):
-        lines = tuple(Line(name, call, patience) for name in study.trainers)
-        _greeted(study, lines, root)
         teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
         remote = Remote(lines, teller.hear, teller.miss)
         federation = federated(draw_up(study, machine), remote)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as Grid
 
 from grandrounds.acceptance import accept, keep
@@ -17,6 +18,8 @@ from grandrounds.report.html import write_report
 from grandrounds.results import show
 from grandrounds.study import Study
 from grandrounds.study_file import fingerprint, read_study, to_toml
+
+_START = 180.0  # seconds in which a demonstration's processes are there
 
 
 def need_flare() -> None:
@@ -146,7 +149,8 @@ def show_status(kit: Path, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(f"connected: {', '.join(connected) or 'no site'}")
-    grid = Grid("job", "study", "status", "round", "submitted")
+    whole = Column("job", no_wrap=True)  # to be copied
+    grid = Grid(whole, "study", "status", "round", "submitted")
     for job in jobs:
         round = f"{job.told['round']} of {job.told['rounds']}" if job.told else ""
         grid.add_row(job.id, job.name, job.status, round, job.submitted)
@@ -181,4 +185,32 @@ def fetch_job(id: str, kit: Path, out: Path, *, as_json: bool, quiet: bool) -> N
 
     with desk(Kit(kit)) as session:
         folder = session.fetch(id, out)
+    show(folder, write_report(folder), as_json=as_json, quiet=quiet)
+
+
+def demonstrate(study: Study, out: Path, *, as_json: bool, quiet: bool) -> None:
+    """Do every step of a federation on this machine: kits, acceptance, server and sites, a run."""
+    need_flare()
+    from grandrounds.flare.hosting import everyone, free_port, hosted
+    from grandrounds.flare.kits import provision
+    from grandrounds.flare.starting import Kit
+
+    check_apart(study)
+    console = Console(stderr=True, quiet=quiet)
+    kits = provision(study, "localhost", out / "kits", port=free_port())
+    console.print(f"startup kits with keys and certificates in {out / 'kits'}")
+    for site in study.trainers:
+        startup = kits[site] / "startup"
+        word = accept(fingerprint(study), startup / "client.key", startup / "client.crt")
+        keep(word, kits[site] / "local")
+    console.print(f"accepted by {', '.join(study.trainers)}")
+    with (
+        hosted(kit for name, kit in kits.items() if name != "admin"),
+        everyone(Kit(kits["admin"]), study.trainers, within=_START) as session,
+    ):
+        console.print("server and sites run, each in a process of its own")
+        job = session.wait(session.submit(study))
+        if not job.is_done:
+            raise RunFailed(f"job {job.id} ended as {job.status}: {session.reason(job.id)}")
+        folder = session.fetch(job.id, out / "run")
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)

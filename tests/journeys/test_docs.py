@@ -1,10 +1,13 @@
 """Every command of the how-tos runs as it stands there."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +19,20 @@ PAGES = [
     for name in (
         *("study-file", "run-folder", "your-own-data", "methods", "topologies", "split"),
         *("competitors", "evaluate", "tracking", "model-card"),
-        *("segmentation", "classification", "tabular", "partition", "export"),
+        *("segmentation", "classification", "tabular", "partition", "export", "deploy"),
     )
 ]
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder to work in; what a page left running there is ended."""
     for folder in ("studies", "scripts"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    return tmp_path
+    yield tmp_path
+    for left in tmp_path.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(left.read_text()), signal.SIGKILL)
 
 
 def commands(page: str) -> list[str]:

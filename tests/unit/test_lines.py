@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from grandrounds.engines.attendant import Attendant
-from grandrounds.engines.letters import Answer, Ask, seal
+from grandrounds.engines.letters import READY, Answer, Ask, seal
 from grandrounds.engines.lines import Line
 from grandrounds.engines.remote import ready
 from grandrounds.errors import SiteFailed
@@ -153,3 +153,16 @@ def test_a_working_site_is_asked_without_the_request_until_it_knows_nothing_of_i
     assert traits(reply) == traits(answered("alder", ORDER))
     whole, bare = encode(ORDER), b""
     assert [letter.body for letter in way.letters] == [whole, bare, whole]
+
+
+def test_a_site_that_is_not_there_yet_is_asked_less_often_than_one_whose_line_broke(
+    attend: Attend,
+):
+    patience = replace(QUICK, knock=0.3)
+    lines = [Line("alder", harmed(attend("alder"), "there", 2, lost), patience) for _ in range(2)]
+    began = time.monotonic()
+    lines[0].ask(lines[0].begin(), encode(ORDER))
+    there = time.monotonic()
+    lines[1].ask(READY, b"")
+    assert there - began < 0.3
+    assert time.monotonic() - there > 0.6

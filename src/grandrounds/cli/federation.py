@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from grandrounds.cli.options import Json, Quiet, Set, StudyPath, app
+from grandrounds.cli.options import Json, Out, Quiet, Set, StudyPath, app
 
 federation = typer.Typer(
     help="Run a study across hospitals, on NVIDIA FLARE.", no_args_is_help=True
@@ -21,6 +21,12 @@ AdminKit = Annotated[Path, typer.Option("--kit", help="The admin's startup kit."
 SiteKit = Annotated[Path, typer.Option("--kit", help="The site's own startup kit.")]
 AnyKit = Annotated[Path, typer.Argument(help="A startup kit: the server's or a site's.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, as submit and status print it.")]
+OneStudy = Annotated[
+    Path | None, typer.Option("--study", help="The study that this kit is to take part in.")
+]
+OneSite = Annotated[
+    Path | None, typer.Option("--site", help="A site file to look at instead of the kit's own.")
+]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the job is over.")]
 
 
@@ -127,9 +133,40 @@ def export(
     export_study(study, out, set or [], as_json=json)
 
 
+@federation.command()
+def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Do all of that on this machine: four simulated hospitals, a server, certificates, a run."""
+    from grandrounds.federating import demonstrate
+    from grandrounds.packaged import studies
+    from grandrounds.study_file import read_study
+
+    study = read_study(studies() / "tiny.toml", set or [])
+    demonstrate(study, out or Path("runs/federation"), as_json=json, quiet=quiet)
+
+
 @at_site.command()
 def accept(study: StudyPath, kit: SiteKit, set: Set = None, json: Json = False) -> None:
     """Show what a study asks for and what will leave the building, and sign its SHA-256."""
     from grandrounds.federating import accept_study
 
     accept_study(study, kit, set or [], as_json=json)
+
+
+@app.command()
+def doctor(
+    kit: Annotated[
+        Path, typer.Argument(help="A startup kit: the server's, a site's, the admin's.")
+    ],
+    study: OneStudy = None,
+    site: OneSite = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Look for what would stop this machine in a federation, and say how to mend it."""
+    from grandrounds.federating import need_flare
+
+    need_flare()
+    from grandrounds.doctor.show import look_at
+
+    if not look_at(kit, study, site, set or [], as_json=json):
+        raise typer.Exit(1)

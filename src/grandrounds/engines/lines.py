@@ -27,12 +27,13 @@ class Patience:
 
     A working site says so every `poll`; one that says nothing for `silence` is dead; one that lives
     may take `deadline` for one request (0: as long as it lives). Its process may take `start` to be
-    there at all. `pause` lies before a new try.
+    there at all, and is asked every `knock` until then. `pause` lies before any other new try.
     """
 
     poll: float = 2.0
     silence: float = 20.0
     start: float = 120.0
+    knock: float = 1.0
     deadline: float = 0.0
     pause: float = 0.2
 
@@ -40,6 +41,10 @@ class Patience:
     def per_call(self) -> float:
         """Give the seconds after which one call is lost: several fit into the silence."""
         return self.poll + self.silence / 4
+
+    def before_again(self, number: int) -> float:
+        """Give the seconds before this request is asked again."""
+        return self.knock if number == READY else self.pause
 
 
 @dataclass
@@ -82,7 +87,7 @@ class Line:
             if working:
                 watch.waiting()
             else:
-                time.sleep(self.patience.pause)
+                time.sleep(self.patience.before_again(number))
         raise GivenUp(f"request {number} of '{self.site}' was given up")
 
     def _watch(self, number: int) -> "_Watch":

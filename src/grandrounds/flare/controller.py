@@ -21,6 +21,7 @@ from grandrounds.errors import Stopped
 from grandrounds.events import Event, RoundFinished, SiteMissed
 from grandrounds.flare.letters import ASK, carried
 from grandrounds.flare.places import STATUS, places
+from grandrounds.processes import end_when_orphaned
 from grandrounds.study_file import read_study
 
 
@@ -68,7 +69,9 @@ class StudyController(Controller):
         self.patience = Patience(silence=silence, deadline=deadline)
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Do nothing: everything happens in `control_flow`."""
+        """See that a job's own process does not outlive its server's."""
+        if places(fl_ctx, self.run).root:
+            end_when_orphaned()
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the study to its end. Raises what stops it, which NVFlare turns into a failed job."""

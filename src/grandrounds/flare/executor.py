@@ -4,6 +4,8 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false
 
+import os
+from threading import Timer
 from typing import Any, cast
 
 from nvflare.apis.event_type import EventType
@@ -15,8 +17,10 @@ from nvflare.apis.signal import Signal
 
 from grandrounds.elsewhere import attended
 from grandrounds.engines.attendant import Attendant
+from grandrounds.engines.lines import Patience
 from grandrounds.flare.letters import ASK, MAIL, answering, carried
 from grandrounds.flare.places import places
+from grandrounds.processes import end_when_orphaned
 from grandrounds.site_file import read_site
 from grandrounds.study_file import read_study
 
@@ -30,10 +34,15 @@ class SiteExecutor(Executor):
         super().__init__()
         self.run = run
         self._attendant: Attendant | None = None
+        end_when_orphaned()  # NVFlare 2.9 spins for ever in a job whose site's own process is gone
+        self._overdue = Timer(Patience().start, os._exit, [1])  # or was gone before this began
+        self._overdue.daemon = True
+        self._overdue.start()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Open the site at the start of a job, and close it at the end."""
         if event_type == EventType.START_RUN:
+            self._overdue.cancel()
             self._attendant = self._attend(fl_ctx)
         elif event_type == EventType.END_RUN and self._attendant:
             self._attendant.close()

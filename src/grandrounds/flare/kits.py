@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -25,6 +26,16 @@ ADMIN = "admin@grandrounds.org"
 SERVER_PORT = 8002
 VALID_DAYS = 365 * 2
 
+CODE = ("byoc", "server-predeployed-flwr", "shell_commands")  # NVFlare's words for foreign code
+_RIGHTS = (
+    "submit_job",
+    "clone_job",
+    "manage_job",
+    "download_job",
+    "view",
+    "operate",
+    "app_command",
+)
 _LOG_STREAMS = ("site_log_streamer", "log_receiver")
 _BUILDERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("workspace.WorkspaceBuilder", {"template_file": ["master_template.yml"]}),
@@ -70,13 +81,18 @@ def _project(study: Study, server: str, port: int) -> dict[str, Any]:
 
 def _handed_over(made: Path, kit: Path) -> Path:
     shutil.copytree(made, kit)
-    resources = kit / "local" / "resources.json.default"
     if Kit(kit).kind != "admin":
-        settings = cast(dict[str, Any], json.loads(resources.read_text()))
-        local = resources.with_name("resources.json")
-        local.write_text(json.dumps(_restricted(settings), indent=2) + "\n")
-        resources.unlink()
+        _settle(kit / "local" / "resources.json", _restricted)
+        _settle(kit / "local" / "authorization.json", _without_code)
     return kit
+
+
+def _settle(path: Path, restrict: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Put our own settings in the place of NVFlare's default."""
+    default = path.with_name(f"{path.name}.default")
+    settings = cast(dict[str, Any], json.loads(default.read_text()))
+    path.write_text(json.dumps(restrict(settings), indent=2) + "\n")
+    default.unlink()
 
 
 def _restricted(settings: dict[str, Any]) -> dict[str, Any]:
@@ -87,3 +103,14 @@ def _restricted(settings: dict[str, Any]) -> dict[str, Any]:
         "allow_log_streaming": False,
         "components": [each for each in components if each["id"] not in _LOG_STREAMS],
     }
+
+
+def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
+    """Let nobody bring code or run shell commands: the allow-list holds for no such job."""
+    permissions = cast(dict[str, dict[str, str] | str], settings["permissions"])
+    nobody = dict.fromkeys(CODE, "none")
+    found = {
+        role: (dict.fromkeys(_RIGHTS, "any") if isinstance(rights, str) else rights) | nobody
+        for role, rights in permissions.items()
+    }
+    return settings | {"permissions": found}

@@ -6,6 +6,7 @@
 
 import contextlib
 import io
+import logging
 import shutil
 import time
 from collections.abc import Generator, Mapping
@@ -21,7 +22,9 @@ from nvflare.fuel.flare_api.api_spec import (
     InternalError,
     InvalidTarget,
     JobNotFound,
+    JobNotRunning,
     NoConnection,
+    NoReply,
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
@@ -100,7 +103,14 @@ class Desk:
         """Ask the coordinator how far it is; it may just be starting, or ending."""
         try:
             return self.session.do_app_command(id, STATUS, {})
-        except (InternalError, InvalidTarget, JobNotFound):
+        except (
+            AuthorizationError,
+            InternalError,
+            InvalidTarget,
+            JobNotFound,
+            JobNotRunning,
+            NoReply,
+        ):
             return {}
 
     def wait(self, id: str, *, every: float = 1.0) -> Job:
@@ -140,8 +150,10 @@ class Desk:
 
 @contextmanager
 def desk(kit: Kit, *, timeout: float = 20.0) -> Generator[Desk, None, None]:
-    """Open a session with a federation's server. Raises `NoServer`."""
+    """Open a session with a federation's server. Raises `NoServer`, also where it ends midway."""
     host, port = kit.address
+    # What NVFlare would log here on stderr, one sentence says.
+    logging.getLogger().addHandler(logging.NullHandler())
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             session = new_secure_session(ADMIN, str(kit.folder.absolute()), timeout=timeout)
@@ -149,6 +161,11 @@ def desk(kit: Kit, *, timeout: float = 20.0) -> Generator[Desk, None, None]:
             raise NoServer(f"the server {host}:{port} does not answer ({error})") from None
     try:
         yield Desk(session)
+    except NoConnection as error:
+        raise NoServer(
+            f"the server {host}:{port} answers no longer ({error}); once it is there again, "
+            "`grandrounds federation status` says what became of the job"
+        ) from None
     finally:
         session.close()
 

@@ -1,0 +1,42 @@
+"""All checks, in the order in which a run would meet what they look for."""
+
+from collections.abc import Callable, Mapping
+
+from grandrounds.doctor.decided import acceptance, classes, code, elements, logs
+from grandrounds.doctor.finding import Finding, Party
+from grandrounds.doctor.identity import chain, clock, dates, key
+from grandrounds.doctor.room import accelerator, disk, memory, shared_memory, versions
+from grandrounds.doctor.wire import port, reach, server_clock
+from grandrounds.errors import BadInput
+
+CHECKS: Mapping[str, Callable[[Party], Finding]] = {
+    "versions": versions,
+    "clock": clock,
+    "certificate dates": dates,
+    "certificate chain": chain,
+    "private key": key,
+    "port": port,
+    "server": reach,
+    "server's clock": server_clock,
+    "disk": disk,
+    "memory": memory,
+    "GPU": accelerator,
+    "shared memory": shared_memory,
+    "allowed classes": classes,
+    "foreign code": code,
+    "logs": logs,
+    "acceptance": acceptance,
+    "data elements": elements,
+}
+
+
+def examine(party: Party) -> dict[str, Finding]:
+    """Make all checks of a party; what one refuses is its finding."""
+    return {name: _finding(look, party) for name, look in CHECKS.items()}
+
+
+def _finding(look: Callable[[Party], Finding], party: Party) -> Finding:
+    try:
+        return look(party)
+    except BadInput as error:
+        return Finding("bad", str(error))

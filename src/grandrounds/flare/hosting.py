@@ -1,0 +1,83 @@
+"""Kits' processes on this machine, all ended in the end."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from grandrounds.errors import RunFailed
+from grandrounds.flare.session import Desk, NoServer, desk
+from grandrounds.flare.starting import Kit, command
+
+LOG = "console.log"
+
+_GRACE = 10.0  # seconds in which a process ends by itself
+
+
+@contextmanager
+def hosted(kits: Iterable[Path]) -> Generator[None, None, None]:
+    """Run these kits' processes, each with its output in the kit's `console.log`."""
+    with ExitStack() as stack:
+        for kit in kits:
+            stack.enter_context(_process(Kit(kit)))
+        yield
+
+
+@contextmanager
+def _process(kit: Kit) -> Generator[None, None, None]:
+    with (kit.folder / LOG).open("w") as log:
+        process = subprocess.Popen(
+            command(kit), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def everyone(kit: Kit, sites: Iterable[str], *, within: float) -> Generator[Desk, None, None]:
+    """Open a session once the server runs and all sites are connected. Raises `RunFailed`."""
+    deadline, missing = time.monotonic() + within, set(sites)
+    with _session(kit, deadline) as session:
+        while missing := missing - set(session.connected):
+            if time.monotonic() > deadline:
+                raise RunFailed(f"not connected after {within:g} s: {', '.join(sorted(missing))}")
+            time.sleep(1.0)
+        yield session
+
+
+@contextmanager
+def _session(kit: Kit, deadline: float) -> Generator[Desk, None, None]:
+    with ExitStack() as stack:
+        while True:
+            try:
+                session = stack.enter_context(desk(kit))
+                break
+            except NoServer:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+        yield session
+
+
+def free_port() -> int:
+    """Find a port that nobody listens at on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
