@@ -1,0 +1,89 @@
+"""Many studies in one job of NVFlare, one after the other: a controller and an executor."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.signal import Signal
+
+from grandrounds.elsewhere import attended, conduct
+from grandrounds.engines.attendant import Attendant
+from grandrounds.flare.controller import StudyController
+from grandrounds.flare.executor import SiteExecutor
+from grandrounds.flare.letters import ASK, MAIL, answering, carried
+from grandrounds.flare.places import places
+from grandrounds.study_file import read_study
+
+CLASSES = ("tests.grid.GridController", "tests.grid.GridExecutor")
+OPEN = "grid.open"
+STUDIES = "studies"  # a folder beside the job's own study
+SECONDS = 60.0  # for a site's process to be there
+
+
+class GridController(StudyController):
+    """Conducts every study of the folder; before each one the sites are told to open for it."""
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Run them all. Raises what stops the first that fails."""
+        here = places(fl_ctx, self.run)
+        for path in sorted((here.study.parent / STUDIES).iterdir()):
+            study = read_study(path)
+            for site in study.trainers:
+                told_to_open(fl_ctx, site, path.stem)
+            call = partial(carried, fl_ctx, ASK)
+            conduct(study, here.run / path.stem, call, patience=self.patience)
+
+
+def told_to_open(context: FLContext, site: str, arm: str) -> None:
+    """Tell a site which study comes next, as soon as its process is there."""
+    end = time.monotonic() + SECONDS
+    while True:
+        try:
+            carried(context, OPEN, site, arm.encode(), SECONDS)
+        except ConnectionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1.0)
+        else:
+            return
+
+
+class GridExecutor(SiteExecutor):
+    """Attends for one site to one study after the other."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Be ready for the first study at the start of the job, and close the last at its end."""
+        if event_type == EventType.START_RUN:
+            self._overdue.cancel()
+            engine = cast(Any, fl_ctx.get_engine())
+            for topic, answer in (
+                (OPEN, partial(self._next, fl_ctx)),
+                (ASK, lambda sealed: self._now.answer(sealed)),
+                (MAIL, lambda sealed: self._now.take(sealed)),
+            ):
+                engine.register_aux_message_handler(topic, answering(answer))
+        else:
+            super().handle_event(event_type, fl_ctx)
+
+    @property
+    def _now(self) -> Attendant:
+        assert self._attendant
+        return self._attendant
+
+    def _next(self, context: FLContext, arm: bytes) -> bytes:
+        if self._attendant:
+            self._attendant.close()
+        here, name = places(context, self.run), arm.decode()
+        study = read_study(here.study.parent / STUDIES / f"{name}.toml")
+        site = cast(str, context.get_identity_name())
+        post = partial(posted, context)
+        self._attendant = Attendant(attended(study, site, (), Path(here.run) / name), post)
+        return b""
+
+
+def posted(context: FLContext, peer: str, sealed: bytes) -> bytes:
+    """Bring mail to another site."""
+    return carried(context, MAIL, peer, sealed, SECONDS)

@@ -1,0 +1,112 @@
+"""A provisioned federation: mutual TLS, and server and sites in processes of their own; every step
+by its command.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from grandrounds.events import Failed, RunFinished
+from grandrounds.run import run
+from grandrounds.study import Study
+from tests.federation import digests
+from tests.flare import (
+    SERVER,
+    Town,
+    commanded,
+    differing,
+    listening,
+    made_once,
+    needs_flare,
+    provisioned,
+    small,
+    wait_until,
+    written,
+)
+from tests.golden.test_golden import ARMS
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
+
+PLAYED = ("pflsynth", "fedavg@swarm", "fedavg@cyclic", "fedavg@split")
+STATUS, LINES = "status.json", "listening.json"
+
+
+def play_all(folder: Path) -> None:
+    """Play the studies one after the other, and fetch what came of them."""
+    studies = {arm: small(*ARMS[arm]) for arm in PLAYED}
+    first, *others = PLAYED
+    with provisioned(studies[first], folder) as town:
+        town.start(SERVER, "alder", "birch")
+        jobs = {first: submit_and_look(town, studies[first])}
+        for arm in others:
+            town.accept(studies[arm])
+            done = town.submit(studies[arm])
+            assert done.code == 0, done.err
+            jobs[arm] = json.loads(done.out)["job"]
+        (folder / STATUS).write_text(told(town, "status"))
+        for arm, job in jobs.items():
+            told(town, "fetch", job, "--out", folder / arm)
+
+
+def submit_and_look(town: Town, study: Study) -> str:
+    """Accept and submit a study by the commands, and note where the server listens meanwhile."""
+    path = written(study, town.folder)
+    for site in study.trainers:
+        done = commanded("site", "accept", path, "--kit", town.kit(site), "--json")
+        assert json.loads(done.out)["site"] == site
+    wait_until(lambda: listening(town.processes[SERVER].pid))
+    job = json.loads(told(town, "submit", path, "--no-wait"))["job"]
+    seen = set[tuple[str, int]]()
+
+    def looked() -> bool:
+        seen.update(listening(town.processes[SERVER].pid))
+        return any(isinstance(event, RunFinished | Failed) for event in town.told(study))
+
+    wait_until(looked)
+    (town.folder / LINES).write_text(json.dumps({"port": town.port, "seen": sorted(seen)}))
+    return job
+
+
+def told(town: Town, *words: str | Path) -> str:
+    """What a command of the federation tells by JSON."""
+    done = commanded("federation", *words, "--kit", town.kit("admin"), "--json")
+    assert done.code == 0, done.err
+    return done.out
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a run folder for each study."""
+    return made_once(tmp_path_factory, "provisioned", play_all)
+
+
+@pytest.mark.parametrize("arm", PLAYED)
+def test_a_study_across_hospitals_has_the_digests_and_scores_of_this_process(
+    arm: str, played: Path, tmp_path: Path
+):
+    run(small(*ARMS[arm]), tmp_path / "here")
+    assert len(set(digests(played / arm))) == 2
+    assert differing(tmp_path / "here", played / arm) == []
+    assert (played / arm / "report.html").stat().st_size > 10_000
+
+
+def test_what_is_fetched_holds_no_state_and_no_images_of_a_site(played: Path):
+    for arm in PLAYED:
+        files = {path.relative_to(played / arm).parts[0] for path in (played / arm).rglob("*")}
+        assert "sites" not in files
+        assert "state" not in files
+
+
+def test_the_status_names_the_sites_that_are_connected_and_every_job(played: Path):
+    status = json.loads((played / STATUS).read_text())
+    assert status["sites"] == ["alder", "birch"]
+    assert [job["status"] for job in status["jobs"]] == ["FINISHED:COMPLETED"] * len(PLAYED)
+
+
+def test_the_server_listens_on_this_machine_alone(played: Path):
+    lines = json.loads((played / LINES).read_text())
+    seen: Sequence[tuple[str, int]] = lines["seen"]
+    assert {address for address, _ in seen} <= {"127.0.0.1", "::1"}
+    assert ["127.0.0.1", lines["port"]] in seen

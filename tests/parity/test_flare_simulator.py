@@ -1,0 +1,85 @@
+"""NVFlare's simulator plays a study to the digests of this process: over every topology by its own
+command line, and in one job for every method over every topology.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grandrounds.flare.job import CONTROLLER, EXECUTOR, export_job, run_name
+from grandrounds.run import run
+from grandrounds.study_file import to_toml
+from grandrounds.topologies import TOPOLOGIES
+from grandrounds.weights import first_not_finite
+from tests.federation import digests
+from tests.flare import commanded, differing, made_once, needs_flare, simulated, small, written
+from tests.golden.test_golden import ARMS
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
+
+BY_COMMAND = ("pflsynth", "scaffold@swarm", "cyclic-travels", "fedmedgan@split")
+POOLED = [arm for arm, words in ARMS.items() if small(*words).build_method().pooled]
+IN_THE_GRID = [arm for arm in ARMS if arm not in (*BY_COMMAND, *POOLED)]
+CLASSES = {
+    CONTROLLER: "tests.grid.GridController",
+    EXECUTOR: "tests.grid.GridExecutor",
+}
+
+
+def assert_same(arm: str, there: Path, folder: Path) -> None:
+    """A run is what this process computes, which is finite and changes from round to round."""
+    here = folder / "here"
+    state = run(small(*ARMS[arm]), here)
+    assert first_not_finite(state.weights) is None
+    assert len(set(digests(here))) == 2
+    assert differing(here, there) == []
+
+
+def play_the_grid(folder: Path) -> None:
+    """Play many studies in one job: ours, but for a controller and an executor of the tests."""
+    job = folder / "job"
+    export_job(small(), job, run="grid")
+    config = job / "app" / "config"
+    for name in ("config_fed_server.json", "config_fed_client.json"):
+        text = (config / name).read_text()
+        for ours, theirs in CLASSES.items():
+            text = text.replace(ours, theirs)
+        (config / name).write_text(text)
+    (config / "studies").mkdir()
+    for arm in IN_THE_GRID:
+        (config / "studies" / f"{arm}.toml").write_text(to_toml(small(*ARMS[arm])))
+    simulated(job, small(), folder / "played", list(CLASSES.values()))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the server's runs, one for each arm."""
+    folder = made_once(tmp_path_factory, "grid", play_the_grid)
+    return folder / "played" / "server" / "grandrounds" / "grid"
+
+
+@pytest.mark.parametrize("arm", BY_COMMAND)
+def test_a_job_that_we_export_plays_in_nvflares_own_simulator(arm: str, tmp_path: Path):
+    study = small(*ARMS[arm])
+    words = ("federation", "export", written(study, tmp_path), "--out", tmp_path / "job", "--json")
+    done = commanded(*words)
+    assert json.loads(done.out) == {"job": str(tmp_path / "job")}
+    runs = simulated(tmp_path / "job", study, tmp_path / "played")
+    assert_same(arm, runs / run_name(study), tmp_path)
+
+
+def test_every_topology_is_played_by_the_command():
+    assert {small(*ARMS[arm]).topology.kind for arm in BY_COMMAND} == set(TOPOLOGIES)
+
+
+def test_only_what_pools_the_data_of_all_sites_is_not_played():
+    assert sorted(POOLED) == ["central", "pgan", "pix2pix"]
+    assert len(IN_THE_GRID) >= 50
+
+
+@pytest.mark.parametrize("arm", IN_THE_GRID)
+def test_every_method_over_every_topology_has_the_digests_of_this_process(
+    arm: str, grid: Path, tmp_path: Path
+):
+    assert_same(arm, grid / arm, tmp_path)
