@@ -12,6 +12,8 @@ from tests.journeys.browser import OPEN_ALL, OVERFLOW, barriers, launched, opene
 from tests.unit.report_cycle import cycle
 from tests.unit.report_folder import run_folder, write_comparison
 
+A4 = 794  # pixels across, 96 to the inch
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 UNDRAWN = "images => images.filter(image => image.naturalWidth === 0).map(image => image.alt)"
 HEADED = "tables => tables.every(table => table.caption && table.querySelector('th[scope]'))"
@@ -60,6 +62,12 @@ def test_nothing_overflows_and_axe_finds_no_barrier(browser: Browser, report: Pa
         seen.page.evaluate(OPEN_ALL)
         assert seen.page.evaluate(OVERFLOW) == 0
         assert barriers(seen.page) == []
+
+
+def test_a_printed_page_is_as_wide_as_the_paper(browser: Browser, report: Path):
+    with opened(browser, report.as_uri(), width=A4) as seen:
+        seen.page.emulate_media(media="print")
+        assert seen.page.evaluate(OVERFLOW) == 0
 
 
 def test_axe_would_find_a_barrier(browser: Browser, report: Path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds import build
+from grandrounds import blueprint
 from grandrounds.messages import Reply, Request, decode, encode
 from grandrounds.run import run
 from grandrounds.site import Promise, Site
@@ -47,7 +47,7 @@ def test_a_run_over_the_wire_has_the_same_digests_and_scores(
 ):
     study = tiny("rounds=2", *options, sites=2)
     near = run(study, tmp_path / "near")
-    monkeypatch.setattr(build, "Site", FarSite)
+    monkeypatch.setattr(blueprint, "Site", FarSite)
     crossed.clear()
     run(study, tmp_path / "far")
     assert set(crossed) == {"Describe", "Train", "Evaluate", "Finish"}

@@ -35,6 +35,7 @@ _RIGHTS = (
     "view",
     "operate",
     "app_command",
+    "get_job_log",
 )
 _LOG_STREAMS = ("site_log_streamer", "log_receiver")
 _BUILDERS: tuple[tuple[str, dict[str, Any]], ...] = (
