@@ -1,4 +1,4 @@
-.PHONY: demo test faults quick check golden bench clean
+.PHONY: demo test provisioned quick check golden bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,13 +6,13 @@ demo: .venv
 	$(BIN)/grandrounds demo
 
 test: .venv
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not faults" --durations=60 --durations-min=1
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not provisioned" --durations=60 --durations-min=1
 
-faults: .venv
-	$(BIN)/python -m pytest -m faults
+provisioned: .venv
+	$(BIN)/python -m pytest -m provisioned
 
 quick: .venv
-	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu and not browser and not faults"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu and not browser and not provisioned"
 
 check: .venv
 	$(BIN)/ruff format --check .

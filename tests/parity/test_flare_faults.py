@@ -33,7 +33,7 @@ from tests.flare import (
 )
 from tests.journeys.command import Done, started
 
-pytestmark = [pytest.mark.faults, pytest.mark.engine, pytest.mark.slow, needs_flare]
+pytestmark = [pytest.mark.provisioned, pytest.mark.engine, pytest.mark.slow, needs_flare]
 
 NEVER_BEGUN = """
 import time
