@@ -24,6 +24,12 @@ def test_the_package_and_its_help_load_nothing_heavy(statement: str):
     assert not loaded_by(statement) & set(HEAVY)
 
 
+def test_what_computes_no_score_and_builds_no_network_of_monai_does_not_load_it():
+    modules = ("elsewhere", "commands", "federating", "compare", "estimate")
+    statement = ", ".join(f"grandrounds.{module}" for module in modules)
+    assert not loaded_by(f"import {statement}") & {"monai", "ignite", "nvflare", "matplotlib"}
+
+
 def test_a_report_needs_no_torch(tmp_path: Path):
     folder = write_comparison(tmp_path / "compared")
     statement = (

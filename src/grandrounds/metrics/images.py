@@ -8,7 +8,6 @@ nan.
 # ruff: noqa: N803, N806
 
 import torch
-from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
 DATA_RANGE = 1.0
@@ -31,6 +30,8 @@ def ssim(prediction_B1HW: Tensor, target_B1HW: Tensor, mask_B1HW: Tensor | None 
     The mean over windows that lie in the image; with a mask, over those with their middle in it,
     although a window reaches 5 pixels beyond. Wang et al. 2004.
     """
+    from monai.metrics.regression import compute_ssim_and_cs  # seconds, for those who need it
+
     similarity, _ = compute_ssim_and_cs(
         prediction_B1HW,
         target_B1HW,

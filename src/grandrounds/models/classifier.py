@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
-from monai.networks.blocks.convolutions import Convolution, ResidualUnit
 from torch import Tensor, nn
 
 from grandrounds.models.initialise import seeded
@@ -61,13 +60,17 @@ def build_classifier(shape: ClassifierShape, *, seed: int) -> Classifier:
         return Classifier(shape)
 
 
-def _stem(shape: ClassifierShape) -> Convolution:
+def _stem(shape: ClassifierShape) -> nn.Module:
+    from monai.networks.blocks.convolutions import Convolution  # seconds, for those who need it
+
     norm = (shape.norm, {"affine": True})
     return Convolution(
         2, shape.inputs, shape.width, 2, act=ACTIVATION, norm=norm, dropout=shape.dropout
     )
 
 
-def _block(shape: ClassifierShape, inputs: int, outputs: int) -> ResidualUnit:
+def _block(shape: ClassifierShape, inputs: int, outputs: int) -> nn.Module:
+    from monai.networks.blocks.convolutions import ResidualUnit
+
     norm = (shape.norm, {"affine": True})
     return ResidualUnit(2, inputs, outputs, 2, act=ACTIVATION, norm=norm, dropout=shape.dropout)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
-from monai.inferers.inferer import SlidingWindowInferer
-from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
 
 from grandrounds.models.initialise import seeded
@@ -68,6 +66,8 @@ def build_unet(shape: UNetShape, *, seed: int) -> UNet:
 
 def slid(network: nn.Module, source_BCDHW: Tensor, patch: Sequence[int], *, at_once: int) -> Tensor:
     """Slide over volumes: the logits of half-overlapping patches, weighed by their middles."""
+    from monai.inferers.inferer import SlidingWindowInferer  # seconds, for those who need it
+
     inferer = SlidingWindowInferer(patch, at_once, overlap=0.5, mode="gaussian")
     found = inferer(source_BCDHW, network)
     assert isinstance(found, Tensor)
@@ -75,6 +75,8 @@ def slid(network: nn.Module, source_BCDHW: Tensor, patch: Sequence[int], *, at_o
 
 
 def _encoder(shape: UNetShape) -> dict[str, nn.Module]:
+    from monai.networks.nets.basic_unet import Down, TwoConv  # seconds, for those who need it
+
     entry = TwoConv(shape.dims, shape.inputs, shape.channels[0], *_options(shape))
     *downs, bottleneck = [
         Down(shape.dims, above, below, *_options(shape))
@@ -85,6 +87,8 @@ def _encoder(shape: UNetShape) -> dict[str, nn.Module]:
 
 
 def _decoder(shape: UNetShape) -> dict[str, nn.Module]:
+    from monai.networks.nets.basic_unet import UpCat
+
     levels = reversed(list(enumerate(pairwise(shape.channels))))
     ups = {
         f"{DECODER}{level}": UpCat(

@@ -3,7 +3,6 @@
 Shapes: logits and target (B, S, H, W) or (B, S, D, H, W); B batch, S structure; asked is 0 or 1.
 """
 
-from monai.losses.dice import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,6 +12,8 @@ def dice_loss(logits: Tensor, target: Tensor, asked_BS: Tensor) -> Tensor:
 
     Milletari et al. 2016.
     """
+    from monai.losses.dice import DiceLoss  # seconds, for those who need it
+
     mask = _spread(asked_BS, logits)
     loss = DiceLoss(batch=True, reduction="none")(logits.sigmoid() * mask, target * mask)
     present_S = asked_BS.amax(0)
