@@ -2,20 +2,21 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from grandrounds.errors import BadFolder, BadUpdate, DiskFailed
 
 Weights: TypeAlias = dict[str, Tensor]
 Filter: TypeAlias = Callable[[str], bool]
+_BLOCK = 2**16  # numbers that are averaged at a time
 OPTIMIZER = "optimizer/"  # before the names of an optimiser's tensors, where they lie with weights
 
 
@@ -70,10 +71,16 @@ def mean(updates: Sequence[Weights], shares: Sequence[float]) -> Weights:
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
-    for tensor, share in zip(tensors, shares, strict=True):
-        total += tensor.double() * share
-    return total.to(tensors[0].dtype)
+    """Average block by block: a block's float64 stays in the cache."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    average = torch.empty_like(flat[0])
+    for start in range(0, average.numel(), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        total = torch.zeros(average[block].shape, dtype=torch.float64)
+        for tensor, share in zip(flat, shares, strict=True):
+            total += tensor[block].double() * share
+        average[block] = total
+    return average.view(tensors[0].shape)
 
 
 def median(updates: Sequence[Weights]) -> Weights:
@@ -112,7 +119,15 @@ def _check_alike(updates: Sequence[Weights]) -> None:
 
 def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
     """Name the first tensor that holds a NaN or an infinity, if any."""
-    return next((name for name, t in weights.items() if not bool(t.isfinite().all())), None)
+    return next((name for name, t in weights.items() if not _is_finite(t)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Look at the extremes alone, which a NaN becomes: fast, and without a mask of the tensor."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(low.isfinite()) and bool(high.isfinite())
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -133,7 +148,8 @@ def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) 
 
     Raises `DiskFailed` where the disk refuses; what stood at `path` before then still stands.
     """
-    write_atomically(path, to_safetensors(weights, dict(notes) if notes else None))
+    with _appearing(path) as temporary:
+        save_file(weights, temporary, dict(notes) if notes else None)
 
 
 class _OpenFile(Protocol):
@@ -154,19 +170,35 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name, flush to the disk, then rename. Raises `DiskFailed`."""
+    """Write a file so that a reader sees all of it or nothing. Raises `DiskFailed`."""
+    with _appearing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _appearing(path: Path) -> Generator[Path, None, None]:
+    """Let a file be written under a temporary name, flush it to the disk, then rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors would let this user alone read it
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         with suppress(OSError):  # nothing to remove where the folder itself could not be made
             temporary.unlink()
         raise DiskFailed(
-            f"cannot write {path}: {error.strerror}; what was saved before is intact. "
+            f"cannot write {path}: {_refusal(error)}; what was saved before is intact. "
             "Free some space or correct the folder, then continue with --resume."
         ) from error
+
+
+def _refusal(error: OSError | SafetensorError) -> str:
+    """Give the system's own words, which safetensors puts behind "I/O error: "."""
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    return str(error).partition("I/O error: ")[2].partition(" (os error")[0] or str(error)

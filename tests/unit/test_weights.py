@@ -52,6 +52,22 @@ def test_mean_accumulates_in_float64():
     assert found.dtype == torch.float32
 
 
+def test_mean_of_tensors_of_any_shape_is_that_of_their_numbers():
+    """Some are larger than what is averaged at a time, one has no axis, one no contiguous memory."""
+    draw = torch.Generator().manual_seed(1)
+    shapes = {"large": (3, 50_000), "one": (), "none": (0, 2), "small": (2, 3)}
+    updates = [
+        {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+        | {"turned": torch.randn(400, 300, generator=draw).T}
+        for _ in range(3)
+    ]
+    found = mean(updates, [1, 2, 5])
+    for name, tensors in {n: [u[n].double() for u in updates] for n in updates[0]}.items():
+        first, second, third = tensors
+        expected = (first * (1 / 8) + second * (2 / 8) + third * (5 / 8)).float()
+        assert torch.equal(found[name], expected), name
+
+
 def test_mean_adds_in_the_order_given():
     large, minus, one, none = ({"w": tensor([v]).double()} for v in (1e17, -1e17, 1.0, 0.0))
     assert mean([large, minus, one, none], [1, 1, 1, 1])["w"].item() == 0.25
