@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ from grandrounds.machine import machine_for, peak_memory, repeatable
 from grandrounds.opening import open_sites
 from grandrounds.packaged import studies
 from grandrounds.seeds import seed_for
+from grandrounds.site_file import SiteFile
 from grandrounds.study import Study
 from grandrounds.study_file import read_study
 from grandrounds.training import Lesson, train
@@ -48,9 +49,9 @@ def study_of(sites: int) -> Study:
     return replace(study, site=members, training=replace(study.training, epochs=1))
 
 
-def federated(study: Study, folder: Path) -> Callable[[], None]:
+def federated(study: Study, folder: Path, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
     machine = machine_for(study.training)
-    federation = build_federation(study, open_sites(study, ()), folder, machine, Unheard())
+    federation = build_federation(study, open_sites(study, files), folder, machine, Unheard())
     states = [federation.start]
 
     def one_round() -> None:
@@ -63,11 +64,11 @@ def federated(study: Study, folder: Path) -> Callable[[], None]:
     return one_round
 
 
-def bare(study: Study) -> Callable[[], None]:
+def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
     task = build_task(study)
     bench = build_bench(study, task, machine_for(study.training))
     bench.set_rate(study.training.learning_rate)
-    examples = [task.training_examples(o.cohorts) for o in open_sites(study, ()).values()]
+    examples = [task.training_examples(o.cohorts) for o in open_sites(study, files).values()]
     rounds = iter(range(1, 10**6))
 
     def one_round() -> None:
@@ -84,15 +85,21 @@ def bare(study: Study) -> Callable[[], None]:
 def ratio(sites: int) -> tuple[float, float, float]:
     study = study_of(sites)
     with tempfile.TemporaryDirectory() as folder, repeatable(machine_for(study.training)):
-        arms = [federated(study, Path(folder)), bare(study)]
-        seconds: list[list[float]] = [[], []]
-        for turn in range(REPEATS[sites] + 1):
-            for arm, one_round in enumerate(arms):
-                started = time.perf_counter()
-                one_round()
-                if turn:
-                    seconds[arm].append(time.perf_counter() - started)
-        pairs = [a / b for a, b in zip(*seconds, strict=True)]
+        return in_turns(federated(study, Path(folder)), bare(study), REPEATS[sites])
+
+
+def in_turns(
+    one: Callable[[], None], other: Callable[[], None], repeats: int
+) -> tuple[float, float, float]:
+    """Give the median ratio of rounds in turns, and the median seconds of each."""
+    seconds: list[list[float]] = [[], []]
+    for turn in range(repeats + 1):
+        for arm, one_round in enumerate((one, other)):
+            started = time.perf_counter()
+            one_round()
+            if turn:
+                seconds[arm].append(time.perf_counter() - started)
+    pairs = [a / b for a, b in zip(*seconds, strict=True)]
     return median(pairs), median(seconds[0]), median(seconds[1])
 
 

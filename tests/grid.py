@@ -3,7 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
@@ -13,7 +13,7 @@ from grandrounds.elsewhere import attended, conduct
 from grandrounds.engines.attendant import Attendant
 from grandrounds.flare.controller import StudyController
 from grandrounds.flare.executor import SiteExecutor
-from grandrounds.flare.letters import ASK, MAIL, answering, carried
+from grandrounds.flare.letters import ASK, MAIL, SERVER, Post
 from grandrounds.flare.places import places
 from grandrounds.study_file import read_study
 
@@ -28,21 +28,21 @@ class GridController(StudyController):
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run them all. Raises what stops the first that fails."""
-        here = places(fl_ctx, self.run)
+        here, post = places(fl_ctx, self.run), Post(fl_ctx, SERVER)
         for path in sorted((here.study.parent / STUDIES).iterdir()):
             study = read_study(path)
             for site in study.trainers:
-                told_to_open(fl_ctx, site, path.stem)
-            call = partial(carried, fl_ctx, ASK)
+                told_to_open(post, site, path.stem)
+            call = partial(post.bring, ASK)
             conduct(study, here.run / path.stem, call, patience=self.patience)
 
 
-def told_to_open(context: FLContext, site: str, arm: str) -> None:
+def told_to_open(post: Post, site: str, arm: str) -> None:
     """Tell a site which study comes next, as soon as its process is there."""
     end = time.monotonic() + SECONDS
     while True:
         try:
-            carried(context, OPEN, site, arm.encode(), SECONDS)
+            post.bring(OPEN, site, arm.encode(), SECONDS)
         except ConnectionError:
             if time.monotonic() > end:
                 raise
@@ -58,13 +58,10 @@ class GridExecutor(SiteExecutor):
         """Be ready for the first study at the start of the job, and close the last at its end."""
         if event_type == EventType.START_RUN:
             self._overdue.cancel()
-            engine = cast(Any, fl_ctx.get_engine())
-            for topic, answer in (
-                (OPEN, partial(self._next, fl_ctx)),
-                (ASK, lambda sealed: self._now.answer(sealed)),
-                (MAIL, lambda sealed: self._now.take(sealed)),
-            ):
-                engine.register_aux_message_handler(topic, answering(answer))
+            post = Post(fl_ctx, str(fl_ctx.get_identity_name()))
+            post.answer(OPEN, partial(self._next, fl_ctx, post))
+            post.answer(ASK, lambda sealed: self._now.answer(sealed))
+            post.answer(MAIL, lambda sealed: self._now.take(sealed))
         else:
             super().handle_event(event_type, fl_ctx)
 
@@ -73,17 +70,15 @@ class GridExecutor(SiteExecutor):
         assert self._attendant
         return self._attendant
 
-    def _next(self, context: FLContext, arm: bytes) -> bytes:
+    def _next(self, context: FLContext, post: Post, arm: bytes) -> bytes:
         if self._attendant:
             self._attendant.close()
         here, name = places(context, self.run), arm.decode()
         study = read_study(here.study.parent / STUDIES / f"{name}.toml")
         site = cast(str, context.get_identity_name())
-        post = partial(posted, context)
-        self._attendant = Attendant(attended(study, site, (), Path(here.run) / name), post)
+
+        def mail(peer: str, sealed: bytes) -> bytes:
+            return post.bring(MAIL, peer, sealed, SECONDS)
+
+        self._attendant = Attendant(attended(study, site, (), Path(here.run) / name), mail)
         return b""
-
-
-def posted(context: FLContext, peer: str, sealed: bytes) -> bytes:
-    """Bring mail to another site."""
-    return carried(context, MAIL, peer, sealed, SECONDS)

@@ -12,7 +12,7 @@ from grandrounds.run import run
 from grandrounds.study_file import to_toml
 from grandrounds.topologies import TOPOLOGIES
 from grandrounds.weights import first_not_finite
-from tests.federation import digests
+from tests.federation import digests, rows
 from tests.flare import commanded, differing, made_once, needs_flare, simulated, small, written
 from tests.golden.test_golden import ARMS
 
@@ -20,7 +20,12 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
 BY_COMMAND = ("pflsynth", "scaffold@swarm", "cyclic-travels", "fedmedgan@split")
 POOLED = [arm for arm, words in ARMS.items() if small(*words).build_method().pooled]
-IN_THE_GRID = [arm for arm in ARMS if arm not in (*BY_COMMAND, *POOLED)]
+LARGE = {  # letters of 6 MB, which are fetched in parts
+    f"fedavg@{kind}-large": ("method.kind=fedavg", f"topology.kind={kind}", "task.width=44")
+    for kind in ("star", "swarm")
+}
+STUDIES = ARMS | LARGE
+IN_THE_GRID = [arm for arm in STUDIES if arm not in (*BY_COMMAND, *POOLED)]
 CLASSES = {
     CONTROLLER: "tests.grid.GridController",
     EXECUTOR: "tests.grid.GridExecutor",
@@ -30,7 +35,7 @@ CLASSES = {
 def assert_same(arm: str, there: Path, folder: Path) -> None:
     """A run is what this process computes, which is finite and changes from round to round."""
     here = folder / "here"
-    state = run(small(*ARMS[arm]), here)
+    state = run(small(*STUDIES[arm]), here)
     assert first_not_finite(state.weights) is None
     assert len(set(digests(here))) == 2
     assert differing(here, there) == []
@@ -48,7 +53,7 @@ def play_the_grid(folder: Path) -> None:
         (config / name).write_text(text)
     (config / "studies").mkdir()
     for arm in IN_THE_GRID:
-        (config / "studies" / f"{arm}.toml").write_text(to_toml(small(*ARMS[arm])))
+        (config / "studies" / f"{arm}.toml").write_text(to_toml(small(*STUDIES[arm])))
     simulated(job, small(), folder / "played", list(CLASSES.values()))
 
 
@@ -76,6 +81,13 @@ def test_every_topology_is_played_by_the_command():
 def test_only_what_pools_the_data_of_all_sites_is_not_played():
     assert sorted(POOLED) == ["central", "pgan", "pix2pix"]
     assert len(IN_THE_GRID) >= 50
+
+
+def test_some_letters_are_too_large_to_be_pushed(grid: Path):
+    from grandrounds.flare.letters import AT_ONCE, SMALL
+
+    sent = {int(row["bytes_up"]) for arm in LARGE for row in rows(grid / arm / "rounds.csv")}
+    assert min(sent) > AT_ONCE > SMALL
 
 
 @pytest.mark.parametrize("arm", IN_THE_GRID)

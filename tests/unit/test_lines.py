@@ -7,7 +7,7 @@ import pytest
 
 from grandrounds.engines.attendant import Attendant
 from grandrounds.engines.letters import READY, Answer, Ask, seal
-from grandrounds.engines.lines import Line
+from grandrounds.engines.lines import GivenUp, Interrupted, Line
 from grandrounds.engines.remote import ready
 from grandrounds.errors import SiteFailed
 from grandrounds.messages import encode
@@ -121,6 +121,32 @@ def test_a_slow_site_that_lives_is_waited_for(attend: Attend):
     [reply] = engine(way, patience=replace(QUICK, silence=0.2)).ask({"alder": ORDER})
     assert reply.site == "alder"
     assert time.monotonic() - began > 0.4
+
+
+def test_a_request_that_was_given_up_is_not_sent(attend: Attend):
+    attendant = attend("alder")
+    line = Line("alder", Way({"alder": attendant}), QUICK)
+    number = line.begin()
+    line.give_up()
+    with pytest.raises(GivenUp, match="request 1 of 'alder'"):
+        line.ask(number, encode(ORDER))
+    assert state_of(attendant, Ask(number=number, wait=0.0)) == "unknown"
+
+
+def test_a_line_that_held_before_it_broke_is_a_sign_of_life(attend: Attend):
+    """Each try is longer than the silence after which a site is dead."""
+    hasty = replace(QUICK, silence=0.1)
+    way, broken = Way({"alder": attend("alder")}), [Interrupted("in the middle")] * 3
+
+    def call(site: str, sealed: bytes, timeout: float) -> bytes:
+        if broken:
+            time.sleep(hasty.silence * 1.5)
+            raise broken.pop()
+        return way(site, sealed, timeout)
+
+    line = Line("alder", call, hasty)
+    assert line.ask(line.begin(), encode(ORDER)).state == "done"
+    assert broken == []
 
 
 def test_past_the_deadline_a_site_that_lives_has_failed(attend: Attend):

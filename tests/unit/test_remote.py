@@ -231,22 +231,30 @@ def test_no_thread_asks_on_when_who_hears_the_replies_stops_the_run(attend: Atte
     assert stopped.value.__traceback__ is not None
 
 
-def test_a_request_that_was_given_up_while_it_was_packed_is_not_sent(
-    attend: Attend, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("other", "packed"),
+    [(ORDER, 1), (NEXT, 2), (replace(ORDER, weights={"a": tensor([2.0])}), 2)],
+    ids=["the same", "another round", "other weights"],
+)
+def test_what_several_sites_get_is_packed_once(
+    other: Train, packed: int, attend: Attend, monkeypatch: pytest.MonkeyPatch
 ):
-    def packed(request: Request) -> bytes:
-        assert request.round == 1 or attend.gate.wait(LONG)
+    made: list[Message] = []
+
+    def counted(request: Request) -> bytes:
+        made.append(request)
         return encode(request)
 
-    monkeypatch.setattr(remote, "encode", packed)
-    site = Counted()
-    fails = attend("alder", failing(ValueError("no luck")))
-    engine = reached(("alder", fails), ("birch", attend("birch", site)))
-    with no_thread_left():
-        with pytest.raises(SiteFailed, match="'alder' failed"):
-            engine.ask({"alder": ORDER, "birch": NEXT})
-        attend.gate.set()
-    assert site.asked == []
+    monkeypatch.setattr(remote, "encode", counted)
+    sites = {name: Counted() for name in ("alder", "birch")}
+    engine = reached(*((name, attend(name, site)) for name, site in sites.items()))
+    engine.ask({"alder": ORDER, "birch": other})
+    assert len(made) == packed
+    [[first], [second]] = [site.asked for site in sites.values()]
+    assert isinstance(first, Train)
+    assert isinstance(second, Train)
+    assert digest(first.weights) == digest(ORDER.weights)
+    assert (second.round, digest(second.weights)) == (other.round, digest(other.weights))
 
 
 def test_replies_are_heard_in_roster_order_as_soon_as_those_before_are_there(attend: Attend):

@@ -60,8 +60,11 @@ def seal(letter: Letter) -> bytes:
     fields = asdict(replace(letter, body=b""))
     del fields["body"]
     header = json.dumps(fields).encode()
-    rest = b"".join((len(header).to_bytes(_LENGTH, "little"), header, letter.body))
-    return sha256(rest).digest() + rest
+    parts = (len(header).to_bytes(_LENGTH, "little"), header, letter.body)
+    found = sha256()
+    for part in parts:
+        found.update(part)
+    return b"".join((found.digest(), *parts))
 
 
 def unseal(data: bytes, kind: type[Kind]) -> Kind:

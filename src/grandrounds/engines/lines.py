@@ -17,6 +17,10 @@ class SiteSilent(RuntimeError):  # noqa: N818 - the word that a failure card sho
     """A site gave no sign of life."""
 
 
+class Interrupted(ConnectionError):  # noqa: N818 - the word for what happened
+    """A line broke after it had held for a while."""
+
+
 class GivenUp(RuntimeError):  # noqa: N818 - nobody waits for this answer any more
     """The coordinator went on without this answer."""
 
@@ -51,8 +55,9 @@ class Patience:
 class Line:
     """The line to one site.
 
-    `call` brings a sealed letter there and the sealed answer back in so many seconds, or raises
-    `ConnectionError`. One thread numbers the requests and gives them up; any may ask.
+    `call` brings a sealed letter there and the sealed answer back, or raises `ConnectionError`
+    where it hears nothing for so many seconds, `Interrupted` if it heard something before. One
+    thread numbers the requests and gives them up; any may ask.
     """
 
     site: str
@@ -103,6 +108,9 @@ class Line:
         """Call once; None where nothing came that answers this letter."""
         try:
             answer = unseal(self.call(self.site, seal(letter), self.patience.per_call), Answer)
+        except Interrupted:
+            watch.heard()
+            return None
         except ConnectionError as error:
             watch.silent(error)
             return None

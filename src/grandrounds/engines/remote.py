@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from grandrounds.engines.gather import given, in_turn
@@ -18,7 +18,7 @@ from grandrounds.failures import card_of
 from grandrounds.messages import Describe, Reply, Request, decode, encode
 from grandrounds.plain import revive
 from grandrounds.topologies.topology import EVERYONE, Links, Quorum
-from grandrounds.weights import first_not_finite
+from grandrounds.weights import Weights, first_not_finite
 
 Result: TypeAlias = Reply | Exception
 
@@ -72,8 +72,11 @@ class Remote:
         late_at = time.monotonic() + quorum.patience if quorum.patience else 0.0
         pool = ThreadPoolExecutor(len(requests))
         lines = [line for line in self.lines if line.site in requests]
+        bodies = _encoded(requests)
         open_ = {
-            pool.submit(answered, line, line.begin(), requests[line.site], deliver_to): line
+            pool.submit(
+                answered, line, line.begin(), requests[line.site], bodies[line.site], deliver_to
+            ): line
             for line in lines
         }
         came = 0
@@ -94,10 +97,25 @@ class Remote:
             pool.shutdown(wait=False)
 
 
-def answered(line: Line, number: int, request: Request, deliver_to: Sequence[str]) -> Result:
+def _encoded(requests: Mapping[str, Request]) -> dict[str, bytes]:
+    """Encode each request, and what several sites get only once."""
+    found, bodies = dict[object, bytes](), dict[str, bytes]()
+    for site, request in requests.items():
+        tensors: Weights = getattr(request, "weights", {})
+        words = str(replace(request, weights={}) if tensors else request)
+        same = (words, *((name, id(tensor)) for name, tensor in tensors.items()))
+        if same not in found:
+            found[same] = encode(request)
+        bodies[site] = found[same]
+    return bodies
+
+
+def answered(
+    line: Line, number: int, request: Request, body: bytes, deliver_to: Sequence[str]
+) -> Result:
     """Ask one site, and give what came of it."""
     try:
-        answer = line.ask(number, encode(request), deliver_to)
+        answer = line.ask(number, body, deliver_to)
         return _read(line.site, request, _body(answer))
     except (SiteFailed, BadInput) as failure:
         return failure

@@ -19,7 +19,7 @@ from grandrounds.elsewhere import conduct
 from grandrounds.engines.lines import Patience
 from grandrounds.errors import Stopped
 from grandrounds.events import Event, RoundFinished, SiteMissed
-from grandrounds.flare.letters import ASK, carried
+from grandrounds.flare.letters import ASK, SERVER, Post
 from grandrounds.flare.places import STATUS, places
 from grandrounds.processes import end_when_orphaned
 from grandrounds.study_file import read_study
@@ -79,9 +79,9 @@ class StudyController(Controller):
         def call(site: str, sealed: bytes, timeout: float) -> bytes:
             if cast(bool, abort_signal.triggered):
                 raise Stopped("the job was aborted; what is saved can be resumed")
-            return carried(fl_ctx, ASK, site, sealed, timeout)
+            return post.bring(ASK, site, sealed, timeout)
 
-        here = places(fl_ctx, self.run)
+        here, post = places(fl_ctx, self.run), Post(fl_ctx, SERVER)
         study = read_study(here.study)
         progress = Progress(study.rounds)
         cast(Any, fl_ctx.get_engine()).register_app_command(STATUS, progress.answer)

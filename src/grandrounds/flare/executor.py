@@ -6,7 +6,7 @@
 
 import os
 from threading import Timer
-from typing import Any, cast
+from typing import cast
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
@@ -18,7 +18,7 @@ from nvflare.apis.signal import Signal
 from grandrounds.elsewhere import attended
 from grandrounds.engines.attendant import Attendant
 from grandrounds.engines.lines import Patience
-from grandrounds.flare.letters import ASK, MAIL, answering, carried
+from grandrounds.flare.letters import ASK, MAIL, Post
 from grandrounds.flare.places import places
 from grandrounds.processes import end_when_orphaned
 from grandrounds.site_file import read_site
@@ -59,15 +59,15 @@ class SiteExecutor(Executor):
 
     def _attend(self, context: FLContext) -> Attendant:
         here, name = places(context, self.run), cast(str, context.get_identity_name())
-        engine = cast(Any, context.get_engine())
+        post = Post(context, name)
 
-        def post(peer: str, sealed: bytes) -> bytes:
-            return carried(context, MAIL, peer, sealed, _PATIENCE)
+        def mail(peer: str, sealed: bytes) -> bytes:
+            return post.bring(MAIL, peer, sealed, _PATIENCE)
 
         study = read_study(here.study)
         files = [read_site(here.site)] if here.site.exists() else []
         accepted = here.local if here.root else None
-        attendant = Attendant(attended(study, name, files, here.run, accepted), post)
-        engine.register_aux_message_handler(ASK, answering(attendant.answer))
-        engine.register_aux_message_handler(MAIL, answering(attendant.take))
+        attendant = Attendant(attended(study, name, files, here.run, accepted), mail)
+        post.answer(ASK, attendant.answer)
+        post.answer(MAIL, attendant.take)
         return attendant

@@ -11,7 +11,7 @@ from typing import Any, cast
 from nvflare.apis.fl_context import FLContext
 
 STUDY = "study.toml"
-SITE = "site.toml"
+SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and each has NAME.toml
 RUNS = "grandrounds"
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets
 STATUS = "grandrounds.status"
@@ -41,11 +41,13 @@ def places(context: FLContext, run: str) -> Places:
     local, root = Path(workspace.get_site_config_dir()), Path(workspace.get_startup_kit_dir())
     run_folder = Path(workspace.get_root_dir()) / RUNS / run
     authority = root / "rootCA.pem"
+    provisioned = authority.exists()
+    site = SITE if provisioned else f"{context.get_identity_name()}.toml"
     return Places(
         config / STUDY,
-        local / SITE,
+        local / site,
         local,
         run_folder,
         Path(workspace.get_run_dir(context.get_job_id())) / RESULT,
-        authority if authority.exists() else None,
+        authority if provisioned else None,
     )
