@@ -1,4 +1,4 @@
-.PHONY: demo test provisioned quick check golden bench clean
+.PHONY: demo test quick check golden bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,13 +6,10 @@ demo: .venv
 	$(BIN)/grandrounds demo
 
 test: .venv
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not provisioned" --durations=60 --durations-min=1
-
-provisioned: .venv
-	$(BIN)/python -m pytest -m provisioned
+	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=60 --durations-min=1
 
 quick: .venv
-	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu and not browser and not provisioned"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu and not browser"
 
 check: .venv
 	$(BIN)/ruff format --check .

@@ -1,8 +1,10 @@
 """A federation of hospitals on this machine: server and sites in processes of their own."""
 
+import ctypes
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -25,14 +27,15 @@ from tests.journeys.command import PROGRAM, Done, events
 REPOSITORY = Path(__file__).parents[1]
 SERVER, RUNS = "server", "grandrounds"
 EVERYONE = [(round, site, "True") for round in ("1", "2") for site in ("alder", "birch")]
-LONG = 600.0  # seconds, on a busy machine; whatever takes longer hangs
-JOB_OF_A_SITE = "nvflare.private.fed.app.client.worker_process"
+LONG = 240.0  # seconds, on a busy machine; whatever takes longer hangs
+JOBS = ("client.worker_process", "server.runner_process")  # the processes of a job
 HARM = """
 import sys
-if "{module}" in sys.orig_argv:
+if any(word.endswith({jobs}) for word in sys.orig_argv):
     from tests import harms
     harms.{harm}
 """
+PR_SET_PDEATHSIG = 1
 
 needs_flare = pytest.mark.skipif(
     find_spec("nvflare") is None and os.environ.get("CI") != "true",
@@ -53,9 +56,9 @@ def written(study: Study, folder: Path) -> Path:
 
 
 def harmful(folder: Path, harm: str) -> Path:
-    """A folder that, on a site's PYTHONPATH, does this harm to its job process and no other."""
+    """A folder that, on a kit's PYTHONPATH, does this harm to the processes of its jobs alone."""
     folder.mkdir()
-    text = HARM.format(module=JOB_OF_A_SITE, harm=harm)
+    text = HARM.format(jobs=JOBS, harm=harm)
     (folder / "sitecustomize.py").write_text(text)
     return folder
 
@@ -141,6 +144,12 @@ class Town:
         """Start these kits' processes, under the harm of a folder and a limit."""
         paths = [str(path) for path in (harm, REPOSITORY) if path]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+        def begun() -> None:
+            ends_with_the_tests()
+            if limit:
+                limit()
+
         for name in names:
             with self.log(name).open("ab") as log:
                 self.processes[name] = subprocess.Popen(
@@ -149,7 +158,7 @@ class Town:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
-                    preexec_fn=limit,
+                    preexec_fn=begun,
                 )
 
     @contextmanager
@@ -196,6 +205,11 @@ class Town:
     def told(self, study: Study) -> Sequence[Event]:
         """Give what the server's run told so far."""
         return events(self.run(study))
+
+
+def ends_with_the_tests() -> None:
+    """Let the process that begins here be killed when the one that began it has ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def killed(pid: int) -> None:

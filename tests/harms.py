@@ -1,16 +1,20 @@
-"""Harm that befalls the process of a site's job; only a test's own sitecustomize calls it."""
+"""Harm that befalls the process of a job; only a test's own sitecustomize calls it."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import torch
 
-from grandrounds import training
+from grandrounds import checkpoints, training
 from grandrounds.engines import attendant
+from grandrounds.engines.letters import READY, Answer, unseal
 from grandrounds.local_round import LocalRound
-from grandrounds.messages import Reply, Request, encode
+from grandrounds.messages import Reply, Request, decode, encode
 from grandrounds.training import Trained
 from grandrounds.weights import Weights
 
@@ -19,12 +23,61 @@ FOR_EVER = 3600.0  # seconds
 
 def hold(round: int, marker: str) -> None:
     """Stand still in a round's local training, and say so by a file."""
+    in_training(round, lambda: stand(marker))
 
-    def stand() -> None:
-        Path(marker).touch()
-        time.sleep(FOR_EVER)
 
-    in_training(round, stand)
+def hold_sending(round: int, marker: str) -> None:
+    """Stand still when the first part of a round's large update is sent, and say so by a file."""
+    from grandrounds.flare.letters import Post
+
+    hand_out, begun = Post._hand_out, Event()
+
+    def part(self: Post, request: Any) -> Any:
+        if begun.is_set() and request["start"]:
+            stand(marker)
+        return hand_out(self, request)
+
+    Post._hand_out = part
+    in_training(round, begun.set)
+
+
+def hold_saving(round: int, marker: str) -> None:
+    """Stand still when a round's file is written but has not got its name, and say so by a file."""
+    save = checkpoints.Rounds.save
+
+    def saved(self: checkpoints.Rounds, number: int, *others: Any) -> None:
+        if number == round:
+            os.fsync = lambda _: stand(marker)
+        save(self, number, *others)
+
+    checkpoints.Rounds.save = saved  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def stand(marker: str) -> None:
+    """Stand still until someone kills this process."""
+    Path(marker).touch()
+    time.sleep(FOR_EVER)
+
+
+def garble(round: int, marker: str) -> None:
+    """Cut the first answer of a round in half, and send an older one in place of the second."""
+    answer, older = attendant.Attendant.answer, list[bytes]()
+    harms = {"cut": lambda sealed: sealed[: len(sealed) // 2], "replayed": lambda _: older[-1]}
+
+    def garbled(self: attendant.Attendant, sealed: bytes) -> bytes:
+        found = answer(self, sealed)
+        said = unseal(found, Answer)
+        if said.state != "done" or said.number == READY:
+            return found
+        if decode(said.body).round != round:
+            older.append(found)
+        elif harms:
+            with Path(marker).open("a") as file:
+                file.write(f"{next(iter(harms))}\n")
+            return harms.pop(next(iter(harms)))(found)
+        return found
+
+    attendant.Attendant.answer = garbled
 
 
 def slow(round: int, seconds: float) -> None:

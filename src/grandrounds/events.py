@@ -169,7 +169,7 @@ class SiteTuned:
 
 @dataclass(frozen=True)
 class RoundFinished:
-    """The aggregate of a round stands, saved."""
+    """The aggregate of a round stands; it is saved next."""
 
     round: int
     digest: str

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Column
@@ -12,7 +13,8 @@ from rich.table import Table as Grid
 
 from grandrounds.acceptance import accept, keep
 from grandrounds.elsewhere import check_apart
-from grandrounds.errors import BadSite, BadStudy, RunFailed
+from grandrounds.engines.lines import Patience
+from grandrounds.errors import BadSite, BadStudy
 from grandrounds.estimate import estimate
 from grandrounds.report.html import write_report
 from grandrounds.results import show
@@ -117,38 +119,65 @@ def _print_leaving(study: Study, site: str) -> None:
     console.print("no image, no path, no name of a patient")
 
 
-def submit_study(
-    study: Path, kit: Path, overrides: Sequence[str], *, resume: bool, wait: bool, as_json: bool
-) -> None:
-    """Submit a study, or resume its run; with `wait`, until it is over. Raises `RunFailed`."""
-    need_flare()
-    from grandrounds.flare.session import desk
-    from grandrounds.flare.starting import Kit
+@dataclass(frozen=True)
+class Submission:
+    """What the person at the admin's kit submits, and how long it waits for a site, in seconds."""
 
-    resolved = read_study(study, overrides)
-    check_apart(resolved)
-    with desk(Kit(kit)) as session:
-        id = session.submit(resolved, resume=resume)
-        print(json.dumps({"job": id}) if as_json else f"job: {id}", flush=True)
-        if wait:
-            job = session.wait(id)
-            if not job.is_done:
-                raise RunFailed(f"job {id} ended as {job.status}: {session.reason(id)}")
+    study: Path
+    kit: Path
+    overrides: Sequence[str]
+    silence: float
+    deadline: float
+    quiet: bool
+
+    def go(
+        self, *, resume: bool, wait: bool, on_loss: Literal["stop", "wait"], as_json: bool
+    ) -> None:
+        """Submit the study, or resume its run; with `wait`, until it is over.
+
+        Raises `BadStudy` for options that do not go together, `RunFailed` for a job that failed.
+        """
+        if on_loss == "wait" and not wait:
+            raise BadStudy("--on-loss wait resumes the run itself; leave out --no-wait")
+        need_flare()
+        from grandrounds.flare.session import desk
+        from grandrounds.flare.starting import Kit
+        from grandrounds.flare.steady import Rounds, Steady, see
+
+        study, kit = read_study(self.study, self.overrides), Kit(self.kit)
+        check_apart(study)
+        patience = Patience(silence=self.silence, deadline=self.deadline)
+        console = Console(stderr=True, quiet=self.quiet or as_json)
+
+        def tell(sentence: str) -> None:
+            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+        def begun(id: str) -> None:
+            print(json.dumps({"job": id}) if as_json else f"job: {id}", flush=True)
+
+        if on_loss == "wait":
+            Steady(kit, study, patience, tell, begun, resume).see_through()
+            return
+        with desk(kit) as session:
+            id = session.submit(study, patience, resume=resume)
+            begun(id)
+            if wait:
+                see(*session.wait(id, look=Rounds(tell)))
 
 
 def show_status(kit: Path, *, as_json: bool) -> None:
-    """Say which sites are connected and what the jobs do."""
+    """Say which sites answer and what the jobs do."""
     need_flare()
     from grandrounds.flare.session import desk
     from grandrounds.flare.starting import Kit
 
     with desk(Kit(kit)) as session:
-        connected, jobs = session.connected, session.jobs()
+        there, jobs = session.there(), session.jobs()
     if as_json:
-        print(json.dumps({"sites": connected, "jobs": [asdict(job) for job in jobs]}, indent=2))
+        print(json.dumps({"sites": there, "jobs": [asdict(job) for job in jobs]}, indent=2))
         return
     console = Console()
-    console.print(f"connected: {', '.join(connected) or 'no site'}")
+    console.print(f"there: {', '.join(there) or 'no site'}")
     whole = Column("job", no_wrap=True)  # to be copied
     grid = Grid(whole, "study", "status", "round", "submitted")
     for job in jobs:
@@ -194,6 +223,7 @@ def demonstrate(study: Study, out: Path, *, as_json: bool, quiet: bool) -> None:
     from grandrounds.flare.hosting import everyone, free_port, hosted
     from grandrounds.flare.kits import provision
     from grandrounds.flare.starting import Kit
+    from grandrounds.flare.steady import see
 
     check_apart(study)
     console = Console(stderr=True, quiet=quiet)
@@ -209,8 +239,7 @@ def demonstrate(study: Study, out: Path, *, as_json: bool, quiet: bool) -> None:
         everyone(Kit(kits["admin"]), study.trainers, within=_START) as session,
     ):
         console.print("server and sites run, each in a process of its own")
-        job = session.wait(session.submit(study))
-        if not job.is_done:
-            raise RunFailed(f"job {job.id} ended as {job.status}: {session.reason(job.id)}")
-        folder = session.fetch(job.id, out / "run")
+        id = session.submit(study, Patience())
+        see(*session.wait(id))
+        folder = session.fetch(id, out / "run")
     show(folder, write_report(folder), as_json=as_json, quiet=quiet)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils import deterministic
 from grandrounds.precision import DTYPES, choose_device, choose_precision
 from grandrounds.training import Training
 
+CGROUP = Path("/sys/fs/cgroup/memory.max")
 FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
 
 
@@ -70,8 +72,10 @@ def peak_memory() -> int:
 
 
 def physical_memory() -> int:
-    """Give the machine's memory in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Give the machine's memory in bytes, or what the container may use of it."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
+    return whole if limit == "max" else min(whole, int(limit))
 
 
 def num_cores() -> int:

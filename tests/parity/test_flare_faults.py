@@ -9,11 +9,15 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 
 from grandrounds.acceptance import FOLDER
+from grandrounds.checkpoints import Rounds
 from grandrounds.events import Failed, RunResumed
 from grandrounds.run import run
 from grandrounds.study import Study
@@ -24,7 +28,9 @@ from tests.flare import (
     SERVER,
     Town,
     differing,
+    free_port,
     harmful,
+    listening,
     needs_flare,
     provisioned,
     small,
@@ -33,7 +39,7 @@ from tests.flare import (
 )
 from tests.journeys.command import Done, started
 
-pytestmark = [pytest.mark.provisioned, pytest.mark.engine, pytest.mark.slow, needs_flare]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
 NEVER_BEGUN = """
 import time
@@ -54,9 +60,9 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         yield town
 
 
-def accepted(town: Town, seed: int) -> Study:
+def accepted(town: Town, seed: int, *overrides: str) -> Study:
     """A study of its own for one test, accepted by all."""
-    study = small(f"seed={seed}")
+    study = small(f"seed={seed}", *overrides)
     town.accept(study)
     return study
 
@@ -92,10 +98,16 @@ def submitted_and_held(town: Town, study: Study, marker: Path, *killed: str) -> 
     """Submit, wait until a site stands still in its training, and kill."""
     path = written(study, town.folder)
     with started("federation", "submit", path, "--kit", town.kit("admin"), "--json") as job:
-        wait_until(marker.exists)
+        wait_until_held(marker, job)
         town.kill(*killed)
         out, err = job.communicate(timeout=LONG)
         return Done(job.returncode, out, err)
+
+
+def wait_until_held(marker: Path, command: Popen[str]) -> None:
+    """Wait until someone stands still, as long as the command that waits for the job does."""
+    wait_until(lambda: marker.exists() or command.poll() is not None)
+    assert marker.exists(), command.communicate()
 
 
 def test_a_site_killed_in_local_training_is_missed_in_seconds_and_the_run_resumes(
@@ -110,16 +122,54 @@ def test_a_site_killed_in_local_training_is_missed_in_seconds_and_the_run_resume
     assert_resumes_as_undisturbed(town, study, tmp_path)
 
 
-def test_a_server_killed_in_a_round_takes_nothing_with_it(town: Town, tmp_path: Path):
-    study, marker = accepted(town, 12), tmp_path / "held"
+def test_a_site_killed_while_it_sends_is_missed_and_the_run_resumes(town: Town, tmp_path: Path):
+    """It has kept round 2 by then, which nobody else has got."""
+    study, marker = accepted(town, 18, "method.kind=fedavg", "task.width=44"), tmp_path / "held"
+    harm = harmful(tmp_path / "harm", f"hold_sending(2, {str(marker)!r})")
+    with town.under("birch", harm=harm):
+        done = submitted_and_held(town, study, marker, "birch")
+    failed = card_of(town, study, done)
+    assert failed.error == "SiteSilent"
+    assert Rounds(town.run(study, "birch") / "sites" / "birch" / "state").held() == (1, 2)
+    assert_resumes_as_undisturbed(town, study, tmp_path)
+
+
+@pytest.mark.parametrize("others", [(), ("alder", "birch")], ids=["server", "everything"])
+def test_what_is_killed_in_a_round_is_started_again_and_the_run_resumes(
+    others: tuple[str, ...], town: Town, tmp_path: Path
+):
+    study, marker = accepted(town, 12 + 10 * len(others)), tmp_path / "held"
     with town.under("birch", harm=harmful(tmp_path / "harm", f"hold(2, {str(marker)!r})")):
-        done = submitted_and_held(town, study, marker, SERVER)
-    assert done.code == 1
-    assert done.err.count("\n") == 1
+        done = submitted_and_held(town, study, marker, SERVER, *others)
+    assert_nothing_is_lost(town, study, done)
     town.kill("alder")
-    assert len(digests_told(town, study)) == 1
     town.start(SERVER, "alder")
     assert_resumes_as_undisturbed(town, study, tmp_path)
+
+
+def test_a_server_killed_during_a_checkpoint_resumes_from_the_one_before(
+    town: Town, tmp_path: Path
+):
+    study, marker = accepted(town, 19), tmp_path / "held"
+    harm = harmful(tmp_path / "harm", f"hold_saving(2, {str(marker)!r})")
+    with town.under(SERVER, harm=harm):
+        town.kill("alder", "birch")
+        town.start("alder", "birch")
+        done = submitted_and_held(town, study, marker, SERVER)
+        assert_nothing_is_lost(town, study, done, told=2)
+        state = town.run(study) / "state"
+        assert Rounds(state).held() == (1,)
+        assert [path.suffix for path in state.glob(".round-000002*")] == [".tmp"]
+    town.kill("alder", "birch")
+    town.start("alder", "birch")
+    assert_resumes_as_undisturbed(town, study, tmp_path)
+
+
+def assert_nothing_is_lost(town: Town, study: Study, done: Done, *, told: int = 1) -> None:
+    """The command says in a sentence that the server is gone; the journal tells of its rounds."""
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert len(digests_told(town, study)) == told
 
 
 def digests_told(town: Town, study: Study) -> list[object]:
@@ -199,6 +249,77 @@ def test_a_site_slower_than_the_silence_is_waited_for_as_long_as_it_lives(
     ]
     assert seconds > SLOW
     assert_as_undisturbed(town, study, tmp_path)
+
+
+def test_a_run_that_waits_goes_on_by_itself_when_who_was_lost_is_back(town: Town, tmp_path: Path):
+    """First a site is killed, then the server; nobody gives a command but the first."""
+    study, marker = accepted(town, 21), tmp_path / "held"
+    harm = harmful(tmp_path / "harm", f"hold(2, {str(marker)!r})")
+    words = ("federation", "submit", written(study, town.folder), "--on-loss", "wait")
+    with (
+        town.under("birch", harm=harm),
+        started(*words, "--kit", town.kit("admin")) as command,
+    ):
+        wait_until_held(marker, command)
+        town.kill("birch")
+        told_of(command, "waiting for birch")
+        marker.unlink()
+        town.start("birch", harm=harm)
+        wait_until_held(marker, command)
+        town.kill(SERVER)
+        told_of(command, "waiting for the server")
+        town.kill("alder", "birch")
+        town.start(SERVER, "alder", "birch")
+        out, err = command.communicate(timeout=LONG)
+    assert command.returncode == 0, err
+    assert out.count("job: ") == 3
+    assert_as_undisturbed(town, study, tmp_path)
+
+
+def told_of(command: Popen[str], what: str) -> None:
+    """Read what a command says until it has said this."""
+    assert command.stderr
+    said = list[str]()
+    for line in command.stderr:
+        said.append(line)
+        if what in line:
+            return
+    raise AssertionError("".join(said))
+
+
+def test_an_answer_that_comes_cut_or_twice_is_asked_for_again(town: Town, tmp_path: Path):
+    study, marker = accepted(town, 20), tmp_path / "harmed"
+    with town.under("birch", harm=harmful(tmp_path / "harm", f"garble(2, {str(marker)!r})")):
+        done = town.submit(study)
+    assert done.code == 0, done.err
+    assert marker.read_text().split() == ["cut", "replayed"]
+    assert_as_undisturbed(town, study, tmp_path)
+
+
+def test_a_site_whose_certificate_has_expired_is_not_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from nvflare.lighter.impl.cert import CertBuilder
+
+    from grandrounds.flare.kits import provision
+
+    issue, now = CertBuilder._generate_cert, datetime.now(UTC)
+    expired = {"not_valid_before": now - timedelta(2), "not_valid_after": now - timedelta(1)}
+
+    def issued(subject: str, *others: Any, **settings: Any) -> Any:
+        return issue(subject, *others, **settings | (expired if subject == "alder" else {}))
+
+    monkeypatch.setattr(CertBuilder, "_generate_cert", staticmethod(issued))
+    town = Town(tmp_path, free_port())
+    provision(small(), "localhost", tmp_path / "kits", port=town.port)
+    try:
+        town.start(SERVER)
+        ours = ("127.0.0.1", town.port)
+        wait_until(lambda: ours in listening(town.processes[SERVER].pid))
+        assert is_let_in(town, town.kit("birch") / "startup")
+        assert not is_let_in(town, town.kit("alder") / "startup")
+    finally:
+        town.kill(SERVER)
 
 
 def small_files() -> None:

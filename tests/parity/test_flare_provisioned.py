@@ -27,7 +27,7 @@ from tests.flare import (
 )
 from tests.golden.test_golden import ARMS
 
-pytestmark = [pytest.mark.provisioned, pytest.mark.engine, pytest.mark.slow, needs_flare]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
 PLAYED = ("pflsynth", "fedavg@swarm", "fedavg@cyclic", "fedavg@split")
 STATUS, LINES = "status.json", "listening.json"

@@ -104,12 +104,15 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
-def test_a_site_that_cannot_open_says_why_without_its_paths(attend: Attend, error: Exception):
+def test_a_site_that_cannot_open_says_why_without_its_paths_which_its_own_log_has(
+    attend: Attend, error: Exception, caplog: pytest.LogCaptureFixture
+):
     refuses = Attendant(refusing(error), nowhere)
     way = Way({"alder": attend("alder"), "birch": refuses})
     with pytest.raises(BadSite, match=REFUSALS[error]) as told:
         ready([Line(name, way, QUICK) for name in way.attendants])
     assert "anna" not in str(told.value)
+    assert str(error) in caplog.text
     refuses.close()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from grandrounds import machine
 from grandrounds.acceptance import accept, keep
 from grandrounds.doctor import decided, identity, room, wire
 from grandrounds.doctor.examine import CHECKS, examine
@@ -309,7 +310,7 @@ def test_a_container_has_the_memory_that_it_was_given(
     kits: Path, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(room, "CGROUP", limit)
+    monkeypatch.setattr(machine, "CGROUP", limit)
     alder = Party(Kit(kits / "alder"), study)
     limit.write_text(f"{2**28}\n")
     assert_bad(room.memory(alder), "0.2 GiB, ", "a larger machine")

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from safetensors.torch import save as safetensors
 from torch import tensor
 
 from grandrounds.blueprint import draw_up
@@ -106,12 +107,13 @@ def test_a_site_elsewhere_answers_what_it_answers_in_this_process_to_the_bit(tmp
     assert len(scored.scores) == scored.cases > 0
 
 
-def saying(message: Message) -> Call:
+def saying(message: Message | bytes) -> Call:
     """A site that answers this, whatever it is asked."""
+    body = message if isinstance(message, bytes) else encode(message)
 
     def call(site: str, sealed: bytes, timeout: float) -> bytes:
         number = unseal(sealed, Ask).number
-        return seal(Answer(number=number, state="done", body=encode(message)))
+        return seal(Answer(number=number, state="done", body=body))
 
     return call
 
@@ -128,6 +130,13 @@ ODD: dict[str, tuple[Message, str, str]] = {
     "another round": (answered("alder", NEXT), "BadUpdate", OTHER),
     "no reply": (ORDER, "BadUpdate", OTHER),
 }
+
+
+@pytest.mark.parametrize("body", [b"", b"nonsense", encode(ORDER)[:-1] + b"x", safetensors({})])
+def test_bytes_that_are_no_reply_are_a_failure_of_their_site(body: bytes):
+    card = card_of(engine(saying(body)))
+    assert (card.site, card.error) == ("alder", "BadUpdate")
+    assert "'alder'" in card.message
 
 
 @pytest.mark.parametrize("odd", ODD)

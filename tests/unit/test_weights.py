@@ -53,7 +53,7 @@ def test_mean_accumulates_in_float64():
 
 
 def test_mean_of_tensors_of_any_shape_is_that_of_their_numbers():
-    """Some are larger than what is averaged at a time, one has no axis, one no contiguous memory."""
+    """Some are larger than what is averaged at a time, one has no axis, one lies otherwise."""
     draw = torch.Generator().manual_seed(1)
     shapes = {"large": (3, 50_000), "one": (), "none": (0, 2), "small": (2, 3)}
     updates = [

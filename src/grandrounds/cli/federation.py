@@ -4,7 +4,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,18 @@ OneSite = Annotated[
     Path | None, typer.Option("--site", help="A site file to look at instead of the kit's own.")
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the job is over.")]
+OnLoss = Annotated[
+    Literal["stop", "wait"],
+    typer.Option(
+        help="When the server or a site is lost: stop, or wait until all are there and go on."
+    ),
+]
+Silence = Annotated[
+    float, typer.Option(min=1.0, help="Seconds without a sign of life after which a site is lost.")
+]
+Deadline = Annotated[
+    float, typer.Option(min=0.0, help="Seconds that a site may take for one request; 0: no limit.")
+]
 
 
 @federation.command()
@@ -59,13 +71,18 @@ def submit(
     study: StudyPath,
     kit: AdminKit,
     no_wait: NoWait = False,
+    on_loss: OnLoss = "stop",
+    silence: Silence = 20.0,
+    deadline: Deadline = 0.0,
     set: Set = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Submit a study that every site has accepted, and wait for its end."""
-    from grandrounds.federating import submit_study
+    from grandrounds.federating import Submission
 
-    submit_study(study, kit, set or [], resume=False, wait=not no_wait, as_json=json)
+    submission = Submission(study, kit, tuple(set or ()), silence, deadline, quiet)
+    submission.go(resume=False, wait=not no_wait, on_loss=on_loss, as_json=json)
 
 
 @federation.command()
@@ -73,18 +90,23 @@ def resume(
     study: StudyPath,
     kit: AdminKit,
     no_wait: NoWait = False,
+    on_loss: OnLoss = "stop",
+    silence: Silence = 20.0,
+    deadline: Deadline = 0.0,
     set: Set = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Go on with a study's run from the newest round that the server and all sites hold."""
-    from grandrounds.federating import submit_study
+    from grandrounds.federating import Submission
 
-    submit_study(study, kit, set or [], resume=True, wait=not no_wait, as_json=json)
+    submission = Submission(study, kit, tuple(set or ()), silence, deadline, quiet)
+    submission.go(resume=True, wait=not no_wait, on_loss=on_loss, as_json=json)
 
 
 @federation.command()
 def status(kit: AdminKit, json: Json = False) -> None:
-    """Show which sites are connected, and how far each job has come."""
+    """Show which sites answer, and how far each job has come."""
     from grandrounds.federating import show_status
 
     show_status(kit, as_json=json)

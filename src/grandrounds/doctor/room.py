@@ -17,7 +17,6 @@ LEAST_DISK = 2 * GIB  # for NVFlare's logs and jobs, and a run without its state
 LEAST_SHARED = 64 * 2**20  # what a container has unless it is given more
 STATES = 2  # times `Estimate.weights`: three rounds with an optimiser's and a method's memory
 
-CGROUP = Path("/sys/fs/cgroup/memory.max")
 DRIVER = Path("/dev/nvidiactl")
 SHARED = Path("/dev/shm")
 
@@ -43,7 +42,7 @@ def disk(party: Party) -> Finding:
 
 def memory(party: Party) -> Finding:
     """Check the memory that this process may use against the study's estimate."""
-    have = _memory()
+    have = physical_memory()
     if party.study is None:
         return skipped(f"{have / GIB:.1f} GiB; with --study it is compared with the estimate")
     need = estimate(party.study).memory
@@ -51,12 +50,6 @@ def memory(party: Party) -> Finding:
     if have < need:
         return bad(found, "take a larger machine, or agree on a smaller size, network or batch")
     return ok(found)
-
-
-def _memory() -> int:
-    """Give this machine's memory in bytes, or what its container may use of it."""
-    limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
-    return physical_memory() if limit == "max" else min(physical_memory(), int(limit))
 
 
 def shared_memory(_: Party) -> Finding:

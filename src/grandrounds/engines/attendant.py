@@ -1,6 +1,7 @@
 """A site that is asked from elsewhere: one request at a time, each answered once."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,6 +18,8 @@ from grandrounds.messages import Reply, Request, decode, encode
 
 Host: TypeAlias = AbstractContextManager[tuple[Simulation, bytes]]
 Post: TypeAlias = Callable[[str, bytes], bytes]
+
+_log = logging.getLogger(__name__)  # the site's own: there a refusal stands with its paths
 
 _TRIES = 5  # to bring mail to a peer
 _PAUSE = 0.2  # seconds between them
@@ -85,8 +88,10 @@ class Attendant:
         try:
             simulation, facts = self._opened.enter_context(self.host)
         except BadInput as refusal:
+            _log.error("%s", refusal)
             return _unopened(str(refusal))
         except Exception as error:
+            _log.exception("the site cannot open")
             return _unopened(f"the site cannot open: {type(error).__name__}: {error}")
         [self._site] = simulation.sites
         self._simulation = simulation

@@ -8,6 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from safetensors import SafetensorError
+
 from grandrounds.engines.gather import given, in_turn
 from grandrounds.engines.letters import READY, Answer, BadLetter
 from grandrounds.engines.lines import Line, SiteSilent
@@ -136,7 +138,11 @@ def _body(answer: Answer) -> bytes:
 
 def _read(site: str, request: Request, body: bytes) -> Reply:
     """Read a reply, and trust nothing in it that can be checked."""
-    reply = decode(body)
+    try:
+        reply = decode(body)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise BadUpdate(f"what came from '{site}' is no reply ({found})") from error
     if not isinstance(reply, Reply) or (reply.site, reply.round) != (site, request.round):
         raise BadUpdate(f"it does not answer what '{site}' was asked in round {request.round}")
     odd = first_not_finite(reply.weights)

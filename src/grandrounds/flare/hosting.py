@@ -52,12 +52,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def everyone(kit: Kit, sites: Iterable[str], *, within: float) -> Generator[Desk, None, None]:
-    """Open a session once the server runs and all sites are connected. Raises `RunFailed`."""
+    """Open a session once the server and all sites answer. Raises `RunFailed`."""
     deadline, missing = time.monotonic() + within, set(sites)
     with _session(kit, deadline) as session:
-        while missing := missing - set(session.connected):
+        while missing := missing - set(session.there()):
             if time.monotonic() > deadline:
-                raise RunFailed(f"not connected after {within:g} s: {', '.join(sorted(missing))}")
+                raise RunFailed(f"no answer after {within:g} s: {', '.join(sorted(missing))}")
             time.sleep(1.0)
         yield session
 

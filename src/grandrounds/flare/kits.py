@@ -36,6 +36,7 @@ _RIGHTS = (
     "operate",
     "app_command",
     "get_job_log",
+    "report_version",
 )
 _LOG_STREAMS = ("site_log_streamer", "log_receiver")
 _BUILDERS: tuple[tuple[str, dict[str, Any]], ...] = (

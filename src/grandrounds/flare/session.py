@@ -9,12 +9,13 @@ import io
 import logging
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
+from uuid import uuid4
 
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
@@ -23,11 +24,13 @@ from nvflare.fuel.flare_api.api_spec import (
     InvalidTarget,
     JobNotFound,
     JobNotRunning,
+    NoClientsAvailable,
     NoConnection,
     NoReply,
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from grandrounds.engines.lines import Patience
 from grandrounds.errors import BadFolder, BadStudy, RunFailed
 from grandrounds.flare.job import export_job
 from grandrounds.flare.kits import ADMIN
@@ -36,6 +39,10 @@ from grandrounds.flare.starting import Kit
 from grandrounds.study import Study
 
 DONE = "FINISHED:COMPLETED"
+LOST = "LOST"  # a job whose server was killed: NVFlare 2.9 calls it RUNNING for ever
+
+_LOOKS = 10  # in a row at a job that seems to be lost: one that ends seems so for a moment
+_SILENT = {"error": "No replies"}  # what NVFlare says of a site that does not answer
 
 
 class NoServer(RunFailed):
@@ -58,9 +65,21 @@ class Job:
         return self.status.startswith("FINISHED") or "FAILED" in self.status
 
     @property
+    def is_lost(self) -> bool:
+        """Tell whether no process plays it any longer."""
+        return self.status == LOST
+
+    @property
     def is_done(self) -> bool:
         """Tell whether its study came to its end."""
         return self.status == DONE
+
+
+Look: TypeAlias = Callable[[Job], None]
+
+
+def unseen(job: Job) -> None:
+    """See a job and do nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +88,49 @@ class Desk:
 
     session: Session
 
-    @property
-    def connected(self) -> tuple[str, ...]:
-        """Name the sites that are connected."""
-        return tuple(sorted(client.name for client in self.session.get_connected_client_list()))
+    def there(self) -> tuple[str, ...]:
+        """Ask all sites, and name those that answer; a lost one is connected for minutes."""
+        try:
+            found = cast(dict[str, object], self.session.report_version("client"))
+        except NoClientsAvailable:
+            return ()
+        return tuple(sorted(name for name, said in found.items() if said != _SILENT))
 
-    def submit(self, study: Study, *, resume: bool = False) -> str:
-        """Submit a study as a job, and give its id."""
+    def submit(
+        self, study: Study, patience: Patience, *, resume: bool = False, token: str = ""
+    ) -> str:
+        """Submit a study as a job, and give its id; with a token again without a second job."""
         with TemporaryDirectory() as made:
             folder = Path(made) / study.name
-            export_job(study, folder, resume=resume)
-            return self.session.submit_job(str(folder))
+            silence, deadline = patience.silence, patience.deadline
+            export_job(study, folder, resume=resume, silence=silence, deadline=deadline)
+            return self.session.submit_job(str(folder), token or uuid4().hex)
 
     def jobs(self) -> list[Job]:
         """List all jobs, the newest first."""
         found = cast(list[dict[str, Any]], self.session.list_jobs() or [])
-        jobs = [self._job(meta) for meta in found]
+        played = self._played()
+        jobs = [self._job(meta, played) for meta in found]
         return sorted(jobs, key=lambda job: job.submitted, reverse=True)
 
     def job(self, id: str) -> Job:
         """Look at one job. Raises `BadFolder` where there is none of this id."""
         with _known(id):
-            return self._job(cast(dict[str, Any], self.session.get_job_meta(id)))
+            return self._job(cast(dict[str, Any], self.session.get_job_meta(id)), self._played())
 
-    def _job(self, meta: Mapping[str, Any]) -> Job:
+    def _played(self) -> set[str]:
+        """Ask which jobs the server plays just now."""
+        return {str(job.job_id) for job in self.session.get_system_info().job_info}
+
+    def _job(self, meta: Mapping[str, Any], played: Container[str]) -> Job:
         id = str(meta["job_id"])
         status = str(meta.get("status", ""))
+        if status == "RUNNING" and id not in played:
+            status = LOST
         told = self._told(id) if status == "RUNNING" else {}
         name = str(meta.get("name") or meta.get("job_name", ""))
-        return Job(id, name, status, str(meta.get("submit_time_iso") or ""), told)
+        submitted = str(meta.get("submit_time_iso") or meta.get("submit_time") or "")
+        return Job(id, name, status, submitted, told)
 
     def _told(self, id: str) -> Mapping[str, Any]:
         """Ask the coordinator how far it is; it may just be starting, or ending."""
@@ -113,11 +146,16 @@ class Desk:
         ):
             return {}
 
-    def wait(self, id: str, *, every: float = 1.0) -> Job:
-        """Wait until a job is over."""
-        while not (job := self.job(id)).is_over:
-            time.sleep(every)
-        return job
+    def wait(self, id: str, *, look: Look = unseen) -> tuple[Job, str]:
+        """Wait until a job is over, and let `look` see it meanwhile; give why it failed, if so."""
+        lost = 0
+        while not (job := self.job(id)).is_over and lost < _LOOKS:
+            lost = lost + 1 if job.is_lost else 0
+            look(job)
+            time.sleep(1.0)
+        if job.is_lost:
+            return job, "its server was lost"
+        return job, "" if job.is_done else self.reason(id)
 
     def logs(self, id: str) -> str:
         """Give the server's log of a job; a site's log stays at the site."""
