@@ -1,4 +1,4 @@
-.PHONY: demo test quick check golden bench clean
+.PHONY: demo test quick check golden clean
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -1,10 +1,10 @@
 """What the engines cost: the same FedAvg work at 4 sites, with models of 1, 25 and 100 MB.
 
 Compared: FedAvg as a bare PyTorch loop (nothing sent, checked or saved) and our in-process engine,
-in turns in one process; ours on NVFlare, and NVFlare's own FedAvg recipe, each in NVFlare's
-simulator with a process for each site. Then a step of split learning on NVFlare over 127.0.0.1,
-with activations of 0.5 MB. Every process computes with one thread; a round is 24 steps of 8 rows at
-each site.
+in turns in one process; ours on NVFlare, NVFlare's own FedAvg recipe, and FedAvg by its Collab API,
+each in NVFlare's simulator with a process for each site. Then a step of split learning on NVFlare
+over 127.0.0.1, with activations of 0.5 MB. Every process computes with one thread; a round is 24
+steps of 8 rows at each site.
 
     python benchmarks/engine.py [--sizes 1,25,100] [--json]
 """
@@ -206,17 +206,18 @@ def on_nvflare(study: Study, sites: Path, folder: Path) -> Cost:
     return Cost(between(ends), watch.memory_mib, watch.threads)
 
 
-def by_recipe(study: Study, files: Sequence[SiteFile], folder: Path) -> Cost:
-    """Play the same work by NVFlare's own FedAvg recipe, in its simulator."""
+def by_nvflare(kind: str, study: Study, files: Sequence[SiteFile], folder: Path) -> Cost:
+    """Play the same work by NVFlare's own FedAvg recipe or Collab API, in its simulator."""
+    folder = folder / kind
     rows, times = folder / "rows", folder / "times"
-    rows.mkdir()
+    rows.mkdir(parents=True)
     times.mkdir()
     for name, batch in rows_of(study, files).items():
         torch.save(batch, rows / f"{name}.pt")
     given = {"rows": str(rows), "times": str(times), "widths": widths_of(study), "batch": BATCH}
-    given |= {"rounds": study.rounds, "sites": list(SITES), "workspace": str(folder / "recipe")}
-    words = [sys.executable, HERE / "recipe.py", json.dumps(given)]
-    watch = played(words, folder / "recipe.log")
+    given |= {"rounds": study.rounds, "sites": list(SITES), "workspace": str(folder / "played")}
+    words = [sys.executable, HERE / "recipe.py", kind, json.dumps(given)]
+    watch = played(words, folder / "played.log")
     began = [float(line) for line in (times / SITES[0]).read_text().split()]
     return Cost(between(began), watch.memory_mib, watch.threads)
 
@@ -260,11 +261,13 @@ def measured(megabytes: float) -> dict[str, object]:
         files = tables(Path(folder), patients_for(STEPS, BATCH))
         here = in_process(study, files)
         ours = on_nvflare(study, Path(folder), Path(folder))
-        recipe = by_recipe(study, files, Path(folder))
+        recipe = by_nvflare("fedavg", study, files, Path(folder))
+        calls = by_nvflare("collab", study, files, Path(folder))
     return {
         "in_process": here,
         "on_nvflare": asdict(ours),
         "recipe": asdict(recipe),
+        "collab": asdict(calls),
         "ratio_to_recipe": ours.seconds / recipe.seconds,
     }
 
