@@ -43,8 +43,8 @@ from grandrounds.tasks.task import Batch
 SITES = ("alder", "birch", "cedar", "elder")
 VARIABLES = 20  # and the target
 BATCH, STEPS = 8, 24
-ROUNDS = 10  # the first only warms up
-REPEATS = 7
+ROUNDS = 8  # the first only warms up
+REPEATS = 5
 SPLIT = (2048, 16)  # widths; the first goes to the server, 64 rows at a time
 SPLIT_BATCH, SPLIT_ROUNDS = 64, 5
 HERE = Path(__file__).parent

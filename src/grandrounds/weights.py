@@ -185,7 +185,7 @@ def _appearing(path: Path) -> Generator[Path, None, None]:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors would let this user alone read it
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:

@@ -3,8 +3,10 @@ by its command.
 """
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from grandrounds.run import run
 from grandrounds.study import Study
 from tests.federation import digests
 from tests.flare import (
+    LONG,
     SERVER,
     Town,
     commanded,
@@ -26,10 +29,12 @@ from tests.flare import (
     written,
 )
 from tests.golden.test_golden import ARMS
+from tests.journeys.command import PROGRAM
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
 PLAYED = ("pflsynth", "fedavg@swarm", "fedavg@cyclic", "fedavg@split")
+BY_NVFLARE = "fedavg@cyclic"  # submitted by its own command
 STATUS, LINES = "status.json", "listening.json"
 
 
@@ -42,9 +47,8 @@ def play_all(folder: Path) -> None:
         jobs = {first: submit_and_look(town, studies[first])}
         for arm in others:
             town.accept(studies[arm])
-            done = town.submit(studies[arm])
-            assert done.code == 0, done.err
-            jobs[arm] = json.loads(done.out)["job"]
+            submit = submit_by_nvflare if arm == BY_NVFLARE else submit_by_us
+            jobs[arm] = submit(town, studies[arm])
         (folder / STATUS).write_text(told(town, "status"))
         for arm, job in jobs.items():
             told(town, "fetch", job, "--out", folder / arm)
@@ -67,6 +71,37 @@ def submit_and_look(town: Town, study: Study) -> str:
     wait_until(looked)
     (town.folder / LINES).write_text(json.dumps({"port": town.port, "seen": sorted(seen)}))
     return job
+
+
+def submit_by_us(town: Town, study: Study) -> str:
+    """Submit a study by our command, and wait for its end."""
+    done = town.submit(study)
+    assert done.code == 0, done.err
+    return str(json.loads(done.out)["job"])
+
+
+def submit_by_nvflare(town: Town, study: Study) -> str:
+    """Submit the exported job and watch it by NVFlare's own command."""
+    exported = town.folder / "job"
+    done = commanded("federation", "export", written(study, town.folder), "--out", exported)
+    assert done.code == 0, done.err
+    job = str(nvflare(town, "submit", "-j", exported)["job_id"])
+    nvflare(town, "wait", job)
+    return job
+
+
+def nvflare(town: Town, *words: str | Path) -> dict[str, Any]:
+    """What NVFlare's own command tells by JSON."""
+    program = PROGRAM.with_name("nvflare")
+    kit = ("--startup-kit", town.kit("admin"))
+    done = subprocess.run(
+        [program, "--format", "json", "job", *words, *kit],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LONG,
+    )
+    return json.loads(done.stdout.splitlines()[-1])["data"]
 
 
 def told(town: Town, *words: str | Path) -> str:
