@@ -39,6 +39,8 @@ from tests.federation import (
     with_sites,
 )
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 2
 
 
@@ -210,7 +212,6 @@ MOMENTS: dict[str, Callable[[Event], bool]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_row_15_stopped_and_resumed_is_never_stopped(
     tmp_path: Path, moment: str, undisturbed: tuple[Study, tuple[object, ...]]
@@ -223,7 +224,6 @@ def test_row_15_stopped_and_resumed_is_never_stopped(
     assert results(folder) == expected
 
 
-@pytest.mark.slow
 def test_row_15_stopped_in_every_round_is_never_stopped(
     tmp_path: Path, undisturbed: tuple[Study, tuple[object, ...]]
 ):
@@ -254,7 +254,6 @@ def run_one_round(study: Study, folder: Path, round: int) -> None:
         run(study, folder, resume=True, listeners=[wanted])
 
 
-@pytest.mark.slow
 def test_row_15_a_run_that_stops_early_is_resumed_as_if_never_stopped(tmp_path: Path):
     """Patience and the best round are part of the state."""
     study = tiny("rounds=6", "stop.patience=1", "training.learning_rate=0.05", sites=2)

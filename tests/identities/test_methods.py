@@ -30,6 +30,8 @@ from tests.federation import (
 )
 from tests.kinds import KINDS, tiny_of
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 2
 MEANS = ("synthesis", "classification")  # the Dice loss is no mean over examples
 EXACT = ("training.precision=fp64", "training.optimizer=sgd", "training.learning_rate=0.1")

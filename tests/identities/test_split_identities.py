@@ -16,6 +16,8 @@ from tests import kinds
 from tests.federation import Spy, assert_trained, built, model_of, played
 from tests.kinds import tiny_of
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 2
 KINDS = tuple(kind for kind in kinds.KINDS if kind in TASKS)
 LABELLED = tuple(kind for kind in KINDS if kind != "synthesis")  # its critics need the images

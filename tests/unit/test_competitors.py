@@ -33,6 +33,8 @@ from grandrounds.weights import (
 )
 from tests.federation import TINY, Spy, built, digests, played, stopped, synthesis_of, tiny
 
+pytestmark = pytest.mark.slow
+
 COMPETITORS = {
     "fedgan": (),
     "fedmri": (),

@@ -17,6 +17,8 @@ from grandrounds.topologies.topology import Outcome
 from grandrounds.weights import OPTIMIZER, num_bytes
 from tests.federation import Spy, built, differing, part_of, played, private_weights, rows, tiny
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("alder", "birch", "cedar")
 
 

@@ -25,6 +25,8 @@ from tests.federation import (
     tiny,
 )
 
+pytestmark = pytest.mark.slow
+
 TUNED = ("training.fine_tune=2", "rounds=2", "stop.test=last")
 
 

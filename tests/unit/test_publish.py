@@ -39,6 +39,8 @@ from tests.unit.report_folder import (
     write_run,
 )
 
+pytestmark = pytest.mark.slow
+
 FIGURES = ("gains", "overall", "curves", "matrix", "panels")
 ODD = "50 % of_arms & #1 {x} ~ \\ $"
 SVG = "{http://www.w3.org/2000/svg}"

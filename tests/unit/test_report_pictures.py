@@ -23,6 +23,8 @@ from tests.unit.report_folder import (
     write_run,
 )
 
+pytestmark = pytest.mark.slow
+
 ALL = tuple(range(8))
 TASK = "T1w->T2w"
 

@@ -36,6 +36,8 @@ from tests.unit.report_folder import (
     write_run,
 )
 
+pytestmark = pytest.mark.slow
+
 STAR = TopologySet("star", 13_700_128, "the slowest site's time", {"server": "every update"})
 CYCLIC = TopologySet("cyclic", 20_550_192, "the sum of all sites' times", {"sites": "the model"})
 DEAD = SiteMissed("cedar", 2, "train", "MemoryError", "too big", "Halve the batch.")

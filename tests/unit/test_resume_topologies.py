@@ -9,6 +9,8 @@ from grandrounds.events import Event, RoundFinished, SiteExchanged, SiteTrained,
 from grandrounds.run import run
 from tests.federation import digests, rows, stopped, tiny
 
+pytestmark = pytest.mark.slow
+
 ARMS = {
     "swarm": ("topology.kind=swarm",),
     "swarm, fedopt": ("topology.kind=swarm", "method.kind=fedopt"),

@@ -25,6 +25,8 @@ from grandrounds.weights import digest
 from tests.federation import TINY, Spy, built, digests, played, rows, stopped, tiny
 from tests.kinds import tiny_of
 
+pytestmark = pytest.mark.slow
+
 SPLIT = ("method.kind=fedavg", "topology.kind=split", "topology.cut=encoder.2")
 FP32 = "training.precision=fp32"
 VARIANTS = ("sequential", "splitfed1", "splitfed2")
@@ -55,7 +57,6 @@ def test_stopped_and_resumed_a_split_run_comes_to_the_same_bits(tmp_path: Path, 
     assert rows(tmp_path / "stopped" / "scores.csv") == rows(tmp_path / "whole" / "scores.csv")
 
 
-@pytest.mark.slow
 def test_sites_in_other_processes_change_no_bit(tmp_path: Path):
     study = split()
     run(study, tmp_path / "one")

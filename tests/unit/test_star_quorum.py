@@ -33,6 +33,8 @@ from tests.federation import (
     tiny,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def star(*overrides: str, require: str = "2") -> Study:
     return tiny(f"topology.require={require}", *overrides, sites=3)

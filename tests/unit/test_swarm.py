@@ -21,6 +21,8 @@ from grandrounds.topologies.topology import EVERYONE, Links, Quorum
 from grandrounds.weights import digest, num_bytes, read
 from tests.federation import Spy, built, digests, fail_when, played, rows, tiny
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("alder", "birch", "cedar")
 
 

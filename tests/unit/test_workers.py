@@ -28,6 +28,8 @@ from grandrounds.topologies.topology import Quorum
 from tests.federation import TINY, built, digests, rows, tiny
 from tests.journeys.command import PROGRAM, hear_ctrl_c, wait_for
 
+pytestmark = pytest.mark.slow
+
 ORDER = Train(round=1, since=0, plan=LocalPlan())
 NAMES = ("alder", "birch", "cedar")
 
@@ -235,7 +237,6 @@ def last_words(process: "subprocess.Popen[str]") -> str:
     return process.communicate(timeout=60)[1]
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_all_processes_with_one_sentence(tmp_path: Path):
     with running(tmp_path) as process:
         os.killpg(process.pid, signal.SIGINT)
@@ -245,7 +246,6 @@ def test_ctrl_c_stops_all_processes_with_one_sentence(tmp_path: Path):
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_workers_end_with_a_coordinator_that_is_killed(tmp_path: Path):
     with running(tmp_path) as process:
         process.kill()
@@ -258,7 +258,6 @@ def stop_after_a_round(event: Event) -> None:
         raise KeyboardInterrupt
 
 
-@pytest.mark.slow
 def test_a_run_begun_with_two_workers_is_resumed_without_to_the_same_bits(tmp_path: Path):
     study = tiny("rounds=2", sites=2)
     run(study, tmp_path / "one")
