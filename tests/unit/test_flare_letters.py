@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,6 +146,28 @@ def test_a_line_on_which_nothing_came_is_silent():
         with pytest.raises(ConnectionError) as raised:
             post.bring(ASK, to, sealed, QUICK)
         assert not isinstance(raised.value, Interrupted)
+
+
+def test_a_newer_letter_waits_on_when_an_older_one_is_answered():
+    office, fetched = Office(), list[bytes]()
+    office.post("alder", echo)
+    post = office.post("server")
+
+    def meanwhile(topic: str, message: Shareable) -> bool:
+        time.sleep(0.05 if topic == PART else 0.0)
+        if topic == ASK and message.get("letter") == b"older":
+            fetched.append(b"begun")
+            Thread(target=lambda: fetched.append(post.bring(ASK, "alder", LARGE, QUICK))).start()
+            while office.asked(PART) == 0:
+                time.sleep(0.001)
+        return False
+
+    office.lost = meanwhile
+    assert post.bring(ASK, "alder", b"older", QUICK) == b"redlo"
+    end = time.monotonic() + QUICK
+    while len(fetched) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert fetched == [b"begun", echo(LARGE)]
 
 
 @pytest.mark.parametrize("who", ["birch", "alder"])

@@ -78,7 +78,8 @@ class Post:
                 came, since = int(reply[_CAME]), time.monotonic()
             elif time.monotonic() - since > _STALLED:
                 raise Interrupted(f"'{to}' has got {came} of {len(sealed)} bytes, and no more")
-        self._held.pop(to, None)
+        if self._held.get(to, ("", b""))[0] == message.get(_TICKET):  # not that of a newer letter
+            del self._held[to]
         if _TICKET not in reply:
             return cast(bytes, reply[_LETTER])
         with _after(1):
