@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -208,7 +209,9 @@ class Town:
 
 
 def ends_with_the_tests() -> None:
-    """Let the process that begins here be killed when the one that began it has ended."""
+    """Let the process that begins here be killed when the one that began it has ended (Linux)."""
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
