@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +32,9 @@ TASKS = {
     "cedar": ("T1w->T2w", "T2w->T1w"),
     "dogwood": ("T1w->T2w", "T2w->FLAIR"),
 }
+
+
+UNSEEN = "T1w->T2w"  # the task of sites that did not take part
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,34 @@ def score_rows(plan: Plan, site: str, task: str) -> list[list[str | int | float]
             head = [plan.name, plan.seed, site, f"{site}-{patient}", f"{patient}-{piece}", task]
             rows += [[*head, metric, value, plan.rounds] for metric, value in values.items()]
     return rows
+
+
+def write_matrix(folder: Path, plan: Plan) -> None:
+    """Write what every site's model scores: 3 dB less than the own one elsewhere."""
+    with (folder / "matrix.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", *COLUMNS))
+        for model in SITES:
+            for site in SITES:
+                for row in (row for task in TASKS[site] for row in score_rows(plan, site, task)):
+                    value = float(row[7]) - (0 if model == site else 3)
+                    writer.writerow((model, *row[:7], value, row[8]))
+
+
+def write_unseen(folder: Path, plan: Plan, levels: Mapping[str, float]) -> None:
+    """Write what an arm reaches at sites that it was trained without, on one of their tasks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outside = replace(plan, levels=dict(levels), sites=tuple(levels))
+    with (folder / "unseen.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for site in levels:
+            writer.writerows(score_rows(outside, site, UNSEEN))
+
+
+def leave_out(folder: Path, plan: Plan, site: str, **levels: float) -> None:
+    """Write the run without a site; others named are held out of that study, too."""
+    write_unseen(run_folder(folder / "without" / site, plan.name, plan.seed), plan, levels)
 
 
 def write_panels(folder: Path, plan: Plan) -> None:

@@ -17,7 +17,6 @@ from grandrounds.cli import app
 from grandrounds.errors import DiskFailed
 from grandrounds.report import read_facts
 from grandrounds.report.crossing import crossings
-from grandrounds.report.folder import COLUMNS
 from grandrounds.report.latex import best, digits, escaped, number, probability
 from grandrounds.report.plots import gains_figure
 from grandrounds.report.plots_images import matrix_figure
@@ -30,12 +29,10 @@ from tests.unit.report_folder import (
     FEDAVG,
     PFLSYNTH,
     SITES,
-    TASKS,
-    Plan,
     real,
     run_folder,
-    score_rows,
     write_comparison,
+    write_matrix,
     write_run,
 )
 
@@ -56,18 +53,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_matrix(run_folder(folder, "pflsynth", seed), replace(arms[0], seed=seed))
     publish(folder)
     return folder
-
-
-def write_matrix(folder: Path, plan: Plan) -> None:
-    """Write what every site's model scores: 3 dB less than the own one elsewhere."""
-    with (folder / "matrix.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("model", *COLUMNS))
-        for model in SITES:
-            for site in SITES:
-                for row in (row for task in TASKS[site] for row in score_rows(plan, site, task)):
-                    value = float(row[7]) - (0 if model == site else 3)
-                    writer.writerow((model, *row[:7], value, row[8]))
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -12,37 +12,21 @@ from grandrounds.events import GroupPolicy, PolicySet
 from grandrounds.journal import Journal
 from grandrounds.report import write_report
 from grandrounds.report.facts import read_facts
-from grandrounds.report.folder import COLUMNS
 from grandrounds.report.unseen import LeftOut, left_out, overall, personal, sentence
 from grandrounds.results import show
 from tests.unit.report_folder import (
     FEDAVG,
     PFLSYNTH,
     Plan,
+    leave_out,
     real,
     run_folder,
-    score_rows,
     write_comparison,
     write_run,
+    write_unseen,
 )
 
 TASK = "T1w->T2w"
-
-
-def write_unseen(folder: Path, plan: Plan, levels: Mapping[str, float]) -> None:
-    """Write what an arm reaches at sites that it was trained without, on one of their tasks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    outside = replace(plan, levels=dict(levels), sites=tuple(levels))
-    with (folder / "unseen.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for site in levels:
-            writer.writerows(score_rows(outside, site, TASK))
-
-
-def leave_out(folder: Path, plan: Plan, site: str, **levels: float) -> None:
-    """Write the run without a site; others named are held out of that study, too."""
-    write_unseen(run_folder(folder / "without" / site, plan.name, plan.seed), plan, levels)
 
 
 def compared(tmp_path: Path, *arms: Plan, seeds: tuple[int, ...] = (7,)) -> Path:
