@@ -12,18 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from grandrounds.arms import Arm
-from grandrounds.build import Unheard, build_federation
-from grandrounds.compare import Cell, Comparison
-from grandrounds.events import Event, SiteTested
-from grandrounds.journal import read_journal
-from grandrounds.machine import machine_for, repeatable
-from grandrounds.messages import Evaluate
-from grandrounds.opening import open_sites
-from grandrounds.site_file import SiteFile, read_site
-from grandrounds.study import Study
-from grandrounds.study_file import read_table
-from grandrounds.weights import read
+from grandrounds.core.device import repeatable
+from grandrounds.core.events import Event, SiteTested
+from grandrounds.core.journal import read_journal
+from grandrounds.core.messages import Evaluate
+from grandrounds.core.weights import read
+from grandrounds.runs.arms import Arm
+from grandrounds.runs.build import build_federation
+from grandrounds.runs.comparison import Cell, Comparison
+from grandrounds.runs.listeners import Unheard
+from grandrounds.runs.site_data import open_sites
+from grandrounds.study.file import read_table
+from grandrounds.study.site_file import SiteFile, read_site
+from grandrounds.study.study import Study
 
 Summary = Mapping[str, float]
 
@@ -99,7 +100,7 @@ def _scored_everywhere(
     study: Study, files: tuple[SiteFile, ...], models: Sequence[Path], folder: Path
 ) -> Summary:
     """Score each whole model on every site's test cases."""
-    machine = machine_for(study.training)
+    machine = study.training.machine()
     with repeatable(machine):
         federation = build_federation(
             study, open_sites(study, files), folder / "crossed", machine, Unheard()

@@ -29,15 +29,14 @@ import torch
 from overhead import federated, in_turns
 from recipe_client import Net, local_round, optimizer_of
 
-from grandrounds.blueprint import build_task
-from grandrounds.events import RoundFinished
+from grandrounds.core.device import repeatable
+from grandrounds.core.events import RoundFinished
+from grandrounds.core.journal import read_journal
 from grandrounds.flare.job import ALLOWED, export_job, run_name
-from grandrounds.journal import read_journal
-from grandrounds.machine import machine_for, repeatable
-from grandrounds.opening import open_sites
-from grandrounds.site_file import SiteFile, read_site
-from grandrounds.study import Study
-from grandrounds.study_file import parse_study
+from grandrounds.runs.site_data import open_sites
+from grandrounds.study.file import parse_study
+from grandrounds.study.site_file import SiteFile, read_site
+from grandrounds.study.study import Study
 from grandrounds.tasks.task import Batch
 
 SITES = ("alder", "birch", "cedar", "elder")
@@ -145,7 +144,7 @@ def patients_for(steps: int, batch: int) -> int:
 
 
 def in_process(study: Study, files: Sequence[SiteFile]) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder, repeatable(machine_for(study.training)):
+    with tempfile.TemporaryDirectory() as folder, repeatable(study.training.machine()):
         one, other = federated(study, Path(folder), files), bare(study, rows_of(study, files))
         ratio, ours, plain = in_turns(one, other, REPEATS)
     return {"ratio": ratio, "seconds": ours, "bare_seconds": plain}
@@ -153,7 +152,7 @@ def in_process(study: Study, files: Sequence[SiteFile]) -> dict[str, float]:
 
 def rows_of(study: Study, files: Sequence[SiteFile]) -> dict[str, Batch]:
     """Give each site's training rows."""
-    task = build_task(study)
+    task = study.bound()
     found = {
         name: task.training_examples(o.cohorts) for name, o in open_sites(study, files).items()
     }
@@ -161,7 +160,7 @@ def rows_of(study: Study, files: Sequence[SiteFile]) -> dict[str, Batch]:
 
 
 def widths_of(study: Study) -> list[int]:
-    shapes = [p.shape for p in build_task(study).build(study.seed).parameters() if p.ndim == 2]
+    shapes = [p.shape for p in study.bound().build(study.seed).parameters() if p.ndim == 2]
     return [shapes[0][1], *(shape[0] for shape in shapes)]
 
 

@@ -22,19 +22,18 @@ from statistics import median
 
 import torch
 
-from grandrounds.blueprint import build_bench, build_task
-from grandrounds.build import Unheard, build_federation
-from grandrounds.checkpoints import save_state
-from grandrounds.data.simulate import Patients
-from grandrounds.machine import machine_for, peak_memory, repeatable
-from grandrounds.opening import open_sites
-from grandrounds.packaged import studies
-from grandrounds.seeds import seed_for
-from grandrounds.site_file import SiteFile
-from grandrounds.study import Study
-from grandrounds.study_file import read_study
-from grandrounds.training import Lesson, train
-from grandrounds.weights import digest
+from grandrounds.core.device import peak_memory, repeatable
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.state import save_state
+from grandrounds.core.weights import digest
+from grandrounds.data.simulation.simulate import Patients
+from grandrounds.runs.build import build_bench, build_federation
+from grandrounds.runs.listeners import Unheard
+from grandrounds.runs.site_data import open_sites
+from grandrounds.site.training import Lesson, train
+from grandrounds.study.file import example, read_study
+from grandrounds.study.site_file import SiteFile
+from grandrounds.study.study import Study
 
 REPEATS = {4: 5, 32: 2}  # counted rounds; the first of each arm only warms up
 PATIENTS, SLICES = 8, 12  # to train on, at each site: 24 steps of 4 slices in one local epoch
@@ -42,7 +41,7 @@ PATIENTS, SLICES = 8, 12  # to train on, at each site: 24 steps of 4 slices in o
 
 def study_of(sites: int) -> Study:
     """The demo's networks and images, as many sites as asked for, one local epoch of 24 steps."""
-    study = read_study(studies() / "demo.toml")
+    study = read_study(example("demo"))
     roster = [replace(study.site[n % 4], name=f"site-{n:02d}") for n in range(sites)]
     patients = Patients(train=PATIENTS, validation=0, test=1)
     members = tuple(replace(spec, patients=patients, slices=SLICES) for spec in roster)
@@ -50,7 +49,7 @@ def study_of(sites: int) -> Study:
 
 
 def federated(study: Study, folder: Path, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
-    machine = machine_for(study.training)
+    machine = study.training.machine()
     federation = build_federation(study, open_sites(study, files), folder, machine, Unheard())
     states = [federation.start]
 
@@ -65,8 +64,8 @@ def federated(study: Study, folder: Path, files: Sequence[SiteFile] = ()) -> Cal
 
 
 def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
-    task = build_task(study)
-    bench = build_bench(study, task, machine_for(study.training))
+    task = study.bound()
+    bench = build_bench(study, task, study.training.machine())
     bench.set_rate(study.training.learning_rate)
     examples = [task.training_examples(o.cohorts) for o in open_sites(study, files).values()]
     rounds = iter(range(1, 10**6))
@@ -84,7 +83,7 @@ def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
 
 def ratio(sites: int) -> tuple[float, float, float]:
     study = study_of(sites)
-    with tempfile.TemporaryDirectory() as folder, repeatable(machine_for(study.training)):
+    with tempfile.TemporaryDirectory() as folder, repeatable(study.training.machine()):
         return in_turns(federated(study, Path(folder)), bare(study), REPEATS[sites])
 
 
@@ -106,7 +105,7 @@ def in_turns(
 def peak(sites: int) -> None:
     """Print the peak memory of a process after two rounds, and the size of a private state."""
     study = study_of(sites)
-    with tempfile.TemporaryDirectory() as folder, repeatable(machine_for(study.training)):
+    with tempfile.TemporaryDirectory() as folder, repeatable(study.training.machine()):
         one_round = federated(study, Path(folder))
         one_round()
         one_round()

@@ -20,20 +20,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from grandrounds.data.simulate import Patients
-from grandrounds.events import Event, RoundFinished
-from grandrounds.machine import peak_memory
-from grandrounds.packaged import studies
-from grandrounds.run import run
-from grandrounds.study import Study
-from grandrounds.study_file import read_study
+from grandrounds.core.device import peak_memory
+from grandrounds.core.events import Event, RoundFinished
+from grandrounds.data.simulation.simulate import Patients
+from grandrounds.runs.loop import run
+from grandrounds.study.file import example, read_study
+from grandrounds.study.study import Study
 
 ROUNDS = {10: 21, 100: 5, 1000: 3}  # the first of each run only warms up
 TURNS = 3
 
 
 def study_of(sites: int) -> Study:
-    study = read_study(studies() / "tiny.toml", ["method.kind=fedavg", "training.threads=1"])
+    study = read_study(example("tiny"), ["method.kind=fedavg", "training.threads=1"])
     patients = Patients(train=1, validation=0, test=1)
     roster = [replace(study.site[n % 4], name=f"site-{n:04d}") for n in range(sites)]
     members = tuple(replace(spec, patients=patients, slices=2) for spec in roster)

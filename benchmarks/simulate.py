@@ -8,7 +8,7 @@ import json
 import time
 
 from grandrounds.data.elements import Elements
-from grandrounds.data.simulate import Scanner, simulate_session
+from grandrounds.data.simulation.simulate import Scanner, simulate_session
 
 CONTRASTS = ("T1w", "T2w", "PDw", "FLAIR")
 FIELD_OF_VIEW = 224.0  # mm

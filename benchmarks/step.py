@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from grandrounds.core.device import autocast, choose_precision
 from grandrounds.models.discriminator import build_discriminator, frozen
 from grandrounds.models.generator import Generator, GeneratorShape, build_generator
-from grandrounds.models.mapper import PersonalBlock
-from grandrounds.precision import autocast, choose_precision
+from grandrounds.models.personalisation import PersonalBlock
 
 CPU = torch.device("cpu")
 CODE_SIZE = 12

@@ -18,15 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from grandrounds.build import Unheard, build_federation, spread_out
-from grandrounds.checkpoints import save_state
-from grandrounds.data.simulate import Patients
-from grandrounds.machine import machine_for, repeatable
-from grandrounds.opening import open_sites
-from grandrounds.packaged import studies
-from grandrounds.study import Study
-from grandrounds.study_file import read_study
-from grandrounds.weights import digest
+from grandrounds.core.device import repeatable
+from grandrounds.core.state import save_state
+from grandrounds.core.weights import digest
+from grandrounds.data.simulation.simulate import Patients
+from grandrounds.runs.build import build_federation, spread_out
+from grandrounds.runs.listeners import Unheard
+from grandrounds.runs.site_data import open_sites
+from grandrounds.study.file import example, read_study
+from grandrounds.study.study import Study
 
 SITES, PATIENTS, SLICES = 8, 4, 4
 TURNS = 5  # counted; one before them only warms up
@@ -34,7 +34,7 @@ ARMS = {"1 process, 2 threads": (1, 2), "1 process, 1 thread": (1, 1), "2 worker
 
 
 def study_of(threads: int) -> Study:
-    study = read_study(studies() / "demo.toml")
+    study = read_study(example("demo"))
     patients = Patients(train=PATIENTS, validation=0, test=1)
     roster = [replace(study.site[n % 4], name=f"site-{n:02d}") for n in range(SITES)]
     members = tuple(replace(spec, patients=patients, slices=SLICES) for spec in roster)
@@ -48,7 +48,7 @@ def rounds_of(
 ) -> Generator[Callable[[], str], None, None]:
     """Give a function that plays the next round, and the digest that it comes to."""
     study, listener = study_of(threads), Unheard()
-    machine = machine_for(study.training, processes=processes)
+    machine = study.training.machine(processes=processes)
     built = build_federation(study, open_sites(study, ()), folder, machine, listener)
     with spread_out(built, study, (), folder, listener, processes=processes) as federation:
         states = [federation.start]

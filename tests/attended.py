@@ -12,15 +12,14 @@ from typing import TypeAlias
 import pytest
 from torch import tensor
 
-from grandrounds.engines.attendant import Attendant, Post
-from grandrounds.engines.letters import Answer, Ask, seal, unseal
-from grandrounds.engines.lines import Call, Line, Patience
-from grandrounds.engines.remote import Remote
-from grandrounds.engines.simulation import Simulation
-from grandrounds.errors import FailureCard, SiteFailed
-from grandrounds.messages import LocalPlan, Reply, Request, Train
-from grandrounds.site import Promise, Site
-from grandrounds.weights import digest
+from grandrounds.core.errors import FailureCard, SiteFailed
+from grandrounds.core.messages import LocalPlan, Reply, Request, Train
+from grandrounds.core.weights import digest
+from grandrounds.engines.envelope import Answer, Ask, seal, unseal
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.remote import Call, Line, Patience, Remote
+from grandrounds.engines.remote_site import Attendant, Post
+from grandrounds.site.site import Promise, Site
 from tests.federation import built, ignore, tiny
 
 ORDER = Train(round=1, since=0, plan=LocalPlan())

@@ -11,18 +11,17 @@ from pathlib import Path
 from threading import Thread
 from typing import TypeAlias, cast
 
-from grandrounds.blueprint import draw_up
-from grandrounds.build import federated, hosted
-from grandrounds.engines.attendant import Attendant
-from grandrounds.engines.lines import Line, Patience
-from grandrounds.engines.remote import Remote, ready
-from grandrounds.engines.simulation import Simulation
-from grandrounds.journal import Journal
-from grandrounds.machine import machine_for, repeatable
-from grandrounds.processes import end_with_parent
-from grandrounds.run import Course, Teller, followed
-from grandrounds.run_folder import claimed
-from grandrounds.study import Study
+from grandrounds.core.device import repeatable
+from grandrounds.core.journal import Journal
+from grandrounds.core.processes import end_with_parent
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.remote import Line, Patience, Remote, ready
+from grandrounds.engines.remote_site import Attendant
+from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.runs.folder import claimed
+from grandrounds.runs.listeners import Teller
+from grandrounds.runs.loop import Course, followed
+from grandrounds.study.study import Study
 
 Link: TypeAlias = "Connection[object, object]"
 CALL, MAIL = b"c", b"m"
@@ -146,7 +145,7 @@ def _ended(process: BaseProcess) -> None:
 
 def run_elsewhere(study: Study, folder: Path, lines: Sequence[Line]) -> None:
     """Run a study with sites at the end of lines."""
-    machine = machine_for(study.training)
+    machine = study.training.machine()
     with claimed(folder, study, resume=False), repeatable(machine):
         assert ready(lines) == {line.site: line.site.encode() for line in lines}
         teller = Teller((Journal(folder / "journal.jsonl"),), study)

@@ -9,23 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from grandrounds import kept
-from grandrounds.build import Federation, build_federation
-from grandrounds.checkpoints import State
-from grandrounds.engines.simulation import Simulation
-from grandrounds.errors import FailureCard, SiteFailed
-from grandrounds.events import Event
-from grandrounds.kept import Kept
-from grandrounds.machine import machine_for
-from grandrounds.messages import Reply, Request
-from grandrounds.opening import open_sites
-from grandrounds.run import run
-from grandrounds.site import Promise, Site
-from grandrounds.study import Study
-from grandrounds.study_file import read_study
+from grandrounds.algorithms.topology import EVERYONE, Links, Outcome, Quorum
+from grandrounds.core.errors import FailureCard, SiteFailed
+from grandrounds.core.events import Event
+from grandrounds.core.messages import Reply, Request
+from grandrounds.core.state import State
+from grandrounds.core.weights import first_not_finite
+from grandrounds.engines.in_process import Simulation
+from grandrounds.runs.build import Federation, build_federation
+from grandrounds.runs.loop import run
+from grandrounds.runs.site_data import open_sites
+from grandrounds.site import model_state as kept
+from grandrounds.site.model_state import Kept
+from grandrounds.site.site import Promise, Site
+from grandrounds.study.file import read_study
+from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
-from grandrounds.topologies.topology import EVERYONE, Links, Outcome, Quorum
-from grandrounds.weights import first_not_finite
 
 TINY = Path(__file__).parents[1] / "studies" / "tiny.toml"
 
@@ -62,9 +61,7 @@ NOBODY = Nobody()
 
 def built(study: Study, folder: Path) -> Federation:
     """A study's federation, before its first round."""
-    return build_federation(
-        study, open_sites(study, ()), folder, machine_for(study.training), NOBODY
-    )
+    return build_federation(study, open_sites(study, ()), folder, study.training.machine(), NOBODY)
 
 
 def fail_when(patch: pytest.MonkeyPatch, fails: Callable[[str, Request], bool]) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.acceptance import accept, keep
-from grandrounds.events import Event
+from grandrounds.core.events import Event
 from grandrounds.flare.job import ALLOWED, run_name
-from grandrounds.study import Study
-from grandrounds.study_file import fingerprint, to_toml
+from grandrounds.study.acceptance import accept, keep
+from grandrounds.study.file import fingerprint, to_toml
+from grandrounds.study.study import Study
 from tests.federation import rows, tiny
 from tests.journeys.command import PROGRAM, Done, events
 

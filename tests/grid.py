@@ -9,13 +9,13 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
-from grandrounds.elsewhere import attended, conduct
-from grandrounds.engines.attendant import Attendant
+from grandrounds.engines.remote_site import Attendant
 from grandrounds.flare.controller import StudyController
 from grandrounds.flare.executor import SiteExecutor
-from grandrounds.flare.letters import ASK, MAIL, SERVER, Post
-from grandrounds.flare.places import places
-from grandrounds.study_file import read_study
+from grandrounds.flare.job import places
+from grandrounds.flare.transport import ASK, MAIL, SERVER, Post
+from grandrounds.runs.remote import attended, conduct
+from grandrounds.study.file import read_study
 
 CLASSES = ("tests.grid.GridController", "tests.grid.GridExecutor")
 OPEN = "grid.open"

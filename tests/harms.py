@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from grandrounds import checkpoints, training
-from grandrounds.engines import attendant
-from grandrounds.engines.letters import READY, Answer, unseal
-from grandrounds.local_round import LocalRound
-from grandrounds.messages import Reply, Request, decode, encode
-from grandrounds.training import Trained
-from grandrounds.weights import Weights
+from grandrounds.core import state as checkpoints
+from grandrounds.core.messages import Reply, Request, decode, encode
+from grandrounds.core.weights import Weights
+from grandrounds.engines import remote_site as attendant
+from grandrounds.engines.envelope import READY, Answer, unseal
+from grandrounds.site import training
+from grandrounds.site.local_round import LocalRound
+from grandrounds.site.training import Trained
 
 FOR_EVER = 3600.0  # seconds
 
@@ -28,7 +29,7 @@ def hold(round: int, marker: str) -> None:
 
 def hold_sending(round: int, marker: str) -> None:
     """Stand still when the first part of a round's large update is sent, and say so by a file."""
-    from grandrounds.flare.letters import Post
+    from grandrounds.flare.transport import Post
 
     hand_out, begun = Post._hand_out, Event()
 

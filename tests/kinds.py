@@ -3,8 +3,8 @@
 from copy import deepcopy
 from dataclasses import replace
 
-from grandrounds.study import Study
-from grandrounds.study_file import Table, parse_study, read_table
+from grandrounds.study.file import Table, parse_study, read_table
+from grandrounds.study.study import Study
 from tests.federation import TINY
 
 SITE_TASKS = {

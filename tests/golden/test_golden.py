@@ -12,11 +12,9 @@ from typing import TypedDict
 import pytest
 import torch
 
-from grandrounds.errors import BadStudy
-from grandrounds.machine import machine_for
-from grandrounds.methods import METHODS
-from grandrounds.run import run
-from grandrounds.topologies import TOPOLOGIES
+from grandrounds.algorithms import METHODS, TOPOLOGIES
+from grandrounds.core.errors import BadStudy
+from grandrounds.runs.loop import run
 from tests.federation import assert_trained, built, digests, tiny
 from tests.kinds import tiny_of
 
@@ -82,7 +80,7 @@ def here() -> dict[str, str]:
         "torch": torch.__version__,
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "precision": machine_for(tiny().training).precision_name,
+        "precision": tiny().training.machine().precision_name,
         "bf16": " ".join(sorted(name for name in BF16 if torch.cpu.get_capabilities().get(name))),
     }
 

@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grandrounds.build import Federation
-from grandrounds.checkpoints import State, load_state, save_state
-from grandrounds.events import Event, RoundFinished, SiteTrained, SiteValidated
-from grandrounds.messages import LocalPlan, Train
-from grandrounds.methods import METHODS
-from grandrounds.methods.combine import Combine
-from grandrounds.methods.method import Method
+from grandrounds.algorithms import METHODS
+from grandrounds.algorithms.aggregation import Combine
+from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.topology import Outcome
+from grandrounds.core.events import Event, RoundFinished, SiteTrained, SiteValidated
+from grandrounds.core.messages import LocalPlan, Train
+from grandrounds.core.state import State, load_state, save_state
+from grandrounds.core.weights import digest, read
 from grandrounds.models.generator import Generator
-from grandrounds.run import run
-from grandrounds.study import Choice, Study
-from grandrounds.tasks.synthesis_task import SynthesisTask
-from grandrounds.tasks.translation import GROUPS, Translator
-from grandrounds.topologies.topology import Outcome
-from grandrounds.weights import digest, read
+from grandrounds.runs.build import Federation
+from grandrounds.runs.loop import run
+from grandrounds.study.study import Choice, Study
+from grandrounds.tasks.synthesis.networks import GROUPS, Translator
+from grandrounds.tasks.synthesis.task import SynthesisTask
 from tests.federation import (
     assert_trained,
     built,

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from grandrounds.build import Federation
-from grandrounds.checkpoints import State
-from grandrounds.kept import Kept, personal_of
-from grandrounds.mailbox import Mailbox
-from grandrounds.methods import METHODS
-from grandrounds.methods.combine import Combine, ServerStep
-from grandrounds.site import Site
-from grandrounds.study import Choice, SiteSpec, Study
-from grandrounds.study_checks import notes
-from grandrounds.topologies.topology import Outcome
-from grandrounds.weights import OPTIMIZER, digest, select
+from grandrounds.algorithms import METHODS
+from grandrounds.algorithms.aggregation import Combine, ServerStep
+from grandrounds.algorithms.topology import Outcome
+from grandrounds.core.state import State
+from grandrounds.core.weights import OPTIMIZER, digest, select
+from grandrounds.runs.build import Federation
+from grandrounds.site.model_state import Kept, personal_of
+from grandrounds.site.peers import Mailbox
+from grandrounds.site.site import Site
+from grandrounds.study.checks import notes
+from grandrounds.study.study import Choice, SiteSpec, Study
 from tests.federation import (
     assert_trained,
     built,

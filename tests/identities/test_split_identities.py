@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from grandrounds.blueprint import build_task
-from grandrounds.build import Federation
-from grandrounds.engines.simulation import Simulation
-from grandrounds.messages import Evaluate, Reply
+from grandrounds.core.messages import Evaluate, Reply
+from grandrounds.engines.in_process import Simulation
+from grandrounds.runs.build import Federation
 from grandrounds.tasks import TASKS
 from tests import kinds
 from tests.federation import Spy, assert_trained, built, model_of, played
@@ -27,7 +26,7 @@ FEDAVG = ("method.kind=fedavg", "training.precision=fp32")
 def stages(kind: str) -> tuple[str, ...]:
     """The names of a task's stages."""
     study = tiny_of(kind, *FEDAVG)
-    task = build_task(study)
+    task = study.bound()
     return tuple(task.stages(task.build(study.seed)))
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.build import spread_out
-from grandrounds.engines.workers import Workers
-from grandrounds.site import Site
-from grandrounds.study import Study
-from grandrounds.topologies.topology import Outcome
-from grandrounds.weights import digest
+from grandrounds.algorithms.topology import Outcome
+from grandrounds.core.weights import digest
+from grandrounds.engines.process_pool import Workers
+from grandrounds.runs.build import spread_out
+from grandrounds.site.site import Site
+from grandrounds.study.study import Study
 from tests.federation import NOBODY, assert_trained, built, model_of, played, tiny
 
 ROUNDS = 2

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from grandrounds.cli import main
-from grandrounds.errors import BadFolder
-from grandrounds.events import Event
-from grandrounds.journal import read_journal
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.events import Event
+from grandrounds.core.journal import read_journal
 
 PROGRAM = Path(sys.executable).parent / "grandrounds"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from grandrounds.run import run
-from grandrounds.study import Study
+from grandrounds.runs.loop import run
+from grandrounds.study.study import Study
 
 Moment = Literal["half written", "renamed"]
 
@@ -52,7 +52,7 @@ def run_and_die(study: Study, folder: Path, moment: Moment, at: int) -> None:
 def killed(study: Study, folder: Path, moment: Moment, at: int) -> bool:
     """Run in a fresh process until its write number `at`; tell whether that killed it."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["grandrounds.run"])
+    context.set_forkserver_preload(["grandrounds.runs.loop"])
     process = context.Process(target=run_and_die, args=(study, folder, moment, at))
     process.start()
     process.join()

@@ -8,9 +8,8 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from threading import Thread
 
-from grandrounds.journal import Journal
-from grandrounds.report.serve import Server
-from grandrounds.report.watch import Board, Watch, waiting
+from grandrounds.core.journal import Journal
+from grandrounds.report.page.live import Board, Server, Watch, waiting
 from tests.unit.report_folder import PFLSYNTH, one_round
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grandrounds.methods import METHODS
+from grandrounds.algorithms import METHODS
 from tests.conftest import SaveVolume
 from tests.federation import TINY
 from tests.journeys.command import Done, inside

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.events import RoundFinished
+from grandrounds.core.events import RoundFinished
 from tests.journeys.command import events, kill, program, started
 
 pytestmark = pytest.mark.slow

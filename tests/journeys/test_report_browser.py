@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from grandrounds.journal import Journal
-from grandrounds.report import write_report
+from grandrounds.core.journal import Journal
+from grandrounds.report.page.html import write_report
 from tests.journeys.browser import OPEN_ALL, OVERFLOW, barriers, launched, opened, tabbed
 from tests.unit.report_cycle import cycle
 from tests.unit.report_folder import run_folder, write_comparison

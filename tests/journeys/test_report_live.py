@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from grandrounds.journal import Journal
+from grandrounds.core.journal import Journal
 from tests.federation import TINY
 from tests.journeys.browser import OVERFLOW, barriers, launched, opened
 from tests.journeys.command import started

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.events import Event, Failed, Interrupted, StoppedEarly
-from grandrounds.journal import Journal
-from grandrounds.report import read_facts
-from grandrounds.report.watch import Board, Watch, progress, waiting
+from grandrounds.core.events import Event, Failed, Interrupted, StoppedEarly
+from grandrounds.core.journal import Journal
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.page.live import Board, Watch, progress, waiting
 from tests.journeys.live import Shown, go_on
 from tests.unit.report_folder import FEDAVG, PFLSYNTH, ending, run_folder, write_arms, write_run
 

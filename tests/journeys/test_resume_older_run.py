@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.run import run
-from grandrounds.study_file import read_study
+from grandrounds.runs.loop import run
+from grandrounds.study.file import read_study
 from tests.federation import digests, rows
 from tests.journeys.command import inside
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.errors import BadFolder
-from grandrounds.events import Failed, Interrupted, RoundFinished, RunFinished, SiteTrained
-from grandrounds.run import run
-from grandrounds.run_folder import claimed
-from grandrounds.study import Study
-from grandrounds.study_file import fingerprint, read_study
-from grandrounds.weights import read
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.events import Failed, Interrupted, RoundFinished, RunFinished, SiteTrained
+from grandrounds.core.weights import read
+from grandrounds.runs.folder import claimed
+from grandrounds.runs.loop import run
+from grandrounds.study.file import fingerprint, read_study
+from grandrounds.study.study import Study
 from tests.federation import TINY, digests, rows, tiny
 from tests.journeys.command import Done, events, inside, kill, program, started, wait_for
 from tests.journeys.dying import Moment, killed

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from grandrounds.data.nifti import SessionFiles, read_voxels
 from grandrounds.data.prepare import prepare_volumes
 from grandrounds.data.resample import Pixels, in_plane, smooth
-from grandrounds.opening import open_sites
-from grandrounds.run import run
-from grandrounds.tasks.coding import Pair
-from grandrounds.tasks.synthesis_task import SynthesisTask
-from grandrounds.trained import trained_at
+from grandrounds.inference.trained_model import trained_at
+from grandrounds.runs.loop import run
+from grandrounds.runs.site_data import open_sites
+from grandrounds.tasks.synthesis.examples import Pair
+from grandrounds.tasks.synthesis.task import SynthesisTask
 from tests.conftest import SaveVolume
 from tests.federation import tiny
 from tests.journeys.command import Done, inside

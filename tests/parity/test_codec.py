@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds import blueprint
-from grandrounds.messages import Reply, Request, decode, encode
-from grandrounds.run import run
-from grandrounds.site import Promise, Site
+from grandrounds.core.messages import Reply, Request, decode, encode
+from grandrounds.runs import build as blueprint
+from grandrounds.runs.loop import run
+from grandrounds.site.site import Promise, Site
 from tests.federation import assert_trained, built, digests, rows, tiny
 
 crossed: list[str] = []

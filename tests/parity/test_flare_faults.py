@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from grandrounds.acceptance import FOLDER
-from grandrounds.checkpoints import Rounds
-from grandrounds.events import Failed, RunResumed
-from grandrounds.run import run
-from grandrounds.study import Study
-from grandrounds.study_file import fingerprint
+from grandrounds.core.events import Failed, RunResumed
+from grandrounds.core.state import Rounds
+from grandrounds.runs.loop import run
+from grandrounds.study.acceptance import FOLDER
+from grandrounds.study.file import fingerprint
+from grandrounds.study.study import Study
 from tests.federation import digests, rows
 from tests.flare import (
     LONG,
@@ -301,7 +301,7 @@ def test_a_site_whose_certificate_has_expired_is_not_let_in(
 ):
     from nvflare.lighter.impl.cert import CertBuilder
 
-    from grandrounds.flare.kits import provision
+    from grandrounds.flare.provision import provision
 
     issue, now = CertBuilder._generate_cert, datetime.now(UTC)
     expired = {"not_valid_before": now - timedelta(2), "not_valid_after": now - timedelta(1)}

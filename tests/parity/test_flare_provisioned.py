@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from grandrounds.events import Failed, RunFinished
-from grandrounds.run import run
-from grandrounds.study import Study
+from grandrounds.core.events import Failed, RunFinished
+from grandrounds.runs.loop import run
+from grandrounds.study.study import Study
 from tests.federation import digests
 from tests.flare import (
     LONG,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from grandrounds.algorithms import TOPOLOGIES
+from grandrounds.core.weights import first_not_finite
 from grandrounds.flare.job import CONTROLLER, EXECUTOR, export_job, run_name
-from grandrounds.run import run
-from grandrounds.study_file import to_toml
-from grandrounds.topologies import TOPOLOGIES
-from grandrounds.weights import first_not_finite
+from grandrounds.runs.loop import run
+from grandrounds.study.file import to_toml
 from tests.federation import digests, rows
 from tests.flare import commanded, differing, made_once, needs_flare, simulated, small, written
 from tests.golden.test_golden import ARMS
@@ -84,7 +84,7 @@ def test_only_what_pools_the_data_of_all_sites_is_not_played():
 
 
 def test_some_letters_are_too_large_to_be_pushed(grid: Path):
-    from grandrounds.flare.letters import AT_ONCE, SMALL
+    from grandrounds.flare.transport import AT_ONCE, SMALL
 
     sent = {int(row["bytes_up"]) for arm in LARGE for row in rows(grid / arm / "rounds.csv")}
     assert min(sent) > AT_ONCE > SMALL

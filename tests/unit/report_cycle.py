@@ -1,6 +1,6 @@
 """A cycle of a travelling model, scored everywhere after each turn."""
 
-from grandrounds.events import Event, SiteMonitored
+from grandrounds.core.events import Event, SiteMonitored
 
 SCORES = {  # after whose turn -> at which site
     "alder": {"alder": 24.0, "birch": 20.0, "cedar": 19.0, "dogwood": 21.0},

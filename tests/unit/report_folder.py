@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grandrounds.events import (
+from grandrounds.core.events import (
     Event,
     GroupPolicy,
     PolicySet,
@@ -22,8 +22,8 @@ from grandrounds.events import (
     TopologySet,
     WorkSet,
 )
-from grandrounds.journal import Journal
-from grandrounds.report.folder import COLUMNS
+from grandrounds.core.journal import Journal
+from grandrounds.report.analysis.folder import COLUMNS
 
 SITES = ("alder", "birch", "cedar", "dogwood")
 TASKS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.acceptance import Acceptance, accept, check, from_json, keep, kept, to_json
-from grandrounds.errors import BadSite
+from grandrounds.core.errors import BadSite
+from grandrounds.study.acceptance import Acceptance, accept, check, from_json, keep, kept, to_json
 from tests.certificates import Authority, new_key
 
 STUDY, ANOTHER = "a" * 64, "b" * 64

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from grandrounds.data.anatomy import (
+from grandrounds.data.simulation.anatomy import (
     BRAIN,
     CSF,
     HEAD,
@@ -22,8 +22,8 @@ from grandrounds.data.anatomy import (
     load_template,
     tissue_fractions,
 )
-from grandrounds.data.fields import Array
-from grandrounds.data.signal import TISSUES
+from grandrounds.data.simulation.fields import Array
+from grandrounds.data.simulation.signal import TISSUES
 
 PLANES = np.array([-10.0, 12.0])
 

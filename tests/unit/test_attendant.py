@@ -7,16 +7,15 @@ from threading import Event
 
 import pytest
 
-from grandrounds.engines.attendant import Attendant
-from grandrounds.engines.letters import Answer, Ask, Mail, seal, unseal
-from grandrounds.engines.lines import Line
-from grandrounds.engines.remote import ready
-from grandrounds.engines.simulation import Simulation
-from grandrounds.errors import BadImage, BadSite, SiteFailed
-from grandrounds.mailbox import Mailbox
-from grandrounds.messages import Reply, Request, decode, encode
-from grandrounds.site import Site
-from grandrounds.weights import digest
+from grandrounds.core.errors import BadImage, BadSite, SiteFailed
+from grandrounds.core.messages import Reply, Request, decode, encode
+from grandrounds.core.weights import digest
+from grandrounds.engines.envelope import Answer, Ask, Mail, seal, unseal
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.remote import Line, ready
+from grandrounds.engines.remote_site import Attendant
+from grandrounds.site.peers import Mailbox
+from grandrounds.site.site import Site
 from tests.attended import (
     LONG,
     NAMES,

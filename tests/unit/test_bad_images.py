@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from grandrounds.core.errors import BadImage, BadInput, BadSite
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import prepare_cohort
-from grandrounds.errors import BadImage, BadInput, BadSite
 
 SaveVolume = Callable[..., Path]
 ELEMENTS = Elements(("T1w", "T2w"), size=(16, 16), spacing=(1.0, 1.0))

@@ -8,14 +8,13 @@ from statistics import fmean, stdev
 
 import pytest
 
-from grandrounds.arms import Arm
-from grandrounds.cards import write_cards
-from grandrounds.errors import BadFolder, BadInput
-from grandrounds.events import RoundFinished, RunFinished
-from grandrounds.journal import read_journal
-from grandrounds.packaged import studies
-from grandrounds.run import run
-from grandrounds.study_file import read_table
+from grandrounds.core.errors import BadFolder, BadInput
+from grandrounds.core.events import RoundFinished, RunFinished
+from grandrounds.core.journal import read_journal
+from grandrounds.report.cards.write import write_cards
+from grandrounds.runs.arms import Arm
+from grandrounds.runs.loop import run
+from grandrounds.study.file import example, read_table
 from tests.federation import rows, tiny
 from tests.unit.report_folder import FEDAVG, PFLSYNTH, write_arms, write_run
 from tests.unit.test_imports import loaded_by
@@ -34,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two arms with two seeds, as a comparison lays them down."""
-    folder, table = tmp_path_factory.mktemp("compared"), read_table(studies() / "tiny.toml")
+    folder, table = tmp_path_factory.mktemp("compared"), read_table(example("tiny"))
     for label in ("fedavg", "local"):
         for seed in (1, 2):
             study = Arm(label).study(table, ["rounds=1", f"seed={seed}"])
@@ -188,7 +187,7 @@ def test_a_run_that_is_not_finished_has_no_card(tmp_path: Path):
 @pytest.mark.slow
 def test_a_card_needs_no_torch(finished: Path, tmp_path: Path):
     statement = (
-        "from grandrounds.cards import write_cards; from pathlib import Path; "
+        "from grandrounds.report.cards.write import write_cards; from pathlib import Path; "
         f"write_cards(Path({str(finished)!r}), out=Path({str(tmp_path)!r}), arm=None, seed=None)"
     )
     assert not loaded_by(statement) & {"torch", "monai", "safetensors"}

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import tensor
 
-from grandrounds.checkpoints import (
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.state import (
     NO_SCORE,
     Rounds,
     State,
@@ -13,8 +14,7 @@ from grandrounds.checkpoints import (
     newest_complete_round,
     save_state,
 )
-from grandrounds.errors import BadFolder
-from grandrounds.weights import Weights, digest
+from grandrounds.core.weights import Weights, digest
 
 SHARED: Weights = {"a/b": tensor([1.0, -0.0]), "weights/odd": tensor([2.0]).bfloat16()}
 

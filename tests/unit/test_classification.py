@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from grandrounds.data.case import Cohort, Session
+from grandrounds.algorithms.sharing import UNIONS
+from grandrounds.core.errors import BadSite, BadStudy
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.weights import digest, select
+from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
-from grandrounds.errors import BadSite, BadStudy
-from grandrounds.messages import CaseScore
-from grandrounds.models.classifier import Classifier, ClassifierShape, build_classifier
-from grandrounds.policy import UNIONS
-from grandrounds.study_file import read_study
+from grandrounds.models.classifiers import Classifier, ClassifierShape, build_classifier
+from grandrounds.study.file import read_study
 from grandrounds.tasks import Classification
 from grandrounds.tasks.binary import binary_loss, binary_summary, case_scores
-from grandrounds.tasks.classification import ClassificationTask
-from grandrounds.tasks.findings import Finding
-from grandrounds.weights import digest, select
+from grandrounds.tasks.classification import ClassificationTask, Finding
 from tests.federation import assert_trained, built, played, rows
 from tests.journeys.command import inside
 from tests.kinds import tiny_of

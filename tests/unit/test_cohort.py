@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grandrounds.data.case import SPLITS
-from grandrounds.data.cohort import split_patients
+from grandrounds.core.errors import BadSite
+from grandrounds.data.cohort import SPLITS, split_patients
 from grandrounds.data.elements import Fractions
-from grandrounds.errors import BadSite
 
 
 def counts(number: int, fractions: Fractions) -> tuple[int, ...]:

@@ -5,11 +5,11 @@ from math import sqrt
 import pytest
 from torch import Tensor, tensor
 
-from grandrounds.checkpoints import State
-from grandrounds.errors import BadUpdate
-from grandrounds.messages import Reply
-from grandrounds.methods.combine import CONTROL, Aggregation, Combine, ServerStep
-from grandrounds.weights import Weights
+from grandrounds.algorithms.aggregation import CONTROL, Aggregation, Combine, ServerStep
+from grandrounds.core.errors import BadUpdate
+from grandrounds.core.messages import Reply
+from grandrounds.core.state import State
+from grandrounds.core.weights import Weights
 
 VALUES = {"alder": 0.0, "birch": 2.0, "cedar": 100.0, "elder": 4.0}
 EXAMPLES = {"alder": 8, "birch": 4, "cedar": 2, "elder": 2}

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.commands import check_study, run_study
-from grandrounds.errors import BadSite
-from grandrounds.events import Failed
-from grandrounds.journal import read_journal
-from grandrounds.messages import Request, Train
-from grandrounds.packaged import studies
-from grandrounds.report.facts import read_facts
-from grandrounds.site import Promise, Site
+from grandrounds.cli.commands import check_study, run_study
+from grandrounds.core.errors import BadSite
+from grandrounds.core.events import Failed
+from grandrounds.core.journal import read_journal
+from grandrounds.core.messages import Request, Train
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.site.site import Promise, Site
+from grandrounds.study.file import example
 from tests.federation import fail_when
 from tests.journeys.command import inside
 
-TINY = studies() / "tiny.toml"
+TINY = example("tiny")
 
 
 def test_check_prints_the_study_and_what_it_costs(capsys: pytest.CaptureFixture[str]):
@@ -44,7 +44,7 @@ def test_check_counts_what_a_real_site_has_and_names_nobody(
 ):
     site = tmp_path / "site.toml"
     site.write_text(f'name = "ljubljana-15t"\ndata = "{real_data}/mri/site-lju15t"\n')
-    check_study(studies() / "real.toml", overrides=[], sites=[site], as_json=False, quiet=False)
+    check_study(example("real"), overrides=[], sites=[site], as_json=False, quiet=False)
     said = capsys.readouterr().out
     assert "2 of 7 sessions lack T2w" in said
     assert "sub-" not in said
@@ -55,7 +55,7 @@ def test_a_site_file_of_another_study_is_refused(tmp_path: Path):
     site = tmp_path / "site.toml"
     site.write_text('name = "elsewhere"\ndata = "."\n')
     with pytest.raises(BadSite, match="no real site named 'elsewhere'"):
-        check_study(studies() / "real.toml", overrides=[], sites=[site], as_json=False, quiet=True)
+        check_study(example("real"), overrides=[], sites=[site], as_json=False, quiet=True)
 
 
 def test_a_run_prints_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

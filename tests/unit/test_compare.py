@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.arms import Arm, arms_of
-from grandrounds.compare import DEMO_ARMS, Cell, Comparison
-from grandrounds.errors import BadFolder, BadStudy
-from grandrounds.events import Event, RunFinished, SiteTrained
-from grandrounds.fairness import check_equal, terms
-from grandrounds.packaged import studies
-from grandrounds.study_file import read_table
+from grandrounds.core.errors import BadFolder, BadStudy
+from grandrounds.core.events import Event, RunFinished, SiteTrained
+from grandrounds.runs.arms import Arm, arms_of, check_equal, terms
+from grandrounds.runs.comparison import DEMO_ARMS, Cell, Comparison
+from grandrounds.study.file import example, read_table
 from tests.federation import synthesis_of
 
-TINY = read_table(studies() / "tiny.toml")
+TINY = read_table(example("tiny"))
 
 
 def test_an_arm_is_a_method_and_what_else_differs():
@@ -54,7 +52,7 @@ def test_an_unknown_method_is_refused():
 
 
 def test_the_demo_s_arms_are_of_its_study():
-    table = read_table(studies() / "demo.toml")
+    table = read_table(example("demo"))
     found = [Arm(label).study(table, []) for label in DEMO_ARMS]
     assert [study.method.kind for study in found] == ["pflsynth", "fedavg", "local", "local"]
     assert all(synthesis_of(study).adversarial == 1.0 for study in found)

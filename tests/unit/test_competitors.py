@@ -7,22 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grandrounds.checkpoints import State
-from grandrounds.errors import BadStudy, BadUpdate, RunFailed
-from grandrounds.events import SiteTrained
-from grandrounds.journal import read_journal
-from grandrounds.kept import MEMORY, Kept
-from grandrounds.messages import Evaluate, Reply, Train
-from grandrounds.methods.combine import Combine
-from grandrounds.nudges import Contrast
-from grandrounds.run import run
-from grandrounds.study import Study
-from grandrounds.study_file import Table, parse_study, read_table
-from grandrounds.tasks.guarded import Guarded
-from grandrounds.tasks.networks import TwoWay, chosen, spread
-from grandrounds.tasks.pool import ImagePool
-from grandrounds.tasks.translation import Translator
-from grandrounds.weights import (
+from grandrounds.algorithms.aggregation import Combine
+from grandrounds.core.errors import BadStudy, BadUpdate, RunFailed
+from grandrounds.core.events import SiteTrained
+from grandrounds.core.journal import read_journal
+from grandrounds.core.messages import Evaluate, Reply, Train
+from grandrounds.core.state import State
+from grandrounds.core.weights import (
     Weights,
     below,
     digest,
@@ -31,6 +22,13 @@ from grandrounds.weights import (
     select,
     starting_with,
 )
+from grandrounds.runs.loop import run
+from grandrounds.site.gradient_terms import Contrast
+from grandrounds.site.model_state import MEMORY, Kept
+from grandrounds.study.file import Table, parse_study, read_table
+from grandrounds.study.study import Study
+from grandrounds.tasks.synthesis.losses import Guarded, ImagePool
+from grandrounds.tasks.synthesis.networks import Translator, TwoWay, chosen, spread
 from tests.federation import TINY, Spy, built, digests, played, stopped, synthesis_of, tiny
 
 pytestmark = pytest.mark.slow

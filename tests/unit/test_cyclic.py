@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.events import SiteMonitored
-from grandrounds.journal import read_journal
-from grandrounds.kept import Kept, moments_of
-from grandrounds.messages import Evaluate, Train
-from grandrounds.run import run
-from grandrounds.study import Study
-from grandrounds.topologies import Cyclic
-from grandrounds.topologies.topology import Outcome
-from grandrounds.weights import OPTIMIZER, num_bytes
+from grandrounds.algorithms.cyclic import Cyclic
+from grandrounds.algorithms.topology import Outcome
+from grandrounds.core.events import SiteMonitored
+from grandrounds.core.journal import read_journal
+from grandrounds.core.messages import Evaluate, Train
+from grandrounds.core.weights import OPTIMIZER, num_bytes
+from grandrounds.runs.loop import run
+from grandrounds.site.model_state import Kept, moments_of
+from grandrounds.study.study import Study
 from tests.federation import Spy, built, differing, part_of, played, private_weights, rows, tiny
 
 pytestmark = pytest.mark.slow

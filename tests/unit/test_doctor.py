@@ -17,16 +17,18 @@ from typing import Any
 
 import pytest
 
-from grandrounds import machine
-from grandrounds.acceptance import accept, keep
-from grandrounds.doctor import decided, identity, room, wire
-from grandrounds.doctor.examine import CHECKS, examine
-from grandrounds.doctor.finding import Finding, Party
-from grandrounds.errors import BadInput, BadSite, BadStudy
-from grandrounds.flare.kits import provision
-from grandrounds.flare.starting import Kit
-from grandrounds.study import Study
-from grandrounds.study_file import fingerprint, read_study, to_toml
+from grandrounds.core import device as machine
+from grandrounds.core.errors import BadInput, BadSite, BadStudy
+from grandrounds.flare.doctor import CHECKS, examine, identity
+from grandrounds.flare.doctor import machine as room
+from grandrounds.flare.doctor import network as wire
+from grandrounds.flare.doctor import permissions as decided
+from grandrounds.flare.doctor.finding import Finding, Party
+from grandrounds.flare.kit import Kit
+from grandrounds.flare.provision import provision
+from grandrounds.study.acceptance import accept, keep
+from grandrounds.study.file import fingerprint, read_study, to_toml
+from grandrounds.study.study import Study
 from tests.certificates import Authority, new_key
 from tests.conftest import SaveVolume
 from tests.federation import tiny

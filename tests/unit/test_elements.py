@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grandrounds.data.case import Cohort, Session
-from grandrounds.data.elements import Elements
-from grandrounds.data.inspect import (
+from grandrounds.core.errors import BadSite
+from grandrounds.data.availability import (
     Count,
     Geometry,
     SiteSummary,
@@ -17,9 +16,10 @@ from grandrounds.data.inspect import (
     needs,
     serves,
 )
+from grandrounds.data.cohort import Cohort, Session
+from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import prepare_cohort
-from grandrounds.errors import BadSite
 
 SaveVolume = Callable[..., Path]
 ELEMENTS = Elements(("T1w", "T2w"), size=(4, 6), spacing=(1.5, 2.0))

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from grandrounds.commands import check_study
-from grandrounds.estimate import estimate, topologies
-from grandrounds.packaged import studies
-from grandrounds.topologies import TOPOLOGIES
+from grandrounds.algorithms import TOPOLOGIES
+from grandrounds.cli.commands import check_study
+from grandrounds.runs.costs import estimate, topologies
+from grandrounds.study.file import example
 from tests.federation import tiny
 
-TINY = studies() / "tiny.toml"
+TINY = example("tiny")
 FEDAVG = 'method={kind="fedavg"}'
 MODEL = 198_340  # bytes that the plain network of the tiny study sends one way
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.adapt import ADAPTED, ALONE, AS_IT_CAME, adapt
-from grandrounds.errors import BadFolder, BadSite
-from grandrounds.evaluate import at_site, matrix
-from grandrounds.finished import Finished, finished_runs
-from grandrounds.guests import guest_of
-from grandrounds.run import run
-from grandrounds.weights import read
+from grandrounds.core.errors import BadFolder, BadSite
+from grandrounds.core.weights import read
+from grandrounds.runs.adapt import ADAPTED, ALONE, AS_IT_CAME, adapt
+from grandrounds.runs.evaluate import at_site, matrix
+from grandrounds.runs.folder import Finished, finished_runs
+from grandrounds.runs.loop import run
+from grandrounds.runs.site_data import guest_of
 from tests.federation import stopped, tiny
 
 pytestmark = pytest.mark.slow

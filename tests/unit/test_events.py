@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 
-from grandrounds.events import KINDS, Event, Interrupted
+from grandrounds.core.events import KINDS, Event, Interrupted
 
 
 def test_every_event_is_known_by_its_name():

@@ -15,16 +15,16 @@ import torch
 from monai.bundle.properties import InferProperties, MetaProperties
 from torch import Tensor
 
-from grandrounds.bundle import INTENDED_USE, export_bundle
-from grandrounds.errors import BadFolder, BadInput, BadSite, BadStudy, RunFailed
-from grandrounds.export import FORMATS, Format, export, write_torchscript
-from grandrounds.inference import Inference, inference_of
-from grandrounds.opening import open_sites
-from grandrounds.run import run
-from grandrounds.study import Study
-from grandrounds.study_file import parse_study, read_study, read_table
+from grandrounds.core.errors import BadFolder, BadInput, BadSite, BadStudy, RunFailed
+from grandrounds.inference.export import FORMATS, Format, export, write_torchscript
+from grandrounds.inference.monai_bundle import INTENDED_USE, export_bundle
+from grandrounds.inference.predictor import Inference, inference_of
+from grandrounds.inference.trained_model import Trained, trained_at
+from grandrounds.runs.loop import run
+from grandrounds.runs.site_data import open_sites
+from grandrounds.study.file import parse_study, read_study, read_table
+from grandrounds.study.study import Study
 from grandrounds.tasks.task import Examples
-from grandrounds.trained import Trained, trained_at
 from tests.federation import TINY, tiny
 from tests.kinds import KINDS, tiny_of
 

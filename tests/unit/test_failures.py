@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grandrounds.failures import Redactor, card_of, whole
-from grandrounds.messages import LocalPlan, Train
-from grandrounds.opening import open_sites
-from grandrounds.site_file import SiteFile
-from grandrounds.study import SiteSpec, Study
+from grandrounds.core.failures import Redactor, card_of, whole
+from grandrounds.core.messages import LocalPlan, Train
+from grandrounds.runs.site_data import open_sites
+from grandrounds.study.site_file import SiteFile
+from grandrounds.study.study import SiteSpec, Study
 from tests.conftest import SaveVolume
 from tests.federation import tiny
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grandrounds.data.fields import Array, Axes, blurred, linear_taps, random_field
+from grandrounds.data.simulation.fields import Array, Axes, blurred, linear_taps, random_field
 
 LINE = np.arange(-100, 100, 0.5)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.events import Event, RunFinished, SiteTested, SiteTuned
-from grandrounds.journal import read_journal
-from grandrounds.kept import Kept, model_of, personal_of
-from grandrounds.messages import Evaluate, LocalPlan, Reply, Train, Tune
-from grandrounds.run import run
-from grandrounds.site import Site
-from grandrounds.weights import Weights, digest, read, select
+from grandrounds.core.events import Event, RunFinished, SiteTested, SiteTuned
+from grandrounds.core.journal import read_journal
+from grandrounds.core.messages import Evaluate, LocalPlan, Reply, Train, Tune
+from grandrounds.core.weights import Weights, digest, read, select
+from grandrounds.runs.loop import run
+from grandrounds.site.model_state import Kept, model_of, personal_of
+from grandrounds.site.site import Site
 from tests.federation import (
     assert_trained,
     built,

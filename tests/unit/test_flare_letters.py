@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grandrounds.engines.lines import Interrupted
+from grandrounds.engines.remote import Interrupted
 from tests.flare import needs_flare
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
@@ -17,8 +17,8 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
 
-from grandrounds.flare import letters
-from grandrounds.flare.letters import ASK, Post
+from grandrounds.flare import transport as letters
+from grandrounds.flare.transport import ASK, Post
 
 pytestmark = needs_flare
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.errors import BadStudy
-from grandrounds.events import RunStarted
-from grandrounds.journal import read_journal
-from grandrounds.run import run
-from grandrounds.study import Study
-from grandrounds.study_checks import notes
-from grandrounds.tasks.coding import Coding, Pair
+from grandrounds.core.errors import BadStudy
+from grandrounds.core.events import RunStarted
+from grandrounds.core.journal import read_journal
+from grandrounds.runs.loop import run
+from grandrounds.study.checks import notes
+from grandrounds.study.study import Study
+from grandrounds.tasks.synthesis.examples import Coding, Pair
 from tests.federation import TINY, built, tiny
 from tests.kinds import tiny_of
 

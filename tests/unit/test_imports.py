@@ -25,7 +25,7 @@ def test_the_package_and_its_help_load_nothing_heavy(statement: str):
 
 
 def test_what_computes_no_score_and_builds_no_network_of_monai_does_not_load_it():
-    modules = ("elsewhere", "commands", "federating", "compare", "estimate")
+    modules = ("runs.remote", "cli.commands", "cli.federating", "runs.comparison", "runs.costs")
     statement = ", ".join(f"grandrounds.{module}" for module in modules)
     assert not loaded_by(f"import {statement}") & {"monai", "ignite", "nvflare", "matplotlib"}
 
@@ -33,7 +33,7 @@ def test_what_computes_no_score_and_builds_no_network_of_monai_does_not_load_it(
 def test_a_report_needs_no_torch(tmp_path: Path):
     folder = write_comparison(tmp_path / "compared")
     statement = (
-        "from grandrounds.report.html import write_report; from pathlib import Path; "
+        "from grandrounds.report.page.html import write_report; from pathlib import Path; "
         f"write_report(Path({str(folder)!r}))"
     )
     assert not loaded_by(statement) & {"torch", "monai", "safetensors"}

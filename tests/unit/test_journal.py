@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.errors import BadFolder, DiskFailed
-from grandrounds.events import (
+from grandrounds.core.errors import BadFolder, DiskFailed
+from grandrounds.core.events import (
     KINDS,
     Event,
     Failed,
@@ -26,7 +26,7 @@ from grandrounds.events import (
     TopologySet,
     WorkSet,
 )
-from grandrounds.journal import Journal, read_journal, surviving
+from grandrounds.core.journal import Journal, read_journal, surviving
 
 COUNTS = {"train": 2, "test": 8}
 EVENTS: list[Event] = [

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from torch import tensor
 
-from grandrounds import kept
-from grandrounds.checkpoints import State
-from grandrounds.errors import BadFolder
-from grandrounds.kept import PERSONAL, Kept
-from grandrounds.weights import Weights, digest
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.state import State
+from grandrounds.core.weights import Weights, digest
+from grandrounds.site import model_state as kept
+from grandrounds.site.model_state import PERSONAL, Kept
 
 PRIVATE: Weights = {
     "generator.weight": tensor([1.0]),

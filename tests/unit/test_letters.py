@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grandrounds.engines.letters import Answer, Ask, BadLetter, Letter, Mail, seal, unseal
+from grandrounds.engines.envelope import Answer, Ask, BadLetter, Letter, Mail, seal, unseal
 
 BODIES = st.binary(max_size=40)
 SITES = st.lists(st.text(max_size=5), max_size=3).map(tuple)

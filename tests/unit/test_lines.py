@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from grandrounds.engines.attendant import Attendant
-from grandrounds.engines.letters import READY, Answer, Ask, seal
-from grandrounds.engines.lines import GivenUp, Interrupted, Line
-from grandrounds.engines.remote import ready
-from grandrounds.errors import SiteFailed
-from grandrounds.messages import encode
-from grandrounds.site import Site
-from grandrounds.weights import digest
+from grandrounds.core.errors import SiteFailed
+from grandrounds.core.messages import encode
+from grandrounds.core.weights import digest
+from grandrounds.engines.envelope import READY, Answer, Ask, seal
+from grandrounds.engines.remote import GivenUp, Interrupted, Line, ready
+from grandrounds.engines.remote_site import Attendant
+from grandrounds.site.site import Site
 from tests.attended import (
     LONG,
     NEXT,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tensor
 
-from grandrounds.events import SiteReady
-from grandrounds.messages import (
+from grandrounds.core.events import SiteReady
+from grandrounds.core.messages import (
     KINDS,
     Adopt,
     Backward,
@@ -27,7 +27,7 @@ from grandrounds.messages import (
     decode,
     encode,
 )
-from grandrounds.weights import Weights, digest
+from grandrounds.core.weights import Weights, digest
 
 COUNTS = {"train": 8, "validation": 2, "test": 4}
 READY = SiteReady(

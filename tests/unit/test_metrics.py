@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from grandrounds.messages import CaseScore
-from grandrounds.metrics.images import nrmse, psnr, ssim
-from grandrounds.metrics.summary import patient_means, summary
+from grandrounds.core.messages import CaseScore
+from grandrounds.tasks.metrics import nrmse, patient_means, psnr, ssim, summary
 
 
 def flat(*values: float, size: int = 16) -> Tensor:

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grandrounds.metrics.classification import (
-    auc,
-    balanced_accuracy,
-    bootstrap_interval,
-    sensitivity_at,
-)
+from grandrounds.core.roc import auc, balanced_accuracy, bootstrap_interval, sensitivity_at
 
 FOUND = [0.1, 0.4, 0.35, 0.8]
 REAL = [0, 0, 1, 1]

@@ -13,8 +13,7 @@ from monai.metrics.regression import compute_ssim_and_cs
 from scipy import ndimage
 from torch import Tensor
 
-from grandrounds.metrics.features import ORIENTATIONS, WAVELENGTHS, WEAKEST, gabor
-from grandrounds.metrics.images import nrmse, psnr, ssim
+from grandrounds.tasks.metrics import ORIENTATIONS, WAVELENGTHS, WEAKEST, gabor, nrmse, psnr, ssim
 
 Score: TypeAlias = Callable[..., Tensor]
 

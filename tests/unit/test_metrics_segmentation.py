@@ -8,7 +8,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from torch import Tensor
 
-from grandrounds.metrics.segmentation import dice, hd95
+from grandrounds.tasks.metrics import dice, hd95
 
 EMPTY = torch.zeros(2, 6, 8, dtype=torch.bool)
 DIAGONAL = math.hypot(6 * 1.0, 8 * 2.0)

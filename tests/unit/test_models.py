@@ -7,11 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.models.blocks import Dropout, channels_last
 from grandrounds.models.discriminator import build_discriminator, frozen
 from grandrounds.models.generator import Generator, GeneratorShape, build_generator
-from grandrounds.models.mapper import EqualisedLinear, Mapper, PersonalBlock
-from grandrounds.models.norm import InstanceNorm, batch_norm_names, normalise
+from grandrounds.models.layers import (
+    Dropout,
+    InstanceNorm,
+    batch_norm_names,
+    channels_last,
+    normalise,
+)
+from grandrounds.models.personalisation import EqualisedLinear, Mapper, PersonalBlock
 
 CODES = torch.cat([torch.eye(4).repeat_interleave(2, 0), torch.eye(8)], dim=1)
 SMALL = GeneratorShape(code_size=12, width=8, blocks=3, latent=32)

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from grandrounds.bench import Bench
-from grandrounds.nudges import Control, Nudge, Pull
-from grandrounds.training import step
-from grandrounds.weights import Weights, select
+from grandrounds.core.weights import Weights, select
+from grandrounds.site.gradient_terms import Control, Nudge, Pull
+from grandrounds.site.training import Bench, step
 
 RATE = 0.05
 STEPS = 3

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grandrounds.core.errors import BadFolder, BadImage, BadSite, BadStudy
 from grandrounds.data.partition import Deal, counts, deal, read_pool, write_sites
-from grandrounds.errors import BadFolder, BadImage, BadSite, BadStudy
-from grandrounds.opening import open_sites
-from grandrounds.packaged import studies
-from grandrounds.site_file import read_site
-from grandrounds.study_file import read_study
+from grandrounds.runs.site_data import open_sites
+from grandrounds.study.file import example, read_study
+from grandrounds.study.site_file import read_site
 from tests.journeys.command import inside
 
 LABELS = np.array([1.0] * 300 + [0.0] * 100)
@@ -146,7 +145,7 @@ def test_real_radiographs_become_the_sites_of_the_study(
     done = inside(monkeypatch, capsys, "partition", source, *options, "--out", out, "--json")
     told = json.loads(done.out)["sites"]
     files = [read_site(path) for path in sorted(out.glob("*.toml"))]
-    opened = open_sites(read_study(studies() / "xray.toml"), files)
+    opened = open_sites(read_study(example("xray")), files)
     assert list(opened) == list(told)
     for name, site in opened.items():
         values = [session.values["pneumonia"] for session in site.cohorts[0]]

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds import precision
-from grandrounds.errors import BadStudy
-from grandrounds.precision import autocast, choose_device, choose_precision
+from grandrounds.core import device as precision
+from grandrounds.core.device import autocast, choose_device, choose_precision
+from grandrounds.core.errors import BadStudy
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grandrounds.data.case import Session
+from grandrounds.core.errors import BadFolder
+from grandrounds.data.cohort import Session
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import (
@@ -17,7 +18,6 @@ from grandrounds.data.prepare import (
     prepare_cohort,
     prepare_session,
 )
-from grandrounds.errors import BadFolder
 
 SaveVolume = Callable[..., Path]
 ELEMENTS = Elements(("T1w", "T2w"), size=(16, 16), spacing=(1.0, 1.0))

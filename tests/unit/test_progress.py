@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from grandrounds.events import (
+from grandrounds.cli.progress import Bars
+from grandrounds.core.events import (
     Event,
     Failed,
     GroupPolicy,
@@ -20,7 +21,6 @@ from grandrounds.events import (
     SiteValidated,
     StoppedEarly,
 )
-from grandrounds.progress import Bars
 
 MISSED = SiteMissed("birch", 2, "train", "OSError", "no [more] space.", "Free some", ("a.py:1 f",))
 

@@ -13,16 +13,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from grandrounds.cli import app
-from grandrounds.errors import DiskFailed
-from grandrounds.report import read_facts
-from grandrounds.report.crossing import crossings
-from grandrounds.report.latex import best, digits, escaped, number, probability
-from grandrounds.report.plots import gains_figure
-from grandrounds.report.plots_images import matrix_figure
-from grandrounds.report.plotting import MIDDLE, WIDE, house_style
-from grandrounds.report.publish import publish
-from grandrounds.report.statistics import Interval, paired
+from grandrounds.cli.app import app
+from grandrounds.core.errors import DiskFailed
+from grandrounds.report.analysis.cross_site import crossings
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.analysis.statistics import Interval, paired
+from grandrounds.report.paper.figures import gains_figure, matrix_figure
+from grandrounds.report.paper.latex import best, digits, escaped, number, probability
+from grandrounds.report.paper.publish import publish
+from grandrounds.report.paper.style import MIDDLE, WIDE, house_style
 from tests.unit.report_folder import (
     ALONE_PLAIN,
     ARMS,
@@ -298,7 +297,8 @@ def test_the_command_writes_figures_unless_told_not_to(tmp_path: Path):
 def test_matplotlib_is_loaded_only_for_figures(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH)
     program = (
-        "import sys; from pathlib import Path; from grandrounds.report.publish import publish; "
+        "import sys; from pathlib import Path; "
+        "from grandrounds.report.paper.publish import publish; "
         f"publish(Path({str(folder)!r}), figures=False); print('matplotlib' in sys.modules); "
         f"publish(Path({str(folder)!r})); print('matplotlib' in sys.modules); "
         "print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"

@@ -11,19 +11,9 @@ import pytest
 from safetensors.torch import save as safetensors
 from torch import tensor
 
-from grandrounds.blueprint import draw_up
-from grandrounds.build import hosted
-from grandrounds.checkpoints import State
-from grandrounds.engines import remote
-from grandrounds.engines.attendant import Attendant
-from grandrounds.engines.gather import in_turn
-from grandrounds.engines.letters import Answer, Ask, seal, unseal
-from grandrounds.engines.lines import Call, Line
-from grandrounds.engines.remote import Remote, ready
-from grandrounds.engines.simulation import Simulation
-from grandrounds.errors import BadImage, BadSite, FailureCard, SiteFailed
-from grandrounds.machine import machine_for
-from grandrounds.messages import (
+from grandrounds.algorithms.topology import Quorum
+from grandrounds.core.errors import BadImage, BadSite, FailureCard, SiteFailed
+from grandrounds.core.messages import (
     Describe,
     Evaluate,
     LocalPlan,
@@ -33,10 +23,17 @@ from grandrounds.messages import (
     Train,
     encode,
 )
-from grandrounds.run import run
-from grandrounds.site import Site
-from grandrounds.topologies.topology import Quorum
-from grandrounds.weights import digest
+from grandrounds.core.state import State
+from grandrounds.core.weights import digest
+from grandrounds.engines import remote
+from grandrounds.engines.envelope import Answer, Ask, seal, unseal
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.remote import Call, Line, Remote, ready
+from grandrounds.engines.remote_site import Attendant
+from grandrounds.engines.replies import in_turn
+from grandrounds.runs.build import draw_up, hosted
+from grandrounds.runs.loop import run
+from grandrounds.site.site import Site
 from tests.attended import (
     LONG,
     NAMES,
@@ -88,7 +85,7 @@ def asked_in_turn(sites: Simulation | Remote, start: State, plan: LocalPlan) -> 
 
 def test_a_site_elsewhere_answers_what_it_answers_in_this_process_to_the_bit(tmp_path: Path):
     study = tiny(sites=2)
-    drawn = draw_up(study, machine_for(study.training))
+    drawn = draw_up(study, study.training.machine())
     with hosted(study, (), tmp_path / "here", 1, ("alder",)) as simulation:
         here = asked_in_turn(simulation, drawn.start, drawn.method.plan)
     attendant = Attendant(one_site(study, tmp_path / "there", "alder"), nowhere)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.report import charts
-from grandrounds.report.facts import read_facts
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.page import charts
 from tests.unit.report_folder import ARMS, FEDAVG, PFLSYNTH, write_comparison, write_run
 
 MORE = [replace(FEDAVG, name=f"m{n}", title=f"Method {n}", method="fedprox") for n in range(4)]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.errors import BadFolder
-from grandrounds.report import write_report
-from grandrounds.report.crossing import Crossing, alike, crossings, travels
-from grandrounds.report.facts import read_facts
-from grandrounds.report.folder import COLUMNS
+from grandrounds.core.errors import BadFolder
+from grandrounds.report.analysis.cross_site import Crossing, crossings
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.analysis.folder import COLUMNS
+from grandrounds.report.page.html import write_report
+from grandrounds.report.prose.generalisation import alike, travels
 from tests.unit.report_folder import FEDAVG, PFLSYNTH, Plan, run_folder, write_comparison
 
 SITES = ("alder", "birch", "cedar")

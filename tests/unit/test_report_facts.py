@@ -6,12 +6,11 @@ from statistics import fmean
 
 import pytest
 
-from grandrounds.errors import BadFolder
-from grandrounds.events import Failed, Interrupted, RunResumed
-from grandrounds.journal import Journal
-from grandrounds.report.comparisons import differences
-from grandrounds.report.facts import Facts, read_facts
-from grandrounds.report.metrics import METRICS
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.events import Failed, Interrupted, RunResumed
+from grandrounds.core.journal import Journal
+from grandrounds.report.analysis.facts import Facts, differences, read_facts
+from grandrounds.report.analysis.metrics import METRICS
 from tests.unit.report_folder import (
     ARMS,
     FEDAVG,
@@ -221,6 +220,6 @@ def test_a_missing_folder_is_explained(tmp_path: Path):
 
 
 def test_the_report_needs_neither_torch_nor_monai():
-    code = "import sys, grandrounds.report; print({'torch', 'monai'} & set(sys.modules))"
+    code = "import sys, grandrounds.report.page.html; print({'torch', 'monai'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grandrounds.report import figures
-from grandrounds.report.facts import read_facts
-from grandrounds.report.panels import Panel
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.analysis.folder import Panel
+from grandrounds.report.page import style as figures
 from tests.unit.report_folder import PFLSYNTH, write_comparison
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.errors import DiskFailed
-from grandrounds.journal import Journal
-from grandrounds.report import write_report
+from grandrounds.core.errors import DiskFailed
+from grandrounds.core.journal import Journal
+from grandrounds.report.page.html import write_report
 from tests.unit.report_cycle import cycle
 from tests.unit.report_folder import (
     ARMS,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from grandrounds.cli import app
-from grandrounds.errors import BadFolder, BadStudy
-from grandrounds.report import write_report
-from grandrounds.report.facts import Facts, read_facts
-from grandrounds.report.pictures import Choice, choices, panel_rows, panels_of, rule
+from grandrounds.cli.app import app
+from grandrounds.core.errors import BadFolder, BadStudy
+from grandrounds.report.analysis.facts import Facts, read_facts
+from grandrounds.report.page.html import write_report
+from grandrounds.report.page.pictures import Choice, choices, panel_rows, panels_of, rule
 from tests.unit.report_folder import (
     ALONE_PLAIN,
     ARMS,

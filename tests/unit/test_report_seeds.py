@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.report.arm import Arm
-from grandrounds.report.comparisons import against, differences, shared_seeds
-from grandrounds.report.facts import read_facts
-from grandrounds.report.metrics import METRICS
+from grandrounds.report.analysis.arm import Arm
+from grandrounds.report.analysis.facts import against, differences, read_facts, shared_seeds
+from grandrounds.report.analysis.metrics import METRICS
 from tests.unit.report_folder import (
     ALONE_PLAIN,
     ARMS,

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.events import Failed, Interrupted, StoppedEarly
-from grandrounds.journal import Journal
-from grandrounds.report import sentences, verdicts, words
-from grandrounds.report.facts import Facts, read_facts
-from grandrounds.report.metrics import METRICS
-from grandrounds.report.statistics import Interval
+from grandrounds.core.events import Failed, Interrupted, StoppedEarly
+from grandrounds.core.journal import Journal
+from grandrounds.report.analysis.facts import Facts, read_facts
+from grandrounds.report.analysis.metrics import METRICS
+from grandrounds.report.analysis.statistics import Interval
+from grandrounds.report.prose import sentences
+from grandrounds.report.prose import sentences as verdicts
+from grandrounds.report.prose import vocabulary as words
 from tests.unit.report_folder import (
     ARMS,
     FEDAVG,

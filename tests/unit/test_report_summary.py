@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.report.facts import read_facts
-from grandrounds.report.summary import summary
-from grandrounds.report.words import MINUS
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.prose.summary import summary
+from grandrounds.report.prose.vocabulary import MINUS
 from tests.unit.report_folder import (
     ALONE_PLAIN,
     ALONE_SAME,

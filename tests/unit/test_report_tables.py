@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.report import tables
-from grandrounds.report.facts import Facts, read_facts
-from grandrounds.report.metrics import METRICS
-from grandrounds.report.statistics import Spread
-from grandrounds.results import show
+from grandrounds.cli.output import show
+from grandrounds.report.analysis.facts import Facts, read_facts
+from grandrounds.report.analysis.metrics import METRICS
+from grandrounds.report.analysis.statistics import Spread
+from grandrounds.report.page import tables
 from tests.unit.report_folder import (
     ALONE_PLAIN,
     ARMS,

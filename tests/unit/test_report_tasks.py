@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.packaged import studies
-from grandrounds.report import verdicts, write_report
-from grandrounds.report.discrimination import Discrimination
-from grandrounds.report.facts import Facts, read_facts
-from grandrounds.report.folder import COLUMNS
-from grandrounds.report.summary import summary
-from grandrounds.results import show
-from grandrounds.run import run
-from grandrounds.study_file import read_study
+from grandrounds.cli.output import show
+from grandrounds.report.analysis.auc import Discrimination
+from grandrounds.report.analysis.facts import Facts, read_facts
+from grandrounds.report.analysis.folder import COLUMNS
+from grandrounds.report.page.html import write_report
+from grandrounds.report.prose import sentences as verdicts
+from grandrounds.report.prose.summary import summary
+from grandrounds.runs.loop import run
+from grandrounds.study.file import example, read_study
 from tests.unit.report_folder import ALONE_PLAIN, FEDAVG, Plan, run_folder, write_arms, write_run
 
 TASK = "CXR->pneumonia"
@@ -157,7 +157,7 @@ def test_a_real_segmentation_is_reported_in_its_own_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     overrides = ["rounds=1", "training.epochs=1", 'method={kind="fedavg"}']
-    run(read_study(studies() / "segmentation.toml", overrides), tmp_path)
+    run(read_study(example("segmentation"), overrides), tmp_path)
     page = write_report(tmp_path).read_text().replace("\u00a0", " ")
     assert re.search(
         r"FedAvg reached 0\.\d\d \(Dice, 95 % interval 0\.\d+ to 0\.\d+\) on average", page

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.events import (
+from grandrounds.core.events import (
     Event,
     Failed,
     GroupPolicy,
@@ -18,13 +18,14 @@ from grandrounds.events import (
     SiteTuned,
     TopologySet,
 )
-from grandrounds.journal import Journal
-from grandrounds.messages import Train
-from grandrounds.report import charts, sentences, write_report
-from grandrounds.report.arm import Arm
-from grandrounds.report.facts import read_facts
-from grandrounds.report.html import views
-from grandrounds.run import run
+from grandrounds.core.journal import Journal
+from grandrounds.core.messages import Train
+from grandrounds.report.analysis.arm import Arm
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.page import charts
+from grandrounds.report.page.html import views, write_report
+from grandrounds.report.prose import sentences
+from grandrounds.runs.loop import run
 from tests.federation import fail_when, tiny
 from tests.unit.report_cycle import SCORES, cycle
 from tests.unit.report_folder import (

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.events import GroupPolicy, PolicySet
-from grandrounds.journal import Journal
-from grandrounds.report import write_report
-from grandrounds.report.facts import read_facts
-from grandrounds.report.unseen import LeftOut, left_out, overall, personal, sentence
-from grandrounds.results import show
+from grandrounds.cli.output import show
+from grandrounds.core.events import GroupPolicy, PolicySet
+from grandrounds.core.journal import Journal
+from grandrounds.report.analysis.cross_site import LeftOut, left_out, overall
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.page.html import write_report
+from grandrounds.report.prose.generalisation import personal, sentence
 from tests.unit.report_folder import (
     FEDAVG,
     PFLSYNTH,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.events import Event, RoundFinished, SiteExchanged, SiteTrained, SiteValidated
-from grandrounds.run import run
+from grandrounds.core.events import Event, RoundFinished, SiteExchanged, SiteTrained, SiteValidated
+from grandrounds.runs.loop import run
 from tests.federation import digests, rows, stopped, tiny
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from grandrounds.errors import BadFolder
-from grandrounds.run_folder import check_unchanged
-from grandrounds.study_file import to_table
+from grandrounds.core.errors import BadFolder
+from grandrounds.runs.folder import check_unchanged
+from grandrounds.study.file import to_table
 from tests.federation import tiny
 
 

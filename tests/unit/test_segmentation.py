@@ -8,19 +8,22 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from grandrounds.data.case import Cohort, Session
+from grandrounds.algorithms.sharing import UNIONS
+from grandrounds.core.errors import BadStudy
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.weights import select
+from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
-from grandrounds.errors import BadStudy
-from grandrounds.messages import CaseScore
-from grandrounds.policy import UNIONS
-from grandrounds.study_file import read_study
+from grandrounds.study.file import read_study
 from grandrounds.tasks import Segmentation
-from grandrounds.tasks.delineation import Delineation
-from grandrounds.tasks.overlap import cross_entropy, dice_loss
-from grandrounds.tasks.segmentation import SegmentationTask
+from grandrounds.tasks.segmentation import (
+    Delineation,
+    SegmentationTask,
+    as_slices,
+    cross_entropy,
+    dice_loss,
+)
 from grandrounds.tasks.task import Batch
-from grandrounds.tasks.volumes import as_slices
-from grandrounds.weights import select
 from tests.federation import assert_trained, built, played, rows
 from tests.journeys.command import inside
 

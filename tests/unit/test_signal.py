@@ -5,8 +5,8 @@ from math import exp
 
 import pytest
 
-from grandrounds.data.signal import TISSUES, Kind, Properties, Sequence
-from grandrounds.errors import BadStudy
+from grandrounds.core.errors import BadStudy
+from grandrounds.data.simulation.signal import TISSUES, Kind, Properties, Sequence
 
 
 @dataclass(frozen=True)

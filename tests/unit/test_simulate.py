@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from grandrounds.data.anatomy import HEAD
-from grandrounds.data.case import Session
+from grandrounds.core.errors import BadStudy
+from grandrounds.data.cohort import Session
 from grandrounds.data.elements import Elements
-from grandrounds.data.signal import Sequence
-from grandrounds.data.simulate import (
+from grandrounds.data.simulation.anatomy import HEAD
+from grandrounds.data.simulation.signal import Sequence
+from grandrounds.data.simulation.simulate import (
     JITTER,
     Patients,
     Scanner,
@@ -23,7 +24,6 @@ from grandrounds.data.simulate import (
     simulate_session,
     tissue_masks,
 )
-from grandrounds.errors import BadStudy
 
 CONTRASTS = ("T1w", "T2w", "PDw", "FLAIR")
 ELEMENTS = Elements(CONTRASTS, (48, 40), (5.0, 5.0))
@@ -85,7 +85,7 @@ def test_images_are_what_they_were_when_this_was_written() -> None:
 def test_a_fresh_process_gives_the_same_bits() -> None:
     code = (
         "import hashlib; from grandrounds.data.elements import Elements;"
-        "from grandrounds.data.simulate import Scanner, simulate_session;"
+        "from grandrounds.data.simulation.simulate import Scanner, simulate_session;"
         "elements = Elements(('T1w',), (48, 40), (5.0, 5.0));"
         "found = simulate_session(7, 'birch', 'sub-001', Scanner(), elements, slices=3);"
         "bits = found.images.tobytes() + found.masks['lesion'].tobytes();"

@@ -9,14 +9,14 @@ from typing import ParamSpec, TypeVar
 import pytest
 import torch
 
-from grandrounds.engines.simulation import Simulation
-from grandrounds.errors import BadFolder, DiskFailed, FailureCard, SiteFailed
-from grandrounds.failures import HINTS, Redactor
-from grandrounds.messages import Describe, LocalPlan, Reply, Request, Train
-from grandrounds.site import Promise, Site
-from grandrounds.topologies import Star
-from grandrounds.topologies.topology import Quorum
-from grandrounds.weights import digest, num_bytes
+from grandrounds.algorithms.star import Star
+from grandrounds.algorithms.topology import Quorum
+from grandrounds.core.errors import BadFolder, DiskFailed, FailureCard, SiteFailed
+from grandrounds.core.failures import HINTS, Redactor
+from grandrounds.core.messages import Describe, LocalPlan, Reply, Request, Train
+from grandrounds.core.weights import digest, num_bytes
+from grandrounds.engines.in_process import Simulation
+from grandrounds.site.site import Promise, Site
 from tests.federation import built, ignore, tiny
 
 P = ParamSpec("P")

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from grandrounds.bench import OPTIMIZER
-from grandrounds.errors import DiskFailed
-from grandrounds.kept import Kept
-from grandrounds.messages import Describe, Evaluate, Finish, LocalPlan, Reply, Train
-from grandrounds.site import Site
-from grandrounds.weights import digest, read
+from grandrounds.core.errors import DiskFailed
+from grandrounds.core.messages import Describe, Evaluate, Finish, LocalPlan, Reply, Train
+from grandrounds.core.weights import OPTIMIZER, digest, read
+from grandrounds.site.model_state import Kept
+from grandrounds.site.site import Site
 from tests.federation import (
     assert_trained,
     built,

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from grandrounds.data.case import Cohort, Session
-from grandrounds.tasks.coding import Coding, Pair
-from grandrounds.tasks.slices import Augmentation, Slices, slices_of
+from grandrounds.data.cohort import Cohort, Session
+from grandrounds.tasks.synthesis.examples import Augmentation, Coding, Pair, Slices, slices_of
 
 T1_T2, T2_PD, PD_T1 = Pair("T1w", "T2w"), Pair("T2w", "PDw"), Pair("PDw", "T1w")
 CONTRASTS = ("T1w", "T2w", "PDw")

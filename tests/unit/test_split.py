@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from grandrounds.blueprint import build_task
-from grandrounds.cut import CUT, begun_at, cut_at, go_back, gradients_at
-from grandrounds.data.simulate import Patients
-from grandrounds.errors import BadStudy, RunFailed
-from grandrounds.estimate import estimate
-from grandrounds.events import Event, RoundFinished, SiteTested, SiteTrained, SiteValidated
-from grandrounds.kept import Kept
-from grandrounds.messages import Backward, Forward, Tail
-from grandrounds.run import run
-from grandrounds.study import Study
-from grandrounds.study_file import read_study
-from grandrounds.topologies import Split
-from grandrounds.weights import digest
+from grandrounds.algorithms.split import Split
+from grandrounds.core.errors import BadStudy, RunFailed
+from grandrounds.core.events import Event, RoundFinished, SiteTested, SiteTrained, SiteValidated
+from grandrounds.core.messages import Backward, Forward, Tail
+from grandrounds.core.weights import digest
+from grandrounds.data.simulation.simulate import Patients
+from grandrounds.runs.costs import estimate
+from grandrounds.runs.loop import run
+from grandrounds.site.cut import CUT, begun_at, cut_at, go_back, gradients_at
+from grandrounds.site.model_state import Kept
+from grandrounds.study.file import read_study
+from grandrounds.study.study import Study
 from tests.federation import TINY, Spy, built, digests, played, rows, stopped, tiny
 from tests.kinds import tiny_of
 
@@ -349,7 +348,7 @@ def test_the_file_of_a_study_holds_the_cut_and_not_the_servers_part(tmp_path: Pa
 
 def test_stages_are_dealt_out_in_their_order():
     study = split()
-    task = build_task(study)
+    task = study.bound()
     stages = task.stages(task.build(1))
     cut = cut_at(stages, cut="encoder.2", back="decoder.1", labels="site")
     assert (*cut.front, *cut.middle, *cut.end) == tuple(stages)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from grandrounds.core.errors import BadImage, BadSite
+from grandrounds.data.availability import check_elements, describe_arrays
 from grandrounds.data.elements import Elements, Fractions
-from grandrounds.data.inspect import check_elements, describe_arrays
 from grandrounds.data.stack import is_stack, stack_cohort
-from grandrounds.errors import BadImage, BadSite
 
 ELEMENTS = Elements(
     contrasts=("CXR",), size=(4, 6), split=Fractions(0.5, 0.25, 0.25), variables=("ill",)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.errors import SiteFailed
-from grandrounds.events import (
+from grandrounds.core.errors import SiteFailed
+from grandrounds.core.events import (
     Event,
     Failed,
     RoundFinished,
@@ -16,12 +16,12 @@ from grandrounds.events import (
     SiteTrained,
     SiteValidated,
 )
-from grandrounds.journal import read_journal
-from grandrounds.messages import Evaluate, Finish, Reply, Request, Train
-from grandrounds.run import run
-from grandrounds.site import Promise, Site
-from grandrounds.study import Study
-from grandrounds.weights import digest, mean, read
+from grandrounds.core.journal import read_journal
+from grandrounds.core.messages import Evaluate, Finish, Reply, Request, Train
+from grandrounds.core.weights import digest, mean, read
+from grandrounds.runs.loop import run
+from grandrounds.site.site import Promise, Site
+from grandrounds.study.study import Study
 from tests.federation import (
     Spy,
     built,

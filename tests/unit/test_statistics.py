@@ -6,7 +6,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from grandrounds.report.statistics import (
+from grandrounds.report.analysis.statistics import (
     FEWEST,
     Interval,
     holm,

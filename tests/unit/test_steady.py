@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from grandrounds.engines.lines import Patience
-from grandrounds.errors import BadStudy, RunFailed
+from grandrounds.core.errors import BadStudy, RunFailed
+from grandrounds.engines.remote import Patience
 from tests.federation import tiny
 from tests.flare import needs_flare
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
-from grandrounds.federating import Submission
-from grandrounds.flare import steady
+from grandrounds.cli.federating import Submission
+from grandrounds.flare import supervise as steady
 from grandrounds.flare.session import DONE, LOST, Job, NoServer
-from grandrounds.flare.steady import Steady, is_loss
+from grandrounds.flare.supervise import Steady, is_loss
 
 pytestmark = needs_flare
 

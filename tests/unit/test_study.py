@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from grandrounds.core.errors import BadStudy
 from grandrounds.data.elements import Elements, Fractions
-from grandrounds.data.simulate import Patients, Scanner
-from grandrounds.errors import BadStudy
-from grandrounds.study import Choice, SiteSpec, Stop, Study
-from grandrounds.study_checks import notes, resolved
+from grandrounds.data.simulation.simulate import Patients, Scanner
+from grandrounds.site.training import Training
+from grandrounds.study.checks import notes, resolved
+from grandrounds.study.study import Choice, SiteSpec, Stop, Study
 from grandrounds.tasks import Synthesis
-from grandrounds.training import Training
 from tests.federation import synthesis_of, tiny
 
 CONTRASTS = ("T1w", "T2w", "PDw")

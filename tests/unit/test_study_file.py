@@ -6,23 +6,22 @@ from typing import Any
 
 import pytest
 
-from grandrounds.errors import BadStudy
-from grandrounds.methods import METHODS
-from grandrounds.study import Choice
-from grandrounds.study_file import (
+from grandrounds.algorithms import METHODS, TOPOLOGIES
+from grandrounds.core.errors import BadStudy
+from grandrounds.study.file import (
     PARITY,
     changed_keys,
     fingerprint,
     parse_study,
     read_study,
     read_table,
+    schema,
     to_table,
     to_toml,
 )
-from grandrounds.study_schema import schema
+from grandrounds.study.study import Choice
 from grandrounds.tasks import TASKS
-from grandrounds.tasks.synthesis import SMALL
-from grandrounds.topologies import TOPOLOGIES
+from grandrounds.tasks.synthesis.task import SMALL
 from tests.federation import TINY, synthesis_of, tiny
 
 Table = dict[str, Any]

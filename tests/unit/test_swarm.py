@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.errors import BadUpdate, RunFailed
-from grandrounds.events import Event, RoundFinished, SiteExchanged, SiteMissed
-from grandrounds.journal import read_journal
-from grandrounds.kept import Kept
-from grandrounds.mailbox import Mailbox
-from grandrounds.messages import Adopt, Merge, Reply, Request, Train
-from grandrounds.run import run
-from grandrounds.site import Site
-from grandrounds.study import Study
-from grandrounds.topologies import Star, Swarm
-from grandrounds.topologies.topology import EVERYONE, Links, Quorum
-from grandrounds.weights import digest, num_bytes, read
+from grandrounds.algorithms.star import Star
+from grandrounds.algorithms.swarm import Swarm
+from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
+from grandrounds.core.errors import BadUpdate, RunFailed
+from grandrounds.core.events import Event, RoundFinished, SiteExchanged, SiteMissed
+from grandrounds.core.journal import read_journal
+from grandrounds.core.messages import Adopt, Merge, Reply, Request, Train
+from grandrounds.core.weights import digest, num_bytes, read
+from grandrounds.runs.loop import run
+from grandrounds.site.model_state import Kept
+from grandrounds.site.peers import Mailbox
+from grandrounds.site.site import Site
+from grandrounds.study.study import Study
 from tests.federation import Spy, built, digests, fail_when, played, rows, tiny
 
 pytestmark = pytest.mark.slow

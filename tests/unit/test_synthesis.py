@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grandrounds.bench import Bench
-from grandrounds.data.case import SPLITS, Cohort
+from grandrounds.core.errors import BadSite
+from grandrounds.core.weights import digest, select
+from grandrounds.data.cohort import SPLITS, Cohort
 from grandrounds.data.elements import Elements
-from grandrounds.errors import BadSite
+from grandrounds.site.training import Bench
 from grandrounds.tasks import Synthesis
-from grandrounds.tasks.coding import Pair
-from grandrounds.tasks.synthesis_task import SynthesisTask
+from grandrounds.tasks.synthesis.examples import Pair
+from grandrounds.tasks.synthesis.networks import Translator, unit
+from grandrounds.tasks.synthesis.task import SynthesisTask
 from grandrounds.tasks.task import Batch
-from grandrounds.tasks.translation import Translator, unit
-from grandrounds.weights import digest, select
 from tests.federation import assert_trained, built, model_of, played, synthesis_of, tiny
 
 SITES = {"alder": ("T1w->T2w", "T2w->PDw"), "birch": ("T1w->T2w", "FLAIR->T2w")}

@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grandrounds.data.case import Cohort, Session
+from grandrounds.core.errors import BadSite
+from grandrounds.data.availability import check_elements, describe_arrays
+from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements, Fractions
-from grandrounds.data.inspect import check_elements, describe_arrays
 from grandrounds.data.table import is_table, read_table, table_cohort, with_values
-from grandrounds.errors import BadSite
-from grandrounds.opening import open_sites
-from grandrounds.packaged import studies
-from grandrounds.site_file import SiteFile
-from grandrounds.study_file import read_study
+from grandrounds.runs.site_data import open_sites
+from grandrounds.study.file import example, read_study
+from grandrounds.study.site_file import SiteFile
 from tests.conftest import SaveVolume
 
 ELEMENTS = Elements(split=Fractions(0.5, 0.25, 0.25), variables=("age", "num"))
@@ -153,7 +152,7 @@ def test_a_folder_of_volumes_may_hold_a_table_beside_them(
     written(tmp_path, "participant_id\tms\nsub-a\t1\nsub-b\tn/a\nsub-c\t0\nsub-d\t1\n")
     site = 'site=[{name="alder",tasks=["T1w->ms"]},{name="birch",tasks=["T1w->ms"]}]'
     study = read_study(
-        studies() / "tiny.toml",
+        example("tiny"),
         [
             'elements={contrasts=["T1w"],variables=["ms"],size=[32,32],spacing=[3,3],'
             "split={train=0.5,validation=0,test=0.5}}",

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.events import (
+from grandrounds.core.events import (
     Event,
     RoundFinished,
     SiteExchanged,
@@ -11,8 +11,8 @@ from grandrounds.events import (
     SiteTrained,
     SiteValidated,
 )
-from grandrounds.messages import CaseScore
-from grandrounds.tables import (
+from grandrounds.core.messages import CaseScore
+from grandrounds.runs.tables import (
     Told,
     concatenate,
     write_digests,

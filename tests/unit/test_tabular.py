@@ -9,20 +9,18 @@ import pytest
 import torch
 from torch import Generator
 
-from grandrounds.cut import cut_at
-from grandrounds.data.case import Cohort, Session
+from grandrounds.core.device import weights_dtype
+from grandrounds.core.errors import BadStudy
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.weights import select
+from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
-from grandrounds.errors import BadStudy
-from grandrounds.messages import CaseScore
-from grandrounds.opening import open_sites
-from grandrounds.packaged import studies
-from grandrounds.precision import weights_dtype
-from grandrounds.run import run
-from grandrounds.site_file import SiteFile, read_site
-from grandrounds.study_file import read_study
-from grandrounds.tasks.records import Scale
-from grandrounds.tasks.tabular import Tabular, TabularTask
-from grandrounds.weights import select
+from grandrounds.runs.loop import run
+from grandrounds.runs.site_data import open_sites
+from grandrounds.site.cut import cut_at
+from grandrounds.study.file import example, read_study
+from grandrounds.study.site_file import SiteFile, read_site
+from grandrounds.tasks.tabular import Scale, Tabular, TabularTask
 from tests.federation import rows
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -217,7 +215,7 @@ def hospitals(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def test_the_four_real_hospitals_are_read_whole(hospitals: list[SiteFile]):
-    opened = open_sites(read_study(studies() / "heart.toml"), hospitals)
+    opened = open_sites(read_study(example("heart")), hospitals)
     assert {name: sum(site.ready.patients.values()) for name, site in opened.items()} == {
         "cleveland": 303,
         "hungarian": 294,
@@ -232,7 +230,7 @@ def test_the_four_real_hospitals_are_read_whole(hospitals: list[SiteFile]):
 @pytest.mark.slow
 def test_real_hospitals_learn_together(hospitals: list[SiteFile], tmp_path: Path):
     """Better than to tell every patient how often the others of the hospital have the disease."""
-    study = read_study(studies() / "heart.toml", ["rounds=8", "stop.validate_every=4"])
+    study = read_study(example("heart"), ["rounds=8", "stop.validate_every=4"])
     run(study, tmp_path / "run", files=hospitals)
     found = rows(tmp_path / "run" / "scores.csv")
     losses = [float(row["value"]) for row in found if row["metric"] == "log_loss"]

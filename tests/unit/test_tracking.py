@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 
-from grandrounds.errors import BadFolder, BadInput
-from grandrounds.events import Event, Failed, RoundFinished, SiteTested, SiteTrained
-from grandrounds.journal import Journal, read_journal, surviving
-from grandrounds.packaged import studies
-from grandrounds.run import run
-from grandrounds.tracking import check, replay, runs_in, tracked
-from grandrounds.tracking.tracker import flattened, recorded, shown
+from grandrounds.core.errors import BadFolder, BadInput
+from grandrounds.core.events import Event, Failed, RoundFinished, SiteTested, SiteTrained
+from grandrounds.core.journal import Journal, read_journal, surviving
+from grandrounds.report.tracking.tracker import (
+    check,
+    flattened,
+    recorded,
+    replay,
+    runs_in,
+    shown,
+    tracked,
+)
+from grandrounds.runs.loop import run
+from grandrounds.study.file import example
 from tests.federation import rows, tiny
 from tests.journeys.command import inside
 from tests.unit.report_folder import FEDAVG, PFLSYNTH, run_folder, write_comparison, write_run
@@ -192,7 +199,7 @@ def test_training_goes_on_without_its_tracker_which_is_told_twice(
     """Once as soon as the server is found to be gone, and once in the end."""
     uri = f"mlflow:http://jane:secret@127.0.0.1:{closed_port}"
     words = ("--out", tmp_path / "run", "--rounds", "2", "--track", uri, "--quiet")
-    done = inside(monkeypatch, capsys, "run", studies() / "tiny.toml", *words)
+    done = inside(monkeypatch, capsys, "run", example("tiny"), *words)
     assert done.code == 0
     assert (tmp_path / "run" / "scores.csv").exists()
     at_once, in_the_end = done.err.splitlines()
@@ -278,7 +285,7 @@ def test_a_tracker_that_is_not_installed_names_what_to_install(
     monkeypatch.setitem(sys.modules, kind, None)
     uri = f"{kind}:http://127.0.0.1:9"
     words = ("--out", tmp_path / "run", "--track", uri)
-    done = inside(monkeypatch, capsys, "run", studies() / "tiny.toml", *words)
+    done = inside(monkeypatch, capsys, "run", example("tiny"), *words)
     assert done.code == 2
     assert done.err == (
         f"grandrounds: tracker '{uri}': {kind} is not installed; "
@@ -317,5 +324,5 @@ def test_an_address_is_shown_without_its_password():
 
 def test_trackers_are_loaded_only_where_they_are_asked_for():
     heavy = {"torch", "mlflow", "tensorboard", "monai"}
-    assert not loaded_by("import grandrounds.tracking") & heavy
+    assert not loaded_by("import grandrounds.report.tracking.tracker") & heavy
     assert not loaded_by("import grandrounds.cli") & heavy

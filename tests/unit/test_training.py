@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from grandrounds.bench import Bench
+from grandrounds.core.weights import Filter, digest
+from grandrounds.site.training import Bench, Lesson, Trained, Training, rate_factor, step, train
 from grandrounds.tasks.task import Batch, Examples, Task
-from grandrounds.training import Lesson, Trained, Training, rate_factor, step, train
-from grandrounds.weights import Filter, digest
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.models.norm import batch_norm_names
+from grandrounds.core.device import autocast
+from grandrounds.core.weights import digest
+from grandrounds.models.layers import batch_norm_names
 from grandrounds.models.translation_unet import (
     AdaptiveNorm,
     PlainInstanceNorm,
@@ -17,8 +19,6 @@ from grandrounds.models.translation_unet import (
     UnetShape,
     build_translation_unet,
 )
-from grandrounds.precision import autocast
-from grandrounds.weights import digest
 
 PLAIN = UnetShape(width=4, levels=3)
 CODED = UnetShape(width=4, levels=3, code_size=2, latent=32)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, tensor
 
-from grandrounds.errors import BadFolder, BadUpdate, DiskFailed
-from grandrounds.weights import (
+from grandrounds.core.errors import BadFolder, BadUpdate, DiskFailed
+from grandrounds.core.files import write_atomically
+from grandrounds.core.weights import (
     Weights,
     among,
     copied,
@@ -23,7 +24,6 @@ from grandrounds.weights import (
     select,
     starting_with,
     write,
-    write_atomically,
 )
 
 

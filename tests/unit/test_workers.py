@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.build import Unheard, hosted, num_processes, spread_out
-from grandrounds.data.simulate import Patients
-from grandrounds.engines.crew import Share, crew_of
-from grandrounds.engines.simulation import Simulation
-from grandrounds.engines.workers import Workers, shared_out
-from grandrounds.errors import BadImage, FailureCard, SiteFailed
-from grandrounds.events import Event, RoundFinished, SiteTrained
-from grandrounds.machine import machine_for, num_cores
-from grandrounds.messages import Describe, LocalPlan, Reply, Request, Train
-from grandrounds.run import run
-from grandrounds.site import Promise, Site
-from grandrounds.study import Study
-from grandrounds.topologies.topology import Quorum
+from grandrounds.algorithms.topology import Quorum
+from grandrounds.core.device import num_cores
+from grandrounds.core.errors import BadImage, FailureCard, SiteFailed
+from grandrounds.core.events import Event, RoundFinished, SiteTrained
+from grandrounds.core.messages import Describe, LocalPlan, Reply, Request, Train
+from grandrounds.data.simulation.simulate import Patients
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.process_pool import Share, Workers, crew_of, shared_out
+from grandrounds.runs.build import hosted, num_processes, spread_out
+from grandrounds.runs.listeners import Unheard
+from grandrounds.runs.loop import run
+from grandrounds.site.site import Promise, Site
+from grandrounds.study.study import Study
 from tests.federation import TINY, built, digests, rows, tiny
 from tests.journeys.command import PROGRAM, hear_ctrl_c, wait_for
 
@@ -58,9 +58,9 @@ def test_there_are_never_more_processes_than_sites_and_pooled_data_is_one_sites(
 
 def test_processes_share_the_cores_unless_the_study_gives_each_its_threads():
     study = tiny("training.threads=0")
-    threads = [machine_for(study.training, processes=n).threads for n in (1, num_cores(), 999)]
+    threads = [study.training.machine(processes=n).threads for n in (1, num_cores(), 999)]
     assert threads == [num_cores(), 1, 1]
-    assert machine_for(tiny("training.threads=3").training, processes=8).threads == 3
+    assert tiny("training.threads=3").training.machine(processes=8).threads == 3
 
 
 @dataclass(frozen=True)

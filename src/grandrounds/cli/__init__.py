@@ -6,8 +6,8 @@ import sys
 from grandrounds.cli import federation as federation
 from grandrounds.cli import results as results
 from grandrounds.cli import studies as studies
-from grandrounds.cli.options import app
-from grandrounds.errors import BadInput, GrandRoundsError
+from grandrounds.cli.app import app
+from grandrounds.core.errors import BadInput, GrandRoundsError
 
 
 def main() -> None:

@@ -8,14 +8,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from grandrounds.cli.options import Json, Out, Quiet, Set, StudyPath, app
+from grandrounds.cli.app import Json, Out, Quiet, Set, StudyPath, app
 
 federation = typer.Typer(
     help="Run a study across hospitals, on NVIDIA FLARE.", no_args_is_help=True
 )
 at_site = typer.Typer(help="What a hospital decides for itself.", no_args_is_help=True)
+
+
 app.add_typer(federation, name="federation")
+
+
 app.add_typer(at_site, name="site")
+
 
 AdminKit = Annotated[Path, typer.Option("--kit", help="The admin's startup kit.")]
 SiteKit = Annotated[Path, typer.Option("--kit", help="The site's own startup kit.")]
@@ -53,7 +58,7 @@ def provision(
     json: Json = False,
 ) -> None:
     """Make certificates and startup kits: for the server, each site and the admin."""
-    from grandrounds.federating import provision_kits
+    from grandrounds.cli.federating import provision_kits
 
     provision_kits(study, server, out, port=port, as_json=json)
 
@@ -61,7 +66,7 @@ def provision(
 @federation.command()
 def start(kit: AnyKit) -> None:
     """Run the server, or a site, in the foreground until it is stopped."""
-    from grandrounds.federating import start_kit
+    from grandrounds.cli.federating import start_kit
 
     start_kit(kit)
 
@@ -79,7 +84,7 @@ def submit(
     quiet: Quiet = False,
 ) -> None:
     """Submit a study that every site has accepted, and wait for its end."""
-    from grandrounds.federating import Submission
+    from grandrounds.cli.federating import Submission
 
     submission = Submission(study, kit, tuple(set or ()), silence, deadline, quiet)
     submission.go(resume=False, wait=not no_wait, on_loss=on_loss, as_json=json)
@@ -98,7 +103,7 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Go on with a study's run from the newest round that the server and all sites hold."""
-    from grandrounds.federating import Submission
+    from grandrounds.cli.federating import Submission
 
     submission = Submission(study, kit, tuple(set or ()), silence, deadline, quiet)
     submission.go(resume=True, wait=not no_wait, on_loss=on_loss, as_json=json)
@@ -107,7 +112,7 @@ def resume(
 @federation.command()
 def status(kit: AdminKit, json: Json = False) -> None:
     """Show which sites answer, and how far each job has come."""
-    from grandrounds.federating import show_status
+    from grandrounds.cli.federating import show_status
 
     show_status(kit, as_json=json)
 
@@ -115,7 +120,7 @@ def status(kit: AdminKit, json: Json = False) -> None:
 @federation.command()
 def logs(job: JobId, kit: AdminKit) -> None:
     """Print the server's log of a job; a site's log stays at the site."""
-    from grandrounds.federating import show_logs
+    from grandrounds.cli.federating import show_logs
 
     show_logs(job, kit)
 
@@ -129,7 +134,7 @@ def fetch(
     quiet: Quiet = False,
 ) -> None:
     """Bring a job's run folder here, and write its report."""
-    from grandrounds.federating import fetch_job
+    from grandrounds.cli.federating import fetch_job
 
     fetch_job(job, kit, out, as_json=json, quiet=quiet)
 
@@ -137,7 +142,7 @@ def fetch(
 @federation.command()
 def abort(job: JobId, kit: AdminKit) -> None:
     """Stop a job; what it has saved can be resumed."""
-    from grandrounds.federating import abort_job
+    from grandrounds.cli.federating import abort_job
 
     abort_job(job, kit)
 
@@ -150,7 +155,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a study as a job folder, for NVFlare's own clients and its simulator."""
-    from grandrounds.federating import export_study
+    from grandrounds.cli.federating import export_study
 
     export_study(study, out, set or [], as_json=json)
 
@@ -158,18 +163,17 @@ def export(
 @federation.command()
 def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = False) -> None:
     """Do all of that on this machine: four simulated hospitals, a server, certificates, a run."""
-    from grandrounds.federating import demonstrate
-    from grandrounds.packaged import studies
-    from grandrounds.study_file import read_study
+    from grandrounds.cli.federating import demonstrate
+    from grandrounds.study.file import example, read_study
 
-    study = read_study(studies() / "tiny.toml", set or [])
+    study = read_study(example("tiny"), set or [])
     demonstrate(study, out or Path("runs/federation"), as_json=json, quiet=quiet)
 
 
 @at_site.command()
 def accept(study: StudyPath, kit: SiteKit, set: Set = None, json: Json = False) -> None:
     """Show what a study asks for and what will leave the building, and sign its SHA-256."""
-    from grandrounds.federating import accept_study
+    from grandrounds.cli.federating import accept_study
 
     accept_study(study, kit, set or [], as_json=json)
 
@@ -185,10 +189,10 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Look for what would stop this machine in a federation, and say how to mend it."""
-    from grandrounds.federating import need_flare
+    from grandrounds.cli.federating import need_flare
 
     need_flare()
-    from grandrounds.doctor.show import look_at
+    from grandrounds.cli.doctor import look_at
 
     if not look_at(kit, study, site, set or [], as_json=json):
         raise typer.Exit(1)

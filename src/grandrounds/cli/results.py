@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from grandrounds.cli.options import (
+from grandrounds.cli.app import (
     AnyFolder,
     FinishedRun,
     IncludeImages,
@@ -18,7 +18,7 @@ from grandrounds.cli.options import (
     SitePaths,
     app,
 )
-from grandrounds.errors import BadStudy
+from grandrounds.core.errors import BadStudy
 
 
 @app.command()
@@ -40,16 +40,16 @@ def report(
     if serve and include_images:
         raise BadStudy("--include-images is for the written report; leave it or --serve out")
     if serve:
-        from grandrounds.report.serve import serve as serve_report
+        from grandrounds.report.page.live import serve as serve_report
 
         serve_report(folder, port=port, as_json=json)
         return
     if port:
         raise BadStudy(f"--port {port} is for the live report; add --serve, or leave it out")
 
-    from grandrounds.report.html import write_report
-    from grandrounds.report.publish import publish
-    from grandrounds.results import show
+    from grandrounds.cli.output import show
+    from grandrounds.report.page.html import write_report
+    from grandrounds.report.paper.publish import publish
 
     path = write_report(folder, include_images=include_images)
     publish(folder, figures=not no_figures, include_images=include_images)
@@ -67,7 +67,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Test a trained model on a site's data, one that never trained too; nothing trains."""
-    from grandrounds.joining import evaluate_sites
+    from grandrounds.cli.joining import evaluate_sites
 
     evaluate_sites(folder, sites=site or [], with_matrix=matrix, as_json=json, quiet=quiet)
 
@@ -83,7 +83,7 @@ def adapt(
     quiet: Quiet = False,
 ) -> None:
     """Let a new site train its private part of a finished model, and compare it with alone."""
-    from grandrounds.joining import adapt_site
+    from grandrounds.cli.joining import adapt_site
 
     adapt_site(folder, site, epochs=epochs, as_json=json, quiet=quiet)
 
@@ -101,7 +101,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a site's trained model for other programs; they need no grandrounds."""
-    from grandrounds.using import export_model
+    from grandrounds.cli.using import export_model
 
     export_model(folder, site, task=task, kind=format, out=out, as_json=json, quiet=quiet)
 
@@ -121,7 +121,7 @@ def synthesize(
     quiet: Quiet = False,
 ) -> None:
     """Make a contrast that was not measured, on the grid of the volume that was."""
-    from grandrounds.using import synthesize_volume
+    from grandrounds.cli.using import synthesize_volume
 
     synthesize_volume(
         folder,
@@ -148,7 +148,7 @@ def card(
     ] = None,
 ) -> None:
     """Write a model card and a data sheet, filled from the study and the results."""
-    from grandrounds.cards import write_cards
+    from grandrounds.report.cards.write import write_cards
 
     for path in write_cards(folder, out=out, arm=arm, seed=seed):
         print(path)
@@ -162,8 +162,8 @@ def track(
     ],
 ) -> None:
     """Bring what a tracker lacks of a run to it, from the run's journal."""
-    from grandrounds.progress import warn
-    from grandrounds.tracking import replay, runs_in
+    from grandrounds.cli.progress import warn
+    from grandrounds.report.tracking.tracker import replay, runs_in
 
     done = [replay(run, uri, warn) for uri in to for run in runs_in(folder)]
     if not all(done):

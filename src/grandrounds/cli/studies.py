@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from grandrounds.cli.options import (
+from grandrounds.cli.app import (
     IncludeImages,
     Json,
     NoFigures,
@@ -33,12 +33,12 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Four simulated hospitals learn MRI synthesis: pFLSynth beside FedAvg and training alone."""
-    from grandrounds.compare import DEMO_ARMS
-    from grandrounds.comparing import compare_arms
-    from grandrounds.packaged import studies
+    from grandrounds.cli.comparing import compare_arms
+    from grandrounds.runs.comparison import DEMO_ARMS
+    from grandrounds.study.file import example
 
     compare_arms(
-        studies() / "demo.toml",
+        example("demo"),
         DEMO_ARMS,
         out=out or Path("runs/demo"),
         seeds=1,
@@ -69,7 +69,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train a study, test it, and write its run folder and report."""
-    from grandrounds.commands import run_study
+    from grandrounds.cli.commands import run_study
 
     overrides = [*(set or []), *([f"rounds={rounds}"] if rounds is not None else [])]
     run_study(
@@ -95,7 +95,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
-    from grandrounds.commands import check_study
+    from grandrounds.cli.commands import check_study
 
     check_study(study, overrides=set or [], sites=site or [], as_json=json, quiet=quiet)
 
@@ -136,7 +136,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train several arms on the same data, splits and seeds, and report them side by side."""
-    from grandrounds.comparing import compare_arms
+    from grandrounds.cli.comparing import compare_arms
 
     compare_arms(
         study,
@@ -173,7 +173,7 @@ def partition(
     quiet: Quiet = False,
 ) -> None:
     """Deal one dataset to pseudo-sites with unlike label proportions (Hsu et al. 2019)."""
-    from grandrounds.commands import deal_out
+    from grandrounds.cli.commands import deal_out
     from grandrounds.data.partition import Deal
 
     plan = Deal(sites, alpha, seed, least=least, cases=cases)
@@ -183,6 +183,6 @@ def partition(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the study file, for editors."""
-    from grandrounds.study_schema import schema as study_schema
+    from grandrounds.study.file import schema as study_schema
 
     print(json.dumps(study_schema(), indent=2))

@@ -1,12 +1,70 @@
 """Who trains and who tests: a site's patients, split once and for all by a stable hash."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
+from typing import Literal, TypeAlias
 
-from grandrounds.data.case import SPLITS, Split
+import numpy as np
+from numpy.typing import NDArray
+
+from grandrounds.core.errors import BadSite
 from grandrounds.data.elements import Fractions
-from grandrounds.errors import BadSite
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One scanning session of one patient, prepared and on one grid.
+
+    `images` is float32 (slice, contrast, height, width) in [0, 1], often a read-only memory map;
+    `contrasts` names its second axis; `masks` maps "brain", "lesion" or a tissue to uint8 (slice,
+    height, width); `values` are the patient's variables, NaN where one is missing.
+    """
+
+    patient: str
+    session: str
+    contrasts: tuple[str, ...]
+    images: NDArray[np.float32]
+    masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
+    values: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def num_slices(self) -> int:
+        """Count the slices."""
+        return self.images.shape[0]
+
+    @property
+    def label(self) -> str:
+        """Name the session within its site: patient, and session where there is one."""
+        return f"{self.patient}_{self.session}" if self.session else self.patient
+
+    def image(self, slice_index: int, contrast: str) -> NDArray[np.float32]:
+        """Give one slice of one contrast, (height, width)."""
+        return self.images[slice_index, self.contrasts.index(contrast)]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All prepared sessions of one site, split by patient: no patient is in two splits."""
+
+    site: str
+    splits: Mapping[Split, tuple[Session, ...]]
+
+    def __iter__(self) -> Iterator[Session]:
+        """Walk through the sessions of all splits."""
+        for split in SPLITS:
+            yield from self.splits[split]
+
+    def patients(self, split: Split) -> tuple[str, ...]:
+        """Name the patients of a split, each once, in order of appearance."""
+        return tuple(dict.fromkeys(session.patient for session in self.splits[split]))
 
 
 def split_patients(patients: Iterable[str], fractions: Fractions, *, site: str) -> dict[str, Split]:
@@ -50,3 +108,17 @@ def _counts(total: int, fractions: Fractions) -> dict[Split, int]:
             counts[max(SPLITS, key=lambda s: counts[s] - (s != "validation"))] -= 1
             counts[split] = 1
     return counts
+
+
+def pseudonyms_of(cohort: Cohort) -> Mapping[str, str]:
+    """Number the patients in an order that tells nothing of their names."""
+    patients = {session.patient for session in cohort}
+    ordered = sorted(patients, key=lambda p: sha256(f"{cohort.site}/{p}".encode()).hexdigest())
+    return {patient: f"p{number:03d}" for number, patient in enumerate(ordered, start=1)}
+
+
+def visits_of(cohort: Cohort) -> Mapping[str, int]:
+    """Number each patient's sessions, by the order of their labels."""
+    labels = sorted((session.patient, session.label) for session in cohort)
+    numbers = groupby(labels, key=itemgetter(0))
+    return {label: n for _, own in numbers for n, (_, label) in enumerate(own, start=1)}

@@ -14,7 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from grandrounds.errors import BadImage, BadSite
+from grandrounds.core.errors import BadImage, BadSite
 
 NAME = re.compile(
     r"(?P<patient>sub-[A-Za-z0-9]+)(_(?P<session>ses-[A-Za-z0-9]+))?"
@@ -24,7 +24,6 @@ RULE = (
     "sub-ID[_ses-ID]_CONTRAST.nii.gz (or .nii), a mask's with brainmask or lesionmask as CONTRAST"
 )
 LISTED = 5  # names spelled out in one message
-
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 

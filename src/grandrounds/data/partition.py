@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from grandrounds.core.errors import BadFolder, BadImage, BadSite, BadStudy
+from grandrounds.core.seeds import seed_for
 from grandrounds.data.stack import IMAGES, PATIENT, Arrays, Stack, read_arrays, stack_of
-from grandrounds.errors import BadFolder, BadImage, BadSite, BadStudy
-from grandrounds.seeds import seed_for
 
 T = TypeVar("T")
-
 TRIES = 10_000  # draws of the proportions, of which the first that may do is taken
 MEDMNIST = ("train", "val", "test")  # parts of a MedMNIST file; Yang et al. 2023
 

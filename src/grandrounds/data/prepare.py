@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from grandrounds.data.case import SPLITS, Cohort, Session, Split
-from grandrounds.data.cohort import split_patients
+from grandrounds.core.errors import BadFolder, BadImage, BadSite
+from grandrounds.data.cohort import SPLITS, Cohort, Session, Split, split_patients
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, SessionFiles, find_sessions, read_grid, read_voxels
 from grandrounds.data.resample import Pixels, in_plane, nearest, smooth
-from grandrounds.errors import BadFolder, BadImage, BadSite
 
 PREPARATION_VERSION = 1  # part of every cache key: raise it whenever prepared voxels would change
 GRID_TOLERANCE = 0.1  # mm between the corners of two volumes that count as one grid

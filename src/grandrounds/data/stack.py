@@ -9,13 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from grandrounds.data.case import SPLITS, Cohort, Session, Split
-from grandrounds.data.cohort import split_patients
+from grandrounds.core.errors import BadImage, BadSite
+from grandrounds.data.cohort import SPLITS, Cohort, Session, Split, split_patients
 from grandrounds.data.elements import Elements
-from grandrounds.errors import BadImage, BadSite
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
-
 IMAGES, PATIENT = "images", "patient"
 UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile)
 

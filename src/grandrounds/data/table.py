@@ -9,13 +9,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from grandrounds.data.case import SPLITS, Cohort, Session, Split
-from grandrounds.data.cohort import split_patients
+from grandrounds.core.errors import BadSite
+from grandrounds.data.cohort import SPLITS, Cohort, Session, Split, split_patients
 from grandrounds.data.elements import Elements
-from grandrounds.errors import BadSite
 
 Values: TypeAlias = Mapping[str, float]
-
 PARTICIPANTS = "participants.tsv"
 PATIENT = "participant_id"
 MISSING = ("n/a", "")

@@ -15,14 +15,14 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
-from grandrounds.elsewhere import conduct
-from grandrounds.engines.lines import Patience
-from grandrounds.errors import Stopped
-from grandrounds.events import Event, RoundFinished, SiteMissed
-from grandrounds.flare.letters import ASK, SERVER, Post
-from grandrounds.flare.places import STATUS, places
-from grandrounds.processes import end_when_orphaned
-from grandrounds.study_file import read_study
+from grandrounds.core.errors import Stopped
+from grandrounds.core.events import Event, RoundFinished, SiteMissed
+from grandrounds.core.processes import end_when_orphaned
+from grandrounds.engines.remote import Patience
+from grandrounds.flare.job import STATUS, places
+from grandrounds.flare.transport import ASK, SERVER, Post
+from grandrounds.runs.remote import conduct
+from grandrounds.study.file import read_study
 
 
 @dataclass

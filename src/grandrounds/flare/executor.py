@@ -15,14 +15,14 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
-from grandrounds.elsewhere import attended
-from grandrounds.engines.attendant import Attendant
-from grandrounds.engines.lines import Patience
-from grandrounds.flare.letters import ASK, MAIL, Post
-from grandrounds.flare.places import places
-from grandrounds.processes import end_when_orphaned
-from grandrounds.site_file import read_site
-from grandrounds.study_file import read_study
+from grandrounds.core.processes import end_when_orphaned
+from grandrounds.engines.remote import Patience
+from grandrounds.engines.remote_site import Attendant
+from grandrounds.flare.job import places
+from grandrounds.flare.transport import ASK, MAIL, Post
+from grandrounds.runs.remote import attended
+from grandrounds.study.file import read_study
+from grandrounds.study.site_file import read_site
 
 _PATIENCE = 10.0  # seconds in which a peer takes mail
 

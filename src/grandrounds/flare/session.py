@@ -30,17 +30,15 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from grandrounds.engines.lines import Patience
-from grandrounds.errors import BadFolder, BadStudy, RunFailed
-from grandrounds.flare.job import export_job
-from grandrounds.flare.kits import ADMIN
-from grandrounds.flare.places import RESULT, STATUS
-from grandrounds.flare.starting import Kit
-from grandrounds.study import Study
+from grandrounds.core.errors import BadFolder, BadStudy, RunFailed
+from grandrounds.engines.remote import Patience
+from grandrounds.flare.job import RESULT, STATUS, export_job
+from grandrounds.flare.kit import Kit
+from grandrounds.flare.provision import ADMIN
+from grandrounds.study.study import Study
 
 DONE = "FINISHED:COMPLETED"
 LOST = "LOST"  # a job whose server was killed: NVFlare 2.9 calls it RUNNING for ever
-
 _LOOKS = 10  # in a row at a job that seems to be lost: one that ends seems so for a moment
 _SILENT = {"error": "No replies"}  # what NVFlare says of a site that does not answer
 

@@ -10,10 +10,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.models.blocks import channels_last
-from grandrounds.models.initialise import initialise, seeded
-from grandrounds.models.norm import Norm, norm_layer
-from grandrounds.precision import full
+from grandrounds.core.device import full
+from grandrounds.models.layers import Norm, channels_last, initialise, norm_layer, seeded
 
 _SLOPE = 0.2
 _WIDEST = 8  # times the width

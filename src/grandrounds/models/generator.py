@@ -10,19 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grandrounds.models.blocks import (
+from grandrounds.core.device import exactly, full
+from grandrounds.models.layers import (
+    Norm,
     Padding,
     ResidualBlock,
     Stage,
     channels_last,
     downsample,
+    initialise,
+    norm_layer,
     same_size,
+    seeded,
     upsample,
 )
-from grandrounds.models.initialise import initialise, seeded
-from grandrounds.models.mapper import Mapper, Modulation, PersonalBlock
-from grandrounds.models.norm import Norm, norm_layer
-from grandrounds.precision import exactly, full
+from grandrounds.models.personalisation import Mapper, Modulation, PersonalBlock
 
 _EARLY_SHARE = 5 / 9  # of the residual blocks; Dalmaz et al. keep five of nine at the site
 

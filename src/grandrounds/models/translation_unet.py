@@ -12,14 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.models.blocks import channels_last
-from grandrounds.models.initialise import initialise, seeded
-from grandrounds.models.mapper import Mapper, Modulation, plain_linear
-from grandrounds.models.norm import Norm, normalise
-from grandrounds.precision import exactly, full
+from grandrounds.core.device import exactly, full
+from grandrounds.models.layers import Norm, channels_last, initialise, normalise, seeded
+from grandrounds.models.personalisation import Mapper, Modulation, plain_linear
 
 MAPPER, ENCODER, DECODER = "mapper", "encoder", "decoder"
-
 _SLOPE = 0.2
 _MAPPER_LAYERS = 2
 

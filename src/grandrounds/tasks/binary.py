@@ -15,18 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.messages import CaseScore
-from grandrounds.metrics.classification import (
-    THRESHOLD,
-    Values,
-    auc,
-    balanced_accuracy,
-    sensitivity_at,
-)
-from grandrounds.metrics.summary import summary
-from grandrounds.precision import full
-from grandrounds.tasks.staged import StagedTask
-from grandrounds.tasks.task import Batch, TaskOptions
+from grandrounds.core.device import full
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.roc import THRESHOLD, Values, auc, balanced_accuracy, sensitivity_at
+from grandrounds.tasks.metrics import summary
+from grandrounds.tasks.task import Batch, StagedTask, TaskOptions
 
 METRIC = "log_score"  # defined for one class, too
 SCORES = ("log_loss", "accuracy")

@@ -2,18 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+from torch.nn import functional
 
-from grandrounds.data.case import Cohort, Split
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.weights import Filter, among, starting_with
+from grandrounds.data.availability import serves
+from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
 from grandrounds.data.elements import Elements
-from grandrounds.messages import CaseScore
-from grandrounds.metrics.segmentation import dice, hd95
-from grandrounds.metrics.summary import summary
-from grandrounds.models.norm import batch_norm_names
-from grandrounds.models.unet import (
+from grandrounds.models.layers import batch_norm_names
+from grandrounds.models.segmentation_unet import (
     BOTTLENECK,
     DECODER,
     ENCODER,
@@ -23,22 +28,282 @@ from grandrounds.models.unet import (
     build_unet,
     slid,
 )
-from grandrounds.seeds import seed_for
-from grandrounds.tasks.checks import check_shares, check_size, require
-from grandrounds.tasks.delineation import Channels, Delineation, check_label
-from grandrounds.tasks.overlap import cross_entropy, dice_loss
-from grandrounds.tasks.staged import PART, StagedTask
-from grandrounds.tasks.task import NO_GUESTS, Batch, Labels, Picture
-from grandrounds.tasks.volumes import (
-    THRESHOLD,
-    Parts,
-    Volume,
-    Volumes,
-    as_slices,
-    greys,
-    volumes_of,
+from grandrounds.tasks.metrics import dice, hd95, summary
+from grandrounds.tasks.task import (
+    NO_GUESTS,
+    PART,
+    Batch,
+    Case,
+    Labels,
+    Picture,
+    StagedTask,
+    check_contrasts,
+    check_shares,
+    check_size,
+    require,
 )
-from grandrounds.weights import Filter, among, starting_with
+
+
+def dice_loss(logits: Tensor, target: Tensor, asked_BS: Tensor) -> Tensor:
+    """Give the Dice loss over the whole batch, averaged over the structures that are asked for.
+
+    Milletari et al. 2016.
+    """
+    from monai.losses.dice import DiceLoss  # seconds, for those who need it
+
+    mask = _spread(asked_BS, logits)
+    loss = DiceLoss(batch=True, reduction="none")(logits.sigmoid() * mask, target * mask)
+    present_S = asked_BS.amax(0)
+    return (loss.flatten() * present_S).sum() / present_S.sum()
+
+
+def cross_entropy(logits: Tensor, target: Tensor, asked_BS: Tensor) -> Tensor:
+    """Give the binary cross-entropy, averaged over the pixels of what is asked for."""
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (entropy.flatten(2).mean(2) * asked_BS).sum() / asked_BS.sum()
+
+
+def _spread(asked_BS: Tensor, images: Tensor) -> Tensor:
+    return asked_BS.view(*asked_BS.shape, *[1] * (images.ndim - 2))
+
+
+@dataclass(frozen=True)
+class Delineation:
+    """One segmentation task: which structures are outlined on which contrasts."""
+
+    sources: tuple[str, ...]
+    structures: tuple[str, ...]
+
+    @staticmethod
+    def parse(label: str) -> "Delineation":
+        """Read a label such as "T1w+FLAIR->lesion". Raises `ValueError`."""
+        sources, structures = (_words(side) for side in label.split("->"))
+        return Delineation(sources, structures)
+
+    @property
+    def label(self) -> str:
+        """Write the label."""
+        return f"{'+'.join(self.sources)}->{'+'.join(self.structures)}"
+
+
+def _words(side: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in side.split("+"))
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The network's inputs and outputs: all contrasts and structures that any site uses."""
+
+    contrasts: tuple[str, ...]
+    structures: tuple[str, ...]
+
+    @staticmethod
+    def of(delineations: Sequence[Delineation], contrasts: Sequence[str]) -> "Channels":
+        """Collect what delineations use: contrasts in the order given, structures as they come."""
+        used = {contrast for each in delineations for contrast in each.sources}
+        structures = dict.fromkeys(name for each in delineations for name in each.structures)
+        return Channels(tuple(name for name in contrasts if name in used), tuple(structures))
+
+    def batch(self, session: Session, planes: slice, delineation: Delineation) -> Batch:
+        """Give slices of a session: source (N, C, H, W) in [0, 1] and target (N, S, H, W), 0 or 1.
+
+        A contrast that the delineation does not use is 0; asked (N, S) is 1 for its structures.
+        """
+        num_slices, _, height, width = session.images[planes].shape
+        source = np.zeros((num_slices, len(self.contrasts), height, width), np.float32)
+        target = np.zeros((num_slices, len(self.structures), height, width), np.float32)
+        for name in delineation.sources:
+            own = session.images[planes, session.contrasts.index(name)]
+            source[:, self.contrasts.index(name)] = own
+        for name in delineation.structures:
+            target[:, self.structures.index(name)] = session.masks[name][planes] > 0
+        asked = torch.tensor([float(name in delineation.structures) for name in self.structures])
+        return {
+            "source": _tensor(source),
+            "target": _tensor(target),
+            "asked": asked.repeat(num_slices, 1),
+        }
+
+
+def _tensor(array: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
+
+
+def check_label(site: str, label: str, elements: Elements) -> None:
+    """Refuse a label that names no contrasts of the study, or no structures. Raises `BadStudy`."""
+    where = f"site '{site}', task '{label}'"
+    example = 'write it as "SOURCE+SOURCE->STRUCTURE", for example "T1w+FLAIR->lesion"'
+    require(label.count("->") == 1, f"{where}: {example}")
+    delineation = Delineation.parse(label)
+    check_contrasts(where, delineation.sources, elements)
+    for structure in delineation.structures:
+        require(
+            bool(structure) and structure not in elements.contrasts,
+            f"{where}: '{structure}' names no structure; {example}",
+        )
+    words = (*delineation.sources, *delineation.structures)
+    require(len(set(words)) == len(words), f"{where}: a name stands there twice")
+
+
+THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One session, and the delineations that it can serve at its site.
+
+    `patient` is a pseudonym and `visit` a number: what the site calls either says too much.
+    """
+
+    site: str
+    patient: str
+    visit: int
+    session: Session
+    delineations: tuple[Delineation, ...]
+
+
+def as_volume(batch: Batch) -> Batch:
+    """Stack the slices of a batch to one volume: (1, C, D, H, W)."""
+    return {
+        "source": batch["source"].movedim(0, 1)[None],
+        "target": batch["target"].movedim(0, 1)[None],
+        "asked": batch["asked"][:1],
+    }
+
+
+def as_slices(images: Tensor) -> Tensor:
+    """Give the slices, (D, C, H, W), of one volume, (1, C, D, H, W); slices stay as they are."""
+    return images[0].movedim(1, 0) if images.ndim == 5 else images
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one training example is cut from: a volume, and the slice where it begins."""
+
+    volume: Volume
+    first: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training examples, flipped left to right with probability `flip`.
+
+    Without `patch` each is a slice. With it, (depth, height, width) in voxels, each is a patch at a
+    place drawn anew, and there are as many as cover the volume in depth. One of the volume's
+    delineations is drawn each time.
+    """
+
+    volumes: tuple[Volume, ...]
+    channels: Channels
+    flip: float
+    patch: tuple[int, int, int] | None = None
+
+    def __len__(self) -> int:
+        """Count the slices or patches."""
+        return len(self._parts)
+
+    @cached_property
+    def _parts(self) -> list[Part]:
+        step = self.patch[0] if self.patch else 1
+        return [Part(v, k) for v in self.volumes for k in range(0, v.session.num_slices, step)]
+
+    def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
+        """Collate slices (B, C, H, W) or patches (B, C, D, H, W), as `Channels` describes them."""
+        draw = generator or Generator().manual_seed(0)
+        samples = [self._sample(self._parts[index], draw) for index in indices]
+        return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+
+    def _sample(self, part: Part, draw: Generator) -> Batch:
+        choices = part.volume.delineations
+        delineation = choices[_drawn(len(choices), draw)]
+        sample = self._cut(part, delineation, draw)
+        if float(torch.rand((), generator=draw)) >= self.flip:
+            return sample
+        return {n: t if n == "asked" else t.flip(-1) for n, t in sample.items()}
+
+    def _cut(self, part: Part, delineation: Delineation, draw: Generator) -> Batch:
+        session = part.volume.session
+        if self.patch is None:
+            return self.channels.batch(session, slice(part.first, part.first + 1), delineation)
+        depth, height, width = self.patch
+        first, top, left = (
+            _drawn(max(1, whole - own + 1), draw)
+            for whole, own in zip(_shape(session), self.patch, strict=True)
+        )
+        found = as_volume(self.channels.batch(session, slice(first, first + depth), delineation))
+        for name in ("source", "target"):
+            window = found[name][..., top : top + height, left : left + width]
+            missing = depth - window.shape[2]
+            found[name] = functional.pad(window, (0, 0, 0, 0, 0, missing))
+        return found
+
+    def case(self, index: int) -> Case:
+        """Name an example."""
+        part = self._parts[index]
+        volume = part.volume
+        label = f"{volume.visit}/{part.first:03d}"
+        return Case(volume.site, volume.patient, label, volume.delineations[0].label)
+
+
+def _shape(session: Session) -> tuple[int, int, int]:
+    slices, _, height, width = session.images.shape
+    return slices, height, width
+
+
+def _drawn(count: int, generator: Generator) -> int:
+    return int(torch.randint(count, (), generator=generator)) if count > 1 else 0
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """Cases to score: each is a whole session with one delineation."""
+
+    volumes: tuple[Volume, ...]
+    channels: Channels
+    dims: int
+
+    def __len__(self) -> int:
+        """Count the volumes."""
+        return len(self.volumes)
+
+    def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
+        """Give all slices of one session, (N, C, H, W), or its volume, (1, C, D, H, W)."""
+        assert generator is None, "what is scored is never drawn"
+        [index] = indices
+        volume = self.volumes[index]
+        found = self.channels.batch(volume.session, slice(None), volume.delineations[0])
+        return as_volume(found) if self.dims == 3 else found
+
+    def case(self, index: int) -> Case:
+        """Name a case."""
+        volume = self.volumes[index]
+        label = volume.delineations[0].label
+        return Case(volume.site, volume.patient, str(volume.visit), label)
+
+
+def volumes_of(
+    cohort: Cohort, split: Split, delineations: Sequence[Delineation], *, each: bool
+) -> tuple[Volume, ...]:
+    """List a split's sessions that can serve at least one delineation.
+
+    `each` lists a session once for every delineation.
+    """
+    pseudonyms, visits = pseudonyms_of(cohort), visits_of(cohort)
+    found: list[Volume] = []
+    for session in cohort.splits[split]:
+        served = tuple(d for d in delineations if serves(session, d.label))
+        choices = [(d,) for d in served] if each else [served] if served else []
+        who = (cohort.site, pseudonyms[session.patient], visits[session.label])
+        found += [Volume(*who, session, choice) for choice in choices]
+    return tuple(found)
+
+
+def greys(structures_SHW: Tensor) -> Tensor:
+    """Paint structures into one image, (H, W): the last one that has a pixel gives its grey."""
+    count = len(structures_SHW)
+    greys = torch.arange(1, count + 1, device=structures_SHW.device).view(-1, 1, 1) / count
+    return ((structures_SHW >= THRESHOLD) * greys).amax(0)
+
 
 AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 

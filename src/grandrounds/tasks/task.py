@@ -1,5 +1,6 @@
 """A task knows models, losses and scores. It knows nothing of federations."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, TypeAlias
@@ -9,10 +10,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grandrounds.data.case import Cohort, Split
+from grandrounds.core.errors import BadStudy
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.weights import Filter, Weights, starting_with
+from grandrounds.data.cohort import Cohort, Split
 from grandrounds.data.elements import Elements
-from grandrounds.messages import CaseScore
-from grandrounds.weights import Filter, Weights
+from grandrounds.models.layers import Staged
+
+
+def require(holds: bool, sentence: str) -> None:
+    """Raise `BadStudy` with the sentence unless something holds."""
+    if not holds:
+        raise BadStudy(sentence)
+
+
+def check_counts(options: object, least: Mapping[str, int]) -> None:
+    """Refuse options of a task below their least value."""
+    for name, low in least.items():
+        value = getattr(options, name)
+        require(value >= low, f"task.{name} is {value}; it must be {low} or more")
+
+
+def check_shares(options: object, names: Sequence[str]) -> None:
+    """Refuse options of a task that are no probability."""
+    for name in names:
+        value = getattr(options, name)
+        require(0 <= value <= 1, f"task.{name} is {value}; it is a probability, from 0 to 1")
+
+
+def check_size(elements: Elements, *, least: int, multiple: int) -> None:
+    """Refuse slices that a network cannot halve and double as often as it does."""
+    for pixels in elements.size:
+        require(
+            pixels >= least and pixels % multiple == 0,
+            f"elements.size is {list(elements.size)}; "
+            f"both numbers must be multiples of {multiple}, {least} or more",
+        )
+
+
+def check_contrasts(where: str, names: Sequence[str], elements: Elements) -> None:
+    """Refuse contrasts of a task label that the study does not have."""
+    known = ", ".join(elements.contrasts)
+    for name in names:
+        require(
+            name in elements.contrasts,
+            f"{where}: contrast '{name}' is not in elements.contrasts ({known})",
+        )
+
 
 Batch: TypeAlias = dict[str, Tensor]
 Picture: TypeAlias = dict[str, NDArray[np.float32]]
@@ -180,3 +224,68 @@ class Task(Protocol):
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Examples:
         """Give every case of a split with every task that it can serve."""
         ...
+
+
+PART = "network"
+
+
+@dataclass(frozen=True)
+class StagedTask(ABC):
+    """A task of a network that reads the source alone, and is trained on one loss of its output."""
+
+    options: TaskOptions
+
+    @property
+    def metric(self) -> str:
+        """Watch the score that the options name."""
+        return self.options.metric
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """Train all parts at one rate."""
+        return {}
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of what the network makes of the source."""
+        yield PART, self.loss(model(batch["source"]), batch)
+
+    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of an output that stages made."""
+        del model
+        yield PART, self.loss(output, batch)
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Give the loss of an output of the network."""
+
+    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the stages of the network."""
+        assert isinstance(model, Staged)
+        return {name: starting_with(prefix) for name, prefix in model.stages().items()}
+
+    def inputs(self, batch: Batch) -> Weights:
+        """Give the source."""
+        return {"source": batch["source"]}
+
+    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
+        """Run stages of the network."""
+        assert isinstance(model, Staged)
+        return model.run(stages, carried)
+
+    def uses(self, site: str) -> Filter:
+        """Select the whole network: all sites share its inputs and outputs."""
+        del site
+        return starting_with(f"{PART}.")
+
+    @property
+    def memory(self) -> Weights:
+        """Remember nothing."""
+        return {}
+
+    def recalling(self, memory: Mapping[str, Tensor]) -> Self:  # noqa: ARG002
+        """Give the task itself: it remembers nothing."""
+        return self
+
+    def seen_by(self, site: str) -> Self:  # noqa: ARG002
+        """Give the task itself: its network is told no site."""
+        return self

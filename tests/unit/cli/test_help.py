@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from grandrounds.cli import app
+from grandrounds.cli.app import app
 
 TYPER = "0.29.2"  # the version that laid the texts out
 STORED = Path(__file__).with_name("help")

@@ -20,17 +20,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import grandrounds
-from grandrounds.acceptance import Acceptance
-from grandrounds.adapt import ADAPTED, ALONE
-from grandrounds.checkpoints import State, load_state, save_state
-from grandrounds.cut import CUT, LABEL
-from grandrounds.data.elements import Elements, Fractions
-from grandrounds.data.inspect import Count, Geometry, SiteSummary
-from grandrounds.data.signal import Sequence
-from grandrounds.data.simulate import Patients, Scanner
-from grandrounds.doctor.finding import Finding
-from grandrounds.errors import FailureCard
-from grandrounds.events import (
+from grandrounds.algorithms import METHODS, TOPOLOGIES
+from grandrounds.algorithms.aggregation import CONTROL, UPLOAD, Aggregation, ServerStep
+from grandrounds.algorithms.split import SERVER
+from grandrounds.core.errors import FailureCard
+from grandrounds.core.events import (
     KINDS,
     Event,
     GroupPolicy,
@@ -45,18 +39,21 @@ from grandrounds.events import (
     SiteValidated,
     StoppedEarly,
 )
+from grandrounds.core.messages import CaseScore, LocalPlan, Reply, Request, decode, encode
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.state import State, load_state, save_state
+from grandrounds.core.weights import OPTIMIZER
+from grandrounds.data.availability import Count, Geometry, SiteSummary
+from grandrounds.data.elements import Elements, Fractions
+from grandrounds.data.simulation.signal import Sequence
+from grandrounds.data.simulation.simulate import Patients, Scanner
+from grandrounds.flare.doctor.finding import Finding
 from grandrounds.flare.job import ALLOWED, export_job
-from grandrounds.kept import MEMORY, PERSONAL
-from grandrounds.messages import CaseScore, LocalPlan, Reply, Request, decode, encode
-from grandrounds.methods import METHODS
-from grandrounds.methods.combine import CONTROL, UPLOAD, Aggregation, ServerStep
-from grandrounds.models.blocks import Dropout
-from grandrounds.report.statistics import Paired, Spread
-from grandrounds.seeds import seed_for
-from grandrounds.study import Privacy, SiteSpec, Stop, Study
-from grandrounds.study_file import fingerprint, parse_study, read_study, read_table
-from grandrounds.study_schema import schema
-from grandrounds.tables import (
+from grandrounds.models.layers import Dropout
+from grandrounds.report.analysis.statistics import Paired, Spread
+from grandrounds.report.tracking.points import Gathering
+from grandrounds.runs.adapt import ADAPTED, ALONE
+from grandrounds.runs.tables import (
     Told,
     write_digests,
     write_forgetting,
@@ -64,12 +61,13 @@ from grandrounds.tables import (
     write_rounds,
     write_scores,
 )
+from grandrounds.site.cut import CUT, LABEL
+from grandrounds.site.model_state import MEMORY, PERSONAL
+from grandrounds.site.training import Training
+from grandrounds.study.acceptance import Acceptance
+from grandrounds.study.file import fingerprint, parse_study, read_study, read_table, schema
+from grandrounds.study.study import Privacy, SiteSpec, Stop, Study
 from grandrounds.tasks import TASKS, Classification, Segmentation, Synthesis, Tabular
-from grandrounds.topologies import TOPOLOGIES
-from grandrounds.topologies.split import SERVER
-from grandrounds.tracking.points import Gathering
-from grandrounds.training import Training
-from grandrounds.weights import OPTIMIZER
 from tests.federation import TINY, tiny
 from tests.journeys.command import inside
 from tests.kinds import tiny_of

@@ -18,8 +18,8 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from grandrounds.report.html import write_report
-from grandrounds.report.publish import publish
+from grandrounds.report.page.html import write_report
+from grandrounds.report.paper.publish import publish
 from tests.journeys.command import program
 from tests.unit.report_folder import (
     ARMS,

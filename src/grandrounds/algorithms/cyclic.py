@@ -1,0 +1,124 @@
+"""Cyclic weight transfer: one model visits every site in turn."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Literal
+
+from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.topology import EVERYONE, Account, Links, Load, Outcome, Sites
+from grandrounds.core.messages import Describe, Evaluate, LocalPlan, Reply, Train
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.state import State
+from grandrounds.core.weights import OPTIMIZER, select, starting_with
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """The model travels from site to site; a round is one cycle. Chang et al. 2018.
+
+    `order`: the roster's, reversed in every other cycle, or shuffled for each. `turn` counts local
+    "epochs" or "steps"; `length` is how many (0: training.epochs). `proportional` gives a site as
+    many steps as its share of the examples asks for, with `length` as the mean (Balachandar et al.
+    2020). `optimizer` = "travels" hands the optimiser's state on with the model. `monitor` scores
+    the travelling model at every site after each turn, every so many cycles (0: never): what is
+    learned at one site may be forgotten at the next.
+    """
+
+    order: Literal["fixed", "alternate", "shuffled"] = "fixed"
+    turn: Literal["epochs", "steps"] = "epochs"
+    length: int = 0
+    proportional: bool = False
+    optimizer: Literal["stays", "travels"] = "stays"
+    monitor: int = 1
+    seed: int = 0
+
+    needs = Links.STAR
+    model_at_sites = False
+    quorum = EVERYONE
+
+    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+        """Let each site train in turn, from what the one before it left."""
+        number = state.round + 1
+        plans = self.plans(number, sites, method.plan)
+        method = replace(method, plan=replace(method.plan, carries=self.optimizer == "travels"))
+        replies: dict[str, Reply] = {}
+        travelling = state
+        for name in self.order_of(number, sites.names):
+            order = Train(
+                round=number,
+                since=state.round,
+                plan=plans[name],
+                keep=state.best_round,
+                weights=method.broadcast(travelling, name),
+            )
+            [replies[name]] = sites.ask({name: order})
+            travelling = _left_by(replies[name], travelling)
+            self._watch(number, name, travelling, sites, set(replies))
+        state = replace(travelling, round=number)
+        return Outcome(state, [replies[name] for name in sites.names])
+
+    def order_of(self, round: int, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Give the order of a cycle's turns."""
+        if self.order == "alternate" and round % 2 == 0:
+            return names[::-1]
+        if self.order == "shuffled":
+            return tuple(Random(seed_for(self.seed, "order", round)).sample(names, len(names)))
+        return names
+
+    def plans(self, round: int, sites: Sites, plan: LocalPlan) -> dict[str, LocalPlan]:
+        """Give the length of each site's turn."""
+        plan = replace(plan, carries=self.optimizer == "travels")
+        if self.turn == "epochs":
+            epochs = replace(plan, epochs=self.length or plan.epochs)
+            return dict.fromkeys(sites.names, epochs)
+        if not self.proportional:
+            return dict.fromkeys(sites.names, replace(plan, steps=self.length))
+        asked = sites.ask({name: Describe(round=round) for name in sites.names})
+        mean = sum(reply.examples for reply in asked) / len(asked)
+        steps = {r.site: max(1, round_half_up(self.length * r.examples / mean)) for r in asked}
+        return {name: replace(plan, steps=steps[name]) for name in sites.names}
+
+    def _watch(self, round: int, after: str, state: State, sites: Sites, trained: set[str]) -> None:
+        if not self.monitor or round % self.monitor:
+            return
+        sites.ask(
+            {
+                name: Evaluate(
+                    round=round,
+                    since=round if name in trained else round - 1,
+                    split="validation",
+                    after=after,
+                    weights=state.weights,
+                )
+                for name in sites.names
+            }
+        )
+
+    def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
+        """Send the model to be scored."""
+        return sites.ask(orders)
+
+    def account(self, load: Load) -> Account:
+        """Count each turn's model in and out, and what the monitor and the validation send."""
+        scored = load.validations + (load.sites / self.monitor if self.monitor else 0)
+        return Account(
+            int(load.sites * (load.both_ways + scored * load.model)),
+            "the sum of all sites' times",
+            {
+                "coordinator": "the model after each site's turn, which is that site's own update",
+                "sites": "the model as the site before left it",
+            },
+        )
+
+
+def _left_by(reply: Reply, state: State) -> State:
+    moments = starting_with(OPTIMIZER)
+    weights = select(reply.weights, lambda name: not moments(name))
+    memory = state.memory | select(reply.weights, moments)
+    return replace(state, weights=state.weights | weights, memory=memory)
+
+
+def round_half_up(value: float) -> int:
+    """Round, halves upwards."""
+    return int(value + 0.5)

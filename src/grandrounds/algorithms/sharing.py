@@ -1,0 +1,86 @@
+"""The tensor policy: which tensors leave a site, which stay, and what happens to norm buffers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from grandrounds.algorithms.methods import Method
+from grandrounds.core.errors import BadStudy
+from grandrounds.core.events import GroupPolicy, PolicySet
+from grandrounds.core.weights import Filter, Weights, num_bytes, select
+
+UNIONS = ("all", "head", "upper")  # other words for groups that are told of by themselves
+
+
+def travelling(
+    model: nn.Module, groups: Mapping[str, Filter], method: Method, *, norm_buffers: str
+) -> Filter:
+    """Build the filter of the tensors that leave a site.
+
+    Running statistics follow their layer unless `norm_buffers` says otherwise. Integer counters
+    never travel: 3.5 batches is not a count. Raises `BadStudy` where the method would share nothing
+    by mistake.
+    """
+    base = method.travels(groups)
+    buffers = {name for name, _ in model.named_buffers()}
+    counters = {n for n, t in model.named_buffers() if not t.is_floating_point()}
+    statistics = {name for name in buffers - counters if groups["norm"](name)}
+    anywhere = norm_buffers == "shared" and bool(method.shared)
+
+    def leaves(name: str) -> bool:
+        if name in counters:
+            return False
+        if name in statistics and norm_buffers != "follow":
+            return anywhere
+        return base(name)
+
+    if method.shared and not any(leaves(name) for name in model.state_dict()):
+        raise BadStudy(
+            f"method: the groups {', '.join(method.shared)} hold no tensor of this network"
+        )
+    for name in method.private:
+        if name != "norm" and not select(model.state_dict(), groups[name]):
+            raise BadStudy(
+                f"method: the group '{name}' that it keeps at the site holds no tensor of this "
+                "network, so it would do nothing"
+            )
+    return leaves
+
+
+def described(
+    model: nn.Module,
+    groups: Mapping[str, Filter],
+    travels: Filter,
+    *,
+    norm_buffers: str,
+    validate_every: int,
+) -> PolicySet:
+    """Say for each parameter group whether it travels, and what a round costs a site in bytes."""
+    state: Weights = model.state_dict()
+    told = {n: g for n, g in groups.items() if n not in UNIONS}
+    found = [_group(name, select(state, group), travels) for name, group in told.items()]
+    found += _statistics(model, travels, reset=norm_buffers == "reset")
+    one_way = num_bytes(select(state, travels))
+    return PolicySet(
+        groups=tuple(group for group in found if group.tensors),
+        norm_buffers=norm_buffers
+        if any(True for _ in model.named_buffers())
+        else "none in this network",
+        bytes_per_round=2 * one_way + one_way // validate_every,
+    )
+
+
+def _statistics(model: nn.Module, travels: Filter, *, reset: bool) -> list[GroupPolicy]:
+    """Say what becomes of batch norm's running statistics, which may go their own way."""
+    tensors = {n: t for n, t in model.named_buffers() if t.is_floating_point()}
+    if not tensors:
+        return []
+    group = _group("running statistics", tensors, travels)
+    return [replace(group, policy="reset") if reset else group]
+
+
+def _group(name: str, tensors: Mapping[str, Tensor], travels: Filter) -> GroupPolicy:
+    leaving = [travels(tensor) for tensor in tensors]
+    policy = "shared" if all(leaving) else "private" if not any(leaving) else "partly shared"
+    return GroupPolicy(name, policy, len(tensors), sum(t.numel() for t in tensors.values()))

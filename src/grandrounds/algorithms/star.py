@@ -1,0 +1,67 @@
+"""The star: a server sends the model to every site, and combines what comes back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.topology import Account, Links, Load, Outcome, Quorum, Sites
+from grandrounds.core.messages import Evaluate, Reply, Train
+from grandrounds.core.state import State
+
+
+@dataclass(frozen=True)
+class Star:
+    """Server and clients, synchronous. McMahan et al. 2017.
+
+    `require` says how many sites a round needs; with fewer the run stops. `patience` (seconds, 0
+    for ever) is how long a round waits for the others once enough have answered.
+    """
+
+    require: Literal["all"] | int = "all"
+    patience: float = 0.0
+
+    needs = Links.STAR
+    model_at_sites = False
+
+    @property
+    def quorum(self) -> Quorum:
+        """Give the sites that a round needs."""
+        return Quorum(None if self.require == "all" else self.require, self.patience)
+
+    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+        """Broadcast, let every site train, combine in roster order."""
+        order = Train(
+            round=state.round + 1,
+            since=state.round,
+            plan=method.plan,
+        )
+        orders = {
+            name: replace(
+                order,
+                since=state.last_of(name),
+                keep=state.best_of(name),
+                weights=method.broadcast(state, name),
+            )
+            for name in sites.names
+        }
+        replies = sites.ask(orders, quorum=self.quorum)
+        absent = set(sites.names) - {reply.site for reply in replies}
+        seen = {name: state.last_of(name) for name in sites.names if name in absent}
+        return Outcome(replace(method.combine(state, replies), seen=seen), replies)
+
+    def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
+        """Send the model to be scored."""
+        return sites.ask(orders, quorum=self.quorum)
+
+    def account(self, load: Load) -> Account:
+        """Count the model down, the update up, and the model down again to be scored."""
+        others = "other sites' own updates" if load.reveals else "no other site's update"
+        return Account(
+            int(load.sites * (load.both_ways + load.validations * load.model)),
+            "the slowest site's time",
+            {
+                "server": "every site's own update, and the model",
+                "sites": f"the model, and {others}",
+            },
+        )

@@ -1,0 +1,93 @@
+"""The swarm: no server holds a model; each round another site leads and merges for all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Literal
+
+from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.topology import EVERYONE, Account, Links, Load, Outcome, Quorum, Sites
+from grandrounds.core.errors import BadUpdate, RunFailed
+from grandrounds.core.messages import Adopt, Describe, Evaluate, Merge, Reply, Train
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.state import State
+
+NOBODY = Quorum(0)
+
+
+@dataclass(frozen=True)
+class Swarm:
+    """Peers with a rotating leader. Warnat-Herresthal et al. 2021.
+
+    `leader` goes round the roster, or is drawn each round: each site alike, or in proportion to its
+    training examples. The coordinator carries receipts; every tensor goes from site to site. If a
+    leader fails before it has merged, the next in line leads the same round.
+    """
+
+    leader: Literal["round-robin", "random", "weighted"] = "round-robin"
+    seed: int = 0
+
+    needs = Links.MESH
+    model_at_sites = True
+    quorum = EVERYONE
+
+    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+        """Train everywhere, deliver to the leader, merge there, deliver to all."""
+        number = state.round + 1
+        order = Train(round=number, since=state.round, plan=method.plan, keep=state.best_round)
+        for leader in self.line(number, sites):
+            replies = sites.ask(dict.fromkeys(sites.names, order), deliver_to=(leader,))
+            merge = Merge(round=number, since=state.round, peers=sites.names)
+            merged = sites.ask({leader: merge}, deliver_to=sites.names, quorum=NOBODY)
+            if merged:
+                break
+        else:
+            raise RunFailed(f"round {number}: no site could lead; each one's failure is told above")
+        adopt = Adopt(round=number, leader=leader, keep=state.best_round)
+        adopted = sites.ask(dict.fromkeys(sites.names, adopt))
+        _check_alike(leader, merged[0], adopted)
+        return Outcome(replace(state, round=number, held=merged[0].shared), replies)
+
+    def line(self, round: int, sites: Sites) -> list[str]:
+        """Give the round's leader, then who follows if that one fails."""
+        names = list(sites.names)
+        if self.leader == "round-robin":
+            first = (round - 1) % len(names)
+            return names[first:] + names[:first]
+        draw = Random(seed_for(self.seed, "leader", round))
+        chances = dict.fromkeys(names, 1.0)
+        if self.leader == "weighted":
+            asked = sites.ask({name: Describe(round=round) for name in names})
+            chances = {reply.site: float(reply.examples) for reply in asked}
+        drawn: list[str] = []
+        while chances:
+            (name,) = draw.choices(list(chances), list(chances.values()))
+            drawn.append(name)
+            del chances[name]
+        return drawn
+
+    def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
+        """Let each site score the merged model that it holds."""
+        return sites.ask({n: replace(order, weights={}) for n, order in orders.items()})
+
+    def account(self, load: Load) -> Account:
+        """Count the updates to the leader and the merged model from it; scoring needs nothing."""
+        others = ", and other sites' own updates" if load.reveals else ""
+        return Account(
+            (load.sites - 1) * load.both_ways,
+            "the slowest site's time, and the leader's merging",
+            {
+                "coordinator": "receipts only: digests, counts, metrics; no tensor",
+                "leader of the round": "every site's own update, and the merged model",
+                "sites": f"the merged model{others}",
+            },
+        )
+
+
+def _check_alike(leader: str, merged: Reply, adopted: list[Reply]) -> None:
+    for reply in adopted:
+        if reply.shared != merged.shared:
+            raise BadUpdate(
+                f"site '{reply.site}' keeps another merged model in round {reply.round} "
+                f"than its leader '{leader}' sent"
+            )

@@ -1,0 +1,153 @@
+"""The seam between a topology and an engine: ask sites, get replies in roster order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from grandrounds.algorithms.methods import Method
+from grandrounds.core.messages import Evaluate, Reply, Request
+from grandrounds.core.state import State
+
+
+class Links(Enum):
+    """Who can reach whom."""
+
+    STAR = "the coordinator reaches every site"
+    MESH = "and every site reaches every other"
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """How many replies a round needs; the others' absence is told, never silent.
+
+    `least` = None asks for all. `patience` in seconds, above 0, counts a site that took longer as
+    absent, as long as enough others answered; 0 waits for a slow site as long as it lives.
+    """
+
+    least: int | None = None
+    patience: float = 0.0
+
+
+EVERYONE = Quorum()
+
+
+class Sites(Protocol):
+    """The only view that a topology has of an engine."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Give the roster; its order is the order of every result."""
+        ...
+
+    @property
+    def links(self) -> Links:
+        """Say who can reach whom."""
+        ...
+
+    def ask(
+        self,
+        requests: Mapping[str, Request],
+        *,
+        deliver_to: Sequence[str] = (),
+        quorum: Quorum = EVERYONE,
+    ) -> list[Reply]:
+        """Carry each request to its site and bring the replies back in roster order.
+
+        With `deliver_to`, the replies' tensors go to these sites' mailboxes, and receipts return.
+        Raises `SiteFailed` unless the quorum answers: a round never goes on with a subset in
+        silence.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round came to: the next state, and the sites' replies in roster order."""
+
+    state: State
+    replies: Sequence[Reply]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What crosses the cut of a split network, in bytes.
+
+    `up` (by tensor), `down` and `labels` are one training case's, `scored` both ways of a case that
+    is scored. `part` is the site's part of what is shared, `moments` its optimiser's state.
+    `cases` and `validated` count all sites' cases of a round; 0 where files are not counted yet.
+    """
+
+    up: Mapping[str, int]
+    down: int
+    labels: int
+    scored: int
+    batch_size: int
+    part: int
+    moments: int
+    cases: int
+    validated: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a round has to carry, in bytes.
+
+    `model` is what a site and the server exchange one way, `extra` what a method adds to it each
+    way, `told` what it adds on the way to a site alone; `validations` says how often a round's
+    model is scored; `crossing` is a split network's. With `reveals`, a site is shown what others
+    sent.
+    """
+
+    sites: int
+    model: int
+    extra: int
+    validations: float
+    crossing: Crossing | None = None
+    told: int = 0
+    reveals: bool = False
+
+    @property
+    def both_ways(self) -> int:
+        """Count what one site receives and sends in a round of training."""
+        return 2 * (self.model + self.extra) + self.told
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a round costs and shows: bytes over all links, wall-clock, and who sees what."""
+
+    bytes_per_round: int
+    wall_clock: str
+    sees: Mapping[str, str]
+
+
+class Topology(Protocol):
+    """Who talks to whom in one round."""
+
+    @property
+    def needs(self) -> Links:
+        """Say which links it needs."""
+        ...
+
+    @property
+    def quorum(self) -> Quorum:
+        """Say how many sites a round needs."""
+        ...
+
+    @property
+    def model_at_sites(self) -> bool:
+        """Tell whether the sites hold the shared model, and the coordinator never does."""
+        ...
+
+    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+        """Play one round: from one state to the next."""
+        ...
+
+    def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
+        """Let each site score its cases."""
+        ...
+
+    def account(self, load: Load) -> Account:
+        """Say what a round costs and shows."""
+        ...

@@ -1,0 +1,46 @@
+"""The program, and the options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="grandrounds",
+    help="Federated learning for medical imaging: one study file, the same numbers everywhere.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+StudyPath = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The run folder.", show_default="runs/NAME")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the study, for example training.epochs=2."),
+]
+SitePaths = Annotated[
+    list[Path] | None,
+    typer.Option("--site", help="A site file (TOML) that says where a real site's data lies."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+IncludeImages = Annotated[
+    bool,
+    typer.Option("--include-images", help="Show images of real patients that sites allow, too."),
+]
+NoFigures = Annotated[bool, typer.Option("--no-figures", help="Write no figures/ for a paper.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        help="Log to a tracker: mlflow:sqlite:///PATH.db, mlflow:http://..., tensorboard:DIR.",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option("--workers", help="How many arms train at a time; 0: one for each core.")
+]
+FinishedRun = Annotated[Path, typer.Argument(help="A finished run's folder.")]
+AnyFolder = Annotated[Path, typer.Argument(help="A run folder, or a comparison's.")]

@@ -1,0 +1,186 @@
+"""Progress for people: bars on stderr, fed by events."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import fields
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from grandrounds.core.errors import FailureCard, Stopped
+from grandrounds.core.events import (
+    Event,
+    Failed,
+    Interrupted,
+    PolicySet,
+    RoundFinished,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    SiteExchanged,
+    SiteMissed,
+    SiteMonitored,
+    SiteTested,
+    SiteTrained,
+    SiteTuned,
+    SiteValidated,
+    StoppedEarly,
+)
+
+VERBS: dict[type, str] = {
+    SiteTrained: "trained",
+    SiteValidated: "validated",
+    SiteTuned: "fine-tuned",
+    SiteTested: "tested",
+}
+AT_ONCE = 6  # more runs than these are shown only while they are at work
+
+
+@contextmanager
+def stoppable(how: str) -> Generator[None, None, None]:
+    """Turn Ctrl-C into a sentence that says how to go on. Raises `Stopped`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped; every finished round is saved. Give the same command again {how} to go on."
+        ) from None
+
+
+def warn(sentence: str) -> None:
+    """Warn on stderr, however quiet a command is to be."""
+    Console(stderr=True).print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+
+
+class Bars:
+    """One bar for each run: rounds done, time left, who is at work, and the score so far.
+
+    Of `runs` more than a few, those at work are shown, below a bar for all of them together.
+    """
+
+    def __init__(self, console: Console, *, runs: int = 1) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[score]}"),
+            TextColumn("[dim]{task.fields[doing]}"),
+            console=console,
+        )
+        self._rows: dict[str, TaskID] = {}
+        self._scores: dict[str, str] = {}
+        self._done: dict[str, int] = {}
+        self._finished = self._left = 0
+        self._all = self._row_of_all(runs) if runs > AT_ONCE else None
+
+    def _row_of_all(self, runs: int) -> TaskID:
+        return self._progress.add_task(f"all {runs} runs", total=0, score="", doing="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def add(self, arm: str, title: str, rounds: int, *, done: bool = False) -> None:
+        """Show an arm before it starts, or as done already."""
+        doing = "done before" if done else "waiting"
+        self._scores[arm], self._done[arm] = "", 0
+        self._rows[arm] = self._progress.add_task(
+            title,
+            total=rounds,
+            completed=rounds if done else 0,
+            start=False,
+            visible=self._all is None,
+            score="",
+            doing=doing,
+        )
+        if done:
+            self._finished += 1
+        elif self._all is not None:
+            self._left += rounds
+            self._progress.update(self._all, total=self._left)
+        self._count(arm, 0)
+
+    def hear(self, arm: str, event: Event) -> None:
+        """Show what an event says."""
+        row = self._rows[arm]
+        match event:
+            case RunStarted():
+                self._progress.start_task(row)
+                self._progress.update(row, visible=True)
+            case RunResumed():
+                self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
+                self._count(arm, event.round)
+            case PolicySet():
+                self._progress.console.print(f"{arm}: {policy(event)}", markup=False)
+            case SiteMissed():
+                self._progress.console.print(missed(event), style="yellow", markup=False)
+            case RoundFinished():
+                if event.score is not None:
+                    self._scores[arm] = f"score {event.score:.4g}"
+                self._progress.update(row, completed=event.round, score=self._scores[arm])
+                self._count(arm, event.round)
+            case RunFinished():
+                self._progress.update(row, doing="done", visible=self._all is None)
+                self._progress.stop_task(row)
+                self._finished += 1
+                self._count(arm, int(self._progress.tasks[row].total or 0))
+            case _:
+                self._progress.update(row, doing=_doing(event))
+
+    def _count(self, arm: str, round: int) -> None:
+        """Move the bar of all runs on by the rounds that a run has done since."""
+        if self._all is None:
+            return
+        self._progress.advance(self._all, round - self._done[arm])
+        self._done[arm] = round
+        self._progress.update(self._all, doing=f"{self._finished} done")
+
+
+def _doing(event: Event) -> str:
+    match event:
+        case SiteTrained() | SiteValidated() | SiteTuned() | SiteTested():
+            return f"{event.site} {VERBS[type(event)]}"
+        case SiteMonitored():
+            return f"{event.site} scored after {event.after}"
+        case SiteExchanged():
+            return f"{event.site}: {event.stage}"
+        case StoppedEarly():
+            return f"stopped early; best round {event.best_round}"
+        case Failed() | Interrupted():
+            return "stopped"
+        case _:
+            return "starting"
+
+
+def policy(event: PolicySet) -> str:
+    """Say in one line which parameter groups are shared, private or reset."""
+    groups: dict[str, list[str]] = {}
+    for group in event.groups:
+        groups.setdefault(group.policy, []).append(group.group)
+    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups.items())
+    return told.replace("_", " ")
+
+
+def missed(event: SiteMissed) -> str:
+    """Say in one sentence who did not answer, and why."""
+    card = FailureCard(**{field.name: getattr(event, field.name) for field in fields(FailureCard)})
+    return f"went on without an answer: {card}"

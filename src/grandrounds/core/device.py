@@ -1,0 +1,165 @@
+"""What a run computes on: device, precision, threads, and what makes its numbers repeatable."""
+
+import os
+import resource
+import sys
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.utils import deterministic
+
+from grandrounds.core.errors import BadStudy
+
+Precision: TypeAlias = Literal["auto", "bf16", "fp32", "fp64"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+_CPU_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def choose_device(wish: str = "auto") -> torch.device:
+    """Give the wished device, or for "auto" the first present of cuda, mps, cpu.
+
+    Raises `BadStudy` if the wish names no device or one that this machine lacks.
+    """
+    if wish == "auto":
+        return next(torch.device(kind) for kind in ("cuda", "mps", "cpu") if _count(kind))
+    try:
+        device = torch.device(wish)
+    except RuntimeError:
+        raise BadStudy(f"'{wish}' names no device; say auto, cpu, cuda, cuda:N or mps.") from None
+    if (device.index or 0) >= _count(device.type):
+        raise BadStudy(
+            f"This machine has no device '{wish}'; say auto, or cpu, which is always there."
+        )
+    return device
+
+
+def _count(kind: str) -> int:
+    match kind:
+        case "cuda":
+            return torch.cuda.device_count() if torch.cuda.is_available() else 0
+        case "mps":
+            return int(torch.backends.mps.is_available())
+        case _:
+            return int(kind == "cpu")
+
+
+def choose_precision(wish: Precision, device: torch.device) -> torch.dtype:
+    """Give the dtype that convolutions and matrix products compute in on this device."""
+    if wish == "auto":
+        return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+    return DTYPES[wish]
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and not _CPU_FEATURES.isdisjoint(_cpu_features())
+
+
+def _cpu_features() -> frozenset[str]:
+    # Older releases of torch have no public question for this; Linux writes the same words.
+    if hasattr(torch.cpu, "get_capabilities"):
+        present = torch.cpu.get_capabilities()
+        return frozenset(name for name, value in present.items() if value is True)
+    return frozenset(_CPU_INFO.read_text().split()) if _CPU_INFO.exists() else frozenset()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Compute in bfloat16 inside this context, with float32 weights; other types change nothing.
+
+    Casts are not cached: after an optimiser step in the same context they would be of old weights.
+    """
+    return torch.autocast(
+        device.type, dtype=dtype, enabled=dtype == torch.bfloat16, cache_enabled=False
+    )
+
+
+def exactly(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the weights' own type inside this context, whatever the precision around it."""
+    if device.type == "meta":  # where nothing is computed, and autocast is not known
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Bring a result of bfloat16 arithmetic to float32; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def weights_dtype(precision: torch.dtype) -> torch.dtype:
+    """Give the type of weights and of what they are applied to: float32 but for fp64."""
+    return torch.float64 if precision == torch.float64 else torch.float32
+
+
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes, how precisely, with how many threads."""
+
+    device: torch.device
+    precision: torch.dtype
+    threads: int
+
+    @property
+    def precision_name(self) -> str:
+        """Say "bf16", "fp32" or "fp64"."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.precision)
+
+
+def machine_for(device: str, precision: Precision, threads: int, *, processes: int = 1) -> Machine:
+    """Choose device, precision and threads for a study. Raises `BadStudy` for an absent device.
+
+    Each of several processes gets `threads`, which keeps the numbers; where that is 0, they share
+    the cores.
+    """
+    chosen = choose_device(device)
+    threads = threads or max(1, num_cores() // processes)
+    return Machine(chosen, choose_precision(precision, chosen), threads)
+
+
+@contextmanager
+def repeatable(machine: Machine) -> Generator[None, None, None]:
+    """Fix the threads and ask for deterministic algorithms; put both back afterwards.
+
+    On accelerators some operations have no deterministic form: there a warning is given, and equal
+    digests are promised on equal hardware only as far as the operations allow.
+    """
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fills = cast(bool, getattr(deterministic, FILL))
+    torch.set_num_threads(machine.threads)
+    torch.use_deterministic_algorithms(True, warn_only=machine.device.type != "cpu")
+    # Filling memory that is about to be overwritten finds bugs, changes no number, and costs 8 %.
+    setattr(deterministic, FILL, False)
+    try:
+        yield
+    finally:
+        setattr(deterministic, FILL, fills)
+        torch.use_deterministic_algorithms(strict)
+        torch.set_num_threads(threads)
+
+
+def peak_memory() -> int:
+    """Give the largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def physical_memory() -> int:
+    """Give the machine's memory in bytes, or what the container may use of it."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
+    return whole if limit == "max" else min(whole, int(limit))
+
+
+def num_cores() -> int:
+    """Count the cores that this process may use; macOS cannot restrict them."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,140 @@
+"""The append-only journal of a run: one JSON object a line, by a process that may be killed."""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, cast
+
+from grandrounds.core.errors import BadFolder, DiskFailed
+from grandrounds.core.events import (
+    KINDS,
+    Event,
+    PolicySet,
+    RunResumed,
+    RunStarted,
+    SiteExchanged,
+    SiteMissed,
+    SiteMonitored,
+    SiteReady,
+    SiteTrained,
+    SiteValidated,
+    TopologySet,
+    WorkSet,
+)
+from grandrounds.core.serialization import revive
+
+Stamped: TypeAlias = tuple[float, Event]  # unix seconds, event
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A listener that keeps every event it hears, in order."""
+
+    path: Path
+
+    def __call__(self, event: Event) -> None:
+        """Hear an event."""
+        self.append(event)
+
+    def append(self, event: Event) -> None:
+        """Write one event as one line, after cutting a line that a killed process left unfinished.
+
+        Raises `DiskFailed`.
+        """
+        record = {"event": type(event).__name__, "time": time.time(), **asdict(event)}
+        try:
+            with self.path.open("ab+") as file:
+                _cut_torn_line(file)
+                file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise DiskFailed(f"{self.path}: the journal cannot be written: {error}") from error
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(_whole_lines(file.read()))
+
+
+def _whole_lines(raw: bytes) -> int:
+    return raw.rfind(b"\n") + 1
+
+
+def read_journal(path: Path) -> list[Stamped]:
+    """Read every event with its time, oldest first; an unfinished last line is left out.
+
+    Raises `BadFolder` where the file is missing or another line is damaged.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise BadFolder(
+            f"{path}: no journal here; a run folder holds journal.jsonl from its first event on"
+        ) from None
+    lines = raw[: _whole_lines(raw)].split(b"\n")[:-1]
+    return [_event(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _event(line: bytes, place: str) -> Stamped:
+    try:
+        record = json.loads(line)
+        kind, moment = KINDS[record.pop("event")], float(record.pop("time"))
+        return moment, cast(Event, revive(kind, record))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFolder(
+            f"{place} is no event that this version knows ({type(error).__name__}: {error}); "
+            "restore the file from a copy, or read it with the version that wrote it"
+        ) from None
+
+
+def surviving(events: Iterable[Stamped]) -> list[Stamped]:
+    """Drop what did not survive: at each resume, the earlier events of rounds after its own."""
+    kept: list[Stamped] = []
+    for stamped in events:
+        if isinstance(stamped[1], RunResumed):
+            last = stamped[1].round
+            kept = [earlier for earlier in kept if _round(earlier[1]) <= last]
+        kept.append(stamped)
+    return kept
+
+
+def _round(event: Event) -> int:
+    match event:
+        case RunStarted() | SiteReady() | PolicySet() | TopologySet() | WorkSet():
+            return 0
+        case _:
+            return event.round
+
+
+Place: TypeAlias = tuple[int, str]  # round, site
+Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
+
+
+def traffic_of(events: Iterable[Event]) -> dict[Place, Traffic]:
+    """Add up what each site sent and received in each round, whatever it was for."""
+    found: dict[Place, Traffic] = {}
+    for event in events:
+        match event:
+            case SiteTrained() | SiteExchanged() | SiteValidated():
+                up, down = event.bytes_up, event.bytes_down
+            case SiteMonitored():
+                up, down = 0, event.bytes_down
+            case _:
+                continue
+        before = found.get((event.round, event.site), (0, 0))
+        found[event.round, event.site] = (before[0] + up, before[1] + down)
+    return found
+
+
+def absent_of(events: Iterable[Event]) -> set[Place]:
+    """Find who missed a round's training."""
+    missed = (event for event in events if isinstance(event, SiteMissed))
+    return {(event.round, event.site) for event in missed if event.stage == "train"}

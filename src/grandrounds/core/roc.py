@@ -1,0 +1,74 @@
+"""How well probabilities tell two classes apart; where only one class is present, scores are nan.
+
+Shapes: N case. A label is 1 (positive) or 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+THRESHOLD = 0.5
+RESAMPLES = 1000
+Values: TypeAlias = NDArray[np.float64]
+Measure: TypeAlias = Callable[[Values, Values], float]
+
+
+def auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Give the chance that a positive case has a higher probability than a negative one.
+
+    Ties count half. Mann and Whitney 1947.
+    """
+    positives, negatives = _by_class(probabilities, labels)
+    if not positives.size or not negatives.size:
+        return float("nan")
+    below = np.searchsorted(negatives, positives, "left")
+    not_above = np.searchsorted(negatives, positives, "right")
+    return float((below + not_above).mean() / 2 / negatives.size)
+
+
+def balanced_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Give the mean of sensitivity and specificity; positive is what has 0.5 or more."""
+    positives, negatives = _by_class(probabilities, labels)
+    if not positives.size or not negatives.size:
+        return float("nan")
+    return float(((positives >= THRESHOLD).mean() + (negatives < THRESHOLD).mean()) / 2)
+
+
+def sensitivity_at(probabilities: ArrayLike, labels: ArrayLike, *, specificity: float) -> float:
+    """Give the highest sensitivity of all thresholds with this specificity or a higher one."""
+    positives, negatives = _by_class(probabilities, labels)
+    if not positives.size or not negatives.size:
+        return float("nan")
+    found = np.searchsorted(negatives, positives, "left") / negatives.size
+    return float((found >= specificity).mean())
+
+
+def bootstrap_interval(
+    patients: Sequence[tuple[Values, Values]], measure: Measure, *, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Give the percentile interval of a measure by drawing patients with replacement.
+
+    Each patient has the probabilities and labels of all its cases. Draws of one class only are left
+    out. Efron 1979.
+    """
+    count, random = len(patients), np.random.default_rng(seed)
+    draws: list[list[int]] = random.integers(count, size=(RESAMPLES, count)).tolist()
+    found = np.array([_measured([patients[i] for i in draw], measure) for draw in draws])
+    defined = found[~np.isnan(found)]
+    if not defined.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _measured(patients: Sequence[tuple[Values, Values]], measure: Measure) -> float:
+    probabilities, labels = zip(*patients, strict=True)
+    return measure(np.concatenate(probabilities), np.concatenate(labels))
+
+
+def _by_class(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Values, Values]:
+    """Give the probabilities of the positive cases and of the negative ones, each in order."""
+    values, positive = np.asarray(probabilities, np.float64), np.asarray(labels) > 0
+    return np.sort(values[positive]), np.sort(values[~positive])

@@ -1,0 +1,122 @@
+"""What survives a round, on disk: the coordinator's `State`, and each site's private state.
+
+Everything is written to a temporary name, flushed and renamed, so that a process may be killed at
+any moment. The newest two rounds and the best one are kept.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.weights import Weights, below, digest, named, read, write
+
+NO_SCORE = float("-inf")
+
+
+@dataclass(frozen=True)
+class State:
+    """All that survives a round at the coordinator.
+
+    Saving this is checkpointing; loading it is resuming. `memory` is what a method's server step
+    remembers; `best_round` had the best weighted validation score. `held` fingerprints the model
+    where the sites hold it and not the coordinator. `seen` says of each site that missed this round
+    which one it last took part in, `best_seen` the same of the best round.
+    """
+
+    weights: Weights
+    round: int = 0
+    memory: Weights = field(default_factory=dict[str, Tensor])
+    best_round: int = 0
+    best_score: float = NO_SCORE
+    held: str = ""
+    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    best_seen: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint the shared model, wherever it lies."""
+        return self.held or digest(self.weights)
+
+    def last_of(self, site: str) -> int:
+        """Give the last round that a site took part in."""
+        return self.seen.get(site, self.round)
+
+    def best_of(self, site: str) -> int:
+        """Give the last round that a site took part in when the best one ended."""
+        return self.best_seen.get(site, self.best_round)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A folder with one safetensors file a round."""
+
+    folder: Path
+
+    def path(self, round: int) -> Path:
+        """Name the file of a round."""
+        return self.folder / f"round-{round:06d}.safetensors"
+
+    def held(self) -> tuple[int, ...]:
+        """List the rounds that can be read, oldest first."""
+        names = self.folder.glob("round-*.safetensors")
+        return tuple(sorted(int(name.stem.removeprefix("round-")) for name in names))
+
+    def save(self, round: int, weights: Weights, notes: dict[str, str], keep: set[int]) -> None:
+        """Save a round; drop all but this one, the one before and `keep`. Raises `DiskFailed`."""
+        write(self.path(round), weights, notes)
+        for old in set(self.held()) - {round, round - 1} - keep:
+            self.path(old).unlink()
+
+    def load(self, round: int) -> tuple[Weights, dict[str, str]]:
+        """Read a round. Raises `BadFolder` where it is missing or damaged."""
+        if not self.path(round).exists():
+            held = ", ".join(str(r) for r in self.held()) or "none"
+            raise BadFolder(f"{self.folder}: round {round} is not here; held: {held}")
+        return read(self.path(round))
+
+
+def flattened(state: State) -> Weights:
+    """Lay a state's tensors in one set of names."""
+    return named("weights/", state.weights) | named("memory/", state.memory)
+
+
+def unflattened(tensors: Weights, round: int) -> State:
+    """Give the state whose tensors `flattened` laid together."""
+    return State(below("weights/", tensors), round, below("memory/", tensors))
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Save the coordinator's state of one round. Raises `DiskFailed`."""
+    facts = (state.best_round, state.best_score, state.held, state.seen, state.best_seen)
+    notes = {"state": json.dumps(facts)}
+    Rounds(folder / "state").save(state.round, flattened(state), notes, {state.best_round})
+
+
+def load_state(folder: Path, round: int) -> State:
+    """Load the coordinator's state of one round. Raises `BadFolder`."""
+    tensors, notes = Rounds(folder / "state").load(round)
+    best_round, best_score, held, seen, best_seen = json.loads(notes["state"])
+    return replace(
+        unflattened(tensors, round),
+        best_round=best_round,
+        best_score=best_score,
+        held=held,
+        seen=seen,
+        best_seen=best_seen,
+    )
+
+
+def newest_complete_round(folder: Path, sites: Mapping[str, tuple[int, ...]]) -> int:
+    """Find the newest round that the coordinator and all sites that took part hold; 0 if none.
+
+    `sites` maps each site to the rounds whose private state it holds.
+    """
+    for round in reversed(Rounds(folder / "state").held()):
+        state = load_state(folder, round)
+        if all(state.last_of(site) in {0, *held} for site, held in sites.items()):
+            return round
+    return 0

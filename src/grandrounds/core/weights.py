@@ -1,0 +1,169 @@
+"""Named tensors, and the few operations that a federation performs on them."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeAlias, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from grandrounds.core.errors import BadFolder, BadUpdate
+from grandrounds.core.files import appearing
+
+Weights: TypeAlias = dict[str, Tensor]
+Filter: TypeAlias = Callable[[str], bool]
+_BLOCK = 2**16  # numbers that are averaged at a time
+OPTIMIZER = "optimizer/"  # before the names of an optimiser's tensors, where they lie with weights
+
+
+def starting_with(*prefixes: str) -> Filter:
+    """Select names by how they start, for example `starting_with("generator.decoder.")`."""
+    return lambda name: name.startswith(prefixes)
+
+
+def among(names: frozenset[str]) -> Filter:
+    """Select exactly these names."""
+    return lambda name: name in names
+
+
+def select(weights: Mapping[str, Tensor], keep: Filter) -> Weights:
+    """Keep the tensors whose names pass the filter, in their order."""
+    return {name: tensor for name, tensor in weights.items() if keep(name)}
+
+
+def named(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+    """Put a prefix before every name."""
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+def below(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+    """Select the names that start with a prefix, and take it off."""
+    return {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+
+
+def copied(weights: Mapping[str, Tensor]) -> Weights:
+    """Copy every tensor to contiguous memory of the CPU, detached from any graph."""
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in weights.items()}
+
+
+def num_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Count the bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+def mean(updates: Sequence[Weights], shares: Sequence[float]) -> Weights:
+    """Average in the order given, in float64, and return each tensor in its own dtype.
+
+    `updates` map equal names to floating tensors of equal shape; `shares` are example counts or any
+    positive weights. Raises `BadUpdate` where names or shapes differ. McMahan et al. 2017,
+    algorithm 1.
+    """
+    _check_alike(updates)
+    total = sum(shares)
+    return {
+        name: _mean([update[name] for update in updates], [share / total for share in shares])
+        for name in updates[0]
+    }
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Average block by block: a block's float64 stays in the cache."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    average = torch.empty_like(flat[0])
+    for start in range(0, average.numel(), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        total = torch.zeros(average[block].shape, dtype=torch.float64)
+        for tensor, share in zip(flat, shares, strict=True):
+            total += tensor[block].double() * share
+        average[block] = total
+    return average.view(tensors[0].shape)
+
+
+def median(updates: Sequence[Weights]) -> Weights:
+    """Take the middle of each coordinate, in float64; of two middles, their mean.
+
+    Every site counts alike. Yin et al. 2018, definition 1.
+    """
+    return trimmed_mean(updates, (len(updates) - 1) // 2)
+
+
+def trimmed_mean(updates: Sequence[Weights], dropped: int) -> Weights:
+    """Average each coordinate without its `dropped` lowest and highest values, in float64.
+
+    Every site counts alike. Yin et al. 2018, definition 2.
+    """
+    _check_alike(updates)
+    return {n: _trimmed([update[n] for update in updates], dropped) for n in updates[0]}
+
+
+def _trimmed(tensors: Sequence[Tensor], dropped: int) -> Tensor:
+    ordered = torch.stack([tensor.double() for tensor in tensors]).sort(0).values
+    return ordered[dropped : len(tensors) - dropped].mean(0).to(tensors[0].dtype)
+
+
+def _check_alike(updates: Sequence[Weights]) -> None:
+    shapes = {name: tensor.shape for name, tensor in updates[0].items()}
+    for update in updates[1:]:
+        found = {name: tensor.shape for name, tensor in update.items()}
+        if found != shapes:
+            odd = sorted(n for n in shapes.keys() | found.keys() if shapes.get(n) != found.get(n))
+            raise BadUpdate(
+                f"updates differ in {len(odd)} tensors, first '{odd[0]}': "
+                f"{shapes.get(odd[0])} and {found.get(odd[0])}; every site must send the same names"
+            )
+
+
+def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor that holds a NaN or an infinity, if any."""
+    return next((name for name, t in weights.items() if not _is_finite(t)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Look at the extremes alone, which a NaN becomes: fast, and without a mask of the tensor."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(low.isfinite()) and bool(high.isfinite())
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Fingerprint names, dtypes, shapes and bits: equal digests mean identical weights.
+
+    The digest is a SHA-256, in hex.
+    """
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file so that a reader sees all of it or nothing, even after a power cut.
+
+    Raises `DiskFailed` where the disk refuses; what stood at `path` before then still stands.
+    """
+    with appearing(path) as temporary:
+        save_file(weights, temporary, dict(notes) if notes else None)
+
+
+class _OpenFile(Protocol):
+    def keys(self) -> Iterable[str]: ...
+    def get_tensor(self, name: str) -> Tensor: ...
+    def metadata(self) -> Mapping[str, str] | None: ...
+
+
+def read(path: Path) -> tuple[Weights, dict[str, str]]:
+    """Read a safetensors file: its tensors and its notes. Raises `BadFolder` if it is damaged."""
+    try:
+        opened = cast(AbstractContextManager[_OpenFile], safe_open(path, framework="pt"))
+        with opened as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, FileNotFoundError) as error:
+        raise BadFolder(f"{path}: not a readable safetensors file ({error})") from None

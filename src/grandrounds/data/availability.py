@@ -1,0 +1,242 @@
+"""What a site can deliver of the common data elements: counts only, no name, label or path."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import TypeAlias
+
+from grandrounds.core.errors import BadSite
+from grandrounds.data.cohort import SPLITS, Cohort, Session, Split
+from grandrounds.data.elements import Elements
+from grandrounds.data.nifti import Grid, SessionFiles, read_grid
+from grandrounds.data.prepare import used_contrasts
+
+Range: TypeAlias = tuple[float, float]
+VARIABLES = (
+    "variables"  # stands for all of the study's variables in a task such as variables->death
+)
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many patients, sessions and slices there are of something."""
+
+    patients: int
+    sessions: int
+    slices: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Lowest and highest spacing (mm) and size (pixels) of rows and columns before preparation.
+
+    `thickness` is the distance between slices in mm; None where simulated.
+    """
+
+    spacing: tuple[Range, Range]
+    size: tuple[Range, Range]
+    thickness: Range | None
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """One site in counts.
+
+    `splits` counts all sessions; `contents` those with a contrast ("T1w"), mask ("lesion") or
+    variable ("age"); `tasks` those that can serve a task ("T1w->T2w"), per split. `geometry` is
+    None where images came without any. `notes` say what is missing and what it costs.
+    """
+
+    site: str
+    simulated: bool
+    splits: Mapping[Split, Count]
+    contents: Mapping[str, Count]
+    tasks: Mapping[str, Mapping[Split, Count]]
+    geometry: Geometry | None
+    notes: tuple[str, ...]
+
+
+def needs(task: str) -> tuple[str, ...]:
+    """Name what a case of a task must have: "T1w+FLAIR->lesion" needs two contrasts and a mask."""
+    return tuple(word.strip() for side in task.split("->") for word in side.split("+"))
+
+
+def serves(session: Session, task: str) -> bool:
+    """Tell whether a session has all that a task needs."""
+    return all(_has(session, name) for name in needs(task))
+
+
+def describe(
+    cohort: Cohort, files: Sequence[SessionFiles], *, elements: Elements, tasks: Sequence[str]
+) -> SiteSummary:
+    """Count what a site's files (of `find_sessions`) and the cohort made of them hold."""
+    paths = [found.contrasts[name] for found in files for name in used_contrasts(found, elements)]
+    geometry = _geometry([read_grid(path) for path in paths])
+    left_out = _left_out(files, elements)
+    return _summary(cohort, elements, tasks, simulated=False, geometry=geometry, notes=left_out)
+
+
+def describe_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
+    """Count what a simulated cohort holds; its spacing and size are the study's."""
+    (rows, columns), (height, width) = elements.spacing, elements.size
+    geometry = Geometry(
+        ((rows, rows), (columns, columns)), ((height, height), (width, width)), None
+    )
+    return _summary(cohort, elements, tasks, simulated=True, geometry=geometry, notes=())
+
+
+def describe_arrays(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
+    """Count what a cohort made of an image stack or a table holds."""
+    return _summary(cohort, elements, tasks, simulated=False, geometry=None, notes=())
+
+
+def check_elements(
+    summary: SiteSummary,
+    elements: Elements,
+    tasks: Sequence[str],
+    splits: Sequence[Split] = ("train", "test"),
+) -> None:
+    """Raise `BadSite` where a site has no case of a task in one of the splits."""
+    for task in tasks:
+        for name in needs(task):
+            if not summary.contents[name].sessions:
+                raise BadSite(
+                    f"site '{summary.site}': no session has {name}, which {task} needs; "
+                    "add such files or take the task from this site."
+                )
+        _check_cases(summary, elements, task, splits)
+
+
+def _check_cases(
+    summary: SiteSummary, elements: Elements, task: str, splits: Sequence[Split]
+) -> None:
+    slices = {split: summary.tasks[task][split].slices for split in SPLITS}
+    if not any(slices.values()):
+        names = elements.contrasts or tuple(summary.contents)
+        sessions = ", ".join(f"{name} ({summary.contents[name].sessions})" for name in names)
+        raise BadSite(
+            f"site '{summary.site}': {task} has no case; a session must have all that it needs, "
+            f"and the sessions here have {sessions}."
+        )
+    for split in splits:
+        if not slices[split]:
+            found = ", ".join(f"{slices[other]} {other}" for other in SPLITS)
+            raise BadSite(
+                f"site '{summary.site}': {task} has no {split} case ({found} slices); "
+                f"more patients need {' and '.join(needs(task))} in one session, or "
+                "the study another elements.split.salt, which deals all patients anew."
+            )
+
+
+def _summary(
+    cohort: Cohort,
+    elements: Elements,
+    tasks: Sequence[str],
+    *,
+    simulated: bool,
+    geometry: Geometry | None,
+    notes: tuple[str, ...],
+) -> SiteSummary:
+    needed = (name for task in tasks for name in needs(task))
+    names = dict.fromkeys([*elements.contrasts, *elements.variables, *needed])
+    sessions = tuple(cohort)
+    return SiteSummary(
+        cohort.site,
+        simulated,
+        splits={split: _count(cohort.splits[split]) for split in SPLITS},
+        contents={name: _count(s for s in sessions if _has(s, name)) for name in names},
+        tasks={
+            task: {s: _count(x for x in cohort.splits[s] if serves(x, task)) for s in SPLITS}
+            for task in tasks
+        },
+        geometry=geometry,
+        notes=(
+            *notes,
+            *_missing(cohort, names, tasks),
+            *_unmasked(cohort, geometry),
+            *_unvalidated(cohort),
+        ),
+    )
+
+
+def _has(session: Session, name: str) -> bool:
+    if name == VARIABLES:
+        return bool(session.values)
+    known = not isnan(session.values.get(name, nan))
+    return known or name in session.contrasts or name in session.masks
+
+
+def _count(sessions: Iterable[Session]) -> Count:
+    found = tuple(sessions)
+    patients = len({session.patient for session in found})
+    return Count(patients, len(found), sum(session.num_slices for session in found))
+
+
+def _geometry(grids: Sequence[Grid]) -> Geometry:
+    thickness, *spacing = (_range(grid.spacing[axis] for grid in grids) for axis in range(3))
+    _, *size = (_range(grid.shape[axis] for grid in grids) for axis in range(3))
+    return Geometry((spacing[0], spacing[1]), (size[0], size[1]), thickness)
+
+
+def _range(values: Iterable[float]) -> Range:
+    found = [round(value, 3) for value in values]
+    return min(found), max(found)
+
+
+def _left_out(files: Sequence[SessionFiles], elements: Elements) -> tuple[str, ...]:
+    # Counts without the contrasts' names: a name that the study does not know may say anything.
+    unused = [len(set(found.contrasts) - set(elements.contrasts)) for found in files]
+    without = sum(not used_contrasts(found, elements) for found in files)
+    notes: list[str] = []
+    if sum(unused):
+        notes.append(f"{_some(sum(unused), 'volume')} of contrasts outside of the study: left out")
+    if without:
+        who = _of(without, len(files))
+        notes.append(
+            f"{who} {'has' if without == 1 else 'have'} no contrast of the study: left out"
+        )
+    return tuple(notes)
+
+
+def _missing(cohort: Cohort, names: Iterable[str], tasks: Sequence[str]) -> tuple[str, ...]:
+    sessions, notes = tuple(cohort), list[str]()
+    for name in names:
+        lacking = [session for session in sessions if not _has(session, name)]
+        if lacking:
+            cost = _cost(name, lacking, tasks)
+            notes.append(f"{_lack(len(lacking), len(sessions))} {name}: {cost}")
+    return tuple(notes)
+
+
+def _cost(name: str, lacking: Sequence[Session], tasks: Sequence[str]) -> str:
+    losing = ", ".join(task for task in tasks if name in needs(task))
+    reading = ", ".join(task for task in tasks if VARIABLES in needs(task))
+    if losing:
+        slices = _some(sum(session.num_slices for session in lacking), "slice")
+        return f"{slices} cannot serve {losing}"
+    if reading and all(name in session.values for session in lacking):
+        return f"{reading} reads it as missing"
+    return "no task here needs it"
+
+
+def _unmasked(cohort: Cohort, geometry: Geometry | None) -> tuple[str, ...]:
+    lacking = ["brain" not in session.masks for session in cohort]
+    if geometry is None or not any(lacking):
+        return ()
+    return (f"{_lack(sum(lacking), len(lacking))} a brain mask: scaled by the whole head",)
+
+
+def _unvalidated(cohort: Cohort) -> tuple[str, ...]:
+    return () if cohort.splits["validation"] else ("no patient is left for validation",)
+
+
+def _lack(number: int, total: int) -> str:
+    return f"{_of(number, total)} {'lacks' if number == 1 else 'lack'}"
+
+
+def _of(number: int, total: int) -> str:
+    return f"{number} of {_some(total, 'session')}"
+
+
+def _some(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,0 +1,1 @@
+"""Simulated hospitals: anatomy, MRI signal, scanner imperfections and whole sessions."""

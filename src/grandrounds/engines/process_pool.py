@@ -1,0 +1,243 @@
+"""Processes that host sites: what crosses to them and back, how they start, work and end."""
+
+import multiprocessing as mp
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TypeAlias, cast
+
+from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
+from grandrounds.core.errors import BadInput, SiteFailed
+from grandrounds.core.failures import card_of
+from grandrounds.core.messages import Reply, Request, decode, encode
+from grandrounds.core.processes import end_with_parent
+from grandrounds.engines.in_process import OnReply, Simulation
+from grandrounds.engines.replies import OnFailure, Roll, given, in_turn, untold
+
+Share: TypeAlias = tuple[str, ...]
+Host: TypeAlias = Callable[[Share], AbstractContextManager[Simulation]]
+Link: TypeAlias = "Connection[object, object]"
+
+
+@dataclass(frozen=True)
+class Order:
+    """To a worker: a site and its request as bytes; with peers to deliver to, a receipt returns."""
+
+    site: str
+    request: bytes
+    deliver_to: Share = ()
+
+
+@dataclass(frozen=True)
+class Mail:
+    """To a worker: an update as bytes, for the mailboxes of those of these sites that it hosts."""
+
+    sites: Share
+    update: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """From a worker: a reply as bytes, and the update that it is the receipt of, if it is one."""
+
+    reply: bytes
+    update: bytes = b""
+
+
+Result: TypeAlias = Answer | SiteFailed | BadInput
+
+
+class WorkerDied(RuntimeError):  # noqa: N818 - the word that a failure card shows
+    """A worker's process ended without an answer."""
+
+
+@dataclass
+class Worker:
+    """One process that hosts a share of the sites and does one thing at a time."""
+
+    share: Share
+    process: BaseProcess
+    link: Link
+    owes: tuple[str, Request] | None = None
+
+    def begin(self, site: str, request: Request, deliver_to: Share) -> None:
+        """Let a site answer; `result` gives what comes of it."""
+        if self.owes:  # an earlier question, given up when another site failed
+            self.result()
+        self.owes = (site, request)
+        self.send(Order(site, encode(request), deliver_to))
+
+    def send(self, task: Order | Mail) -> None:
+        """Hand a task over; where the process has ended, `result` tells."""
+        with suppress(ConnectionError):
+            self.link.send(task)
+
+    def result(self) -> tuple[str, Result]:
+        """Wait for the site's answer or failure; a process that has ended fails at once."""
+        assert self.owes is not None
+        site, request = self.owes
+        self.owes = None
+        try:
+            return site, cast(Result, self.link.recv())
+        except (EOFError, ConnectionError):
+            self.process.join()
+            error = WorkerDied(f"its process ended with exit code {self.process.exitcode}")
+            return site, SiteFailed(card_of(site, request, error, str(error)))
+
+    def end(self) -> None:
+        """End the process, wherever it is: what it keeps on disk is there whole or not at all."""
+        self.process.kill()
+        self.process.join()
+        self.link.close()
+
+
+@contextmanager
+def crew_of(shares: Iterable[Share], host: Host) -> Generator[tuple[Worker, ...], None, None]:
+    """Start a process for each share, which `host` opens there; in the end all are gone."""
+    crew: list[Worker] = []
+    try:
+        with _interrupts_held():
+            for share in shares:
+                crew.append(_started(share, host))  # noqa: PERF401 - each is ended, come what may
+        yield tuple(crew)
+    finally:
+        for worker in crew:
+            worker.end()
+
+
+@contextmanager
+def _interrupts_held() -> Generator[None, None, None]:
+    """Hold Ctrl-C back; processes started meanwhile never take it: the coordinator ends them."""
+    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _started(share: Share, host: Host) -> Worker:
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(share, host, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return Worker(share, process, ours)
+
+
+def _work(share: Share, host: Host, link: Link) -> None:
+    """Open a share of the sites, and do what is asked for as long as the coordinator lives."""
+    end_with_parent()
+    with suppress(EOFError, ConnectionError):
+        try:
+            with host(share) as sites:
+                while True:
+                    _do(sites, cast(Order | Mail, link.recv()), link)
+        except BadInput as error:
+            link.send(error)
+
+
+def _do(sites: Simulation, task: Order | Mail, link: Link) -> None:
+    if isinstance(task, Order):
+        link.send(_result_of(sites, task))
+        return
+    update = cast(Reply, decode(task.update))
+    for site in sites.sites:
+        if site.name in task.sites:
+            site.receive(update)
+
+
+def _result_of(sites: Simulation, order: Order) -> Result:
+    try:
+        [reply] = sites.ask({order.site: cast(Request, decode(order.request))})
+    except (SiteFailed, BadInput) as failure:
+        return failure
+    if not order.deliver_to:
+        return Answer(encode(reply))
+    peers = set(order.deliver_to) - {order.site}
+    return Answer(encode(reply.receipt(num_peers=len(peers))), encode(reply))
+
+
+def shared_out(examples: Mapping[str, int], workers: int) -> tuple[Share, ...]:
+    """Share sites out, the largest first, each to the worker that has the least to do so far.
+
+    `examples` counts what each site trains on. Each share is in roster order; none is empty.
+    """
+    roster = list(examples)
+    shares: list[list[str]] = [[] for _ in range(min(workers, len(roster)))]
+    for name in sorted(roster, key=lambda name: -examples[name]):
+        min(shares, key=lambda share: (sum(examples[n] for n in share), len(share))).append(name)
+    return tuple(tuple(sorted(share, key=roster.index)) for share in shares)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The sites of a study, hosted by several processes; each process trains one site at a time.
+
+    Messages cross as bytes of the codec; an update for peers is not decoded on its way. `on_reply`
+    hears of every reply in roster order, as soon as those before it are there; `on_failure` of
+    every site that a quorum goes on without.
+    """
+
+    names: tuple[str, ...]
+    crew: tuple[Worker, ...]
+    on_reply: OnReply
+    on_failure: OnFailure = untold
+
+    links = Links.MESH
+
+    def ask(
+        self,
+        requests: Mapping[str, Request],
+        *,
+        deliver_to: Sequence[str] = (),
+        quorum: Quorum = EVERYONE,
+    ) -> list[Reply]:
+        """Let the sites answer, and give their replies in roster order.
+
+        Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
+        without it, and the `BadInput` that a worker met, when it opened its sites too.
+        """
+        roll, mail = Roll(quorum, self.on_failure), list[Mail]()
+        results = self._results(requests, tuple(deliver_to))
+        hurried = quorum.least is None
+        for site, result in in_turn(self.names, requests, results, hurried=hurried):
+            with roll.call():
+                answer = given(result)
+                mail += [Mail(tuple(deliver_to), answer.update)] if answer.update else []
+                reply = cast(Reply, decode(answer.reply))
+                self.on_reply(requests[site], reply)
+                roll.note(requests[site], reply)
+        self._deliver(mail)
+        return roll.answered()
+
+    def _results(
+        self, requests: Mapping[str, Request], deliver_to: Share
+    ) -> Iterator[tuple[str, Result]]:
+        """Keep every worker busy, and give results as they come."""
+        crew = {worker.link: worker for worker in self.crew}
+        todo = {link: iter([n for n in w.share if n in requests]) for link, w in crew.items()}
+
+        def begin(links: Iterable[Link]) -> None:
+            for link in links:
+                site = next(todo[link], None)
+                if site is not None:
+                    crew[link].begin(site, requests[site], deliver_to)
+
+        begin(crew)
+        while busy := [link for link, worker in crew.items() if worker.owes]:
+            ready = cast(list[Link], wait(busy))
+            came = [crew[link].result() for link in ready]
+            begin(ready)
+            yield from came
+
+    def _deliver(self, mail: Iterable[Mail]) -> None:
+        """Forward updates; every worker has answered, so that each takes its mail at once."""
+        for letter in mail:
+            for worker in self.crew:
+                if set(letter.sites) & set(worker.share):
+                    worker.send(letter)

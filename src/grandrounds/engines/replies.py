@@ -1,0 +1,96 @@
+"""Replies in roster order, whatever order they come in."""
+
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from grandrounds.algorithms.topology import Quorum
+from grandrounds.core.errors import FailureCard, SiteFailed
+from grandrounds.core.messages import Reply, Request
+
+Given = TypeVar("Given")
+
+
+def in_turn(
+    roster: Sequence[str],
+    asked: Container[str],
+    results: Iterable[tuple[str, Given | Exception]],
+    *,
+    hurried: bool,
+) -> Iterator[tuple[str, Given | Exception]]:
+    """Bring results into roster order; hurried, a failure is raised before all others."""
+    turns = iter([name for name in roster if name in asked])
+    turn = next(turns, None)
+    came: dict[str, Given | Exception] = {}
+    for site, result in results:
+        if hurried:
+            given(result)
+        came[site] = result
+        while turn in came:
+            yield turn, came.pop(turn)
+            turn = next(turns, None)
+
+
+def given(result: Given | Exception) -> Given:
+    """Give what a site answered. Raises what it failed with."""
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+OnFailure: TypeAlias = Callable[[FailureCard], None]
+
+
+def untold(card: FailureCard) -> None:
+    """Refuse to go on without a site where nobody is told. Raises `SiteFailed`."""
+    raise SiteFailed(card)
+
+
+@dataclass
+class Roll:
+    """The roll of one `ask`: a failure stops it, unless the quorum allows it; then it is told."""
+
+    quorum: Quorum
+    on_failure: OnFailure
+    _replies: list[Reply] = field(default_factory=list[Reply])
+    _failures: list[SiteFailed] = field(default_factory=list[SiteFailed])
+    _stage: str = ""
+
+    @contextmanager
+    def call(self) -> Generator[None, None, None]:
+        """Call on a site. Raises its `SiteFailed` where everyone is needed."""
+        try:
+            yield
+        except SiteFailed as failure:
+            if self.quorum.least is None:
+                raise
+            self._miss(failure)
+
+    def note(self, request: Request, reply: Reply) -> None:
+        """Note a reply to a request."""
+        self._stage = type(request).__name__.lower()
+        self._replies.append(reply)
+
+    def _miss(self, failure: SiteFailed) -> None:
+        self._failures.append(failure)
+        self.on_failure(failure.card)
+
+    def answered(self) -> list[Reply]:
+        """Give the replies that count. Raises `SiteFailed` if they are too few."""
+        least = len(self._replies) if self.quorum.least is None else self.quorum.least
+        if len(self._replies) < least:
+            raise self._failures[0]
+        self._drop_late(least)
+        return self._replies
+
+    def _drop_late(self, least: int) -> None:
+        """Count the slowest as absent while they took too long and enough others answered."""
+        patience = self.quorum.patience
+        for reply in sorted(self._replies, key=lambda reply: -reply.seconds):
+            if not patience or reply.seconds <= patience or len(self._replies) <= least:
+                return
+            self._replies.remove(reply)
+            sentence = f"answered after {reply.seconds:.1f} s; patience is {patience:g} s"
+            card = FailureCard(reply.site, reply.round, self._stage, "TimeoutError", sentence)
+            self._miss(SiteFailed(card))

@@ -1,0 +1,42 @@
+"""What may stop a party of a federation, looked for before it does: a line each, with the mend."""
+
+from collections.abc import Callable, Mapping
+
+from grandrounds.core.errors import BadInput
+from grandrounds.flare.doctor.finding import Finding, Party
+from grandrounds.flare.doctor.identity import chain, clock, dates, key
+from grandrounds.flare.doctor.machine import accelerator, disk, memory, shared_memory, versions
+from grandrounds.flare.doctor.network import port, reach, server_clock
+from grandrounds.flare.doctor.permissions import acceptance, classes, code, elements, logs
+
+CHECKS: Mapping[str, Callable[[Party], Finding]] = {
+    "versions": versions,
+    "clock": clock,
+    "certificate dates": dates,
+    "certificate chain": chain,
+    "private key": key,
+    "port": port,
+    "server": reach,
+    "server's clock": server_clock,
+    "disk": disk,
+    "memory": memory,
+    "GPU": accelerator,
+    "shared memory": shared_memory,
+    "allowed classes": classes,
+    "foreign code": code,
+    "logs": logs,
+    "acceptance": acceptance,
+    "data elements": elements,
+}
+
+
+def examine(party: Party) -> dict[str, Finding]:
+    """Make all checks of a party; what one refuses is its finding."""
+    return {name: _finding(look, party) for name, look in CHECKS.items()}
+
+
+def _finding(look: Callable[[Party], Finding], party: Party) -> Finding:
+    try:
+        return look(party)
+    except BadInput as error:
+        return Finding("bad", str(error))

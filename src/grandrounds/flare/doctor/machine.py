@@ -1,0 +1,75 @@
+"""Checks of the machine: what is installed, and what there is room for."""
+
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from grandrounds.core.device import choose_device, num_cores, physical_memory
+from grandrounds.flare.doctor.finding import GIB, Finding, Party, bad, ok, skipped
+from grandrounds.runs.costs import estimate
+
+NVFLARE = "2.9"
+LEAST_DISK = 2 * GIB  # for NVFlare's logs and jobs, and a run without its states
+LEAST_SHARED = 64 * 2**20  # what a container has unless it is given more
+STATES = 2  # times `Estimate.weights`: three rounds with an optimiser's and a method's memory
+DRIVER = Path("/dev/nvidiactl")
+SHARED = Path("/dev/shm")
+
+
+def versions(_: Party) -> Finding:
+    """Check NVFlare's version, and tell those that must be equal everywhere."""
+    ours = [f"{name} {version(name)}" for name in ("grandrounds", "torch", "nvflare")]
+    found = ", ".join([*ours, f"Python {platform.python_version()}"])
+    if not version("nvflare").startswith(f"{NVFLARE}."):
+        return bad(found, "pip install 'grandrounds[flare]': it is made for nvflare 2.9")
+    return ok(f"{found}; grandrounds and torch must be the same everywhere")
+
+
+def disk(party: Party) -> Finding:
+    """Check the disk that the kit, and so its runs, lie on."""
+    need = LEAST_DISK + (STATES * estimate(party.study).weights if party.study else 0)
+    free = shutil.disk_usage(party.kit.folder).free
+    found = f"{free / GIB:.1f} GiB free where runs lie, {need / GIB:.1f} GiB wanted"
+    if free < need:
+        return bad(found, f"make room, or move the kit {party.kit.folder} to a larger disk")
+    return ok(found)
+
+
+def memory(party: Party) -> Finding:
+    """Check the memory that this process may use against the study's estimate."""
+    have = physical_memory()
+    if party.study is None:
+        return skipped(f"{have / GIB:.1f} GiB; with --study it is compared with the estimate")
+    need = estimate(party.study).memory
+    found = f"{have / GIB:.1f} GiB, {need / GIB:.1f} GiB wanted"
+    if have < need:
+        return bad(found, "take a larger machine, or agree on a smaller size, network or batch")
+    return ok(found)
+
+
+def shared_memory(_: Party) -> Finding:
+    """Check that there is shared memory left, of which containers have little."""
+    if not SHARED.exists():
+        return skipped(f"this system has no {SHARED}")
+    free = shutil.disk_usage(SHARED).free
+    found = f"{free / 2**20:.0f} MiB free in {SHARED}, {LEAST_SHARED / 2**20:.0f} MiB wanted"
+    if free < LEAST_SHARED:
+        return bad(found, "clear it, or give the container more (docker run --shm-size=1g)")
+    return ok(found)
+
+
+def accelerator(party: Party) -> Finding:
+    """Name the device that will train. Raises `BadStudy` where the study wants another."""
+    device = choose_device(party.study.training.device if party.study else "auto")
+    if device.type == "cuda":
+        return ok(torch.cuda.get_device_name(device))
+    if DRIVER.exists():
+        return bad(
+            f"a GPU's driver is here ({DRIVER}), but torch {torch.__version__} would train on "
+            f"{device.type}",
+            "install torch for CUDA, and let the container see the GPU",
+        )
+    return ok(f"none: {device.type} will train, on {num_cores()} cores")

@@ -1,0 +1,64 @@
+"""Starting a kit's process: the server's, or a site's."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from grandrounds.core.errors import BadSite
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A startup kit on this machine. Raises `BadSite` for a folder that is none."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not (self.startup / "rootCA.pem").exists():
+            raise BadSite(
+                f"{self.folder}: no startup kit (startup/rootCA.pem is missing); "
+                "give one of the folders that `grandrounds federation provision` made"
+            )
+
+    @property
+    def startup(self) -> Path:
+        """Give the folder of keys, certificates and addresses, which is signed as a whole."""
+        return self.folder / "startup"
+
+    @property
+    def local(self) -> Path:
+        """Give the folder of what this party decides for itself."""
+        return self.folder / "local"
+
+    @property
+    def kind(self) -> Literal["server", "client", "admin"]:
+        """Say whose kit it is."""
+        for kind in ("server", "client"):
+            if (self.startup / f"fed_{kind}.json").exists():
+                return kind
+        return "admin"
+
+    @property
+    def name(self) -> str:
+        """Give the site's name, or the server's host."""
+        if self.kind == "client":
+            return str(self._settings["client"]["fqsn"])
+        return self.address[0]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Give the server's host and port."""
+        if self.kind == "admin":
+            admin = self._read("fed_admin.json")["admin"]
+            return str(admin["host"]), int(admin["port"])
+        target = str(self._settings["servers"][0]["service"]["target"])
+        host, _, port = target.rpartition(":")
+        return host, int(port)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self._read(f"fed_{self.kind}.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        return cast(dict[str, Any], json.loads((self.startup / name).read_text()))

@@ -1,0 +1,118 @@
+"""Kits' processes on this machine, all ended in the end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from grandrounds.core.errors import BadSite, RunFailed
+from grandrounds.core.files import write_atomically
+from grandrounds.flare.kit import Kit
+from grandrounds.flare.session import Desk, NoServer, desk
+
+STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server keep its jobs
+
+
+def command(kit: Kit) -> list[str]:
+    """Give the command that runs a kit's process in the foreground. Raises `BadSite`."""
+    if kit.kind == "admin":
+        raise BadSite(f"{kit.folder}: is the kit to submit studies with; nothing runs from it")
+    at_home(kit)
+    who = [f"uid={kit.name}"] if kit.kind == "client" else []
+    module = f"nvflare.private.fed.app.{kit.kind}.{kit.kind}_train"
+    workspace = ["-m", str(kit.folder.absolute()), "-s", f"fed_{kit.kind}.json"]
+    settings = ["secure_train=true", *who, f"org={_org(kit)}", "config_folder=config"]
+    return [sys.executable, "-u", "-m", module, *workspace, "--set", *settings]
+
+
+def start(kit: Kit) -> None:
+    """Become the kit's process: it ends when this one is told to."""
+    words = command(kit)
+    os.execv(words[0], words)
+
+
+def at_home(kit: Kit) -> None:
+    """Let a server keep its jobs in its own kit, wherever that was put."""
+    resources = kit.local / "resources.json"
+    text = resources.read_text()
+    settings = text.replace(STORAGE, str(kit.folder.absolute() / "storage"))
+    if settings != text:
+        write_atomically(resources, settings.encode())
+
+
+def _org(kit: Kit) -> str:
+    return kit.name if kit.kind == "client" else "coordinator"
+
+
+LOG = "console.log"
+_GRACE = 10.0  # seconds in which a process ends by itself
+
+
+@contextmanager
+def hosted(kits: Iterable[Path]) -> Generator[None, None, None]:
+    """Run these kits' processes, each with its output in the kit's `console.log`."""
+    with ExitStack() as stack:
+        for kit in kits:
+            stack.enter_context(_process(Kit(kit)))
+        yield
+
+
+@contextmanager
+def _process(kit: Kit) -> Generator[None, None, None]:
+    with (kit.folder / LOG).open("w") as log:
+        process = subprocess.Popen(
+            command(kit), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def everyone(kit: Kit, sites: Iterable[str], *, within: float) -> Generator[Desk, None, None]:
+    """Open a session once the server and all sites answer. Raises `RunFailed`."""
+    deadline, missing = time.monotonic() + within, set(sites)
+    with _session(kit, deadline) as session:
+        while missing := missing - set(session.there()):
+            if time.monotonic() > deadline:
+                raise RunFailed(f"no answer after {within:g} s: {', '.join(sorted(missing))}")
+            time.sleep(1.0)
+        yield session
+
+
+@contextmanager
+def _session(kit: Kit, deadline: float) -> Generator[Desk, None, None]:
+    with ExitStack() as stack:
+        while True:
+            try:
+                session = stack.enter_context(desk(kit))
+                break
+            except NoServer:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+        yield session
+
+
+def free_port() -> int:
+    """Find a port that nobody listens at on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

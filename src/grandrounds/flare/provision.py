@@ -1,0 +1,117 @@
+"""Startup kits: a folder for the server, for each site and for the person who submits studies."""
+
+# NVFlare has no type stubs.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+
+from grandrounds.core.errors import BadFolder, BadStudy
+from grandrounds.flare.job import ALLOWED
+from grandrounds.flare.kit import Kit
+from grandrounds.study.study import Study
+
+ADMIN = "admin@grandrounds.org"
+SERVER_PORT = 8002
+VALID_DAYS = 365 * 2
+CODE = ("byoc", "server-predeployed-flwr", "shell_commands")  # NVFlare's words for foreign code
+_RIGHTS = (
+    "submit_job",
+    "clone_job",
+    "manage_job",
+    "download_job",
+    "view",
+    "operate",
+    "app_command",
+    "get_job_log",
+    "report_version",
+)
+_LOG_STREAMS = ("site_log_streamer", "log_receiver")
+_BUILDERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("workspace.WorkspaceBuilder", {"template_file": ["master_template.yml"]}),
+    ("static_file.StaticFileBuilder", {"config_folder": "config"}),
+    ("cert.CertBuilder", {"root_valid_days": VALID_DAYS}),
+    ("signature.SignatureBuilder", {}),
+)
+
+
+def provision(study: Study, server: str, out: Path, *, port: int = SERVER_PORT) -> dict[str, Path]:
+    """Make certificates and startup kits for the server, each site and the admin, below `out`.
+
+    `server` is the name or address by which the sites reach the server; "localhost" keeps it on
+    this machine. Raises `BadFolder` where there are kits already: their keys would be lost.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise BadFolder(f"{out}: is not empty; give another --out, so that no key is overwritten")
+    project = _project(study, server, port)
+    with TemporaryDirectory() as made, contextlib.redirect_stdout(io.StringIO()):
+        provisioner = Provisioner(made, prepare_builders(project))
+        provisioner.provision(prepare_project(project))
+        [production] = Path(made).glob("*/prod_00")
+        names = {server: "server", ADMIN: "admin"} | {name: name for name in study.trainers}
+        return {
+            folder: _handed_over(production / name, out / folder) for name, folder in names.items()
+        }
+
+
+def _project(study: Study, server: str, port: int) -> dict[str, Any]:
+    if server in study.trainers:
+        raise BadStudy(f"--server {server}: a site has this name; give the server's own host name")
+    sites = [{"name": name, "type": "client", "org": name} for name in study.trainers]
+    host = {"name": server, "type": "server", "org": "coordinator", "fed_learn_port": port}
+    admin = {"name": ADMIN, "type": "admin", "org": "coordinator", "role": "project_admin"}
+    builders = [{"path": f"nvflare.lighter.impl.{path}", "args": args} for path, args in _BUILDERS]
+    return {
+        "api_version": 3,
+        "name": study.name,
+        "participants": [host, *sites, admin],
+        "builders": builders,
+    }
+
+
+def _handed_over(made: Path, kit: Path) -> Path:
+    shutil.copytree(made, kit)
+    if Kit(kit).kind != "admin":
+        _settle(kit / "local" / "resources.json", _restricted)
+        _settle(kit / "local" / "authorization.json", _without_code)
+    return kit
+
+
+def _settle(path: Path, restrict: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Put our own settings in the place of NVFlare's default."""
+    default = path.with_name(f"{path.name}.default")
+    settings = cast(dict[str, Any], json.loads(default.read_text()))
+    path.write_text(json.dumps(restrict(settings), indent=2) + "\n")
+    default.unlink()
+
+
+def _restricted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Allow our two classes and no other, and let no site's log leave it."""
+    components = cast(list[dict[str, Any]], settings["components"])
+    return settings | {
+        "class_allow_list": list(ALLOWED),
+        "allow_log_streaming": False,
+        "components": [each for each in components if each["id"] not in _LOG_STREAMS],
+    }
+
+
+def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
+    """Let nobody bring code or run shell commands: the allow-list holds for no such job."""
+    permissions = cast(dict[str, dict[str, str] | str], settings["permissions"])
+    nobody = dict.fromkeys(CODE, "none")
+    found = {
+        role: (dict.fromkeys(_RIGHTS, "any") if isinstance(rights, str) else rights) | nobody
+        for role, rights in permissions.items()
+    }
+    return settings | {"permissions": found}

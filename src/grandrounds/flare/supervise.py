@@ -1,0 +1,112 @@
+"""A run that goes on by itself: who is lost is waited for, and the run is resumed."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+from uuid import uuid4
+
+from grandrounds.core.errors import RunFailed
+from grandrounds.engines.remote import Patience
+from grandrounds.flare.kit import Kit
+from grandrounds.flare.session import Job, NoServer, desk
+from grandrounds.study.study import Study
+
+Tell: TypeAlias = Callable[[str], None]
+_PAUSE = 5.0  # seconds between looks for who is missing
+_IN_VAIN = 3  # losses in a row without a further round
+_SILENT = re.compile(r" failed in round \d+ \(\w+\): (SiteSilent|ConnectionError): ")
+_NOT_BEGUN = "FINISHED:FAILED_TO_RUN"  # a site was gone when the job was sent there
+
+
+@dataclass
+class Rounds:
+    """Tells of every further round of a study's jobs."""
+
+    tell: Tell
+    best: int = 0
+
+    def __call__(self, job: Job) -> None:
+        """Look at a job that runs."""
+        if (round := int(job.told.get("round", 0))) > self.best:
+            self.best = round
+            self.tell(f"round {round} of {job.told['rounds']}")
+
+
+@dataclass
+class Steady:
+    """A study that is to be done, whoever is lost on the way: the server, a site, or all."""
+
+    kit: Kit
+    study: Study
+    patience: Patience
+    tell: Tell
+    begun: Tell
+    resume: bool = False
+
+    def see_through(self) -> None:
+        """Submit, and resume after every loss, once all are there again.
+
+        Raises `RunFailed` where something else went wrong, or where three losses came in a row
+        without a round between them.
+        """
+        rounds, losses, best = Rounds(self.tell), 0, 0
+        while True:
+            job, why = self._one_job(rounds)
+            if not is_loss(job, why):
+                see(job, why)
+                return
+            losses = 1 if rounds.best > best else losses + 1
+            best = rounds.best
+            if losses == _IN_VAIN:
+                raise RunFailed(f"{_IN_VAIN} losses in a row, no round between them; then: {why}")
+            self.tell(f"{why}; the run is resumed as soon as all are there")
+            self.resume = True
+
+    def _one_job(self, rounds: Rounds) -> tuple[Job, str]:
+        """Submit one job and follow it to its end, through whatever breaks between here and it."""
+        token, id = uuid4().hex, ""
+        while True:
+            wait_for_all(self.kit, self.study.trainers, self.tell)
+            try:
+                with desk(self.kit) as session:
+                    if not id:
+                        id = session.submit(
+                            self.study, self.patience, resume=self.resume, token=token
+                        )
+                        self.begun(id)
+                    return session.wait(id, look=rounds)
+            except NoServer as error:
+                self.tell(str(error))
+
+
+def see(job: Job, why: str) -> None:
+    """See that a job was done. Raises `RunFailed` with why it was not."""
+    if not job.is_done:
+        raise RunFailed(f"job {job.id} ended as {job.status}: {why}")
+
+
+def wait_for_all(kit: Kit, sites: Sequence[str], tell: Tell) -> None:
+    """Wait until the server and every site answer."""
+    said = ""
+    while missing := _missing(kit, sites):
+        words = f"waiting for {', '.join(missing)}"
+        if words != said:
+            tell(words)
+            said = words
+        time.sleep(_PAUSE)
+
+
+def _missing(kit: Kit, sites: Sequence[str]) -> list[str]:
+    try:
+        with desk(kit) as session:
+            there = session.there()
+    except NoServer:
+        return ["the server"]
+    return [site for site in sites if site not in there]
+
+
+def is_loss(job: Job, reason: str) -> bool:
+    """Tell whether a job failed because someone was lost, and not by what was computed."""
+    return job.is_lost or job.status == _NOT_BEGUN or bool(_SILENT.search(reason))

@@ -1,0 +1,153 @@
+"""A trained model as a file that other programs run: an exported program, TorchScript or ONNX."""
+
+import logging
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from grandrounds.core.errors import BadInput, RunFailed
+from grandrounds.core.files import placed
+from grandrounds.inference.predictor import Inference
+
+TOLERANCE = 1e-4  # how far a file's predictions may be from the model's in float64, at any pixel
+COUNTS = (1, 3)  # images in the batches that a file is tried on
+DYNAMIC = {0: torch.export.Dim("batch")}
+IMAGE, PREDICTION = "image", "prediction"
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file: how its name ends, how it is written, and how it is run again."""
+
+    suffix: str
+    write: Callable[[Inference, Path], None]
+    load: Callable[[Path], Predict]
+    needs: tuple[str, ...] = ()
+
+
+def write_program(inference: Inference, path: Path) -> None:
+    """Write an exported program, for `torch.export.load`."""
+    program = torch.export.export(
+        inference.network, (inference.example(2),), dynamic_shapes=(DYNAMIC,)
+    )
+    torch.export.save(program, path)
+
+
+def _load_program(path: Path) -> Predict:
+    return torch.export.load(path).module()
+
+
+def write_torchscript(inference: Inference, path: Path) -> None:
+    """Write TorchScript, for `torch.jit.load` in Python and C++."""
+    with torch.no_grad(), _quiet():
+        traced = cast(
+            torch.jit.ScriptModule,
+            torch.jit.trace(inference.network, inference.example(2)),  # pyright: ignore[reportUnknownMemberType]
+        )
+        traced.save(str(path))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _load_torchscript(path: Path) -> Predict:
+    with _quiet():
+        return cast(Predict, torch.jit.load(path))  # pyright: ignore[reportUnknownMemberType]
+
+
+def write_onnx(inference: Inference, path: Path) -> None:
+    """Write ONNX with a batch axis of any length."""
+    with _quiet():
+        program = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
+            inference.network,
+            (inference.example(2),),
+            dynamo=True,
+            dynamic_shapes=({0: "batch"},),
+            input_names=[IMAGE],
+            output_names=[PREDICTION],
+            verbose=False,
+        )
+    assert program is not None, "with dynamo, a program comes back"
+    program.save(path, external_data=False)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _load_onnx(path: Path) -> Predict:
+    from onnxruntime import InferenceSession  # pyright: ignore[reportMissingTypeStubs]
+
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def predict(images: Tensor) -> Tensor:
+        feed = {IMAGE: images.numpy()}
+        return torch.as_tensor(cast(list[object], session.run([PREDICTION], feed))[0])  # pyright: ignore[reportUnknownMemberType]
+
+    return predict
+
+
+FORMATS: Mapping[str, Format] = {
+    "torch-export": Format(".pt2", write_program, _load_program),
+    "torchscript": Format(".ts", write_torchscript, _load_torchscript),
+    "onnx": Format(".onnx", write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
+}
+
+
+def export(inference: Inference, kind: str, out: Path) -> float:
+    """Write a model, and give how far its predictions are from exact ones at the farthest pixel.
+
+    Nothing is left where they differ by more than 1e-4. Raises `BadInput`, `RunFailed`.
+    """
+    form = FORMATS[kind]
+    if out.suffix != form.suffix:
+        raise BadInput(f"--out {out}: a file of format '{kind}' must be named *{form.suffix}")
+    check_packages(kind, form.needs)
+    with placed(out) as path:
+        form.write(inference, path)
+        return checked(inference, form.load(path), kind)
+
+
+def check_packages(kind: str, needed: tuple[str, ...]) -> None:
+    """Refuse a format whose packages are not installed. Raises `BadInput`."""
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"--format {kind} needs {', '.join(missing)}; install them with "
+            "pip install 'grandrounds[export]'"
+        )
+
+
+def checked(inference: Inference, predict: Predict, kind: str) -> float:
+    """Compare a file's predictions with the model's. Raises `RunFailed` where they differ."""
+    with torch.no_grad():
+        apart = max(_apart(inference, predict, count) for count in COUNTS)
+    if not apart <= TOLERANCE:
+        raise RunFailed(
+            f"--format {kind}: its predictions are up to {apart:.1e} from the model's own in "
+            f"float64, more than {TOLERANCE:.0e}; nothing was written. Choose another format."
+        )
+    return apart
+
+
+def _apart(inference: Inference, predict: Predict, count: int) -> float:
+    images = inference.example(count)
+    return float((predict(images) - inference.exactly(images)).abs().max())
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Keep to ourselves what PyTorch says of its own ways to export, and of packages it misses."""
+    registry = logging.getLogger("torch.onnx")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+            # That a size decided something: rows and columns may; `checked` tries other batches.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
+            yield
+    finally:
+        registry.setLevel(level)

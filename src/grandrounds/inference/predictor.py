@@ -1,0 +1,204 @@
+"""A site's model for one task as a function of images: all else that it is told is built in."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from grandrounds.core.errors import BadInput, BadStudy
+from grandrounds.core.seeds import seed_for
+from grandrounds.inference.trained_model import Trained
+from grandrounds.tasks.classification import ClassificationTask, Finding
+from grandrounds.tasks.segmentation import Delineation, SegmentationTask
+from grandrounds.tasks.synthesis.examples import Pair
+from grandrounds.tasks.synthesis.networks import ABSENT, CONTRASTS, Network, Translator, TwoWay
+from grandrounds.tasks.synthesis.task import SynthesisTask
+from grandrounds.tasks.task import Batch
+
+UNTOLD = ("plain", "unet")  # the generators that read neither site nor task
+
+
+class Module(Protocol):
+    """Makes a prediction of images, (B, C, H, W) in [0, 1]."""
+
+    def batch(self, images: Tensor) -> Batch:
+        """Give the batch that the task would make of these images."""
+        ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Give the task's prediction."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A module to be exported, and what goes in and comes out.
+
+    `contrasts` are the input's channels, `outputs` the prediction's; `labels` the tasks that it is
+    for: several only where the network is not told which.
+    """
+
+    trained: Trained
+    labels: tuple[str, ...]
+    contrasts: tuple[str, ...]
+    outputs: tuple[str, ...]
+    module: Module
+
+    @property
+    def network(self) -> nn.Module:
+        """Give the module as PyTorch's exporters take it."""
+        return cast(nn.Module, self.module).eval()
+
+    def example(self, count: int) -> Tensor:
+        """Draw images to try the module on; the same at any time."""
+        generator = torch.Generator().manual_seed(seed_for(count, "example"))
+        size = self.trained.study.elements.size
+        return torch.rand(count, len(self.contrasts), *size, generator=generator)
+
+    @torch.no_grad()
+    def exactly(self, images: Tensor) -> Tensor:
+        """Predict as the task does with the trained model, in float64.
+
+        Two ways to compute in float32 may be farther from each other than each from this.
+        """
+        batch = self.module.batch(images).items()
+        exact = {name: t.double() if t.is_floating_point() else t for name, t in batch}
+        return self.trained.task.predict(self._exact_model, exact)
+
+    @cached_property
+    def _exact_model(self) -> nn.Module:
+        return deepcopy(self.trained.model).double()
+
+
+def inference_of(trained: Trained, label: str = "") -> Inference:
+    """Make a site's model for a task a function of images; `label` may be left out where one is.
+
+    Raises `BadInput` where the task is not the site's, or must be said; `BadStudy` where the task
+    is none of slices.
+    """
+    labels = (trained.asked(label),) if label else trained.labels
+    match trained.task:
+        case SynthesisTask() as task:
+            return _synthesis(trained, task, labels)
+        case SegmentationTask() as task if task.options.dims == 2:
+            contrasts = Delineation.parse(_one(labels, trained)).sources
+            reader = _Reader(task, trained.model, contrasts, task.channels.contrasts)
+            return Inference(trained, labels, contrasts, task.channels.structures, reader)
+        case ClassificationTask() as task:
+            finding = Finding.parse(_one(labels, trained))
+            reader = _Reader(task, trained.model, finding.sources, task.reading.contrasts)
+            return Inference(trained, labels, finding.sources, (finding.target,), reader)
+        case SegmentationTask():
+            reason = "a network of 3-D patches slides over volumes, which no exported file does"
+        case _:
+            reason = (
+                "a table's variables are on a scale of the site's own data, not kept in the run"
+            )
+    raise BadStudy(f"study '{trained.study.name}': {reason}; export is for slices")
+
+
+def _synthesis(trained: Trained, task: SynthesisTask, labels: Sequence[str]) -> Inference:
+    o = task.options
+    told = o.generator not in UNTOLD or o.pairing == "unpaired"
+    pairs = [Pair.parse(label) for label in ([_one(labels, trained)] if told else labels)]
+    sources = "/".join(dict.fromkeys(pair.source for pair in pairs))
+    targets = "/".join(dict.fromkeys(pair.target for pair in pairs))
+    assert isinstance(trained.model, Translator)
+    module = _Synthesiser(task, trained.model.generator, trained.site, pairs[0])
+    return Inference(trained, tuple(labels), (sources,), (targets,), module)
+
+
+def _one(labels: Sequence[str], trained: Trained) -> str:
+    if len(labels) > 1:
+        raise BadInput(
+            f"site '{trained.site}' has the tasks {', '.join(labels)}, and its model must be told "
+            "which; choose one with --task"
+        )
+    return labels[0]
+
+
+class _Synthesiser(nn.Module):
+    """Makes slices of one contrast from those of another; the site's and the task's code inside."""
+
+    code_of_pair: Tensor
+    contrasts: Tensor
+
+    def __init__(self, task: SynthesisTask, generator: Network, site: str, pair: Pair) -> None:
+        super().__init__()
+        self.task = task
+        code, names = task.coding.code(site, pair)[None], task.coding.contrasts
+        places = names.index(pair.source), names.index(pair.target)
+        self.register_buffer("code_of_pair", code)
+        self.register_buffer("contrasts", torch.tensor([places]))
+        if task.options.generator == CONTRASTS:
+            self.generator = _OneOfMany(generator, len(names), *places)
+        else:
+            self.generator = _one_way(generator, code)
+
+    def batch(self, images: Tensor) -> Batch:
+        """Bring images to [-1, 1], and tell the code beside them."""
+        count = images.shape[0]
+        return {
+            "source": images * 2 - 1,
+            "code": self.code_of_pair.expand(count, -1),
+            "pair": self.contrasts.expand(count, -1),
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the target, (B, 1, H, W) in [0, 1]."""
+        batch = self.batch(images)
+        return self.task.read(self.generator(batch["source"], batch["code"]))
+
+
+def _one_way(generator: Network, code: Tensor) -> Network:
+    """Choose the direction beforehand, where each has a network."""
+    if not isinstance(generator, TwoWay):
+        return generator
+    return generator.there if bool(code[0, 0] > 0) else generator.back
+
+
+class _OneOfMany(nn.Module):
+    """Shows a network of all contrasts one of them, and takes another one from it."""
+
+    shown: Tensor
+
+    def __init__(self, generator: nn.Module, contrasts: int, source: int, target: int) -> None:
+        super().__init__()
+        self.generator, self.target = generator, target
+        shown = torch.arange(contrasts) == source
+        self.register_buffer("shown", shown[:, None, None])
+
+    def forward(self, source: Tensor, code: Tensor) -> Tensor:
+        """Give the target, (B, 1, H, W) in [-1, 1]."""
+        images = torch.where(self.shown, source, ABSENT)
+        return self.generator(images, code)[:, self.target : self.target + 1]
+
+
+class _Reader(nn.Module):
+    """Reads a task's own contrasts; the others that the network knows are 0."""
+
+    places: Tensor
+
+    def __init__(
+        self,
+        task: SegmentationTask | ClassificationTask,
+        model: nn.Module,
+        own: Sequence[str],
+        known: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+        places = torch.tensor([[float(name == other) for other in own] for name in known])
+        self.register_buffer("places", places)
+
+    def batch(self, images: Tensor) -> Batch:
+        """Put each contrast into its channel of the network."""
+        return {"source": torch.einsum("nc,bchw->bnhw", self.places, images)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give probabilities: (B, structures, H, W), or (B, 1)."""
+        return self.task.read(self.model(self.batch(images)["source"]))

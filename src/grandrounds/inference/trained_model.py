@@ -1,0 +1,95 @@
+"""A trained model as one site uses it: from the folder of a finished run to a network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from grandrounds.core.errors import BadFolder, BadSite, BadStudy
+from grandrounds.core.weights import Filter, Weights
+from grandrounds.runs.folder import Finished
+from grandrounds.runs.site_data import POOLED
+from grandrounds.study.study import Study
+from grandrounds.tasks import Synthesis
+from grandrounds.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The tested model of a run as one site uses it: float32, on the CPU, in evaluation mode."""
+
+    study: Study
+    task: Task
+    site: str
+    round: int
+    model: nn.Module
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Give the labels of the site's tasks."""
+        return self.study.roster[self.site]
+
+    def asked(self, label: str) -> str:
+        """Find a task label among the site's own, however it is spaced. Raises `BadSite`."""
+        found = [own for own in self.labels if own.replace(" ", "") == label.replace(" ", "")]
+        if not found:
+            raise BadSite(
+                f"site '{self.site}' never trained the task '{label}'; it trained "
+                f"{', '.join(self.labels)}"
+            )
+        return found[0]
+
+
+def trained_at(folder: Path, site: str) -> Trained:
+    """Load the model that a site uses: what is shared, with its private, personal or tuned part.
+
+    Raises `BadFolder` where no finished run lies there or a part of the model is missing, `BadSite`
+    for a site that did not train, `BadStudy` where each prediction is a draw of its own.
+    """
+    run = _run_in(folder)
+    study = run.study
+    _check_trained(study, site)
+    _check_repeatable(study)
+    task = study.bound()
+    model = task.build(study.seed).eval()
+    weights = run.own(POOLED if POOLED in run.models else site)
+    _check_whole(folder, site, model, weights, task.uses(site))
+    model.load_state_dict(weights, strict=False)  # the critics of others' tasks are not there
+    return Trained(study, task, site, run.told.round, model)
+
+
+def _run_in(folder: Path) -> Finished:
+    if (folder / "arms.toml").exists():
+        runs = sorted(folder.glob("arms/*/seed-*"))
+        raise BadFolder(f"{folder}: holds a comparison; give one of its runs, such as {runs[0]}")
+    return Finished(folder)
+
+
+def _check_trained(study: Study, site: str) -> None:
+    if site not in study.trainers:
+        raise BadSite(
+            f"study '{study.name}': no site '{site}' trained; those that did are "
+            f"{', '.join(study.trainers)}"
+        )
+
+
+def _check_repeatable(study: Study) -> None:
+    options = study.task
+    if isinstance(options, Synthesis) and (
+        options.dropout_at_evaluation or options.crop == "resize-crop"
+    ):
+        raise BadStudy(
+            f"study '{study.name}': task.dropout_at_evaluation and task.crop = \"resize-crop\" "
+            "make each prediction a random draw; only a model trained without them can be used "
+            "outside"
+        )
+
+
+def _check_whole(folder: Path, site: str, model: nn.Module, weights: Weights, uses: Filter) -> None:
+    missing = [name for name in model.state_dict() if uses(name) and name not in weights]
+    if missing:
+        raise BadFolder(
+            f"{folder}: {len(missing)} tensors of the model of site '{site}' are missing, first "
+            f"'{missing[0]}'; model/shared.safetensors and sites/{site}/private.safetensors must "
+            "lie there"
+        )

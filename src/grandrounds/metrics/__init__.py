@@ -1,1 +1,0 @@
-"""Per-case scores. Averages are made later: within a patient first."""

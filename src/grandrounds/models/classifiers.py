@@ -1,0 +1,109 @@
+"""A small residual network of MONAI's blocks, laid out flat so that it can be cut anywhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from grandrounds.core.device import full
+from grandrounds.models.layers import Norm, Staged, seeded
+
+Layer: TypeAlias = tuple[str, Mapping[str, bool]]
+ACTIVATION: Layer = ("relu", {"inplace": True})
+STEM, FEATURES, CLASSIFIER = "stem", "features_", "classifier"
+
+
+@dataclass(frozen=True)
+class ClassifierShape:
+    """The size of a classifier: `width` channels after the stem, twice as many after each block."""
+
+    inputs: int
+    width: int
+    blocks: int
+    norm: Norm = "instance"
+    dropout: float = 0.0
+
+
+class Classifier(Staged):
+    """Gives one logit for an image, (B, C, H, W) to (B, 1), float32 or wider.
+
+    Stem and blocks each halve its rows and columns. Between stages go "features". He et al. 2016.
+    """
+
+    def __init__(self, shape: ClassifierShape) -> None:
+        channels = [shape.width * 2**level for level in range(shape.blocks + 1)]
+        blocks = {
+            f"{FEATURES}{level}": _block(shape, above, below)
+            for level, (above, below) in enumerate(pairwise(channels))
+        }
+        last = nn.Linear(channels[-1], 1)
+        super().__init__({STEM: _stem(shape), **blocks, CLASSIFIER: last})
+
+    def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run one stage."""
+        block = self.network[stage]
+        if stage == STEM:
+            return {"features": block(carried["source"])}
+        if stage == CLASSIFIER:
+            return {"output": full(block(carried["features"].mean((2, 3))))}
+        return {"features": block(carried["features"])}
+
+
+def build_classifier(shape: ClassifierShape, *, seed: int) -> Classifier:
+    """Build an initialised classifier: equal seeds give equal bits, global draws are untouched."""
+    with seeded(seed):
+        return Classifier(shape)
+
+
+def _stem(shape: ClassifierShape) -> nn.Module:
+    from monai.networks.blocks.convolutions import Convolution  # seconds, for those who need it
+
+    norm = (shape.norm, {"affine": True})
+    return Convolution(
+        2, shape.inputs, shape.width, 2, act=ACTIVATION, norm=norm, dropout=shape.dropout
+    )
+
+
+def _block(shape: ClassifierShape, inputs: int, outputs: int) -> nn.Module:
+    from monai.networks.blocks.convolutions import ResidualUnit
+
+    norm = (shape.norm, {"affine": True})
+    return ResidualUnit(2, inputs, outputs, 2, act=ACTIVATION, norm=norm, dropout=shape.dropout)
+
+
+HIDDEN, OUTPUT = "hidden_", "output"
+
+
+class Perceptron(Staged):
+    """Gives one logit for a row of numbers, (B, F) to (B, 1), float32 or wider.
+
+    Without hidden layers it is logistic regression. Between stages go "features".
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], dropout: float) -> None:
+        layers = {
+            f"{HIDDEN}{level}": _layer(above, below, dropout)
+            for level, (above, below) in enumerate(pairwise([inputs, *hidden]))
+        }
+        last = nn.Linear([inputs, *hidden][-1], 1)
+        super().__init__({**layers, OUTPUT: last})
+
+    def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run one stage."""
+        (entering,) = carried.values()
+        found = self.network[stage](entering)
+        return {"output": full(found)} if stage == OUTPUT else {"features": found}
+
+
+def build_perceptron(
+    inputs: int, hidden: Sequence[int], *, dropout: float, seed: int
+) -> Perceptron:
+    """Build a perceptron: equal seeds give equal bits, global draws are untouched."""
+    with seeded(seed):
+        return Perceptron(inputs, hidden, dropout)
+
+
+def _layer(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout))

@@ -1,0 +1,234 @@
+"""What the networks are made of: stages, residual blocks, dropout, and the layout of images.
+
+Shapes: B batch, C channel, H height, W width.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Norm: TypeAlias = Literal["instance", "batch"]
+
+
+def normalise(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tensor:
+    """Normalise every map of every sample (biased variance, eps 1e-5), then scale and shift it.
+
+    A batch norm over (1, B*C, H, W) in training mode does all of it in one native kernel, if that
+    view is free. Channels-last samples go one by one: a change of layout costs more.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return _norm_any_batch(features_BCHW, scale_BC, shift_BC)
+    batch, channels, height, width = features_BCHW.shape
+    if batch == 1:
+        return _norm_maps(features_BCHW, scale_BC[0], shift_BC[0])
+    if features_BCHW.is_contiguous():
+        maps = features_BCHW.view(1, batch * channels, height, width)
+        return _norm_maps(maps, scale_BC.flatten(), shift_BC.flatten()).view_as(features_BCHW)
+    samples = zip(features_BCHW.chunk(batch), scale_BC, shift_BC, strict=True)
+    return torch.cat([_norm_maps(*sample) for sample in samples])
+
+
+def _norm_any_batch(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tensor:
+    # What is exported must not depend on how many images the example had.
+    normed_BCHW = functional.instance_norm(features_BCHW)
+    return normed_BCHW * scale_BC[:, :, None, None] + shift_BC[:, :, None, None]
+
+
+def _norm_maps(maps_1CHW: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
+    return functional.batch_norm(maps_1CHW, None, None, scale_C, shift_C, training=True)
+
+
+class InstanceNorm(nn.Module):
+    """Instance norm with one learned scale and shift per channel, and without buffers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Normalise; same shape."""
+        batch = features_BCHW.shape[0]
+        return normalise(features_BCHW, self.weight.expand(batch, -1), self.bias.expand(batch, -1))
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Make a norm with a learned scale and shift; both kinds have parameters of equal shape."""
+    return InstanceNorm(channels) if norm == "instance" else nn.BatchNorm2d(channels)
+
+
+def batch_norm_names(module: nn.Module) -> frozenset[str]:
+    """Name the parameters and buffers that belong to batch norms."""
+    return frozenset(
+        name
+        for name in module.state_dict()
+        if isinstance(
+            module.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d | nn.BatchNorm3d
+        )
+    )
+
+
+class Staged(nn.Module, ABC):
+    """Runs its stages in order, each from named tensors to named tensors.
+
+    The first takes "source", the last gives "output".
+    """
+
+    network: nn.ModuleDict
+
+    def __init__(self, stages: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.network = nn.ModuleDict(stages)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Give the output of all stages."""
+        return self.run(tuple(self.network), {"source": source})["output"]
+
+    def stages(self) -> dict[str, str]:
+        """Name the stages in order, each with how the names of its parameters start."""
+        return {name: f"network.{name}." for name in self.network}
+
+    def run(self, stages: Sequence[str], carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run neighbouring stages on what the stage before them gave."""
+        tensors = dict(carried)
+        for stage in stages:
+            tensors = self.run_one(stage, tensors)
+        return tensors
+
+    @abstractmethod
+    def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run one stage."""
+
+
+Padding: TypeAlias = Literal["reflect", "zero"]
+_BYTE = 256  # values of one random byte
+
+
+def channels_last(image_BCHW: Tensor) -> Tensor:
+    """Give images the layout that is fastest: on a CPU channels-last, which later layers then keep.
+
+    Stacked, since `contiguous(memory_format=...)` leaves one channel with strides that a
+    convolution reads as channels-first.
+    """
+    if image_BCHW.device.type != "cpu":
+        return image_BCHW
+    return torch.stack(image_BCHW.unbind(1), dim=-1).movedim(-1, 1)
+
+
+class Dropout(nn.Dropout):
+    """Dropout at a rate rounded to 1/256, which on a CPU costs one random byte per value.
+
+    PyTorch draws there value by value, in series: at rate 0.5 that took a quarter of a step.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop values of (B, C, H, W) in training mode; same shape."""
+        if input.device.type != "cpu":
+            return super().forward(input)
+        if not self.training or self.p == 0:
+            return input
+        return input * _kept_mask(input.detach(), round(self.p * _BYTE))
+
+
+# An operator of its own: the compiler would draw value by value again, or stop at the drawing.
+@torch.library.custom_op("grandrounds::kept_mask", mutates_args=())
+def _kept_mask(features_BCHW: Tensor, dropped: int) -> Tensor:
+    words = torch.empty(math.ceil(features_BCHW.numel() / 8), dtype=torch.int64)
+    words.random_(torch.iinfo(torch.int64).min, None)
+    kept = words.view(torch.uint8)[: features_BCHW.numel()] >= dropped
+    mask = kept.to(features_BCHW.dtype).mul_(_BYTE / (_BYTE - dropped))
+    return mask.view(features_BCHW.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def _kept_mask_like(features_BCHW: Tensor, _: int) -> Tensor:
+    return torch.empty_like(features_BCHW, memory_format=torch.channels_last)
+
+
+torch.library.register_fake(  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
+    "grandrounds::kept_mask", _kept_mask_like
+)
+
+
+class Stage(nn.Module):
+    """One convolution without bias, a norm, ReLU."""
+
+    def __init__(self, convolution: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.norm = norm
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Give the stage's feature maps."""
+        return functional.relu(self.norm(self.convolution(features_BCHW)), inplace=True)
+
+
+class ResidualBlock(nn.Module):
+    """Two padded 3x3 convolutions with norms, ReLU and dropout between them, plus the input."""
+
+    def __init__(self, channels: int, *, norm: Norm, padding: Padding, dropout: float) -> None:
+        super().__init__()
+        self.first = Stage(same_size(channels, channels, 3, padding), norm_layer(norm, channels))
+        self.dropout = Dropout(dropout)
+        self.convolution = same_size(channels, channels, 3, padding)
+        self.norm = norm_layer(norm, channels)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Add the block's correction; same shape."""
+        hidden = self.dropout(self.first(features_BCHW))
+        return features_BCHW + self.norm(self.convolution(hidden))
+
+
+def same_size(
+    inputs: int, outputs: int, kernel: int, padding: Padding, *, bias: bool = False
+) -> nn.Conv2d:
+    """Make a convolution with an odd kernel that keeps height and width."""
+    mode = "reflect" if padding == "reflect" else "zeros"
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode=mode, bias=bias)
+
+
+def downsample(inputs: int, outputs: int, norm: Norm) -> Stage:
+    """Make a stage that halves height and width."""
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+    return Stage(convolution, norm_layer(norm, outputs))
+
+
+def upsample(inputs: int, outputs: int, norm: Norm) -> Stage:
+    """Make a stage that doubles height and width."""
+    convolution = nn.ConvTranspose2d(
+        inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False
+    )
+    return Stage(convolution, norm_layer(norm, outputs))
+
+
+_SPREAD = 0.02
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """Draw from the CPU's global generator as if it had just been seeded, then put it back."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def initialise(network: Network) -> Network:
+    """Draw convolution weights from N(0, 0.02^2) and norm weights from N(1, 0.02^2), in place.
+
+    Linear layers keep what they drew for themselves: at spread 0.02 a mapper would stay dead.
+    """
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(part.weight, std=_SPREAD)
+        elif isinstance(part, InstanceNorm | nn.BatchNorm2d):
+            nn.init.normal_(part.weight, mean=1.0, std=_SPREAD)
+    return network

@@ -1,0 +1,1 @@
+"""Numbers that a run folder holds: runs, arms, statistics and cross-site scores."""

@@ -1,0 +1,222 @@
+"""One arm as numbers: its runs, one a seed, and what they say together.
+
+The patient is the unit: cases are averaged within a patient and task first. With another seed a
+simulated site has other patients, so there a unit is a seed's patient; a real site has the same
+patients for all seeds, so there a patient's scores are averaged over the seeds.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import TypeAlias
+
+from grandrounds.core.events import RunStarted, SiteReady
+from grandrounds.report.analysis.auc import Discrimination, merged
+from grandrounds.report.analysis.folder import ArmEntry, ArmFolder, StudyFile
+from grandrounds.report.analysis.metrics import METRICS, Metric
+from grandrounds.report.analysis.run import Cell, Run, Scores, Work, run_of
+from grandrounds.report.analysis.statistics import Spread, interval, spread
+
+FEW_STEPS = 320  # up to here, training alone usually wins: an average slows every step
+Unit: TypeAlias = tuple[int | None, str]  # (seed, patient); no seed where patients are the same
+Units: TypeAlias = Mapping[Unit, float]
+Seeds: TypeAlias = Collection[int] | None  # None: all seeds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of the report: one method's runs, and the seeds that have not started."""
+
+    entry: ArmEntry
+    runs: tuple[Run, ...]
+    waiting: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name the arm as folders do."""
+        return self.entry.name
+
+    @property
+    def title(self) -> str:
+        """Name the arm for readers."""
+        return self.entry.title
+
+    @property
+    def study(self) -> StudyFile:
+        """Give the study; that of another seed differs in its seed only."""
+        return self.runs[0].study
+
+    @property
+    def started(self) -> RunStarted:
+        """Tell how the first run began."""
+        return self.runs[0].started
+
+    @property
+    def local(self) -> bool:
+        """Tell whether every site trained alone."""
+        return self.study.method == "local"
+
+    @property
+    def pooled(self) -> bool:
+        """Tell whether all sites' data were in one place."""
+        return self.study.method == "central"
+
+    @property
+    def federated(self) -> bool:
+        """Tell whether sites trained together, each with its own data."""
+        return not self.local and not self.pooled
+
+    @cached_property
+    def ready(self) -> Mapping[str, SiteReady]:
+        """Give what each site delivered, from the first run that says so."""
+        found: dict[str, SiteReady] = {}
+        for run in reversed(self.runs):
+            found |= run.ready
+        return found
+
+    @property
+    def scored_runs(self) -> tuple[Run, ...]:
+        """List the runs that were tested."""
+        return tuple(run for run in self.runs if run.scores)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """List the seeds whose runs were tested."""
+        return tuple(run.seed for run in self.scored_runs)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """List the metrics that were scored, the main one first."""
+        present = {metric for run in self.runs for *_, metric in run.scores}
+        return tuple(key for key in METRICS if key in present)
+
+    def scored_tasks(self, site: str, metric: str) -> tuple[str, ...]:
+        """List the tasks of a site that have test scores."""
+        each = [tasks_of(run.scores, site, metric) for run in self.runs]
+        return tuple(dict.fromkeys(task for tasks in each for task in tasks))
+
+    def units(self, site: str, metric: str, *, task: str, seeds: Seeds = None) -> Units:
+        """Give one value for each patient of one site and task."""
+        runs = [run for run in self.scored_runs if seeds is None or run.seed in seeds]
+        scores = {run.seed: run.scores for run in runs}
+        return units_of(scores, (site, task, metric), simulated=self.simulates(site))
+
+    def simulates(self, site: str) -> bool:
+        """Tell whether a site's patients are simulated, so that another seed has others."""
+        return self.ready[site].simulated if site in self.ready else site in self.study.simulated
+
+    def site_units(self, site: str, metric: str, *, seeds: Seeds = None) -> Units:
+        """Average each patient of a site over the tasks."""
+        tasks = self.scored_tasks(site, metric)
+        return over_tasks([self.units(site, metric, task=task, seeds=seeds) for task in tasks])
+
+    def spread(self, site: str, task: str, metric: str) -> Spread | None:
+        """Describe the patients of one site and task; nothing where unscored."""
+        return _described(self.units(site, metric, task=task))
+
+    def num_patients(self, site: str, task: str) -> int:
+        """Count the patients of one site and task that were scored."""
+        return max((len(self.units(site, key, task=task)) for key in self.metrics), default=0)
+
+    def site_spread(self, site: str, metric: str, *, seeds: Seeds = None) -> Spread | None:
+        """Describe the patients of a site, their tasks averaged; nothing where unscored."""
+        return _described(self.site_units(site, metric, seeds=seeds))
+
+    def overall(self, metric: str, *, seeds: Seeds = None) -> Spread | None:
+        """Give the mean of the sites' means, how they vary, and the interval over patients.
+
+        Nothing unless every site of the study is scored; `n` counts sites.
+        """
+        sites = [list(self.site_units(s, metric, seeds=seeds).values()) for s in self.study.sites]
+        if not all(sites):
+            return None
+        means = [fmean(values) for values in sites]
+        sd = stdev(means) if len(means) > 1 else None
+        return Spread(fmean(means), sd, len(means), interval(sites))
+
+    def overall_by_seed(self, metric: str) -> Mapping[int, float]:
+        """Give each seed's mean over sites."""
+        found = {seed: self.overall(metric, seeds=(seed,)) for seed in self.seeds}
+        return {seed: described.mean for seed, described in found.items() if described}
+
+    def seed_sd(self, metric: str) -> float | None:
+        """Give the standard deviation of the mean over seeds; none for a single seed."""
+        means = list(self.overall_by_seed(metric).values())
+        return stdev(means) if len(means) > 1 else None
+
+    @cached_property
+    def discrimination(self) -> Mapping[tuple[str, str], Discrimination]:
+        """Give the AUC by (site, task), over all seeds."""
+        cells = dict.fromkeys(cell for run in self.runs for cell in run.discrimination)
+        found = {cell: [run.discrimination.get(cell) for run in self.runs] for cell in cells}
+        return {cell: merged([one for one in each if one]) for cell, each in found.items()}
+
+    def auc(self, site: str) -> float | None:
+        """Average a site's AUC over the tasks for which it is defined; nothing where none is."""
+        found = [d.auc for (at, _), d in self.discrimination.items() if at == site]
+        defined = [value for value in found if value is not None]
+        return fmean(defined) if defined else None
+
+    def few_steps(self) -> tuple[Work, ...]:
+        """List the sites' work that a federation can hardly repay, for want of steps."""
+        if not self.federated:
+            return ()
+        return tuple(work for work in self.runs[0].work if 0 < work.steps <= FEW_STEPS)
+
+
+def arm_of(folder: ArmFolder) -> Arm:
+    """Compute the facts of one arm. Raises `BadFolder` where a score is of no known site."""
+    return Arm(folder.entry, tuple(run_of(run) for run in folder.runs), folder.waiting)
+
+
+def tasks_of(scores: Scores, site: str, metric: str) -> tuple[str, ...]:
+    """List the tasks of a site that have scores."""
+    return tuple(task for at, task, key in scores if (at, key) == (site, metric))
+
+
+def units_of(scores: Mapping[int, Scores], cell: Cell, *, simulated: bool) -> Units:
+    """Give one value for each patient of one site and task, from the scores of each seed."""
+    found: dict[Unit, list[float]] = defaultdict(list)
+    for seed, each in scores.items():
+        for patient, value in each.get(cell, {}).items():
+            found[seed if simulated else None, patient].append(value)
+    return _means(found)
+
+
+def over_tasks(tasks: Iterable[Units]) -> Units:
+    """Average each patient over the tasks."""
+    found: dict[Unit, list[float]] = defaultdict(list)
+    for units in tasks:
+        for unit, value in units.items():
+            found[unit].append(value)
+    return _means(found)
+
+
+def _means(found: Mapping[Unit, list[float]]) -> Units:
+    return {unit: fmean(values) for unit, values in found.items()}
+
+
+def _described(units: Units) -> Spread | None:
+    return spread(list(units.values())) if units else None
+
+
+def site_means(arm: Arm, metric: Metric) -> dict[str, float]:
+    """Map each scored site to its mean."""
+    spreads = {site: arm.site_spread(site, metric.key) for site in arm.study.sites}
+    return {site: spread.mean for site, spread in spreads.items() if spread}
+
+
+def worst_site(arm: Arm, metric: Metric) -> tuple[str, float]:
+    """Give the site with the worst mean, and that mean."""
+    means = site_means(arm, metric)
+    choose = min if metric.higher_is_better else max
+    site = choose(means, key=lambda name: means[name])
+    return site, means[site]
+
+
+def apart_by(arm: Arm, metric: Metric) -> float:
+    """Tell how far the best and the worst site's means lie apart."""
+    means = site_means(arm, metric).values()
+    return max(means) - min(means)

@@ -1,0 +1,82 @@
+"""How well a model tells two classes apart: the area under the ROC curve, and how it varies."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeAlias
+
+import numpy as np
+
+from grandrounds.core.roc import Values, auc, bootstrap_interval
+from grandrounds.report.analysis.folder import CaseRow, StudyFile
+from grandrounds.report.analysis.metrics import CASE_DATA
+
+LEVEL = 95  # per cent
+SEED = 1  # of the resampling: the same table gives the same interval
+MEANING = (
+    "from 0 to 1, higher is better, 0.5 is guessing: the chance that a positive case is given a "
+    "higher probability than a negative one. It needs cases of both classes."
+)
+Cases: TypeAlias = tuple[Values, Values]  # probabilities and labels of one patient
+
+
+@dataclass(frozen=True)
+class Discrimination:
+    """The AUC of one site and task; none for one class only.
+
+    It lies between `low` and `high`: of one seed its interval over patients, of several the seeds.
+    """
+
+    positives: int
+    cases: int
+    auc: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+def discriminations(
+    rows: Iterable[CaseRow], study: StudyFile
+) -> dict[tuple[str, str], Discrimination]:
+    """Compute the AUC of each (site, task) that has probabilities and labels.
+
+    Where the target is a variable of the patient, the cases of a patient are averaged to one; where
+    it is drawn in the image, each case counts.
+    """
+    found: dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]] = {}
+    for row in rows:
+        if row.metric in CASE_DATA:
+            patients = found.setdefault((row.site, row.task), defaultdict(dict))
+            patients[row.patient].setdefault(row.case, {})[row.metric] = row.value
+    return {
+        (site, task): _discrimination(
+            [_cases(own, whole=study.is_variable(task)) for own in patients.values()]
+        )
+        for (site, task), patients in found.items()
+    }
+
+
+def _cases(cases: Mapping[str, Mapping[str, float]], *, whole: bool) -> Cases:
+    probabilities = np.array([case["probability"] for case in cases.values()], np.float64)
+    labels = np.array([case["label"] for case in cases.values()], np.float64)
+    return (probabilities.mean(keepdims=True), labels[:1]) if whole else (probabilities, labels)
+
+
+def _discrimination(patients: Sequence[Cases]) -> Discrimination:
+    probabilities, labels = (np.concatenate(values) for values in zip(*patients, strict=True))
+    positives, count = int((labels > 0).sum()), len(labels)
+    if positives in (0, count):
+        return Discrimination(positives, count, None)
+    low, high = bootstrap_interval(patients, auc, seed=SEED, level=LEVEL / 100)
+    return Discrimination(positives, count, auc(probabilities, labels), low, high)
+
+
+def merged(seeds: Sequence[Discrimination]) -> Discrimination:
+    """Average an AUC over the seeds for which it is defined."""
+    if len(seeds) == 1:
+        return seeds[0]
+    positives, cases = sum(one.positives for one in seeds), sum(one.cases for one in seeds)
+    found = [one.auc for one in seeds if one.auc is not None]
+    if not found:
+        return Discrimination(positives, cases, None)
+    return Discrimination(positives, cases, fmean(found), min(found), max(found))

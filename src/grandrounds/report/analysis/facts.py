@@ -1,0 +1,301 @@
+"""Arms against each other on the same patients and seeds; tests are corrected together."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+from grandrounds.core.events import SiteReady
+from grandrounds.report.analysis.arm import Arm, arm_of
+from grandrounds.report.analysis.auc import Discrimination
+from grandrounds.report.analysis.folder import ArmEntry, read_runs
+from grandrounds.report.analysis.metrics import METRICS, Metric
+from grandrounds.report.analysis.statistics import Compared, Paired, paired, together
+
+
+@dataclass(frozen=True)
+class Difference(Compared):
+    """By how much an arm is better than another one; negative where it is worse."""
+
+    other: Arm
+
+
+@dataclass(frozen=True)
+class Gains:
+    """An arm against the best local-only arm of every site, and against these all together."""
+
+    metric: Metric
+    sites: Mapping[str, Difference]
+    overall: Paired
+
+    def lost(self) -> Mapping[str, Difference]:
+        """Give the sites that are clearly worse off, the worst first."""
+        return self._where(lambda d: d.clear and d.paired.mean < 0)
+
+    def won(self) -> Mapping[str, Difference]:
+        """Give the sites that are clearly better off, the least first."""
+        return self._where(lambda d: d.clear and d.paired.mean > 0)
+
+    def undecided(self) -> Mapping[str, Difference]:
+        """Give the sites of which the tests do not say whether they gain, the worst first."""
+        return self._where(lambda d: d.corrected is not None and not d.clear)
+
+    def untested(self) -> Mapping[str, Difference]:
+        """Give the sites that have too few patients for a test, the worst first."""
+        return self._where(lambda d: d.corrected is None)
+
+    def _where(self, claim: Callable[[Difference], bool]) -> Mapping[str, Difference]:
+        found = {site: difference for site, difference in self.sites.items() if claim(difference)}
+        return dict(sorted(found.items(), key=lambda item: item[1].paired.mean))
+
+
+def shared_seeds(first: Arm, second: Arm) -> tuple[int, ...]:
+    """List the seeds with which both arms were tested."""
+    return tuple(seed for seed in first.seeds if seed in second.seeds)
+
+
+def differences(first: Arm, second: Arm, *, site: str, metric: Metric) -> list[float]:
+    """Take the second arm's scores from the first's, patient by patient; above 0 is better."""
+    seeds = shared_seeds(first, second)
+    ours = first.site_units(site, metric.key, seeds=seeds)
+    theirs = second.site_units(site, metric.key, seeds=seeds)
+    sign = 1 if metric.higher_is_better else -1
+    return [sign * (value - theirs[unit]) for unit, value in ours.items() if unit in theirs]
+
+
+def against(
+    first: Arm, others: Iterable[Arm], *, sites: Sequence[str], metric: Metric
+) -> dict[str, Difference]:
+    """Compare an arm with each other arm over these sites, and correct all tests together.
+
+    Sites count alike, whatever their patients; the test is made on the patients of all of them.
+    An arm without a score at one of the sites is left out.
+    """
+    strata = [
+        (arm, [differences(first, arm, site=site, metric=metric) for site in sites])
+        for arm in others
+    ]
+    found = [Difference(arm, paired=paired(each)) for arm, each in strata if all(each)]
+    return {difference.other.name: difference for difference in together(found)}
+
+
+def gains(first: Arm, sites: Mapping[str, Difference], metric: Metric) -> Gains:
+    """Compare an arm with the arm that each site was compared with, all sites together."""
+    strata = [differences(first, d.other, site=s, metric=metric) for s, d in sites.items()]
+    return Gains(metric, sites, paired(strata))
+
+
+MANY = 6  # more arms than these do not all fit into a chart
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that a report says, as numbers; it is about the arm named `first`.
+
+    `arms` have started, `waiting` have not; `terms` says on what terms they are compared.
+    """
+
+    arms: tuple[Arm, ...]
+    waiting: tuple[ArmEntry, ...]
+    first: str
+    terms: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name the study."""
+        return self.arms[0].started.name
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """List the sites in the study's order."""
+        return self.arms[0].study.sites
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """List the seeds of all arms, begun or not."""
+        begun = (run.seed for arm in self.arms for run in arm.runs)
+        waiting = (seed for arm in self.arms for seed in arm.waiting)
+        return tuple(sorted({*begun, *waiting}))
+
+    @property
+    def protagonist(self) -> Arm | None:
+        """Give the arm that the report is about, once it has started."""
+        return self.arms[0] if self.arms[0].name == self.first else None
+
+    @cached_property
+    def ready(self) -> Mapping[str, SiteReady]:
+        """Give what each site delivered, from the first arm that says so."""
+        found: dict[str, SiteReady] = {}
+        for arm in reversed(self.arms):
+            found |= arm.ready
+        return found
+
+    @property
+    def simulated(self) -> tuple[str, ...]:
+        """List the sites whose data are simulated."""
+        ready = self.ready
+        return tuple(site for site in self.sites if site in ready and ready[site].simulated)
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """List the metrics of all arms, the main one first."""
+        present = set(chain.from_iterable(arm.metrics for arm in self.arms))
+        return tuple(metric for key, metric in METRICS.items() if key in present)
+
+    @property
+    def main_metric(self) -> Metric | None:
+        """Give the metric that sentences speak of; nothing before there are scores."""
+        return self.metrics[0] if self.metrics else None
+
+    @cached_property
+    def num_test_patients(self) -> int:
+        """Count the test patients that were scored, site by site; a simulated seed has its own."""
+        keys = [metric.key for metric in self.metrics]
+        places = ((arm, site, key) for arm in self.arms for site in self.sites for key in keys)
+        return len({(s, unit) for arm, s, key in places for unit in arm.site_units(s, key)})
+
+    def tasks(self, site: str) -> tuple[str, ...]:
+        """List a site's tasks."""
+        declared = self.ready[site].tasks if site in self.ready else ()
+        scored = (
+            task
+            for arm in self.arms
+            for run in arm.runs
+            for at, task, _ in run.scores
+            if at == site
+        )
+        return tuple(dict.fromkeys((*declared, *scored)))
+
+    @cached_property
+    def discriminated(self) -> tuple[tuple[str, str], ...]:
+        """List each (site, task) for which an AUC was asked."""
+        cells = [(site, task) for site in self.sites for task in self.tasks(site)]
+        return tuple(cell for cell in cells if any(cell in arm.discrimination for arm in self.arms))
+
+    def discrimination(self, cell: tuple[str, str]) -> Discrimination:
+        """Give the AUC of a (site, task) by the first arm that has one."""
+        return next(a.discrimination[cell] for a in self.arms if cell in a.discrimination)
+
+    def worth(self, arm: Arm, site: str, metric: Metric) -> float | None:
+        """Give an arm's mean at a site so that more is better, on the protagonist's seeds."""
+        hero = self.protagonist
+        seeds = shared_seeds(hero, arm) if hero and hero.seeds else None
+        spread = arm.site_spread(site, metric.key, seeds=seeds)
+        if spread is None:
+            return None
+        return spread.mean if metric.higher_is_better else -spread.mean
+
+    def best_local(self, site: str, metric: Metric) -> Arm | None:
+        """Give the local-only arm with the best score at a site."""
+        worth = {
+            number: value
+            for number, arm in enumerate(self.arms)
+            if arm.local and (value := self.worth(arm, site, metric)) is not None
+        }
+        return self.arms[max(worth, key=lambda number: worth[number])] if worth else None
+
+    def difference(self, arm: Arm, reference: Arm, site: str) -> Paired | None:
+        """Tell by how much an arm is better than another at a site, by the main metric."""
+        if self.main_metric is None:
+            return None
+        found = differences(arm, reference, site=site, metric=self.main_metric)
+        return paired([found]) if found else None
+
+    @cached_property
+    def compared(self) -> Mapping[str, Difference]:
+        """Compare the protagonist with every other arm, all sites together."""
+        return self._against(self.sites)
+
+    @cached_property
+    def compared_at(self) -> Mapping[str, Mapping[str, Difference]]:
+        """Compare the protagonist with every other arm, site by site."""
+        return {site: self._against((site,)) for site in self.sites}
+
+    def _against(self, sites: tuple[str, ...]) -> Mapping[str, Difference]:
+        hero, metric = self.protagonist, self.main_metric
+        if hero is None or metric is None:
+            return {}
+        return against(hero, self.arms[1:], sites=sites, metric=metric)
+
+    @cached_property
+    def gains(self) -> Gains | None:
+        """Compare the protagonist with the best local-only arm of every site.
+
+        Nothing where it is local itself, or where a site has no scores of either.
+        """
+        hero, metric = self.protagonist, self.main_metric
+        if hero is None or metric is None or hero.local:
+            return None
+        alone = {site: self.best_local(site, metric) for site in self.sites}
+        found = {
+            site: self.compared_at[site][arm.name]
+            for site, arm in alone.items()
+            if arm and arm.name in self.compared_at[site]
+        }
+        return gains(hero, found, metric) if len(found) == len(self.sites) else None
+
+    def num_worse_than_alone(self, arm: Arm) -> int | None:
+        """Count the sites where the best local-only arm beats this one by more than a trifle."""
+        metric = self.main_metric
+        alone = [self.best_local(site, metric) for site in self.sites] if metric else []
+        if metric is None or not all(alone):
+            return None
+        found = [
+            differences(arm, best, site=site, metric=metric)
+            for site, best in zip(self.sites, alone, strict=True)
+            if best
+        ]
+        if not all(found):
+            return None
+        return sum(paired([each]).mean <= -metric.negligible for each in found)
+
+    @cached_property
+    def fedavg(self) -> Arm | None:
+        """Give the arm that is plain federated averaging."""
+        found = [a for a in self.arms if a.study.method == "fedavg" and a is not self.protagonist]
+        return next((arm for arm in found if arm.name == "fedavg"), found[0] if found else None)
+
+    @cached_property
+    def competitor(self) -> Arm | None:
+        """Give the best other arm that is federated, by its mean over sites."""
+        return self._best([a for a in self.arms if a.federated and a is not self.protagonist])
+
+    @cached_property
+    def alone(self) -> Arm | None:
+        """Give the best local-only arm, by its mean over sites."""
+        return self._best([arm for arm in self.arms if arm.local])
+
+    def _best(self, arms: list[Arm]) -> Arm | None:
+        metric = self.main_metric
+        if metric is None:
+            return None
+        worth = {n: [self.worth(arm, s, metric) for s in self.sites] for n, arm in enumerate(arms)}
+        total = {
+            n: sum(v for v in each if v is not None)
+            for n, each in worth.items()
+            if None not in each
+        }
+        return arms[max(total, key=lambda number: total[number])] if total else None
+
+    @cached_property
+    def notable(self) -> tuple[Arm, ...]:
+        """List the arms that charts and pictures show first: all, unless there are many."""
+        if len(self.arms) <= MANY:
+            return self.arms
+        pooled = [arm for arm in self.arms if arm.pooled][:1]
+        chosen = [self.arms[0], self.alone, self.fedavg, self.competitor, *pooled]
+        return tuple(arm for arm in self.arms if any(arm is one for one in chosen))
+
+    @cached_property
+    def others(self) -> tuple[Arm, ...]:
+        """List the arms that are not notable."""
+        return tuple(a for a in self.arms if all(a is not shown for shown in self.notable))
+
+
+def read_facts(folder: Path) -> Facts:
+    """Compute the facts of a run folder or of a comparison folder. Raises `BadFolder`."""
+    found = read_runs(folder)
+    arms = tuple(arm_of(arm) for arm in found.arms if arm.runs)
+    waiting = tuple(arm.entry for arm in found.arms if not arm.runs)
+    return Facts(arms, waiting, found.first, found.terms)

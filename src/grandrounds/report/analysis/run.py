@@ -1,0 +1,290 @@
+"""What a model that travels from site to site forgets: its score everywhere after each turn."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeAlias, TypeVar
+
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.events import (
+    Event,
+    Failed,
+    Interrupted,
+    PolicySet,
+    RoundFinished,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    SiteMissed,
+    SiteMonitored,
+    SiteReady,
+    SiteTrained,
+    SiteTuned,
+    SiteValidated,
+    StoppedEarly,
+    TopologySet,
+    WorkSet,
+)
+from grandrounds.core.journal import Traffic, absent_of, traffic_of
+from grandrounds.report.analysis.auc import Discrimination, discriminations
+from grandrounds.report.analysis.folder import CaseRow, KeptPanel, RunFolder, StudyFile
+from grandrounds.report.analysis.metrics import METRICS, is_known
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One cycle that was watched: `scores` maps each turn, in order, to each site's score.
+
+    Higher is better; a site without validation cases has no score.
+    """
+
+    round: int
+    scores: Mapping[str, Mapping[str, float]]
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """List the sites in the order of their turns."""
+        return tuple(self.scores)
+
+    @property
+    def lost(self) -> Mapping[str, float]:
+        """Tell what each site lost between its own turn and the end; negative where it gained.
+
+        The last site has had no time to lose anything, and is left out.
+        """
+        end = self.scores[self.turns[-1]]
+        own = {name: self.scores[name] for name in self.turns[:-1]}
+        return {name: own[name][name] - end[name] for name in own if name in end}
+
+    @property
+    def mean_lost(self) -> float | None:
+        """Average the loss over sites; nothing where nobody could lose."""
+        return fmean(self.lost.values()) if self.lost else None
+
+    def shade(self, turn: str, site: str) -> float:
+        """Place a score between the site's worst (0) and best (1) score in this cycle."""
+        column = [row[site] for row in self.scores.values()]
+        low, high = min(column), max(column)
+        return (self.scores[turn][site] - low) / (high - low) if high > low else 0.0
+
+
+def cycles_of(monitored: Iterable[SiteMonitored], finished: Iterable[int]) -> tuple[Cycle, ...]:
+    """Give every watched cycle that was finished, oldest first."""
+    found: dict[int, dict[str, dict[str, float]]] = {number: {} for number in finished}
+    for event in monitored:
+        if event.round in found:
+            row = found[event.round].setdefault(event.after, {})
+            row |= {event.site: event.score} if event.cases else {}
+    return tuple(Cycle(number, scores) for number, scores in sorted(found.items()) if scores)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One site's part in one run, all rounds together."""
+
+    site: str
+    rounds: tuple[int, ...]
+    steps: int
+    examples: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why a site did not answer, and in which rounds."""
+
+    site: str
+    stage: str
+    reason: str
+    rounds: tuple[int, ...]
+
+
+def work_of(events: Sequence[Event], sites: Sequence[str]) -> tuple[Work, ...]:
+    """Add up each site's training and all its bytes, whatever they were sent for."""
+    trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
+    absent, rounds = absent_of(events), {round for round, _ in trained}
+    parts = {
+        name: [e for place, e in trained.items() if e.site == name and place not in absent]
+        for name in sites
+    }
+    traffic = {
+        name: [
+            t for (round, own), t in traffic_of(events).items() if own == name and round in rounds
+        ]
+        for name in sites
+    }
+    return tuple(_site_work(name, parts[name], traffic[name]) for name in sites)
+
+
+def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffic]) -> Work:
+    return Work(
+        site=site,
+        rounds=tuple(sorted(part.round for part in parts)),
+        steps=sum(part.steps for part in parts),
+        examples=max((part.examples for part in parts), default=0),
+        seconds=sum(part.seconds for part in parts),
+        bytes_up=sum(up for up, _ in traffic),
+        bytes_down=sum(down for _, down in traffic),
+    )
+
+
+def absences_of(events: Iterable[Event]) -> tuple[Absence, ...]:
+    """List who did not answer and why; equal failures in several rounds are one."""
+    rounds: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for event in events:
+        if isinstance(event, SiteMissed):
+            said = f"{event.error}: {event.message}".rstrip(".")
+            reason = f"{said}. {event.hint}".rstrip()
+            rounds[event.site, event.stage, reason].append(event.round)
+    return tuple(
+        Absence(*key, rounds=tuple(sorted(set(numbers)))) for key, numbers in rounds.items()
+    )
+
+
+Curve: TypeAlias = tuple[tuple[int, float], ...]  # (round, score)
+Patients: TypeAlias = Mapping[str, float]  # patient -> mean over that patient's slices
+Cell: TypeAlias = tuple[str, str, str]  # (site, task, metric)
+Scores: TypeAlias = Mapping[Cell, Patients]
+Ending: TypeAlias = StoppedEarly | Interrupted | Failed | RunFinished
+Kind = TypeVar("Kind", bound=Event)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an arm, with one seed.
+
+    `unseen` are scores at sites that the model was trained without; `crossed` maps whose model it
+    is to its scores at every site.
+    """
+
+    study: StudyFile
+    started: RunStarted
+    began: float  # unix seconds
+    ready: Mapping[str, SiteReady]
+    policy: PolicySet | None
+    topology: TopologySet | None
+    workload: WorkSet | None
+    finished_rounds: tuple[RoundFinished, ...]
+    ending: Ending | None
+    curves: Mapping[str, Curve]
+    work: tuple[Work, ...]
+    absences: tuple[Absence, ...]
+    cycles: tuple[Cycle, ...]
+    tuned: tuple[SiteTuned, ...]
+    scores: Scores
+    discrimination: Mapping[tuple[str, str], Discrimination]  # by (site, task)
+    scored_rounds: tuple[int, ...]
+    panels: tuple[KeptPanel, ...]
+    unseen: Scores
+    crossed: Mapping[str, Scores]
+
+    @property
+    def seed(self) -> int:
+        """Give the seed."""
+        return self.started.seed
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """List the training rounds that stand; round 0 is the model before any training."""
+        return tuple(event.round for event in self.finished_rounds if event.round > 0)
+
+    @property
+    def best_round(self) -> int:
+        """Give the round with the best weighted validation score."""
+        return self.finished_rounds[-1].best_round if self.finished_rounds else 0
+
+    @property
+    def weighted(self) -> Curve:
+        """Give the weighted validation score per round."""
+        return tuple((e.round, e.score) for e in self.finished_rounds if e.score is not None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes that the sites sent and received."""
+        return sum(work.bytes_up + work.bytes_down for work in self.work)
+
+    @property
+    def seconds(self) -> float:
+        """Add up the sites' training time."""
+        return sum(work.seconds for work in self.work)
+
+    @property
+    def flops(self) -> int | None:
+        """Count about how many operations all training steps took; none where a run told none."""
+        if self.workload is None:
+            return None
+        return self.workload.flops_per_step * sum(work.steps for work in self.work)
+
+
+def run_of(folder: RunFolder) -> Run:
+    """Compute the facts of one run. Raises `BadFolder` where a score is of no known site."""
+    events = [event for _, event in folder.events]
+    rounds = {event.round: event for event in _of(events, RoundFinished)}
+    everyone = (*folder.study.sites, *folder.study.held_out)
+    return Run(
+        study=folder.study,
+        started=folder.started,
+        began=folder.events[0][0],
+        ready={event.site: event for event in _of(events, SiteReady)},
+        policy=next(reversed(_of(events, PolicySet)), None),
+        topology=next(reversed(_of(events, TopologySet)), None),
+        workload=next(reversed(_of(events, WorkSet)), None),
+        finished_rounds=tuple(rounds[number] for number in sorted(rounds)),
+        ending=_ending(events),
+        curves=_curves(_of(events, SiteValidated)),
+        work=work_of(events, folder.started.sites),
+        absences=absences_of(events),
+        cycles=cycles_of(_of(events, SiteMonitored), [number for number in rounds if number]),
+        tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
+        scores=_patient_means(folder.cases, folder.study.sites, "scores.csv"),
+        discrimination=discriminations(folder.cases, folder.study),
+        scored_rounds=tuple(sorted({case.round for case in folder.cases})),
+        panels=folder.panels,
+        unseen=_patient_means(folder.unseen, everyone, "unseen.csv"),
+        crossed={
+            model: _patient_means(cases, everyone, "matrix.csv")
+            for model, cases in folder.crossed.items()
+        },
+    )
+
+
+def _of(events: Iterable[Event], kind: type[Kind]) -> list[Kind]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _ending(events: Sequence[Event]) -> Ending | None:
+    """Give the last word on how the run ended; a resume takes back what was said before it."""
+    ending: Ending | None = None
+    for event in events:
+        match event:
+            case RunResumed():
+                ending = None
+            case StoppedEarly() | Interrupted() | Failed() | RunFinished():
+                ending = event
+            case _:
+                pass
+    return ending
+
+
+def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
+    points: dict[str, dict[int, float]] = defaultdict(dict)
+    for event in validated:
+        points[event.site][event.round] = event.score
+    return {site: tuple(sorted(found.items())) for site, found in points.items()}
+
+
+def _patient_means(
+    cases: Iterable[CaseRow], sites: Sequence[str], table: str
+) -> dict[Cell, Patients]:
+    values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for case in cases:
+        if not is_known(case.metric) or case.site not in sites:
+            raise BadFolder(
+                f"{table}: metric '{case.metric}' at site '{case.site}' is unknown; "
+                f"metrics: {', '.join(METRICS)}; sites of the study: {', '.join(sites)}"
+            )
+        values[case.site, case.task, case.metric][case.patient].append(case.value)
+    return {cell: {p: fmean(v) for p, v in found.items()} for cell, found in values.items()}

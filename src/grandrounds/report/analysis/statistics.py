@@ -1,0 +1,148 @@
+"""Means with intervals, paired differences with tests; the patient is the unit in all of them.
+
+Intervals are percentile bootstraps: Efron 1979. Tests are signed-rank tests: Wilcoxon 1945. Several
+of them are corrected together: Holm 1979.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
+
+LEVEL = 95  # per cent
+ALPHA = 0.05
+RESAMPLES = 5000
+SEED = 1  # of the resampling: the same scores give the same interval
+FEWEST = 6  # of fewer, the signed-rank test cannot reach ALPHA, whatever they are: 2 / 2**5
+Key = TypeVar("Key")
+Each = TypeVar("Each", bound="Compared")
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a mean may well lie: its bootstrap interval at `LEVEL`."""
+
+    low: float
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Tell whether it leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def interval(strata: Sequence[Sequence[float]]) -> Interval | None:
+    """Give the interval of the mean of the strata's means, drawing within each stratum.
+
+    None where a stratum has a single value. One stratum is the plain bootstrap of a mean.
+    """
+    if any(len(values) < 2 for values in strata):
+        return None
+    found = stats.bootstrap(  # pyright: ignore[reportUnknownMemberType]
+        [np.asarray(values, np.float64) for values in strata],
+        _mean_of_means,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        confidence_level=LEVEL / 100,
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    low, high = found  # pyright: ignore[reportUnknownVariableType]
+    return Interval(float(low), float(high))  # pyright: ignore[reportUnknownArgumentType]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean, the standard deviation (none for a single value), the number, and the interval."""
+
+    mean: float
+    sd: float | None
+    n: int
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences between two arms on the same patients; above 0 the first arm is better."""
+
+    mean: float
+    n: int
+    better: int  # patients for whom the first arm is better
+    interval: Interval | None
+    p: float | None  # two-sided; none where there are too few patients for any
+
+    def clear(self, p: float | None) -> bool:
+        """Tell whether the interval leaves out zero, and this p-value, as corrected, is small."""
+        return p is not None and p < ALPHA and self.interval is not None and self.interval.clear
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Describe one value a patient; an interval needs two."""
+    sd = stdev(values) if len(values) > 1 else None
+    return Spread(fmean(values), sd, len(values), interval([values]))
+
+
+def _mean_of_means(*strata: Values, axis: int = -1) -> Values:
+    return np.mean([values.mean(axis=axis) for values in strata], axis=0)
+
+
+def signed_rank(differences: Sequence[float]) -> float | None:
+    """Give the two-sided p of Wilcoxon's signed-rank test; none for fewer than `FEWEST`.
+
+    Differences of zero are left out, as Wilcoxon did. Exact where scipy can be exact.
+    """
+    differing = [value for value in differences if value]
+    if len(differing) < FEWEST:
+        return None
+    _, p = stats.wilcoxon(differing)  # pyright: ignore
+    return float(p)  # pyright: ignore[reportArgumentType]
+
+
+def paired(strata: Sequence[Sequence[float]]) -> Paired:
+    """Compare two arms by their differences per patient, in strata that count alike."""
+    pooled = [value for values in strata for value in values]
+    return Paired(
+        mean=fmean(fmean(values) for values in strata),
+        n=len(pooled),
+        better=sum(value > 0 for value in pooled),
+        interval=interval(strata),
+        p=signed_rank(pooled),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A paired comparison among others.
+
+    `corrected` is the p-value after the correction for all of them; none where there was no test.
+    """
+
+    paired: Paired
+    corrected: float | None = None
+
+    @property
+    def clear(self) -> bool:
+        """Tell whether both the interval and the corrected test leave out chance."""
+        return self.paired.clear(self.corrected)
+
+
+def holm(tests: Mapping[Key, float | None]) -> dict[Key, float | None]:
+    """Correct a family of p-values by Holm's step-down rule; what has no p keeps none."""
+    made = sorted((p, place) for place, p in enumerate(tests.values()) if p is not None)
+    corrected: dict[int, float] = {}
+    highest = 0.0
+    for rank, (p, place) in enumerate(made):
+        highest = max(highest, min(1.0, p * (len(made) - rank)))
+        corrected[place] = highest
+    return {key: corrected.get(place) for place, key in enumerate(tests)}
+
+
+def together(family: Iterable[Each]) -> list[Each]:
+    """Correct the tests of a family of comparisons together, by Holm's rule."""
+    found = list(family)
+    corrected = holm({place: each.paired.p for place, each in enumerate(found)})
+    return [replace(each, corrected=corrected[place]) for place, each in enumerate(found)]

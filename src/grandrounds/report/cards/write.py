@@ -1,0 +1,154 @@
+"""The limitations that follow from the facts, as sentences."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from grandrounds.core.errors import DiskFailed
+from grandrounds.report.analysis.folder import read_chosen
+from grandrounds.report.cards.facts import Facts, best, is_better, spread, totals, written
+
+FEW_PATIENTS = 20  # a mean over fewer says little about a hospital
+
+
+def limits(facts: Facts) -> list[str]:
+    """List what the results do not show, or show against the model."""
+    said = [
+        _simulated(facts),
+        _few(facts),
+        _apart(facts),
+        _worse_off(facts),
+        _unseen(facts),
+        _seeds(facts),
+        _missed(facts),
+        _exposed(facts),
+    ]
+    return [sentence for sentence in said if sentence]
+
+
+def _simulated(facts: Facts) -> str:
+    if not facts.simulated:
+        return ""
+    return (
+        f"The data of {_listed(facts.simulated)} are simulated: no patient was scanned. Scores on "
+        "simulated data say little about real patients."
+    )
+
+
+def _few(facts: Facts) -> str:
+    few = [f"{site} {s.patients}" for site, s in facts.sites.items() if s.patients < FEW_PATIENTS]
+    if not few:
+        return ""
+    return (
+        f"Few test patients: {_listed(few)}. With fewer than {FEW_PATIENTS}, a site's mean may lie "
+        "far from what its other patients would give."
+    )
+
+
+def _apart(facts: Facts) -> str:
+    if facts.worst is None or len(facts.sites) < 2:
+        return ""
+    top, metric = best(facts.sites), facts.worst.metric
+    return (
+        f"Sites differ: the worst is {facts.worst.site} with {written(facts.worst)}, the best "
+        f"{top.site} with {written(top)} ({metric.label}, mean over patients)."
+    )
+
+
+def _worse_off(facts: Facts) -> str:
+    if facts.study["method"]["kind"] == "local":
+        return "Every site trained alone: nothing was learned from another site."
+    if not facts.alone:
+        return (
+            "Whether a site would have been better off training alone is unknown: no finished run "
+            "beside this one trained alone."
+        )
+    worse = [
+        f"{site} ({written(facts.sites[site])}; alone {written(alone)})"
+        for site, alone in facts.alone.items()
+        if site in facts.sites and is_better(alone, facts.sites[site])
+    ]
+    if not worse:
+        return "No site scored better by training alone, in the same comparison."
+    return f"By training alone, these sites scored better: {_listed(worse)}."
+
+
+def _unseen(facts: Facts) -> str:
+    if facts.unseen:
+        return ""
+    return "How the model does at a hospital that did not train it is unknown: none was held out."
+
+
+def _seeds(facts: Facts) -> str:
+    if len(facts.chosen.seeds) > 1:
+        return (
+            f"This card is about seed {facts.started.seed}; the comparison has seeds "
+            f"{_listed([str(seed) for seed in facts.chosen.seeds])}."
+        )
+    return "One random seed: what another one would change is unknown."
+
+
+def _missed(facts: Facts) -> str:
+    found = [f"{site} ({len(set(rounds))} rounds)" for site, rounds in facts.missed.items()]
+    return f"Rounds went on without these sites: {_listed(found)}." if found else ""
+
+
+def _exposed(facts: Facts) -> str:
+    travels = sum(work.bytes_up for work in facts.work)
+    if not travels or facts.study["privacy"]["kind"] != "none":
+        return ""
+    return (
+        'What left a site was not protected by noise or masks (privacy.kind = "none"); updates '
+        "may tell something about the patients that they were trained on."
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+BLANK = "to be completed by the site"
+CARDS = ("model-card.md", "data-sheet.md")
+
+
+def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | None) -> list[Path]:
+    """Write `model-card.md` and `data-sheet.md` of a finished run, and give their paths.
+
+    Raises `BadInput`, `BadFolder` or `DiskFailed`.
+    """
+    facts = Facts(read_chosen(folder, arm=arm, seed=seed))
+    target = out or folder / "card"
+    return [_write(target / name, render(facts, name)) for name in CARDS]
+
+
+def render(facts: Facts, name: str) -> str:
+    """Fill one of `CARDS`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template(f"{name}.j2")
+    return template.render(
+        facts=facts,
+        limits=limits(facts),
+        written=written,
+        spread=spread,
+        totals=totals,
+        blank=f"*{BLANK}*",
+    )
+
+
+def _write(path: Path, text: str) -> Path:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise DiskFailed(f"{path}: the card cannot be written: {error.strerror}") from error
+    return path

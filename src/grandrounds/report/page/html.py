@@ -1,0 +1,128 @@
+"""One HTML file that opens offline: everything it shows is inside it, and it loads nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from grandrounds.core.errors import DiskFailed
+from grandrounds.report.analysis import cross_site
+from grandrounds.report.analysis.auc import LEVEL, MEANING
+from grandrounds.report.analysis.facts import MANY, Facts, read_facts
+from grandrounds.report.analysis.statistics import FEWEST
+from grandrounds.report.page import charts, style, tables
+from grandrounds.report.page.pictures import PanelRow, choices, panel_rows, panels_of, rule
+from grandrounds.report.page.tables import ArmRow
+from grandrounds.report.prose import generalisation, sentences, summary, vocabulary
+from grandrounds.report.prose.vocabulary import wording
+
+
+@dataclass(frozen=True)
+class Block:
+    """One site and task on the page."""
+
+    task: str
+    scores: tuple[ArmRow, ...]
+    pictures: tuple[PanelRow, ...]
+    note: str
+
+
+def write_report(folder: Path, *, include_images: bool = False) -> Path:
+    """Write `report.html` into a run or comparison folder, whole or not at all, and give its path.
+
+    `include_images` shows the pictures that real sites kept, too. Raises `BadFolder` and
+    `DiskFailed`.
+    """
+    page = render(read_facts(folder), include_images=include_images)
+    path, partial = folder / "report.html", folder / "report.html.partial"
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise DiskFailed(f"{path}: the report cannot be written: {error}") from error
+    return path
+
+
+def render(facts: Facts, *, include_images: bool = False) -> str:
+    """Make the page of these facts. Raises `BadFolder` where a picture cannot be read."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    metric, chosen = facts.main_metric, choices(facts, include_images=include_images)
+    limit = style.error_limit(panels_of(chosen))
+    return environment.get_template("page.html.j2").render(
+        facts=facts,
+        say=sentences,
+        summary=summary,
+        words=vocabulary,
+        styles=style.styles(facts),
+        charts=charts.charts(facts),
+        folded_charts=charts.folded_charts(facts),
+        forgetting=charts.forgetting(facts),
+        views=views(facts),
+        wording=wording(facts.arms[0].study.task),
+        aucs=tables.aucs(facts),
+        level=LEVEL,
+        fewest=FEWEST,
+        many=len(facts.arms) > MANY,
+        auc_meaning=MEANING,
+        imaging=any(any(ready.slices.values()) for ready in facts.ready.values()),
+        ramp=style.RAMP,
+        tint=style.tint,
+        limit=limit,
+        metric=metric,
+        site_gains=tables.site_gains(facts),
+        arm_gains=tables.arm_gains(facts),
+        standings=tables.standings(facts, metric) if metric else [],
+        overview=tables.overview(facts, metric) if metric else [],
+        costs=tables.costs(facts),
+        generalisation=generalisation,
+        cross_site=cross_site,
+        crossings=cross_site.crossings(facts),
+        left_out=cross_site.left_out(facts, facts.notable),
+        folded_left_out=cross_site.left_out(facts, facts.others),
+        blocks=blocks(facts, panel_rows(facts, chosen, limit)),
+    )
+
+
+def blocks(
+    facts: Facts, pictures: Mapping[tuple[str, str], list[PanelRow]]
+) -> dict[str, list[Block]]:
+    """Lay out the scores and pictures of every site, task by task."""
+    return {
+        site: [_block(facts, pictures, site, t) for t in facts.tasks(site)] for site in facts.sites
+    }
+
+
+def _block(
+    facts: Facts, pictures: Mapping[tuple[str, str], list[PanelRow]], site: str, task: str
+) -> Block:
+    rows = pictures.get((site, task), [])
+    return Block(
+        task, tuple(tables.task_rows(facts, site, task)), tuple(rows), rule(facts, site, rows)
+    )
+
+
+@dataclass(frozen=True)
+class View:
+    """Who sees what over one topology, and the arms that were trained over it."""
+
+    arms: tuple[str, ...]
+    kind: str
+    sees: Mapping[str, str]
+
+
+def views(facts: Facts) -> list[View]:
+    """List what the parties of each topology see; arms that saw alike share a view."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for arm in facts.arms:
+        topology = arm.runs[0].topology
+        if topology and topology.bytes_per_round:
+            key = topology.kind, tuple(topology.sees.items())
+            groups.setdefault(key, []).append(arm.title)
+    return [View(tuple(arms), kind, dict(sees)) for (kind, sees), arms in groups.items()]

@@ -1,0 +1,83 @@
+"""How a paper's figures look and how they are written: matplotlib, without a state of its own.
+
+Okabe and Ito's colours, darkened, each with a dash and a marker, so that nothing is told by colour
+alone. The same figure is the same bytes: no dates, no random identifiers, and letters of DejaVu
+Sans, which comes with matplotlib.
+"""
+
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import BytesIO
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from grandrounds.report.page.style import COLOURS
+
+DPI = 300
+WIDE, MIDDLE = 7.1, 5.2  # inches: 180 mm are two columns of a journal, 132 mm one and a half
+TALL = 9.2  # inches that a page has room for
+ROW = 0.24  # inches for a line of text
+MARKERS = ("o", "s", "^", "D", "P", "v")
+DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)))
+FIRST, OTHER = COLOURS[0], "#4a4f57"
+STYLE = {
+    "font.size": 8,
+    "text.parse_math": False,  # a dollar in a title is a dollar
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.unicode_minus": True,
+    "grid.color": "#d5d8dc",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # letters stay letters: journals edit and search them
+    "svg.hashsalt": "grandrounds",
+    "savefig.dpi": DPI,
+    "figure.dpi": DPI,
+}
+
+
+@contextmanager
+def house_style() -> Generator[None]:
+    """Draw with these settings alone, whatever a user's matplotlibrc says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        yield
+
+
+def as_files(figure: Figure) -> dict[str, bytes]:
+    """Write a figure as .svg and .png, by suffix."""
+    return {
+        ".svg": _written(figure, "svg", {"Date": None, "Creator": None}),
+        ".png": _written(figure, "png", {"Software": None}),
+    }
+
+
+def _written(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format=kind, metadata=metadata)
+    return file.getvalue()
+
+
+def rows_of(figure: Figure, labels: list[str]) -> Axes:
+    """Give axes with a line for each label, top-down, and light lines across."""
+    axes = figure.subplots()
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    return axes

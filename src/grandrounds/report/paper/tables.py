@@ -1,0 +1,325 @@
+"""The rows of a paper's tables, at full precision: arms, arms at each site, and pairs of arms."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, groupby
+from typing import TypeAlias
+
+from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
+from grandrounds.report.analysis.facts import Difference, Facts, against, differences
+from grandrounds.report.analysis.metrics import Metric
+from grandrounds.report.analysis.statistics import (
+    LEVEL,
+    Compared,
+    Interval,
+    Spread,
+    paired,
+    together,
+)
+from grandrounds.report.paper.latex import (
+    Tabular,
+    best,
+    between,
+    bold,
+    digits,
+    escaped,
+    number,
+    probability,
+)
+from grandrounds.report.prose.vocabulary import shown
+
+Row: TypeAlias = dict[str, object]  # column -> value; none where there is no value
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What an arm reached over all sites by one metric.
+
+    `behind` is how much better the first arm is; none for the first arm itself.
+    """
+
+    arm: Arm
+    metric: Metric
+    overall: Spread
+    seed_sd: float | None
+    worst_site: str
+    worst: float
+    apart: float
+    worse_than_local: int | None
+    behind: Difference | None
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """What an arm reached at one site and task by one metric."""
+
+    arm: Arm
+    site: str
+    task: str
+    metric: Metric
+    spread: Spread
+
+
+@dataclass(frozen=True)
+class Pair(Compared):
+    """Two arms on the same patients, all sites together; above 0 the first is better."""
+
+    first: Arm
+    second: Arm
+    metric: Metric
+
+
+@dataclass(frozen=True)
+class PaperRows:
+    """All rows of the tables of one folder; each list is computed once."""
+
+    facts: Facts
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """List every arm that is scored at all its sites, metric by metric."""
+        return [row for metric in self.facts.metrics for row in _standings(self.facts, metric)]
+
+    @cached_property
+    def sites(self) -> list[SiteScore]:
+        """List every arm's scores at every site and task, metric by metric."""
+        places = [(s, t) for s in self.facts.sites for t in self.facts.tasks(s)]
+        return [
+            SiteScore(arm, site, task, metric, spread)
+            for metric in self.facts.metrics
+            for site, task in places
+            for arm in self.facts.arms
+            if (spread := arm.spread(site, task, metric.key))
+        ]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Compare every two arms by the main metric, and correct all tests together."""
+        metric = self.facts.main_metric
+        return _pairs(self.facts, metric) if metric else []
+
+
+def _standings(facts: Facts, metric: Metric) -> Iterable[Standing]:
+    hero = facts.protagonist
+    found = against(hero, facts.arms[1:], sites=facts.sites, metric=metric) if hero else {}
+    for arm in facts.arms:
+        overall = arm.overall(metric.key)
+        if overall:
+            yield _standing(facts, arm, metric, overall, behind=found.get(arm.name))
+
+
+def _standing(
+    facts: Facts, arm: Arm, metric: Metric, overall: Spread, *, behind: Difference | None
+) -> Standing:
+    site, worst = worst_site(arm, metric)
+    judged = facts.num_worse_than_alone(arm) if metric is facts.main_metric else None
+    return Standing(
+        arm=arm,
+        metric=metric,
+        overall=overall,
+        seed_sd=arm.seed_sd(metric.key),
+        worst_site=site,
+        worst=worst,
+        apart=apart_by(arm, metric),
+        worse_than_local=judged,
+        behind=behind,
+    )
+
+
+def _pairs(facts: Facts, metric: Metric) -> list[Pair]:
+    return together(
+        Pair(first, second, metric, paired=paired(strata))
+        for first, second in combinations(facts.arms, 2)
+        if all(strata := [differences(first, second, site=s, metric=metric) for s in facts.sites])
+    )
+
+
+def standing_row(row: Standing) -> Row:
+    """Give the columns of arms.csv."""
+    return {
+        **_named(row.arm),
+        "metric": row.metric.key,
+        "seeds": len(row.arm.seeds),
+        "sites": row.overall.n,
+        "mean": row.overall.mean,
+        **_ends(row.overall.interval),
+        "sd_over_seeds": row.seed_sd,
+        "worst_site": row.worst_site,
+        "worst_site_mean": row.worst,
+        "best_minus_worst_site": row.apart,
+        "sites_worse_than_local": row.worse_than_local,
+        **_difference(row.behind),
+    }
+
+
+def site_row(row: SiteScore) -> Row:
+    """Give the columns of sites.csv."""
+    return {
+        "site": row.site,
+        "task": row.task,
+        "metric": row.metric.key,
+        **_named(row.arm),
+        "patients": row.spread.n,
+        "mean": row.spread.mean,
+        "sd": row.spread.sd,
+        **_ends(row.spread.interval),
+    }
+
+
+def pair_row(row: Pair) -> Row:
+    """Give the columns of pairs.csv."""
+    return {
+        "first": row.first.name,
+        "second": row.second.name,
+        "metric": row.metric.key,
+        **_difference(row),
+    }
+
+
+def _named(arm: Arm) -> Row:
+    return {"arm": arm.name, "title": arm.title}
+
+
+def _ends(interval: Interval | None, prefix: str = "") -> Row:
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return {f"{prefix}interval_low": low, f"{prefix}interval_high": high}
+
+
+def _difference(found: Compared | None) -> Row:
+    interval = found.paired.interval if found else None
+    return {
+        "difference": found.paired.mean if found else None,
+        **_ends(interval, "difference_"),
+        "pairs": found.paired.n if found else None,
+        "p": found.paired.p if found else None,
+        "p_holm": found.corrected if found else None,
+        "clear": found.clear if found else None,
+    }
+
+
+NEEDS = r"Needs \usepackage{booktabs}."
+INTERVAL = f"{LEVEL}\\,\\% interval"
+
+
+def arms_table(rows: PaperRows) -> str:
+    """Write every arm over all sites by the main metric."""
+    metric = rows.facts.main_metric
+    found = [row for row in rows.standings if row.metric is metric]
+    if metric is None or not found:
+        return ""
+    columns = [
+        [escaped(row.arm.title) for row in found],
+        *_means(found, metric),
+        _plain([row.seed_sd for row in found], found),
+        *_worst(found, metric),
+        _counts(found),
+        *_behind(found),
+    ]
+    heads = ("Arm", f"Mean{_unit(metric)}", INTERVAL, "SD over seeds", "Worst site", "Its mean")
+    heads += ("Best $-$ worst", "Worse than local", "Difference", INTERVAL, "$p$ (Holm)")
+    note = f"{NEEDS} Test {metric.label} over all sites, which count alike; {_better(metric)}."
+    if hero := rows.facts.protagonist:
+        note += f"\nDifference: {hero.title} minus the arm, above 0 the former is better."
+    return Tabular("lrlrrlrrrlr", heads, tuple(zip(*columns, strict=True)), note).text()
+
+
+def _means(found: Sequence[Standing], metric: Metric) -> list[list[str]]:
+    intervals = [row.overall.interval for row in found]
+    decimals = digits(intervals)
+    means = _marked([row.overall.mean for row in found], decimals, metric)
+    return [means, [between(each, decimals) for each in intervals]]
+
+
+def _marked(values: Sequence[float], decimals: int, metric: Metric) -> list[str]:
+    tops = best(values, decimals, highest=metric.higher_is_better)
+    texts = [number(value, decimals) for value in values]
+    return [bold(text) if top else text for text, top in zip(texts, tops, strict=True)]
+
+
+def _plain(values: Sequence[float | None], found: Sequence[Standing]) -> list[str]:
+    decimals = digits(row.overall.interval for row in found)
+    return ["--" if value is None else number(value, decimals) for value in values]
+
+
+def _worst(found: Sequence[Standing], metric: Metric) -> list[list[str]]:
+    decimals = digits(row.overall.interval for row in found)
+    values = _marked([row.worst for row in found], decimals, metric)
+    names = [escaped(shown(row.worst_site)) for row in found]
+    return [names, values, _plain([row.apart for row in found], found)]
+
+
+def _counts(found: Sequence[Standing]) -> list[str]:
+    return ["--" if r.worse_than_local is None else str(r.worse_than_local) for r in found]
+
+
+def _behind(found: Sequence[Standing]) -> list[list[str]]:
+    differences = [row.behind.paired if row.behind else None for row in found]
+    decimals = digits(each.interval for each in differences if each)
+    return [
+        [number(d.mean, decimals, signed=True) if d else "--" for d in differences],
+        [between(d.interval, decimals, signed=True) if d else "" for d in differences],
+        [probability(row.behind.corrected) if row.behind else "--" for row in found],
+    ]
+
+
+def sites_table(rows: PaperRows) -> str:
+    """Write every arm at every site and task by the main metric, one tabular for each of them."""
+    metric = rows.facts.main_metric
+    if metric is None:
+        return ""
+    found = [row for row in rows.sites if row.metric is metric]
+    groups = groupby(found, key=lambda row: (row.site, row.task))
+    return "\n".join(_site_table(list(group), metric) for _, group in groups)
+
+
+def _site_table(found: Sequence[SiteScore], metric: Metric) -> str:
+    intervals = [row.spread.interval for row in found]
+    decimals = digits(intervals)
+    columns = [
+        [escaped(row.arm.title) for row in found],
+        [str(row.spread.n) for row in found],
+        _marked([row.spread.mean for row in found], decimals, metric),
+        ["--" if r.spread.sd is None else number(r.spread.sd, decimals) for r in found],
+        [between(each, decimals) for each in intervals],
+    ]
+    where = f"{shown(found[0].site)}, {found[0].task}"
+    note = f"{NEEDS} {where}: test {metric.label}; {_better(metric)}."
+    heads = (escaped(where), "Patients", f"Mean{_unit(metric)}", "SD", INTERVAL)
+    return Tabular("lrrrl", heads, tuple(zip(*columns, strict=True)), note).text()
+
+
+def pairs_table(rows: PaperRows) -> str:
+    """Write every two of the notable arms against each other; what is clear is in bold."""
+    names = {arm.name for arm in rows.facts.notable}
+    found = [row for row in rows.pairs if {row.first.name, row.second.name} <= names]
+    if not found:
+        return ""
+    metric, decimals = found[0].metric, digits(row.paired.interval for row in found)
+    heads = ("First", "Second", f"First $-$ second{_unit(metric)}", INTERVAL, "Pairs", "$p$ (Holm)")
+    note = (
+        f"{NEEDS} Test {metric.label} on the same patients; above 0 the first is better.\n"
+        f"In bold: the interval leaves out zero and p, after Holm for {len(rows.pairs)} pairs, "
+        "is below 0.05."
+    )
+    return Tabular("llrlrr", heads, tuple(_pair(row, decimals) for row in found), note).text()
+
+
+def _pair(row: Pair, decimals: int) -> tuple[str, ...]:
+    difference = number(row.paired.mean, decimals, signed=True)
+    return (
+        escaped(row.first.title),
+        escaped(row.second.title),
+        bold(difference) if row.clear else difference,
+        between(row.paired.interval, decimals, signed=True),
+        str(row.paired.n),
+        probability(row.corrected),
+    )
+
+
+def _unit(metric: Metric) -> str:
+    return f" ({metric.unit})" if metric.unit else ""
+
+
+def _better(metric: Metric) -> str:
+    return f"{'higher' if metric.higher_is_better else 'lower'} is better"

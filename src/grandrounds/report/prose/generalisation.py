@@ -1,0 +1,93 @@
+"""Every site's model on every site's test patients: whose model travels, and what it loses."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from grandrounds.report.analysis.cross_site import (
+    Crossing,
+    LeftOut,
+    flat,
+    keeps_private,
+    over_sites,
+)
+from grandrounds.report.analysis.metrics import Metric
+from grandrounds.report.prose.vocabulary import amount, few, level, listed, shown, told
+
+
+def alike(found: Iterable[Crossing]) -> str:
+    """Name the arms with which it makes no difference whose model a hospital uses."""
+    titles = [crossing.arm.title for crossing in found if crossing.alike]
+    if not titles:
+        return ""
+    return (
+        f"With {listed(titles)} all hospitals have the same model, so whose model a hospital uses "
+        "makes no difference."
+    )
+
+
+def travels(crossing: Crossing) -> str:
+    """Say whose model travels best and worst, and what another's model costs on average."""
+    worth = {m: better for m in crossing.models if (better := crossing.better(m)) is not None}
+    best, worst = (choose(worth, key=lambda model: worth[model]) for choose in (max, min))
+    metric = crossing.metric
+    return (
+        f"Of the models of {crossing.arm.title}, {shown(best)}'s travels best and "
+        f"{shown(worst)}'s worst ({metric.label}): at the other hospitals {shown(best)}'s is on "
+        f"average {_beside(worth[best], metric)} these hospitals' own, and {shown(worst)}'s "
+        f"{_beside(worth[worst], metric)} them. {_instead(fmean(worth.values()), metric)}"
+    )
+
+
+def _beside(better: float, metric: Metric) -> str:
+    if abs(better) < metric.negligible:
+        return "practically as good as"
+    return f"{amount(better, metric)} {'better' if better > 0 else 'worse'} than"
+
+
+def _instead(better: float, metric: Metric) -> str:
+    verb = "gains" if better > 0 else "loses"
+    much = amount(better, metric) if abs(better) >= metric.negligible else "practically nothing"
+    return f"A hospital that uses another's model instead of its own {verb} {much} on average."
+
+
+def sentence(found: Mapping[str, Sequence[LeftOut]], metric: Metric) -> str:
+    """Say what the first arm reaches where it was trained without the hospital, and with it."""
+    everything = flat(found)
+    own = [one for one in everything if one.arm is everything[0].arm]
+    once = [one for one in own if one.gains]
+    never = [one for one in own if not one.gains]
+    said = [_once(once, metric)] if once else []
+    return " ".join([*said, _never(never, metric)] if never else said)
+
+
+def _once(found: Sequence[LeftOut], metric: Metric) -> str:
+    means, single = over_sites(found), len(found) == 1
+    where = (
+        f"at {shown(found[0].site)} when it was trained without this hospital"
+        if single
+        else "on average at hospitals that it was trained without, one at a time"
+    )
+    return (
+        f"{means.arm.title} reached {level(means.without, metric)} ({metric.label}) {where}, and "
+        f"{level(means.took_part, metric)} on the same patients when "
+        f"{'it' if single else 'they'} took part: taking part brings {told(means.gain, metric)}."
+    )
+
+
+def _never(found: Sequence[LeftOut], metric: Metric) -> str:
+    reached = few([f"{level(one.without, metric)} at {shown(one.site)}" for one in found])
+    return f"{found[0].arm.title} reached {reached} ({metric.label}), which never took part."
+
+
+def personal(found: Mapping[str, Sequence[LeftOut]]) -> str:
+    """Say that what stays at the hospitals is untrained at one that did not take part."""
+    arms = {one.arm.name: one.arm for one in flat(found)}
+    titles = [arm.title for arm in arms.values() if keeps_private(arm)]
+    if not titles:
+        return ""
+    return (
+        f"{few(titles)} {'keeps' if len(titles) == 1 else 'keep'} a part of the model at each "
+        "hospital. At a hospital that did not take part this part has its first, untrained "
+        "weights: the method is not at its best there until the hospital trains that part "
+        "(grandrounds adapt)."
+    )

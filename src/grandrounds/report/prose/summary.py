@@ -1,0 +1,175 @@
+"""The report in five plain sentences, which claim no more than the numbers do."""
+
+from collections.abc import Mapping
+
+from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
+from grandrounds.report.analysis.facts import Difference, Facts, Gains
+from grandrounds.report.analysis.metrics import Metric
+from grandrounds.report.analysis.statistics import ALPHA, FEWEST, LEVEL, Paired
+from grandrounds.report.prose.sentences import unfinished
+from grandrounds.report.prose.vocabulary import (
+    INTERVAL,
+    amount,
+    between,
+    counted,
+    few,
+    gained,
+    level,
+    shown,
+    told,
+    within,
+)
+
+TEST = f"{LEVEL} % bootstrap intervals and Wilcoxon signed-rank tests over patients"
+
+
+def summary(facts: Facts) -> list[str]:
+    """Say who gains, against whom, the worst site, on how many patients, and what stays open.
+
+    Before the protagonist is tested at every site, say how far each arm is.
+    """
+    hero, metric = facts.protagonist, facts.main_metric
+    if hero is None or metric is None or hero.overall(metric.key) is None:
+        return ["There is no complete set of test scores yet.", *unfinished(facts)]
+    return [
+        _who_gains(hero, facts.gains, metric) if facts.gains else _reached(hero, metric),
+        _against_others(facts, metric),
+        _worst(facts, hero, metric),
+        _measured(facts),
+        _open(facts),
+    ]
+
+
+def _who_gains(hero: Arm, gains: Gains, metric: Metric) -> str:
+    said = [
+        f"{verb} at {_share(len(found), len(gains.sites))}: {_sites(found, metric)}"
+        for verb, found in (
+            ("clearly loses", gains.lost()),
+            ("clearly gains", gains.won()),
+            ("shows no clear difference", gains.undecided()),
+            ("has too few patients to tell", gains.untested()),
+        )
+        if found
+    ]
+    average = f"is {_way(gains)} on average over hospitals ({_briefly(gains.overall, metric)})"
+    first = gains.overall.mean < 0  # what speaks against it comes first
+    parts = [average, *said] if first else [*said, average]
+    by = f"by {metric.label} and with {LEVEL} % intervals"
+    beside = f"Beside each hospital's best local-only model, {by}, {hero.title} "
+    return f"{beside}{'; it '.join(parts)}."
+
+
+def _way(gains: Gains) -> str:
+    if not gains.overall.clear(gains.overall.p):
+        return "not clearly different"
+    return "clearly better" if gains.overall.mean > 0 else "clearly worse"
+
+
+def _share(some: int, total: int) -> str:
+    if some == total:
+        return f"all {total} hospitals" if total > 1 else "the only hospital"
+    return f"{some} of {total} hospitals"
+
+
+def _sites(found: Mapping[str, Difference], metric: Metric) -> str:
+    return few([f"{shown(site)} ({_briefly(d.paired, metric)})" for site, d in found.items()])
+
+
+def _briefly(paired: Paired, metric: Metric) -> str:
+    ends = between(paired.interval, metric) or "no interval"
+    return f"{gained(paired.mean, metric)}, {ends}"
+
+
+def _reached(hero: Arm, metric: Metric) -> str:
+    overall = hero.overall(metric.key)
+    assert overall is not None
+    spread = within(overall.interval, metric)
+    interval = f", {INTERVAL} {spread}" if spread else ""
+    reached = (
+        f"{hero.title} reached {level(overall.mean, metric)} ({metric.label}{interval}) on average "
+        f"over {counted(overall.n, 'hospital')}"
+    )
+    if hero.local:
+        return f"{reached}; each hospital trained alone, and nothing was shared."
+    return (
+        f"{reached}; without scores of local-only models at every hospital, nothing here says who "
+        "gains."
+    )
+
+
+def _against_others(facts: Facts, metric: Metric) -> str:
+    names = _rivals(facts)
+    found = [(facts.compared[name], words) for name, words in names.items()]
+    if not found:
+        return "No other federated arm was tested, so nothing compares it with one."
+    worst_first = sorted(found, key=lambda pair: pair[0].paired.mean)
+    said = [_against(difference, words, metric) for difference, words in worst_first]
+    return f"On average over hospitals it is {', and '.join(said)}."
+
+
+def _rivals(facts: Facts) -> dict[str, str]:
+    """Map FedAvg and the best other federated arm to what a sentence calls them."""
+    fedavg, best = facts.fedavg, facts.competitor
+    found: dict[str, str] = {}
+    if fedavg and fedavg.name in facts.compared:
+        also = ", the best other federated arm" if fedavg is best else ""
+        found[fedavg.name] = f"{fedavg.title}{also}"
+    if best and best is not fedavg and best.name in facts.compared:
+        found[best.name] = f"{best.title}, the best other federated arm"
+    return found
+
+
+def _against(difference: Difference, words: str, metric: Metric) -> str:
+    paired = difference.paired
+    way = f"clearly {'better' if paired.mean > 0 else 'worse'} than"
+    way = way if difference.clear else "not clearly different from"
+    return f"{way} {words} ({told(paired, metric)})"
+
+
+def _worst(facts: Facts, hero: Arm, metric: Metric) -> str:
+    site, value = worst_site(hero, metric)
+    alone = facts.best_local(site, metric)
+    reached = alone.site_spread(site, metric.key) if alone and alone is not hero else None
+    beside = ""
+    if reached:
+        beside = f", where the best local-only model reaches {level(reached.mean, metric)}"
+    rival = facts.fedavg or facts.competitor
+    apart = f"its hospitals lie {amount(apart_by(hero, metric), metric)} apart"
+    if rival and rival.overall(metric.key):
+        apart += f", those of {rival.title} {amount(apart_by(rival, metric), metric)}"
+    return f"Its worst hospital is {shown(site)} with {level(value, metric)}{beside}; {apart}."
+
+
+def _measured(facts: Facts) -> str:
+    seeds = {seed for arm in facts.arms for seed in arm.seeds}
+    runs = "one random seed" if len(seeds) == 1 else f"{len(seeds)} random seeds"
+    rests = (
+        f"This rests on {counted(facts.num_test_patients, 'test patient')} at "
+        f"{counted(len(facts.sites), 'hospital')} and {runs}, with {TEST}"
+    )
+    return f"{rests}{_rule(facts)}."
+
+
+def _rule(facts: Facts) -> str:
+    """Say when a difference is called clear, and where no test could be made."""
+    if not facts.compared:
+        return ""
+    said = (
+        "; a difference is called clear where its interval leaves out zero and its p, after Holm's "
+        f"correction for comparing {counted(len(facts.compared), 'arm')}, is below {ALPHA}"
+    )
+    untested = facts.gains.untested() if facts.gains else ()
+    names = few([shown(site) for site in untested])
+    needed = f"; {names} had fewer than the {FEWEST} differing patients that a test needs"
+    return f"{said}{needed}" if untested else said
+
+
+def _open(facts: Facts) -> str:
+    said = ["how the models do at other hospitals, on other scanners or in patients' care"]
+    if facts.simulated:
+        said.append("how they do on real patients, for the images are simulated")
+    if len({seed for arm in facts.arms for seed in arm.seeds}) == 1:
+        said.append("what another random seed would change")
+    if len(facts.arms) > 2:
+        said.append("how far the rivals owe their rank to being picked on these same patients")
+    return f"It cannot say {', nor '.join(said)}."

@@ -1,0 +1,301 @@
+"""One tracker of one run: hears events, and brings to its store what the store lacks.
+
+What a store refuses waits, and is tried again after the next round: training never stops for it.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from os import environ
+from pathlib import Path
+from time import time
+from typing import Protocol, TypeAlias, cast
+
+from grandrounds.core.errors import BadFolder, BadInput
+from grandrounds.core.events import Event, Failed, Interrupted, RunStarted
+from grandrounds.core.journal import Stamped, read_journal, surviving
+from grandrounds.report.tracking.points import Batch, Beginning, Gathering, Logged
+
+Tell: TypeAlias = Callable[[str], None]
+RECORD = "tracking.json"
+
+
+class Store(Protocol):
+    """Where a tracker keeps runs."""
+
+    def begin(self, beginning: Beginning) -> str:
+        """Make a run, and give the key by which it is found again."""
+        ...
+
+    def resume(self, key: str) -> Logged:
+        """Open a run that was made before, and tell what it holds."""
+        ...
+
+    def log(self, batch: Batch) -> None:
+        """Add a batch's points and tags: all or none where the store can."""
+        ...
+
+    def end(self, batch: Batch) -> None:
+        """Note how the run ended."""
+        ...
+
+
+@dataclass
+class Tracker:
+    """A listener that brings a run to one store; `tell` gets a sentence where that fails."""
+
+    uri: str
+    folder: Path
+    store: Store
+    tell: Tell
+    _gathering: Gathering = field(default_factory=Gathering)
+    _beginning: Beginning | None = None
+    _logged: Logged | None = None
+    _waiting: list[Batch] = field(default_factory=list[Batch])
+    _warned: bool = False
+
+    def __call__(self, event: Event) -> None:
+        """Hear an event as it happens, and bring to the store what it completes."""
+        if self.hear(time(), event):
+            self.deliver()
+
+    def hear(self, moment: float, event: Event) -> bool:
+        """Hear an event of a moment (unix seconds); tell whether there is something to deliver."""
+        starts = isinstance(event, RunStarted)
+        if starts and self._beginning is None:
+            self._beginning = beginning(self.folder, moment, event)
+        batch = self._gathering.hear(moment, event)
+        if batch:
+            self._waiting.append(batch)
+        return starts or batch is not None
+
+    def deliver(self) -> None:
+        """Bring to the store what waits; what it refuses goes on waiting."""
+        if self._beginning:
+            self._deliver(self._beginning)
+
+    def close(self) -> bool:
+        """Say in the end what could not be brought to the store; tell whether all could."""
+        if self._waiting:
+            self.tell(
+                f"{len(self._waiting)} rounds or results of {self.folder} are not in "
+                f"{shown(self.uri)}; bring them there with: "
+                f"grandrounds track {self.folder} --to {shown(self.uri)}"
+            )
+        return not self._waiting and self._logged is not None
+
+    def _deliver(self, beginning: Beginning) -> None:
+        try:
+            self._logged = self._logged or self._opened(beginning)
+            while self._waiting:
+                self._logged = self._with_points(self._waiting[0], self._logged)
+                self._logged = self._with_status(self._waiting[0], self._logged)
+                del self._waiting[0]
+        except Exception as error:  # whatever a tracker's client raises: training must not stop
+            self._warn(error)
+
+    def _opened(self, beginning: Beginning) -> Logged:
+        known = recorded(self.folder)
+        if key := known.get(shown(self.uri)):
+            return self.store.resume(key)
+        key = self.store.begin(beginning)
+        record(self.folder, known | {shown(self.uri): key})
+        return Logged()
+
+    def _with_points(self, batch: Batch, logged: Logged) -> Logged:
+        if not logged.lacks(batch):
+            return logged
+        self.store.log(batch)
+        return logged.with_points(batch)
+
+    def _with_status(self, batch: Batch, logged: Logged) -> Logged:
+        if batch.status is None or batch.status == logged.status:
+            return logged
+        self.store.end(batch)
+        return replace(logged, status=batch.status)
+
+    def _warn(self, error: Exception) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        reason = shown(str(error).strip().partition("\n")[0]).rstrip(".")
+        self.tell(
+            f"{shown(self.uri)} takes no points ({type(error).__name__}: {reason}). Training does "
+            "not stop for it: the journal keeps everything, and each round is a new try."
+        )
+
+
+def beginning(folder: Path, moment: float, started: RunStarted) -> Beginning:
+    """Tell what a run is, from its first event and the study in its folder."""
+    study = tomllib.loads((folder / "study.toml").read_text("utf-8"))
+    made = {
+        "fingerprint": started.study,
+        "grandrounds": started.version,
+        "torch": started.torch,
+        "device": started.device,
+        "precision": started.precision,
+        "threads": str(started.threads),
+    }
+    tags = {"arm": started.arm, "seed": str(started.seed), "method": started.title}
+    tags |= _comparison(folder)
+    without = f"-without-{tags['left_out']}" if "left_out" in tags else ""
+    title = f"{started.arm}/seed-{started.seed}{without}"
+    return Beginning(started.name, title, made | flattened(study), tags, moment)
+
+
+def _comparison(folder: Path) -> dict[str, str]:
+    """Name the comparison of a run, if it has one: FOLDER[/without/SITE]/arms/ARM/seed-N."""
+    above = folder.resolve().parents
+    if len(above) > 2 and (above[2] / "arms.toml").exists():
+        return {"comparison": above[2].name}
+    if len(above) > 4 and (above[4] / "arms.toml").exists():
+        return {"comparison": above[4].name, "left_out": above[2].name}
+    return {}
+
+
+def flattened(value: object, where: str = "") -> dict[str, str]:
+    """Write a TOML table as one line for each option; tables in a list go by their name."""
+    match value:
+        case dict():
+            table = cast(dict[str, object], value)
+            found = [flattened(item, f"{where}.{key}") for key, item in table.items()]
+            return {path: word for each in found for path, word in each.items()}
+        case [dict(), *_]:  # pyright: ignore[reportUnknownVariableType]
+            tables = cast(list[dict[str, object]], value)
+            return flattened({str(table["name"]): table for table in tables}, where)
+        case list():
+            return {where.removeprefix("."): ", ".join(map(str, cast(list[object], value)))}
+        case _:
+            return {where.removeprefix("."): str(value)}
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """Read which run of which tracker a run folder is."""
+    path = folder / RECORD
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def record(folder: Path, known: dict[str, str]) -> None:
+    """Keep which run of which tracker a run folder is, whole or not at all."""
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
+    partial.replace(folder / RECORD)
+
+
+def shown(uri: str) -> str:
+    """Leave a user's name and password out of an address."""
+    return re.sub(r"//[^/@\s]*@", "//", uri)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tracker: how its address is written, and what makes its store."""
+
+    example: str
+    store: Callable[[str], Store]
+
+
+def _mlflow(address: str) -> Store:
+    from grandrounds.report.tracking.mlflow_store import MLflow
+
+    return MLflow(address)
+
+
+def _tensorboard(folder: str) -> Store:
+    from grandrounds.report.tracking.tensorboard_store import TensorBoard
+
+    return TensorBoard(Path(folder))
+
+
+KINDS = {
+    "mlflow": Kind("mlflow:sqlite:///PATH.db or mlflow:http://HOST:PORT", _mlflow),
+    "tensorboard": Kind("tensorboard:DIR", _tensorboard),
+}
+
+
+def check(uris: Sequence[str]) -> None:
+    """Refuse a tracker that is unknown or not installed. Raises `BadInput`; loads nothing."""
+    for uri in uris:
+        kind, _, address = uri.partition(":")
+        if kind not in KINDS or not address:
+            known = "; ".join(each.example for each in KINDS.values())
+            raise BadInput(f"tracker '{shown(uri)}': write {known}")
+        if find_spec(kind) is None:
+            raise BadInput(
+                f"tracker '{shown(uri)}': {kind} is not installed; "
+                f"pip install 'grandrounds[{kind}]' installs it"
+            )
+        _check_folder(uri, kind, address)
+
+
+def _check_folder(uri: str, kind: str, address: str) -> None:
+    allowed = environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+    if kind == "mlflow" and "://" not in address and not allowed:
+        raise BadInput(
+            f"tracker '{uri}': MLflow no longer keeps runs in a folder; write "
+            f"mlflow:sqlite:///{address}.db, or set MLFLOW_ALLOW_FILE_STORE=true"
+        )
+
+
+def _tracker(folder: Path, uri: str, tell: Tell) -> Tracker:
+    kind, _, address = uri.partition(":")
+    return Tracker(uri, folder, KINDS[kind].store(address), tell)
+
+
+@contextmanager
+def tracked(folder: Path, uris: Sequence[str], tell: Tell) -> Generator[list[Tracker], None, None]:
+    """Give a listener for each tracker of a run; `tell` gets a sentence where a tracker fails.
+
+    Raises `BadInput` for a tracker that is unknown or not installed.
+    """
+    check(uris)
+    trackers = [_tracker(folder, uri, tell) for uri in uris]
+    try:
+        yield trackers
+    finally:
+        for tracker in trackers:
+            tracker.close()
+
+
+def replay(folder: Path, uri: str, tell: Tell) -> bool:
+    """Bring a run folder to a tracker that lacks all or some of it; tell whether all is there.
+
+    Raises `BadInput` for a tracker that is unknown or not installed, `BadFolder` for no run.
+    """
+    check([uri])
+    tracker, journal = _tracker(folder, uri, tell), folder / "journal.jsonl"
+    events = surviving(read_journal(journal))
+    if not any(isinstance(event, RunStarted) for _, event in events):
+        raise BadFolder(f"{journal}: no run has started here yet; start it first")
+    for moment, event in _last_words_once(events):
+        tracker.hear(moment, event)
+    tracker.deliver()
+    return tracker.close()
+
+
+def _last_words_once(events: Sequence[Stamped]) -> list[Stamped]:
+    """Leave out how a run ended before it was resumed."""
+    last = max(n for n, (_, event) in enumerate(events) if isinstance(event, RunStarted))
+    return [
+        stamped
+        for number, stamped in enumerate(events)
+        if number > last or not _is_stop(stamped[1])
+    ]
+
+
+def _is_stop(event: Event) -> bool:
+    return isinstance(event, Interrupted | Failed)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Find the run in a folder, or all that have begun of a comparison's. Raises `BadFolder`."""
+    if not (folder / "arms.toml").exists():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("**/arms/*/seed-*/journal.jsonl"))
+    if not found:
+        raise BadFolder(f"{folder}: none of its arms has begun, so there is nothing to track")
+    return found

@@ -1,0 +1,128 @@
+"""A new site joins a finished federation: it trains its private part, and the shared one stays.
+
+Nothing leaves the site. Beside it stands what the site would have had by training alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from grandrounds.algorithms.sharing import travelling
+from grandrounds.core.device import weights_dtype
+from grandrounds.core.errors import BadSite
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.weights import Filter, Weights, select, write
+from grandrounds.data.cohort import Cohort
+from grandrounds.runs.evaluate import Examiner, Scores, as_guest, examined
+from grandrounds.runs.folder import Finished
+from grandrounds.runs.site_data import Guest
+from grandrounds.runs.tables import write_scores
+from grandrounds.site.training import Lesson, own_randomness, train
+from grandrounds.study.study import Study
+
+AS_IT_CAME, ADAPTED, ALONE = "as it came", "adapted", "alone"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A model at the new site, after so many steps of its own, and its scores there."""
+
+    name: str
+    steps: int
+    weights: Weights
+    scores: Scores
+
+
+def adapt(run: Finished, guest: Guest, *, epochs: int) -> tuple[Joined, ...]:
+    """Let a site that never trained train its private part for some epochs.
+
+    Gives the model as it came, as adapted, and as the site alone would have trained it from the
+    same first weights with the study's rounds; each is scored on the site's test patients. Writes
+    adapted/NAME. Raises `BadSite` where the site trained before, or where nothing stays private.
+    """
+    study, name = run.study, guest.name
+    if name in study.trainers:
+        raise BadSite(
+            f"{run.folder}: site '{name}' took part in the training and has its own model; adapt "
+            "is for sites that did not"
+        )
+    cohort = guest.cohort(study, "train", "test")
+    with examined(study, **guest.unknown_to(study)) as examiner:
+        shared = _shared(run, examiner)
+        newcomer = Newcomer(study, examiner, cohort)
+        came = as_guest(run, examiner)
+        found = (
+            newcomer.joined(AS_IT_CAME, 0, came),
+            newcomer.adapted(came, epochs, shared),
+            newcomer.alone(),
+        )
+    _write(run, name, found, shared)
+    return found
+
+
+def _shared(run: Finished, examiner: Examiner) -> Filter:
+    """Select what a newcomer leaves as it is. Raises `BadSite` where that is the whole network."""
+    study, model = run.study, examiner.bench.model
+    method, buffers = study.build_method(), study.training.norm_buffers
+    travels = travelling(model, examiner.task.groups(model), method, norm_buffers=buffers)
+    everything = examiner.task.groups(model)["all"]
+    if not any(everything(n) and not travels(n) for n, _ in model.named_parameters()):
+        raise BadSite(
+            f"{run.folder}: method '{study.method.kind}' shares the whole network, so a new site "
+            "has nothing of its own to train; `grandrounds evaluate` tests the model as it is"
+        )
+    return travels
+
+
+def _write(run: Finished, name: str, found: Sequence[Joined], shared: Filter) -> None:
+    folder = run.folder / "adapted" / name
+    for joined in found:
+        path = folder / f"{joined.name.replace(' ', '-')}.csv"
+        write_scores(path, joined.scores, replace(run.told, arm=joined.name))
+        if joined.name == ADAPTED:
+            own = select(joined.weights, lambda tensor: not shared(tensor))
+            write(folder / "private.safetensors", own, {"site": name, "steps": str(joined.steps)})
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A site that joins, at a bench of its own."""
+
+    study: Study
+    examiner: Examiner
+    cohort: Cohort
+
+    def joined(self, name: str, steps: int, weights: Weights) -> Joined:
+        """Score a model on the site's test patients."""
+        scores = self.examiner.scores(weights, [self.cohort], reader="")
+        return Joined(name, steps, weights, scores)
+
+    def adapted(self, weights: Weights, epochs: int, shared: Filter) -> Joined:
+        """Train what stays private, for so many epochs."""
+        with self.examiner.bench.training_only(lambda name: not shared(name)):
+            return self._trained(ADAPTED, weights, rounds=epochs, epochs=1)
+
+    def alone(self) -> Joined:
+        """Train all of the network from the first weights, for as long as the others did."""
+        study, bench = self.study, self.examiner.bench
+        first = self.examiner.task.build(seed_for(study.seed, "first weights", ""))
+        weights = first.to(weights_dtype(bench.precision)).state_dict()
+        return self._trained(ALONE, weights, rounds=study.rounds, epochs=study.training.epochs)
+
+    def _trained(self, name: str, weights: Weights, *, rounds: int, epochs: int) -> Joined:
+        bench, training, steps = self.examiner.bench, self.study.training, 0
+        bench.load(weights)
+        bench.load_optimizer_state({})
+        for round in range(1, rounds + 1):
+            bench.set_rate(training.rate(round, rounds))
+            seed = seed_for(self.study.seed, self.cohort.site, round, name)
+            lesson = self._lesson(seed)
+            with own_randomness(seed):
+                steps += train(bench, lesson, lesson.batches(epochs=epochs)).steps
+        return self.joined(name, steps, bench.weights(lambda _: True))
+
+    def _lesson(self, seed: int) -> Lesson:
+        examples = self.examiner.task.training_examples([self.cohort])
+        generator = torch.Generator().manual_seed(seed)
+        return Lesson(self.examiner.task, examples, self.study.training.batch_size, generator)

@@ -1,0 +1,159 @@
+"""An arm of a comparison: a method, over a topology, and what else differs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from grandrounds.algorithms import METHODS
+from grandrounds.core.errors import BadStudy
+from grandrounds.study.file import Table, changed_keys, parse_study, to_table
+from grandrounds.study.study import Study
+from grandrounds.tasks import Synthesis
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: a method, a topology if not the study's own, and what else differs.
+
+    It is written `METHOD[@TOPOLOGY][:KEY=VALUE[:KEY=VALUE]]`. A key without a dot is an option of
+    the method; one with a dot is a path in the study.
+    """
+
+    label: str
+
+    @property
+    def kind(self) -> str:
+        """Name the method."""
+        return self.label.partition(":")[0].partition("@")[0]
+
+    @property
+    def topology(self) -> str:
+        """Name the topology, if the arm does."""
+        return self.label.partition(":")[0].partition("@")[2]
+
+    @property
+    def name(self) -> str:
+        """Give the name that the arm has in tables and folders."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """List what differs, as `key=value`."""
+        pairs = self.label.split(":")[1:]
+        return tuple(pair if "." in pair.partition("=")[0] else f"method.{pair}" for pair in pairs)
+
+    def title(self, study: Study) -> str:
+        """Write the arm's name for people."""
+        title = study.build_method().title
+        differing = [_said(pair) for pair in self.overrides]
+        if self.topology:
+            title = f"{title} over {self.topology}"
+        if study.method.kind == "local" and isinstance(study.task, Synthesis):
+            differing = [f"{study.task.generator} network"]
+        return f"{title} ({', '.join(differing)})" if differing else title
+
+    def study(self, table: Table, overrides: Sequence[str]) -> Study:
+        """Make the arm's study from the comparison's. Raises `BadStudy`."""
+        if self.kind not in METHODS:
+            raise BadStudy(
+                f"arm '{self.label}': no method '{self.kind}'; known: {', '.join(METHODS)}"
+            )
+        own = {**table, "method": {"kind": self.kind}, "arm": self.name}
+        if self.topology:
+            own["topology"] = {"kind": self.topology}
+        return parse_study(own, (*overrides, *self.overrides), source=f"arm '{self.label}'")
+
+
+def arms_of(labels: Sequence[str]) -> tuple[Arm, ...]:
+    """Read arms, each different from the others. Raises `BadStudy`."""
+    arms = tuple(Arm(label.strip()) for label in labels if label.strip())
+    if not arms:
+        raise BadStudy("a comparison needs one arm or more, for example --arms pflsynth,fedavg")
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        if names.count(arm.name) > 1:
+            raise BadStudy(
+                f"arm '{arm.label}' is given {names.count(arm.name)} times; give it once"
+            )
+    return arms
+
+
+def _said(pair: str) -> str:
+    """Say a difference for people: a word by itself, a number or a switch with its name."""
+    key, _, value = pair.partition("=")
+    if re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in ("true", "false"):
+        return value
+    return f"{key.rpartition('.')[2]} {value}".replace("_", " ")
+
+
+EQUAL = ("rounds", "elements", "training", "stop", "site", "holdout_sites")
+
+
+def differences(studies: Mapping[Arm, Study]) -> dict[Arm, tuple[str, ...]]:
+    """Map each arm to the keys of its budget, data or evaluation that are not the first arm's."""
+    budgets = {arm: _budget(study) for arm, study in studies.items()}
+    first = next(iter(budgets.values()))
+    return {arm: tuple(changed_keys(first, budget)) for arm, budget in budgets.items()}
+
+
+def _budget(study: Study) -> dict[str, object]:
+    table = to_table(study)
+    return {key: table[key] for key in EQUAL if key in table}
+
+
+def check_equal(studies: Mapping[Arm, Study]) -> None:
+    """Refuse arms that are not trained, fed or judged alike. Raises `BadStudy`."""
+    for arm, keys in differences(studies).items():
+        if keys:
+            raise BadStudy(
+                f"arm '{arm.label}' differs from the first arm in {', '.join(keys)}, so the arms "
+                "are not compared on equal terms. Set that for all arms with --set, or allow it "
+                "with --unequal; the report will say so."
+            )
+
+
+def terms(studies: Mapping[Arm, Study]) -> list[str]:
+    """Say what is equal for all arms, and which arms do more or other work than that."""
+    unequal = differences(studies)
+    return [
+        _equal(next(iter(studies.values()))),
+        *chain.from_iterable(
+            _own_terms(arm.title(study), study, unequal[arm]) for arm, study in studies.items()
+        ),
+    ]
+
+
+def _equal(study: Study) -> str:
+    training, stop = study.training, study.stop
+    epochs = "1 local epoch" if training.epochs == 1 else f"{training.epochs} local epochs"
+    momentum = f" with momentum {training.momentum:g}" if training.momentum else ""
+    tested = "the round that validates best" if stop.test == "best" else "the last round"
+    return (
+        f"equal for all arms: data, splits and seeds; {study.rounds} rounds of {epochs} "
+        f"in batches of {training.batch_size}; {training.optimizer}{momentum}, "
+        f"learning rate {training.learning_rate:g}, schedule {training.schedule}; tested: "
+        f"the model of {tested}, on every test patient"
+    )
+
+
+def _own_terms(title: str, study: Study, differing: tuple[str, ...]) -> list[str]:
+    method = study.build_method()
+    plan, found = method.plan, list[str]()
+    if differing:
+        found.append(f"{title}: differs in {', '.join(differing)}, as asked for")
+    if method.pooled:
+        found.append(f"{title}: one model takes the steps of all sites together")
+    if plan.private_epochs:
+        found.append(f"{title}: {_more(plan.private_epochs)} in each round, of what stays alone")
+    if plan.personal is not None:
+        found.append(f"{title}: each site trains two models, so twice the steps")
+    if study.training.fine_tune:
+        found.append(f"{title}: {_more(study.training.fine_tune)} at each site in the end")
+    if study.topology.kind in ("cyclic", "split"):
+        found.append(f"{title}: one model takes all sites' steps of a round, one after the other")
+    return found
+
+
+def _more(epochs: int) -> str:
+    return "1 more epoch" if epochs == 1 else f"{epochs} more epochs"

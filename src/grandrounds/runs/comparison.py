@@ -1,0 +1,198 @@
+"""Several arms and seeds on identical data and splits: each a run folder, side by side."""
+
+import multiprocessing as mp
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event as ThreadEvent
+from typing import TypeAlias
+
+import tomli_w
+
+from grandrounds.algorithms import METHODS
+from grandrounds.core.events import Event
+from grandrounds.core.files import write_atomically
+from grandrounds.core.processes import end_with_parent
+from grandrounds.runs.arms import Arm, terms
+from grandrounds.runs.evaluate import matrix
+from grandrounds.runs.folder import Finished, check_unchanged, is_finished
+from grandrounds.runs.loop import run
+from grandrounds.runs.site_data import open_sites
+from grandrounds.runs.tables import concatenate
+from grandrounds.study.site_file import SiteFile
+from grandrounds.study.study import Study
+
+OnEvent: TypeAlias = Callable[["Cell", Event], None]
+DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised", "local")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison: an arm with a seed, perhaps without one of the sites."""
+
+    arm: Arm
+    seed: int
+    left_out: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name the run's folder, below the comparison's."""
+        without = f"without/{self.left_out}/" if self.left_out else ""
+        return f"{without}arms/{self.arm.name}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms to be run with each of `num_seeds` seeds, `workers` runs at a time, in `folder`.
+
+    `studies` maps each arm to its study with the first seed; the others count on from there.
+    `leave_one_out` runs each arm that shares a model once more without each site, which its model
+    is then tested on; `crosses` scores every site's model at every site.
+    """
+
+    folder: Path
+    studies: Mapping[Arm, Study]
+    files: tuple[SiteFile, ...] = ()
+    workers: int = 1
+    num_seeds: int = 1
+    leave_one_out: bool = False
+    crosses: bool = False
+
+    @property
+    def cells(self) -> dict[Cell, Study]:
+        """List all runs: all arms with the first seed, then all with the next."""
+        return {
+            Cell(arm, study.seed + more, site): _without(site, study, study.seed + more)
+            for more in range(self.num_seeds)
+            for arm, study in self.studies.items()
+            for site in ("", *self._left_out(study))
+        }
+
+    def _left_out(self, study: Study) -> tuple[str, ...]:
+        alone = study.method.kind == "local"
+        return () if alone or not self.leave_one_out else study.trainers
+
+    def run_folder(self, cell: Cell) -> Path:
+        """Give the folder of one run."""
+        return self.folder / cell.name
+
+    def is_done(self, cell: Cell) -> bool:
+        """Tell whether all that a run is to give was there before."""
+        folder = self.run_folder(cell)
+        crossed = (folder / "matrix.csv").exists() or not self.crosses or bool(cell.left_out)
+        return is_finished(folder) and crossed
+
+    def run(self, on_event: OnEvent) -> None:
+        """Run what is not done yet; what is done is kept. Raises as `run` does."""
+        cells = self.cells
+        for cell, study in cells.items():
+            if (self.run_folder(cell) / "study.toml").exists():
+                check_unchanged(self.run_folder(cell), study)
+        self._describe()
+        todo = {cell: study for cell, study in cells.items() if not self.is_done(cell)}
+        for study in {study.seed: study for study in todo.values()}.values():
+            open_sites(study, self.files)  # prepares the data once, for all arms
+        if todo:
+            self._run_all(todo, on_event)
+        self._join("scores.csv", [cell for cell in cells if not cell.left_out])
+        self._join("unseen.csv", list(cells))
+        self._join("matrix.csv", [cell for cell in cells if not cell.left_out])
+
+    def _join(self, table: str, cells: Sequence[Cell]) -> None:
+        """Lay the runs' tables of one kind together, if they have any."""
+        paths = [self.run_folder(cell) / table for cell in cells]
+        found = [path for path in paths if path.exists()]
+        if found:
+            concatenate(self.folder / table, found)
+
+    def _describe(self) -> None:
+        arms = [
+            {
+                "name": arm.name,
+                "title": arm.title(study),
+                "description": (METHODS[arm.kind].__doc__ or "").partition("\n")[0],
+            }
+            for arm, study in self.studies.items()
+        ]
+        seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
+        told = {"seeds": seeds, "terms": terms(self.studies), "arm": arms}
+        write_atomically(self.folder / "arms.toml", tomli_w.dumps(told).encode())
+
+    def _run_all(self, todo: Mapping[Cell, Study], on_event: OnEvent) -> None:
+        context = mp.get_context("spawn")
+        manager = SyncManager(ctx=context)
+        manager.start(end_with_parent)
+        with (
+            manager,
+            ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool,
+        ):
+            line = Line(manager.Queue(), manager.Event())
+            jobs = [pool.submit(_run_cell, self._order(*cell), line) for cell in todo.items()]
+            try:
+                _follow(jobs, line, on_event)
+            except BaseException:
+                line.stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _order(self, cell: Cell, study: Study) -> "Order":
+        crosses = self.crosses and not cell.left_out
+        return Order(cell, study, self.run_folder(cell), self.files, crosses)
+
+
+def _without(site: str, study: Study, seed: int) -> Study:
+    held = (*study.holdout_sites, site) if site else study.holdout_sites
+    return replace(study, seed=seed, holdout_sites=held)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process of the comparison has to do."""
+
+    cell: Cell
+    study: Study
+    folder: Path
+    files: tuple[SiteFile, ...]
+    crosses: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """Between the arms' processes and this one: events come this way, "stop" goes the other."""
+
+    heard: "Queue[tuple[Cell, Event]]"
+    stop: ThreadEvent
+
+
+def _follow(jobs: Sequence["Future[None]"], line: Line, on_event: OnEvent) -> None:
+    pending = set(jobs)
+    while pending:
+        done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
+        _drain(line, on_event)
+        for job in done:
+            job.result()
+
+
+def _drain(line: Line, on_event: OnEvent) -> None:
+    while True:
+        try:
+            on_event(*line.heard.get_nowait())
+        except Empty:
+            return
+
+
+def _run_cell(order: Order, line: Line) -> None:
+    def hear(event: Event) -> None:
+        if line.stop.is_set():
+            raise KeyboardInterrupt
+        line.heard.put((order.cell, event))
+
+    folder, files = order.folder, order.files
+    if not is_finished(folder):
+        resume = (folder / "study.toml").exists()
+        run(order.study, folder, files=files, resume=resume, listeners=[hear])
+    if order.crosses:
+        matrix(Finished(folder), files)

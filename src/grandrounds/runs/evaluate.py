@@ -1,0 +1,99 @@
+"""Evaluation without training: any site's model on any site's test patients."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from grandrounds.core.device import repeatable, weights_dtype
+from grandrounds.core.errors import BadSite
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.weights import Weights
+from grandrounds.data.cohort import Cohort
+from grandrounds.runs.build import build_bench
+from grandrounds.runs.folder import Finished
+from grandrounds.runs.site_data import POOLED, Guest, open_sites
+from grandrounds.runs.tables import write_matrix, write_scores
+from grandrounds.site.evaluation import scored
+from grandrounds.site.training import Bench
+from grandrounds.study.site_file import SiteFile
+from grandrounds.study.study import Study
+from grandrounds.tasks.task import Task
+
+Scores = Sequence[CaseScore]
+NOBODY = ""  # reads each case as its own site does
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Scores the models of a finished run, on one bench."""
+
+    task: Task
+    bench: Bench
+
+    def scores(self, weights: Weights, cohorts: Sequence[Cohort], *, reader: str) -> Scores:
+        """Score a model on the test cases of sites, each read as the reader's own would be."""
+        task = self.task.seen_by(reader) if reader else self.task
+        self.bench.load(weights)
+        return scored(self.bench, task, task.evaluation_examples(cohorts, "test"))
+
+
+@contextmanager
+def examined(study: Study, **guests: tuple[str, ...]) -> Generator[Examiner, None, None]:
+    """Set up a bench for a study's network; guests are sites that it never knew."""
+    task, machine = study.bound(**guests), study.training.machine()
+    with repeatable(machine):
+        yield Examiner(task, build_bench(study, task, machine))
+
+
+def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
+    """Score the model of every site on the test cases of every site, held-out ones too.
+
+    It needs all data in one place, as a simulation has. Writes matrix.csv.
+    """
+    opened = open_sites(run.study, files)
+    cohorts = [cohort for each in opened.values() for cohort in each.cohorts]
+    with examined(run.study) as examiner:
+        found = {
+            site: examiner.scores(run.own(site), cohorts, reader=NOBODY if site == POOLED else site)
+            for site in run.models
+        }
+    write_matrix(run.folder / "matrix.csv", found, run.told)
+    return found
+
+
+def at_site(run: Finished, guest: Guest) -> Scores:
+    """Score the model that a site would use, on the site's own cases.
+
+    A site that trained uses its own, on its test patients. One that never did has the shared part
+    and the first weights of what stays private, and is tested on all its patients. Writes
+    evaluated/NAME.csv. Raises `BadSite`.
+    """
+    study, name = run.study, guest.name
+    known = name in study.trainers
+    cohort = guest.cohort(study, "test") if known else all_tested(guest.cohort(study))
+    with examined(study, **guest.unknown_to(study)) as examiner:
+        weights = run.own(name) if name in run.models else as_guest(run, examiner)
+        found = examiner.scores(weights, [cohort], reader=NOBODY)
+    write_scores(run.folder / "evaluated" / f"{name}.csv", found, run.told)
+    return found
+
+
+def as_guest(run: Finished, examiner: Examiner) -> Weights:
+    """Give the model that reaches a site which never trained. Raises `BadSite` if none does."""
+    if run.models == (POOLED,):
+        return run.own(POOLED)
+    shared = run.shared()
+    if not shared:
+        raise BadSite(
+            f"{run.folder}: method '{run.study.method.kind}' shares nothing, so there is no model "
+            "for a site that did not train"
+        )
+    first = examiner.task.build(seed_for(run.study.seed, "first weights", ""))
+    return first.to(weights_dtype(examiner.bench.precision)).state_dict() | shared
+
+
+def all_tested(cohort: Cohort) -> Cohort:
+    """Take every patient for a test patient: the site had no part in the training."""
+    sessions = tuple(session for split in cohort.splits.values() for session in split)
+    return Cohort(cohort.site, {"train": (), "validation": (), "test": sessions})

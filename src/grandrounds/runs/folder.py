@@ -1,0 +1,126 @@
+"""A finished run: its study, and the model that each of its sites was left with."""
+
+import csv
+import fcntl
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.files import write_atomically
+from grandrounds.core.state import Rounds
+from grandrounds.core.weights import Weights, read
+from grandrounds.runs.site_data import POOLED
+from grandrounds.runs.tables import Told
+from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
+from grandrounds.study.study import Study
+
+
+@contextmanager
+def claimed(folder: Path, study: Study, *, resume: bool) -> Generator[None, None, None]:
+    """Hold the folder for this process, and note the resolved study in it.
+
+    Raises `BadFolder` if another process holds it, if it holds a run that was not asked to go on,
+    or if it is to go on with another study than it began with.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFolder(f"{folder}: cannot be made into a run folder ({error.strerror})") from None
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadFolder(
+                f"{folder}: another process is running in it; wait or choose another --out"
+            ) from None
+        _settle(folder, study, resume=resume)
+        yield
+
+
+def _settle(folder: Path, study: Study, *, resume: bool) -> None:
+    path = folder / "study.toml"
+    if not path.exists():
+        write_atomically(path, to_toml(study).encode())
+        return
+    if not resume:
+        done = max(Rounds(folder / "state").held(), default=0)
+        raise BadFolder(
+            f"{folder}: holds a run already, {done} rounds far; "
+            "continue it with --resume, or choose another --out"
+        )
+    check_unchanged(folder, study)
+
+
+def check_unchanged(folder: Path, study: Study) -> None:
+    """Refuse to go on with another study than the folder's; `BadFolder` names what changed.
+
+    A key that did not exist yet when the run began has its default, which changes nothing.
+    """
+    old = read_study(folder / "study.toml")
+    changed = changed_keys(to_table(old), to_table(study))
+    if changed:
+        raise BadFolder(
+            f"{folder}: its run began with another study; changed: {', '.join(changed)}. "
+            "Resume with the study as it was, or start anew with another --out."
+        )
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether the folder's run came to its end."""
+    return (folder / "scores.csv").exists()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The folder of a run that came to its end. Raises `BadFolder` for any other."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not (self.folder / "study.toml").exists():
+            raise BadFolder(f"{self.folder}: no study.toml, so no run; give a run's folder")
+        if not is_finished(self.folder):
+            raise BadFolder(
+                f"{self.folder}: its run is not finished; go on with it (--resume) first"
+            )
+
+    @cached_property
+    def study(self) -> Study:
+        """Give the study as it was resolved."""
+        return read_study(self.folder / "study.toml", ())
+
+    @cached_property
+    def told(self) -> Told:
+        """Say whose scores these are: arm, seed, and the round whose model was tested."""
+        with (self.folder / "scores.csv").open(newline="") as file:
+            rounds = [int(row["round"]) for row in csv.DictReader(file)]
+        return Told(self.study.title, self.study.seed, max(rounds, default=0))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Name the sites whose models there are; pooled data made one model."""
+        return (POOLED,) if self.study.build_method().pooled else self.study.trainers
+
+    def shared(self) -> Weights:
+        """Give what of the tested model is every site's; empty where nothing travels."""
+        first = self.folder / "sites" / self.models[0] / "shared.safetensors"
+        places = (self.folder / "model" / "shared.safetensors", first)
+        found = [place for place in places if place.exists()]
+        return read(found[0])[0] if found else {}
+
+    def own(self, site: str) -> Weights:
+        """Give the tested model of a site, its private part included."""
+        folder = self.folder / "sites" / site
+        if self.study.training.fine_tune:
+            return read(folder / "tuned.safetensors")[0]
+        return self.shared() | read(folder / "private.safetensors")[0]
+
+
+def finished_runs(folder: Path) -> Sequence[Finished]:
+    """Find the run in a folder, or all of a comparison's. Raises `BadFolder`."""
+    if not (folder / "arms.toml").exists():
+        return [Finished(folder)]
+    return [Finished(path.parent) for path in sorted(folder.glob("arms/*/seed-*/study.toml"))]

@@ -1,0 +1,299 @@
+"""The end of a run: the tested model is written, fine-tuned where that is asked for, and scored."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from grandrounds import __version__
+from grandrounds.algorithms.topology import Sites
+from grandrounds.core.device import Machine, peak_memory, repeatable
+from grandrounds.core.errors import RunFailed, SiteFailed
+from grandrounds.core.events import (
+    Failed,
+    Interrupted,
+    Listener,
+    RoundFinished,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StoppedEarly,
+)
+from grandrounds.core.journal import Journal, read_journal, surviving
+from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
+from grandrounds.core.state import State, load_state, newest_complete_round, save_state
+from grandrounds.core.weights import Weights, read, write
+from grandrounds.data.cohort import Split
+from grandrounds.runs.build import Federation, build_federation, num_processes, spread_out
+from grandrounds.runs.costs import check_memory
+from grandrounds.runs.folder import claimed
+from grandrounds.runs.listeners import Teller
+from grandrounds.runs.site_data import open_sites
+from grandrounds.runs.tables import (
+    Told,
+    write_digests,
+    write_forgetting,
+    write_rounds,
+    write_scores,
+)
+from grandrounds.study.file import fingerprint
+from grandrounds.study.site_file import SiteFile
+from grandrounds.study.study import Study
+
+
+def evaluated(
+    federation: Federation[Sites],
+    state: State,
+    split: Split,
+    sites: Sequence[str],
+    *,
+    cases: bool = False,
+    tuned: bool = False,
+) -> list[Reply]:
+    """Let sites score a state's model."""
+    order = Evaluate(round=state.round, since=0, split=split, cases=cases, tuned=tuned)
+    own = federation.method.combine.of_site
+    orders = {
+        name: replace(order, since=state.last_of(name), weights=own(state.weights, name))
+        for name in sites
+    }
+    return federation.topology.evaluate(federation.sites, orders)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What happens after the last round; `tested` is the state whose model is tested."""
+
+    study: Study
+    folder: Path
+    federation: Federation[Sites]
+    last: State
+
+    @property
+    def tested(self) -> State:
+        """Load the best round, or the last one if the study tests that."""
+        best = self.study.stop.test == "best"
+        return load_state(self.folder, self.last.best_round if best else self.last.round)
+
+    def scores(self) -> tuple[State, list[CaseScore]]:
+        """Write the models, and score every test case; give the tested state, too."""
+        tested = self.tested
+        self._write_shared("shared", tested)
+        self._write_shared("last", self.last)
+        self._write_personal(tested)
+        tuned = bool(self.study.training.fine_tune)
+        sites = self._tuned(tested) if tuned else self.federation.sites.names
+        replies = evaluated(self.federation, tested, "test", sites, cases=True, tuned=tuned)
+        return tested, [score for reply in replies for score in reply.scores]
+
+    def unseen(self, tested: State) -> list[CaseScore]:
+        """Score the tested model at the sites that did not train, with their first private part."""
+        guests = self.federation.guests
+        weights = self._for_guests(tested) if guests else {}
+        order = Evaluate(round=tested.round, since=0, split="test", cases=True, weights=weights)
+        return [score for guest in guests for score in guest.answer(order).scores]
+
+    def _for_guests(self, tested: State) -> Weights:
+        """Give what of the model may reach a site that did not train, wherever it lies."""
+        sites, first = self.folder / "sites", self.federation.sites.names[0]
+        if self.federation.method.pooled:
+            return read(sites / first / "private.safetensors")[0]
+        if self.federation.topology.model_at_sites:
+            return read(sites / first / "shared.safetensors")[0]
+        return tested.weights
+
+    def _write_shared(self, name: str, state: State) -> None:
+        if self.federation.topology.model_at_sites:
+            return  # the sites write it themselves
+        notes = {"study": fingerprint(self.study), "round": str(state.round)}
+        write(self.folder / "model" / f"{name}.safetensors", state.weights, notes)
+
+    def _write_personal(self, tested: State) -> None:
+        orders = {
+            name: Finish(round=self.last.last_of(name), best=tested.last_of(name))
+            for name in self.federation.sites.names
+        }
+        self.federation.sites.ask(orders, quorum=self.federation.topology.quorum)
+
+    def _tuned(self, tested: State) -> tuple[str, ...]:
+        """Let each site train the tested model on for itself alone; name those that could."""
+        order = Tune(
+            round=tested.round,
+            since=0,
+            epochs=self.study.training.fine_tune,
+            weights=tested.weights,
+        )
+        sites = self.federation.sites
+        orders = {name: replace(order, since=tested.last_of(name)) for name in sites.names}
+        replies = sites.ask(orders, quorum=self.federation.topology.quorum)
+        return tuple(reply.site for reply in replies)
+
+
+def run(
+    study: Study,
+    folder: Path,
+    *,
+    files: Sequence[SiteFile] = (),
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+    workers: int = 1,
+) -> State:
+    """Run a study to its end in `folder`, and give the last round's state.
+
+    With several `workers`, as many processes share the sites; the numbers are the same as long as
+    training.threads says how many threads each one has.
+    With `resume` the run goes on from the newest round that the coordinator and all sites hold, to
+    the same bits as if it had never stopped. Raises `BadInput` before anything trains, `RunFailed`
+    afterwards; both leave everything that was saved.
+    """
+    processes = num_processes(study, workers)
+    check_memory(study, processes=processes)
+    opened = open_sites(study, files)
+    machine = study.training.machine(processes=processes)
+    with claimed(folder, study, resume=resume), repeatable(machine):
+        teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
+        built = build_federation(study, opened, folder, machine, teller)
+        with spread_out(built, study, files, folder, teller, processes=processes) as federation:
+            return followed(Course(study, folder, federation, machine, teller, resume))
+
+
+def followed(course: "Course") -> State:
+    """Follow a course to its last state; whatever comes, it is told, and tables are written."""
+    try:
+        return course.follow()
+    except RunFailed as error:
+        course.teller.tell(_failed(error, course.reached))
+        raise
+    except KeyboardInterrupt:
+        course.teller.tell(Interrupted(course.reached))
+        raise
+    finally:
+        _write_tables(course.folder, course.federation.sites.names)
+
+
+def _failed(error: RunFailed, round: int) -> Failed:
+    if isinstance(error, SiteFailed):
+        return Failed(**asdict(error.card))
+    return Failed("coordinator", round, "round", type(error).__name__, str(error), "")
+
+
+def _write_tables(folder: Path, sites: Sequence[str]) -> None:
+    events = [event for _, event in surviving(read_journal(folder / "journal.jsonl"))]
+    write_rounds(folder / "rounds.csv", events, sites)
+    write_digests(folder / "digests.csv", events)
+    write_forgetting(folder / "forgetting.csv", events)
+
+
+@dataclass
+class Course:
+    """The course of one run: where it starts, its rounds, its end."""
+
+    study: Study
+    folder: Path
+    federation: Federation[Sites]
+    machine: Machine
+    teller: Teller
+    resumes: bool
+    reached: int = field(default=0, init=False)
+    _began: float = field(default_factory=time.perf_counter, init=False)
+
+    def follow(self) -> State:
+        """Go through all rounds that are left, then test and write the models."""
+        state = self._begin()
+        while state.round < self.study.rounds and not self._is_over(state):
+            state = self._round(state)
+        self._end(state)
+        return state
+
+    def _begin(self) -> State:
+        names = self.federation.sites.names
+        self.teller.tell(self._started(names))
+        replies = self.federation.sites.ask({name: Describe() for name in names})
+        held = newest_complete_round(self.folder, {r.site: r.rounds for r in replies})
+        self.teller.tell(self.federation.policy)
+        self.teller.tell(self.federation.account)
+        self.teller.tell(self.federation.work)
+        if self.resumes:
+            self.teller.tell(RunResumed(held))
+        self.reached = held
+        return load_state(self.folder, held) if held else self.federation.start
+
+    def _started(self, names: tuple[str, ...]) -> RunStarted:
+        return RunStarted(
+            name=self.study.name,
+            arm=self.study.title,
+            seed=self.study.seed,
+            rounds=self.study.rounds,
+            sites=names,
+            study=fingerprint(self.study),
+            version=__version__,
+            torch=torch.__version__,
+            device=str(self.machine.device),
+            precision=self.machine.precision_name,
+            threads=self.machine.threads,
+            title=self.federation.method.title,
+        )
+
+    def _round(self, state: State) -> State:
+        started = time.perf_counter()
+        federation = self.federation
+        outcome = federation.topology.round(state, federation.sites, federation.method)
+        state, score = self._judged(outcome.state)
+        seconds = time.perf_counter() - started
+        digest_of_all = _digest_of_all(state, outcome.replies)
+        # The journal first: a run killed between the two plays this round again, to the same bits.
+        self.teller.tell(
+            RoundFinished(state.round, digest_of_all, score, state.best_round, seconds)
+        )
+        save_state(self.folder, state)
+        self.reached = state.round
+        return state
+
+    def _judged(self, state: State) -> tuple[State, float | None]:
+        """Validate the aggregate at every site, and remember the best round."""
+        if state.round % self.study.stop.validate_every and state.round < self.study.rounds:
+            return state, None
+        asked = evaluated(self.federation, state, "validation", self.federation.sites.names)
+        replies = [reply for reply in asked if reply.cases]
+        if not replies:  # nobody validates: the newest round is the best known
+            return _best(state, state.best_score), None
+        metric = self.study.task.metric
+        total = sum(reply.examples for reply in replies)
+        score = sum(reply.examples * reply.metrics[metric] for reply in replies) / total
+        if score > state.best_score:
+            state = _best(state, score)
+        return state, score
+
+    def _is_over(self, state: State) -> bool:
+        patience = self.study.stop.patience
+        if not patience or state.round - state.best_round < patience:
+            return False
+        self.teller.tell(StoppedEarly(state.round, state.best_round))
+        return True
+
+    def _end(self, state: State) -> None:
+        ending = Ending(self.study, self.folder, self.federation, state)
+        tested, scores = ending.scores()
+        unseen = ending.unseen(tested)
+        seconds = time.perf_counter() - self._began
+        best, last = tested.round, state.fingerprint
+        self.teller.tell(RunFinished(state.round, best, last, seconds, peak_memory()))
+        told = Told(self.study.title, self.study.seed, best)
+        if self.study.holdout_sites:
+            write_scores(self.folder / "unseen.csv", unseen, told)
+        write_scores(self.folder / "scores.csv", scores, told)  # last: it marks a finished run
+
+
+def _best(state: State, score: float) -> State:
+    return replace(state, best_round=state.round, best_score=score, best_seen=state.seen)
+
+
+def _digest_of_all(state: State, replies: Sequence[Reply]) -> str:
+    """Fingerprint a round: what is shared, and every site's private state, in roster order."""
+    sha = sha256(state.fingerprint.encode())
+    for reply in replies:
+        sha.update(f"{reply.site}|{reply.digest}|".encode())
+    return sha.hexdigest()

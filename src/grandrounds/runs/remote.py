@@ -1,0 +1,141 @@
+"""A run whose sites are elsewhere: the coordinator's side, and each site's."""
+
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from grandrounds import __version__
+from grandrounds.core.device import repeatable
+from grandrounds.core.errors import BadSite, BadStudy
+from grandrounds.core.events import Listener
+from grandrounds.core.journal import Journal
+from grandrounds.core.state import State
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.remote import Call, Line, Patience, Remote, ready
+from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.runs.folder import claimed
+from grandrounds.runs.listeners import Teller
+from grandrounds.runs.loop import Course, followed
+from grandrounds.study.acceptance import check, from_json, kept, to_json
+from grandrounds.study.file import fingerprint
+from grandrounds.study.site_file import SiteFile
+from grandrounds.study.study import Study
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the coordinator and every site must have in common before round 1.
+
+    A site that needs one adds its `acceptance` of the study.
+    """
+
+    study: str
+    version: str
+    torch: str
+    acceptance: str = ""
+
+
+def facts_of(study: Study) -> Facts:
+    """Give this process's facts."""
+    return Facts(fingerprint(study), __version__, torch.__version__)
+
+
+def conduct(
+    study: Study,
+    folder: Path,
+    call: Call,
+    *,
+    patience: Patience,
+    root: Path | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> State:
+    """Run a study to its end, in `folder`, with sites that `call` reaches; else as `run`.
+
+    No round begins before every site is open, with the same study and versions; with `root`, the
+    certificate of the federation's authority, every site must have accepted the study. Raises
+    `BadInput` before anything trains, `RunFailed` afterwards.
+    """
+    check_apart(study)
+    machine = study.training.machine()
+    lines = tuple(Line(name, call, patience) for name in study.trainers)
+    _greeted(study, lines, root)  # before there is a folder: who is refused can submit again
+    with claimed(folder, study, resume=resume), repeatable(machine):
+        teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
+        remote = Remote(lines, teller.hear, teller.miss)
+        federation = federated(draw_up(study, machine), remote)
+        return followed(Course(study, folder, federation, machine, teller, resume))
+
+
+def check_apart(study: Study) -> None:
+    """Refuse what cannot be done where the data stays at the sites. Raises `BadStudy`."""
+    if study.build_method().pooled:
+        raise BadStudy(
+            f"method '{study.method.kind}' pools all data in one place; across hospitals it stays "
+            "where it is: choose another, or run it with simulated sites"
+        )
+    if study.holdout_sites:
+        raise BadStudy(
+            "holdout_sites are scored in the process that trains; across hospitals leave them out, "
+            "and use `grandrounds evaluate` at each of them afterwards"
+        )
+
+
+def _greeted(study: Study, lines: Sequence[Line], root: Path | None) -> None:
+    """Wait until all sites are open, and check what they say of themselves. Raises `BadSite`."""
+    ours = facts_of(study)
+    for site, said in ready(lines).items():
+        theirs = Facts(**json.loads(said))
+        if replace(theirs, acceptance="") != ours:
+            raise BadSite(_difference(site, theirs, ours))
+        if root:
+            check(from_json(theirs.acceptance.encode()), site=site, study=ours.study, root=root)
+
+
+def _difference(site: str, theirs: Facts, ours: Facts) -> str:
+    if theirs.study != ours.study:
+        return (
+            f"site '{site}' has another study (SHA-256 {theirs.study[:12]}...) than the "
+            f"coordinator ({ours.study[:12]}...); give both the same file"
+        )
+    return (
+        f"site '{site}' runs grandrounds {theirs.version} with torch {theirs.torch}, the "
+        f"coordinator {ours.version} with {ours.torch}; install the same versions everywhere"
+    )
+
+
+@contextmanager
+def attended(
+    study: Study,
+    site: str,
+    files: Sequence[SiteFile],
+    folder: Path,
+    accepted: Path | None = None,
+) -> Generator[tuple[Simulation, bytes], None, None]:
+    """Open one site of a run whose private state lies in `folder`, and give what it says of itself.
+
+    With `accepted`, the folder of its acceptances, it opens only for a study that it accepted.
+    Raises `BadInput`.
+    """
+    facts = facts_of(study)
+    if accepted:
+        facts = replace(facts, acceptance=_word(study, site, accepted))
+    with (
+        claimed(folder, study, resume=True),
+        hosted(study, files, folder, 1, (site,)) as simulation,
+    ):
+        yield simulation, json.dumps(asdict(facts)).encode()
+
+
+def _word(study: Study, site: str, accepted: Path) -> str:
+    word = kept(fingerprint(study), accepted)
+    if word is None:
+        raise BadSite(
+            f"site '{site}' has not accepted this study; look at it and sign it there: "
+            "grandrounds site accept STUDY --kit KIT"
+        )
+    return to_json(word).decode()

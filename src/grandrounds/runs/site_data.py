@@ -1,0 +1,217 @@
+"""A site beside a finished run: one that the study knows, or a new one with its site file."""
+
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from grandrounds.core.errors import BadSite
+from grandrounds.core.events import SiteReady
+from grandrounds.core.failures import Redactor, whole
+from grandrounds.data.availability import (
+    SiteSummary,
+    check_elements,
+    describe,
+    describe_arrays,
+    describe_simulated,
+)
+from grandrounds.data.cohort import Cohort, Session, Split
+from grandrounds.data.nifti import find_sessions
+from grandrounds.data.prepare import cache_key, cached_session, prepare_cohort
+from grandrounds.data.simulation.simulate import SIMULATOR_VERSION, patient_labels, simulate_session
+from grandrounds.data.stack import is_stack, stack_cohort
+from grandrounds.data.table import PARTICIPANTS, is_table, read_table, table_cohort, with_values
+from grandrounds.study.site_file import SiteFile, default_cache, matched, read_site
+from grandrounds.study.study import SiteSpec, Study
+
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One site's prepared data, and what may be said of it: counts only."""
+
+    name: str
+    cohorts: tuple[Cohort, ...]
+    ready: SiteReady
+    shows_images: bool
+    redact: Callable[[str], str] = whole
+
+
+def open_sites(
+    study: Study, files: Sequence[SiteFile], *, only: Container[str] | None = None
+) -> dict[str, Opened]:
+    """Open every site of the roster, or only some.
+
+    Raises `BadSite` or `BadImage` where one cannot deliver the common data elements: a run starts
+    only when all can.
+    """
+    by_name = matched(study, files, only)
+    specs = [spec for spec in study.site if only is None or spec.name in only]
+    return {spec.name: _open(study, spec, by_name.get(spec.name)) for spec in specs}
+
+
+def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> Opened:
+    cohort, summary = open_site(study, spec, file)
+    check_elements(summary, elements=study.elements, tasks=spec.tasks)
+    shows = file is None or file.include_images
+    return Opened(spec.name, (cohort,), _ready(summary), shows, _redactor(cohort, file))
+
+
+def _redactor(cohort: Cohort, file: SiteFile | None) -> Callable[[str], str]:
+    """Take a real site's paths and names out of its failure cards, unless it allows them."""
+    if file is None or file.reveal_failures:
+        return whole
+    sessions = tuple(cohort)
+    return Redactor(frozenset({s.patient for s in sessions} | {s.label for s in sessions}))
+
+
+def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Cohort, SiteSummary]:
+    """Prepare one site's data, or take it from the cache, and count it.
+
+    Raises `BadSite` or `BadImage`.
+    """
+    if file is None:
+        cohort = _simulated(study, spec)
+        return cohort, describe_simulated(cohort, elements=study.elements, tasks=spec.tasks)
+    if is_stack(file.data) or is_table(file.data, study.elements):
+        make = stack_cohort if is_stack(file.data) else table_cohort
+        cohort = make(spec.name, file.data, study.elements)
+        return cohort, describe_arrays(cohort, elements=study.elements, tasks=spec.tasks)
+    cohort = _prepared(study, spec, file)
+    found = find_sessions(file.data)
+    return cohort, describe(cohort, found, elements=study.elements, tasks=spec.tasks)
+
+
+def _prepared(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
+    """Prepare a folder of NIfTI volumes; patients' variables may stand beside them in a table."""
+    elements = study.elements
+    cohort = prepare_cohort(spec.name, file.data, elements, cache=file.cache or default_cache())
+    if not elements.variables:
+        return cohort
+    path = file.data / PARTICIPANTS
+    table = read_table(path, elements.variables) if path.exists() else {}
+    return with_values(cohort, table, elements.variables)
+
+
+def _simulated(study: Study, spec: SiteSpec) -> Cohort:
+    """Simulate a site patient by patient, each kept in the cache."""
+    splits: dict[Split, tuple[Session, ...]] = {
+        split: tuple(_simulated_session(study, spec, label) for label in labels)
+        for split, labels in patient_labels(spec.patients).items()
+    }
+    return Cohort(spec.name, splits)
+
+
+def _simulated_session(study: Study, spec: SiteSpec, patient: str) -> Session:
+    elements = study.elements
+    make = partial(
+        simulate_session, study.seed, spec.name, patient, spec.scanner, elements, slices=spec.slices
+    )
+    settings = (
+        asdict(spec.scanner),
+        elements.contrasts,
+        elements.size,
+        elements.spacing,
+        spec.slices,
+    )
+    key = cache_key(
+        "simulated", str(SIMULATOR_VERSION), str(study.seed), spec.name, patient, repr(settings)
+    )
+    return cached_session(default_cache(), key, make)
+
+
+def _ready(summary: SiteSummary) -> SiteReady:
+    return SiteReady(
+        site=summary.site,
+        tasks=tuple(summary.tasks),
+        patients={split: count.patients for split, count in summary.splits.items()},
+        sessions={split: count.sessions for split, count in summary.splits.items()},
+        slices={split: count.slices for split, count in summary.splits.items()},
+        cases={
+            task: {split: count.slices for split, count in splits.items()}
+            for task, splits in summary.tasks.items()
+        },
+        simulated=summary.simulated,
+        notes=summary.notes,
+    )
+
+
+def pooled(opened: Mapping[str, Opened]) -> Opened:
+    """Lay all sites' data together, as only a comparison can."""
+    parts = list(opened.values())
+    ready = [part.ready for part in parts]
+    return Opened(
+        name=POOLED,
+        cohorts=sum((part.cohorts for part in parts), ()),
+        ready=SiteReady(
+            site=POOLED,
+            tasks=tuple(dict.fromkeys(task for each in ready for task in each.tasks)),
+            patients=_added([each.patients for each in ready]),
+            sessions=_added([each.sessions for each in ready]),
+            slices=_added([each.slices for each in ready]),
+            cases={},
+            simulated=all(each.simulated for each in ready),
+            notes=sum((each.notes for each in ready), ()),
+        ),
+        shows_images=all(part.shows_images for part in parts),
+    )
+
+
+def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sum((Counter(each) for each in counts), Counter[str]()))
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A site and where its data lies; without a file it is simulated."""
+
+    spec: SiteSpec
+    file: SiteFile | None
+
+    @property
+    def name(self) -> str:
+        """Name the site."""
+        return self.spec.name
+
+    def unknown_to(self, study: Study) -> dict[str, tuple[str, ...]]:
+        """Map the site to its tasks if the study has no such site."""
+        return {} if self.name in study.roster else {self.name: self.spec.tasks}
+
+    def cohort(self, study: Study, *splits: Split) -> Cohort:
+        """Open the site's data. Raises `BadSite` where a task has no case in one of the splits."""
+        cohort, summary = open_site(study, self.spec, self.file)
+        check_elements(summary, study.elements, self.spec.tasks, splits)
+        return cohort
+
+
+def guest_of(study: Study, given: str) -> Guest:
+    """Find a site by the path of its file, or by its name if it is simulated. Raises `BadSite`."""
+    if given in study.roster and not Path(given).is_file():
+        spec = _spec(study, given)
+        if spec.data == "files":
+            raise BadSite(f"site '{given}' is a real one; give the path of its site file instead")
+        return Guest(spec, None)
+    file = read_site(Path(given))
+    if file.name not in study.roster:
+        return Guest(SiteSpec(file.name, _asked(study, file)), file)
+    return Guest(_spec(study, file.name), file)
+
+
+def _spec(study: Study, name: str) -> SiteSpec:
+    """Give a site of the study, with the tasks that somebody trained."""
+    [spec] = [spec for spec in study.site if spec.name == name]
+    return replace(spec, tasks=study.held_out.get(name, spec.tasks))
+
+
+def _asked(study: Study, file: SiteFile) -> tuple[str, ...]:
+    """Give the tasks that a new site asks for: its file's, else all that were trained."""
+    known = tuple(dict.fromkeys(t for name in study.trainers for t in study.roster[name]))
+    for label in file.tasks:
+        if label not in known:
+            raise BadSite(
+                f"site file of '{file.name}': no site trained the task '{label}'; trained were "
+                f"{', '.join(known)}"
+            )
+    return file.tasks or known

@@ -1,0 +1,119 @@
+"""The tables of a run folder, each a view of what happened (CSV)."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TypeAlias
+
+from grandrounds.core.events import Event, RoundFinished, SiteMonitored, SiteTrained, SiteValidated
+from grandrounds.core.files import write_atomically
+from grandrounds.core.journal import Place, Traffic, absent_of, traffic_of
+from grandrounds.core.messages import CaseScore
+
+SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
+ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_down")
+FORGETTING_COLUMNS = ("round", "after", "site", "score", "cases")
+Row: TypeAlias = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Told:
+    """Whose scores a table holds: an arm's, with a seed, by the model of a round."""
+
+    arm: str
+    seed: int
+    round: int
+
+
+def write_scores(path: Path, scores: Iterable[CaseScore], told: Told) -> None:
+    """Write one row for each test case and metric."""
+    _write(path, SCORE_COLUMNS, _score_rows(scores, told))
+
+
+def write_matrix(path: Path, scores: Mapping[str, Iterable[CaseScore]], told: Told) -> None:
+    """Write one row for each model (by the name of its site), test case and metric."""
+    rows = [{"model": m, **row} for m, found in scores.items() for row in _score_rows(found, told)]
+    _write(path, ("model", *SCORE_COLUMNS), rows)
+
+
+def _score_rows(scores: Iterable[CaseScore], told: Told) -> list[Row]:
+    return [
+        {
+            "arm": told.arm,
+            "seed": told.seed,
+            "site": score.site,
+            "patient": score.patient,
+            "case": score.case,
+            "task": score.task,
+            "metric": metric,
+            "value": repr(value),
+            "round": told.round,
+        }
+        for score in scores
+        for metric, value in score.values.items()
+    ]
+
+
+def write_rounds(path: Path, events: Sequence[Event], sites: Sequence[str]) -> None:
+    """Write one row for each round and site: whether it took part, seconds, bytes, losses."""
+    trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
+    absent = absent_of(events)
+    scores = {(e.round, e.site): e for e in events if isinstance(e, SiteValidated) and e.cases}
+    traffic = traffic_of(events)
+    losses = list(dict.fromkeys(name for e in trained.values() for name in e.losses))
+    rows = [
+        _round_row(place, None if place in absent else trained.get(place))
+        | _bytes(traffic.get(place))
+        | ({"validation": repr(scores[place].score)} if place in scores else {})
+        for place in product(sorted({round for round, _ in trained}), sites)
+    ]
+    _write(path, (*ROUND_COLUMNS, *(f"loss:{name}" for name in losses), "validation"), rows)
+
+
+def _round_row(place: Place, trained: SiteTrained | None) -> dict[str, object]:
+    round, site = place
+    row: dict[str, object] = {"round": round, "site": site, "took_part": trained is not None}
+    if trained:
+        row |= {"seconds": f"{trained.seconds:.4f}"}
+        row |= {f"loss:{name}": repr(value) for name, value in trained.losses.items()}
+    return row
+
+
+def _bytes(traffic: Traffic | None) -> dict[str, object]:
+    return {"bytes_up": traffic[0], "bytes_down": traffic[1]} if traffic else {}
+
+
+def write_forgetting(path: Path, events: Sequence[Event]) -> None:
+    """Write each site's score of the travelling model after each turn, if a cycle was watched."""
+    watched = [event for event in events if isinstance(event, SiteMonitored)]
+    rows = [
+        {"round": e.round, "after": e.after, "site": e.site, "score": score, "cases": e.cases}
+        for e in watched
+        for score in [repr(e.score) if e.cases else ""]
+    ]
+    if rows:
+        _write(path, FORGETTING_COLUMNS, rows)
+
+
+def write_digests(path: Path, events: Sequence[Event]) -> None:
+    """Write each round's digest, so that anyone can see where two runs part."""
+    finished = [event for event in events if isinstance(event, RoundFinished)]
+    _write(path, ("round", "digest"), [{"round": e.round, "digest": e.digest} for e in finished])
+
+
+def concatenate(path: Path, sources: Sequence[Path]) -> None:
+    """Join tables of equal columns into one."""
+    tables = [source.read_text("utf-8").splitlines() for source in sources]
+    lines = [tables[0][0], *(line for table in tables for line in table[1:])]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

@@ -1,0 +1,71 @@
+"""A site's mailbox: what peers delivered, until it is merged or adopted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from grandrounds.core.errors import BadUpdate
+from grandrounds.core.messages import Adopt, Merge, Reply
+from grandrounds.core.state import flattened, unflattened
+from grandrounds.core.weights import num_bytes
+from grandrounds.site.model_state import Desk
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """Updates of peers, and the model that a leader merged of them, by who sent them."""
+
+    _updates: dict[str, Reply] = field(default_factory=dict[str, Reply])
+    _merged: dict[str, Reply] = field(default_factory=dict[str, Reply])
+
+    def put(self, update: Reply) -> None:
+        """Take what came; a later one of the same sender takes the place of the one before."""
+        box = self._merged if update.merged else self._updates
+        box[update.site] = update
+
+    def updates(self, peers: Sequence[str], round: int) -> list[Reply]:
+        """Use up these peers' updates of a round, in their order. Raises `BadUpdate`."""
+        found = {name: self._updates.get(name) for name in peers}
+        missing = [n for n, update in found.items() if update is None or update.round != round]
+        if missing:
+            raise BadUpdate(f"no update of {', '.join(missing)} was delivered to this leader")
+        return [self._updates.pop(name) for name in peers]
+
+    def merged(self, leader: str, round: int) -> Reply:
+        """Use up a leader's merged model, and all else. Raises `BadUpdate` where it is missing."""
+        merged = self._merged.get(leader)
+        if merged is None or merged.round != round:
+            raise BadUpdate(f"no merged model of '{leader}' was delivered to this site")
+        self._merged.clear()
+        self._updates.clear()
+        return merged
+
+
+@dataclass(frozen=True)
+class Peers:
+    """One site among its peers: its mailbox, and the desk that it merges at."""
+
+    site: str
+    desk: Desk
+    mailbox: Mailbox
+
+    def merge(self, request: Merge) -> Reply:
+        """Lead: combine what the peers delivered. Raises `BadUpdate` where one is missing."""
+        updates = self.mailbox.updates(request.peers, request.round)
+        merged = self.desk.method.combine(self.desk.merged(request.since), updates)
+        return Reply(
+            site=self.site,
+            round=request.round,
+            merged=len(updates),
+            received=sum(num_bytes(u.weights) for u in updates if u.site != self.site),
+            shared=merged.fingerprint,
+            weights=flattened(merged),
+        )
+
+    def adopt(self, request: Adopt) -> Reply:
+        """Keep the leader's merged model; what else was delivered is of no use any more."""
+        merged = self.mailbox.merged(request.leader, request.round)
+        state = unflattened(merged.weights, request.round)
+        self.desk.kept.keep_merged(state, request.keep)
+        received = 0 if request.leader == self.site else num_bytes(merged.weights)
+        shared = state.fingerprint
+        return Reply(site=self.site, round=request.round, shared=shared, received=received)

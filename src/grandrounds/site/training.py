@@ -1,0 +1,284 @@
+"""The one model in memory, with its optimisers.
+
+Sites take turns at it, each with its own private state.
+"""
+
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from grandrounds.core.device import Machine, Precision, autocast, machine_for, weights_dtype
+from grandrounds.core.weights import OPTIMIZER, Filter, Weights, copied, select
+from grandrounds.site.gradient_terms import Nudge, nudged
+from grandrounds.tasks.task import Batch, Examples, Task
+
+
+@dataclass
+class Bench:
+    """A model, an optimiser for each trained part, and where and how precisely they compute.
+
+    `rates` multiplies the learning rate for parameters whose name starts with a prefix.
+    """
+
+    model: nn.Module
+    device: torch.device
+    precision: torch.dtype
+    kind: Literal["adam", "sgd"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.0
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    _optimizers: dict[str, Optimizer] = field(default_factory=dict[str, Optimizer], init=False)
+    _named: dict[str, dict[str, nn.Parameter]] = field(
+        default_factory=dict[str, dict[str, nn.Parameter]], init=False
+    )
+    _rate: float = field(default=0.0, init=False)
+
+    def place(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Move a batch to the device, in the type of the weights."""
+        dtype = weights_dtype(self.precision)
+        return {
+            n: t.to(self.device, dtype) if t.is_floating_point() else t.to(self.device)
+            for n, t in batch.items()
+        }
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of all optimisers, present and to come."""
+        self._rate = rate
+        for optimizer in self._optimizers.values():
+            self._apply_rate(optimizer)
+
+    def _apply_rate(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self._rate * group["factor"]
+
+    def optimizer(self, part: str) -> Optimizer:
+        """Give the optimiser of a sub-module, made when it is first asked for."""
+        if part not in self._optimizers:
+            self._optimizers[part] = self._new_optimizer(part)
+        return self._optimizers[part]
+
+    def _new_optimizer(self, part: str) -> Optimizer:
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters(part).items():
+            factors = [f for prefix, f in self.rates.items() if name.startswith(prefix)]
+            by_factor.setdefault(factors[0] if factors else 1.0, []).append(parameter)
+        groups = [{"params": params, "factor": factor} for factor, params in by_factor.items()]
+        optimizer = (
+            Adam(groups, lr=self._rate, betas=self.betas, fused=True)
+            if self.kind == "adam"
+            else SGD(groups, lr=self._rate, momentum=self.momentum)
+        )
+        self._apply_rate(optimizer)
+        return optimizer
+
+    def parameters(self, part: str) -> dict[str, nn.Parameter]:
+        """Give a part's parameters by their names in the whole model; "" is the whole model."""
+        if part not in self._named:
+            module, prefix = self.model.get_submodule(part), f"{part}." if part else ""
+            self._named[part] = dict(module.named_parameters(prefix=prefix.removesuffix(".")))
+        return self._named[part]
+
+    @contextmanager
+    def training_only(self, trained: Filter) -> Generator[None, None, None]:
+        """Let only the parameters whose names pass the filter be trained."""
+        changed = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        try:
+            for name, parameter in changed.items():
+                parameter.requires_grad_(trained(name))
+            yield
+        finally:
+            for parameter in changed.values():
+                parameter.requires_grad_(True)
+
+    def under_autocast(self, losses: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Run a task's losses in the chosen precision; what the caller does between is outside."""
+        while True:
+            with autocast(self.device, self.precision):
+                item = next(losses, None)
+            if item is None:
+                return
+            yield item
+
+    def weights(self, keep: Filter) -> Weights:
+        """Copy the model's tensors whose names pass the filter."""
+        return copied(select(self.model.state_dict(), keep))
+
+    def optimizer_state(self, keep: Filter) -> Weights:
+        """Copy the optimisers' tensors of the parameters whose names pass the filter.
+
+        They are named `optimizer/PART/PARAMETER/KEY`.
+        """
+        return {
+            f"{OPTIMIZER}{part}/{name.removeprefix(f'{part}.')}/{key}": tensor.detach().to(
+                "cpu", copy=True
+            )
+            for part, optimizer in self._optimizers.items()
+            for name, parameter in self.parameters(part).items()
+            if parameter in optimizer.state and keep(name)
+            for key, tensor in optimizer.state[parameter].items()
+            if tensor is not None
+        }
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Overwrite the model's tensors of these names; the others stay as they are."""
+        own = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Replace all optimiser state: what `state` does not name starts anew."""
+        for optimizer in self._optimizers.values():
+            optimizer.state.clear()
+        for address, tensor in state.items():
+            part, name, key = address.removeprefix(OPTIMIZER).split("/")
+            whole = f"{part}.{name}" if part else name
+            state_of = self.optimizer(part).state[self.parameters(part)[whole]]
+            state_of[key] = tensor.to(self.device, copy=True)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a site trains, the same at every site.
+
+    `epochs` are local epochs a round, `fine_tune` those for each site alone after the last round;
+    `betas` are Adam's, `momentum` is SGD's; `threads` = 0 takes all cores;
+    `first_broadcast` = false lets every site start from first weights of its own;
+    `norm_buffers` says where running statistics of batch norms live ("follow": with their layer).
+    """
+
+    batch_size: int = 4
+    learning_rate: float = 2e-4
+    epochs: int = 1
+    fine_tune: int = 0
+    optimizer: Literal["adam", "sgd"] = "adam"
+    betas: tuple[float, float] = (0.5, 0.999)
+    momentum: float = 0.0
+    schedule: Literal["constant-linear", "constant", "reference"] = "constant-linear"
+    precision: Precision = "auto"
+    device: str = "auto"
+    threads: int = 0
+    compile: bool = False
+    reset_optimizer: bool = False
+    first_broadcast: bool = True
+    norm_buffers: Literal["follow", "shared", "private", "reset"] = "follow"
+
+    def rate(self, round: int, rounds: int) -> float:
+        """Give the learning rate of a round, counted from 1."""
+        return self.learning_rate * rate_factor(self.schedule, round, rounds)
+
+    def machine(self, *, processes: int = 1) -> Machine:
+        """Return what the study computes on here. Raises `BadStudy` for an absent device."""
+        return machine_for(self.device, self.precision, self.threads, processes=processes)
+
+
+def rate_factor(schedule: str, round: int, rounds: int) -> float:
+    """Give the schedule's factor in a round, counted from 1.
+
+    `constant-linear`: 1 for the first half, then linear, above 0 in the last round. `reference`:
+    the released pFLSynth code, whose decay starts a round early and whose last round trains with 0.
+    Dalmaz et al. 2024.
+    """
+    half = rounds // 2
+    match schedule:
+        case "constant":
+            return 1.0
+        case "reference":
+            return 1.0 - max(0, round + 1 - half) / (rounds - half + 1)
+        case _:
+            return min(1.0, (rounds - round + 1) / (rounds - half + 1))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training came to: the mean loss of each part, and the batches."""
+
+    losses: Mapping[str, float]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a site trains on: its examples, in batches, in an order that the generator draws."""
+
+    task: Task
+    examples: Examples
+    batch_size: int
+    generator: torch.Generator
+
+    def batches(self, *, epochs: int, steps: int = 0) -> Iterator[Batch]:
+        """Give each example once an epoch; with `steps` as many batches as that instead."""
+        passes = count() if steps else range(epochs)
+        drawn = (indices for _ in passes for indices in self._shuffled())
+        for indices in islice(drawn, steps or None):
+            yield self.examples.batch(indices, self.generator)
+
+    def num_batches(self, *, epochs: int, steps: int = 0) -> int:
+        """Count the batches that `batches` will give."""
+        return steps or epochs * -(-len(self.examples) // self.batch_size)
+
+    def _shuffled(self) -> list[list[int]]:
+        order = torch.randperm(len(self.examples), generator=self.generator)
+        chunks = cast(tuple[Tensor, ...], order.split(self.batch_size))  # pyright: ignore[reportUnknownMemberType]
+        return [chunk.tolist() for chunk in chunks]  # pyright: ignore[reportUnknownMemberType]
+
+
+def train(
+    bench: Bench, lesson: Lesson, batches: Iterable[Batch], *, nudges: Sequence[Nudge] = ()
+) -> Trained:
+    """Train the bench's model on batches, one optimiser step for each loss of the task.
+
+    Raises `FloatingPointError` if a loss is not finite.
+    """
+    totals: dict[str, list[Tensor]] = {}
+    steps = 0
+    bench.model.train()
+    for batch in batches:
+        losses = lesson.task.losses(bench.model, bench.place(batch))
+        for part, loss in bench.under_autocast(losses):
+            step(bench, part, loss, nudges)
+            totals.setdefault(part, []).append(loss.detach())
+        steps += 1
+    return Trained(means(totals), steps)
+
+
+def step(bench: Bench, part: str, loss: Tensor, nudges: Sequence[Nudge] = ()) -> None:
+    """Take one optimiser step; a loss that no trained parameter moves takes none."""
+    optimizer = bench.optimizer(part)
+    optimizer.zero_grad()
+    if not loss.requires_grad:
+        return
+    loss.backward()  # pyright: ignore[reportUnknownMemberType]
+    if nudges:
+        nudged(nudges, bench.parameters(part))
+    optimizer.step()
+
+
+def means(totals: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """Average each part's losses. Raises `FloatingPointError` if one is not finite."""
+    return dict(_means(totals))
+
+
+def _means(totals: Mapping[str, list[Tensor]]) -> Iterator[tuple[str, float]]:
+    for part, losses in totals.items():
+        mean = torch.stack(losses).mean().item()
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss of '{part}' is not finite; try a lower learning rate"
+            )
+        yield part, mean
+
+
+@contextmanager
+def own_randomness(seed: int) -> Generator[None, None, None]:
+    """Seed what cannot be given a generator (dropout), and put the global state back afterwards."""
+    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        yield

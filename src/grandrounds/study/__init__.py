@@ -1,0 +1,1 @@
+"""What a consortium agrees on: the study file, its parts, its checks and its signatures."""

@@ -1,0 +1,251 @@
+"""The checks across the parts of a study: each refusal is one sentence."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Literal
+
+from grandrounds.core.errors import BadStudy
+from grandrounds.study.compatibility import (
+    aggregation_problems,
+    check_split,
+    method_problems,
+    pair_problems,
+    topology_problems,
+)
+from grandrounds.study.study import Study
+from grandrounds.tasks import Synthesis
+from grandrounds.tasks.task import require
+
+GENERATORS: Mapping[str, Literal["personalised", "unet", "contrasts-unet", "coded-unet"]] = {
+    "pflsynth": "personalised",
+    "fedmri": "unet",
+    "fedmedgan": "unet",
+    "fedmmgan": "contrasts-unet",
+    "fedcyclegan": "coded-unet",
+    "pix2pix": "unet",
+}
+ABOUT_NORMS = ("fedbn", "fedbadam")
+
+
+def resolved(study: Study) -> Study:
+    """Fill in what depends on other choices, then check everything. Raises `BadStudy`."""
+    if isinstance(study.task, Synthesis):
+        study = replace(study, task=_with_networks(study.task, study.method.kind))
+    for check in CHECKS:
+        check(study)
+    return study
+
+
+def _with_networks(task: Synthesis, method: str) -> Synthesis:
+    """Choose what a method is made for, where the study leaves it open."""
+    if task.generator == "auto":
+        task = replace(task, generator=GENERATORS.get(method, "plain"))
+    if task.norm == "auto":
+        task = replace(task, norm="batch" if method in ABOUT_NORMS else "instance")
+    return task
+
+
+def check_counts(study: Study) -> None:
+    """Refuse counts and rates that make no sense."""
+    least = {
+        "rounds": (study.rounds, 1),
+        "training.batch_size": (study.training.batch_size, 1),
+        "training.epochs": (study.training.epochs, 1),
+        "training.threads": (study.training.threads, 0),
+        "stop.patience": (study.stop.patience, 0),
+        "stop.validate_every": (study.stop.validate_every, 1),
+    }
+    for path, (value, low) in least.items():
+        require(value >= low, f"{path} is {value}; it must be {low} or more")
+    require(study.training.learning_rate > 0, "training.learning_rate must be above 0")
+
+
+def check_elements(study: Study) -> None:
+    """Refuse common data elements that no network or split can use."""
+    elements = study.elements
+    require(
+        len(set(elements.contrasts)) == len(elements.contrasts),
+        f"elements.contrasts names a contrast twice: {', '.join(elements.contrasts)}",
+    )
+    words = (*elements.contrasts, *elements.variables)
+    require(
+        len(set(words)) == len(words),
+        f"elements.variables names a variable twice, or a contrast: {', '.join(words)}",
+    )
+    require(min(elements.spacing) > 0, "elements.spacing must be above 0 (mm)")
+    parts = elements.split
+    total = parts.train + parts.validation + parts.test
+    require(
+        abs(total - 1) < 1e-6 and min(parts.train, parts.test) > 0 and parts.validation >= 0,
+        f"elements.split adds up to {total:g}; "
+        "train and test must be above 0 and all three add up to 1",
+    )
+
+
+def check_sites(study: Study) -> None:
+    """Refuse a roster with doubled or unusable names, and tasks that the elements do not hold."""
+    require(bool(study.site), "the study names no [[site]]; it needs one or more")
+    names = [site.name for site in study.site]
+    for name in names:
+        require(names.count(name) == 1, f"two sites are named '{name}'; site names must differ")
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name) is not None,
+            f"site name '{name}': use letters, digits, '-' and '_' (it names a folder)",
+        )
+    for site in study.site:
+        require(
+            bool(site.tasks), f"site '{site.name}' has no tasks; for example tasks = [\"T1w->T2w\"]"
+        )
+
+
+def check_holdout(study: Study) -> None:
+    """Refuse held-out sites that no model can be tested on."""
+    held = study.holdout_sites
+    if not held:
+        return
+    for name in held:
+        known = ", ".join(study.roster)
+        require(
+            name in study.roster, f"holdout_sites: the study has no site '{name}'; it has {known}"
+        )
+    require(
+        bool(study.trainers), "holdout_sites names every site of the study; one or more must train"
+    )
+    for name, tasks in study.held_out.items():
+        require(
+            bool(tasks),
+            f"holdout_sites: no other site trains a task of site '{name}', so there is no model to "
+            "test there; give the site a task of the others",
+        )
+    require(
+        study.method.kind != "local",
+        'holdout_sites would do nothing for method "local": no model reaches a site that does not '
+        "train",
+    )
+    require(
+        study.topology.kind != "split",
+        'holdout_sites makes no sense over topology "split": a site that does not train has no '
+        "part of the network",
+    )
+
+
+def check_task(study: Study) -> None:
+    """Refuse what the task itself refuses."""
+    study.task.check(study.elements, study.roster)
+
+
+def check_simulated(study: Study) -> None:
+    """Refuse simulated sites whose scanner or patients cannot serve the study."""
+    for site in study.site:
+        if site.data != "simulated":
+            continue
+        for contrast in study.elements.contrasts:
+            have = ", ".join(site.scanner.protocol) or "nothing"
+            require(
+                contrast in site.scanner.protocol,
+                f"site '{site.name}': its scanner.protocol has no sequence "
+                f"for contrast '{contrast}' (it has {have})",
+            )
+        require(
+            site.patients.train >= 1 and site.patients.test >= 1 and site.patients.validation >= 0,
+            f"site '{site.name}': patients must give one or more to train and to test",
+        )
+        require(
+            site.slices >= 1, f"site '{site.name}': slices is {site.slices}; it must be 1 or more"
+        )
+
+
+def check_pairs(study: Study) -> None:
+    """Refuse choices that do not go together."""
+    method, topology, sites = study.build_method(), study.build_topology(), len(study.trainers)
+    kind = study.method.kind
+    found = chain(
+        method_problems(study.method.options),
+        topology_problems(topology, sites),
+        pair_problems(kind, method, study.aggregation, topology),
+        aggregation_problems(method, study.aggregation, sites),
+    )
+    for sentence in found:
+        raise BadStudy(sentence)
+
+
+def check_training(study: Study) -> None:
+    """Refuse ways to train that make no sense, or that would change nothing."""
+    training, kind = study.training, study.method.kind
+    require(0 <= training.momentum < 1, "training.momentum must be from 0 to below 1")
+    require(
+        not training.momentum or training.optimizer == "sgd",
+        'training.momentum would do nothing: training.optimizer is "adam", '
+        "whose momentum is the first of training.betas",
+    )
+    require(training.fine_tune >= 0, "training.fine_tune must be 0 or more (epochs)")
+    require(
+        not training.fine_tune or not study.build_method().pooled,
+        f'training.fine_tune makes no sense for method "{kind}": its data belong to no one site',
+    )
+    stepped = study.build_method().combine.step.kind != "replace"
+    require(
+        training.first_broadcast or not stepped,
+        f'method "{kind}" needs training.first_broadcast = true: '
+        "its server steps from where all sites started",
+    )
+    for site in study.site:
+        require(site.share > 0, f"site '{site.name}': share is {site.share:g}; it must be above 0")
+        require(
+            site.share == 1 or study.aggregation.shares == "given",
+            f"site '{site.name}': share would do nothing; it needs aggregation.shares = \"given\"",
+        )
+
+
+def check_method(study: Study) -> None:
+    """Refuse a method that the task's network cannot follow, and policies that would do nothing."""
+    if study.method.kind == "pflsynth":
+        require(
+            isinstance(study.task, Synthesis) and study.task.generator == "personalised",
+            'method "pflsynth" needs task.generator = "personalised"; without personalisation '
+            "blocks and mapper its split has nothing to personalise",
+        )
+    require(
+        study.training.norm_buffers == "follow" or study.task.has_statistics,
+        f'training.norm_buffers = "{study.training.norm_buffers}" would do nothing: '
+        'task.norm is "instance", which keeps no running statistics. '
+        'Remove it, or set task.norm = "batch".',
+    )
+
+
+CHECKS: tuple[Callable[[Study], None], ...] = (
+    check_counts,
+    check_elements,
+    check_sites,
+    check_holdout,
+    check_task,
+    check_simulated,
+    check_method,
+    check_pairs,
+    check_split,
+    check_training,
+)
+
+
+def notes(study: Study) -> tuple[str, ...]:
+    """Say what is allowed but may surprise."""
+    found: list[str] = []
+    if study.method.kind == "fedbn" and not study.task.has_statistics:
+        found.append("fedbn changes nothing here: the network has no batch norm, so this is FedAvg")
+    if study.method.kind == "fedbadam" and not study.task.has_statistics:
+        found.append("fedbadam keeps no layer here: the network has no batch norm")
+    for name, tasks in study.held_out.items():
+        left = [label for label in study.roster[name] if label not in tasks]
+        if left:
+            found.append(
+                f"held-out site '{name}': nobody trains {', '.join(left)}, so it is not tested"
+            )
+    if study.method.kind == "scaffold" and study.training.optimizer != "sgd":
+        found.append("scaffold was analysed for plain SGD; with Adam its correction is a heuristic")
+    if study.method.kind == "ditto" and study.method.options.get("strength") == 0:
+        found.append("ditto with strength = 0 tests models that never see the federation")
+    if study.task.has_statistics and study.training.batch_size == 1 and not study.parity:
+        found.append("batch norm with training.batch_size = 1 acts as instance norm while training")
+    return tuple(found)

@@ -1,0 +1,294 @@
+"""Which choices go together, and why others do not: each refusal is one sentence."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import TypeAlias
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from grandrounds.algorithms.aggregation import Aggregation
+from grandrounds.algorithms.cyclic import Cyclic
+from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.sharing import UNIONS, travelling
+from grandrounds.algorithms.split import Split
+from grandrounds.algorithms.star import Star
+from grandrounds.algorithms.topology import Topology
+from grandrounds.core.device import DTYPES
+from grandrounds.core.errors import BadStudy
+from grandrounds.core.weights import Filter
+from grandrounds.site.cut import Cut, case_bytes, cut_at
+from grandrounds.site.training import Training
+from grandrounds.study.study import Study
+from grandrounds.tasks import AnyTask, Segmentation, Synthesis
+from grandrounds.tasks.synthesis.networks import CONTRASTS
+from grandrounds.tasks.task import Task
+
+NOT_FEDERATED = ("local", "central", "pgan", "pix2pix")
+Problem: TypeAlias = Iterator[str]
+
+
+def method_problems(options: Mapping[str, object]) -> Problem:
+    """Find options of a method that make no sense."""
+    least = {"mu": 0, "strength": 0, "beta": 0, "head_epochs": 1}
+    for name, low in least.items():
+        value = options.get(name, low)
+        if isinstance(value, int | float) and value < low:
+            yield f"method.{name} is {value:g}; it must be {low} or more"
+    for name in ("rate", "tau"):
+        value = options.get(name, 1)
+        if isinstance(value, int | float) and value <= 0:
+            yield f"method.{name} is {value:g}; it must be above 0"
+    for name in ("beta1", "beta2"):
+        value = options.get(name, 0)
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            yield f"method.{name} is {value:g}; it must be from 0 to below 1"
+
+
+def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -> Problem:
+    """Find an aggregation that fails, or that would change nothing."""
+    kind, trim, shares = aggregation.kind, aggregation.trim, aggregation.shares
+    plain = Aggregation(trim=trim)
+    if aggregation != plain and (method.pooled or not method.shared):
+        yield (
+            f"aggregation would do nothing: method '{method.title}' averages nothing. "
+            "Remove [aggregation], or choose a method that shares."
+        )
+    if aggregation != plain and method.combine.best:
+        yield (
+            'aggregation would do nothing with method.broadcast = "best": one site\'s update is '
+            'taken as it is. Remove [aggregation], or set method.broadcast = "mean".'
+        )
+    if kind != "mean" and shares != "cases":
+        yield (
+            f'aggregation.shares = "{shares}" would do nothing: with kind = "{kind}" '
+            "every site counts alike"
+        )
+    if kind == "trimmed" and not 0 < aggregation.dropped(sites) * 2 < sites:
+        yield (
+            f"aggregation.trim is {trim:g}, which drops {aggregation.dropped(sites)} of {sites} "
+            "sites at each end; it must drop one or more and leave one or more"
+        )
+    if kind != "mean" and method.plan.controls:
+        yield (
+            f'method "scaffold" needs aggregation.kind = "mean", not "{kind}": '
+            "its control variates are means over the sites"
+        )
+
+
+def pair_problems(
+    kind: str, method: Method, aggregation: Aggregation, topology: Topology
+) -> Problem:
+    """Find why a method cannot go over a topology."""
+    name = type(topology).__name__.lower()
+    if kind in NOT_FEDERATED and not isinstance(topology, Star):
+        yield (
+            f'method "{kind}" sends nothing, so topology "{name}" would do nothing; '
+            'choose topology.kind = "star"'
+        )
+    if isinstance(topology, Cyclic):
+        yield from _cyclic_problems(kind, method, aggregation)
+    if isinstance(topology, Star) and topology.require != "all":
+        yield from _quorum_problems(kind, method)
+
+
+def _cyclic_problems(kind: str, method: Method, aggregation: Aggregation) -> Problem:
+    if method.plan.controls:
+        yield (
+            f'method "{kind}" makes no sense over topology "cyclic": control variates are means '
+            "over sites that train side by side, and here each starts where the last one ended"
+        )
+    elif method.plan.contrast:
+        yield (
+            f'method "{kind}" makes no sense over topology "cyclic": its term compares what sites '
+            "sent side by side, and here one model goes from site to site"
+        )
+    elif method.combine.best:
+        yield (
+            f'method "{kind}" with broadcast = "best" makes no sense over topology "cyclic": there '
+            "is one model, and none to choose among"
+        )
+    elif method.combine.step.kind != "replace" or method.combine.step.rate != 1:
+        yield (
+            f'method "{kind}" makes no sense over topology "cyclic": its server step needs the '
+            "mean of several updates, and here there is one model and no mean"
+        )
+    if aggregation != Aggregation(trim=aggregation.trim):
+        yield 'aggregation would do nothing over topology "cyclic": nothing is averaged there'
+
+
+def _quorum_problems(kind: str, method: Method) -> Problem:
+    if method.plan.controls:
+        yield (
+            f'method "{kind}" needs topology.require = "all": its control variates must hold '
+            "every site's drift"
+        )
+    if kind in NOT_FEDERATED:
+        yield f'topology.require would do nothing for method "{kind}": no site waits for another'
+
+
+def topology_problems(topology: Topology, sites: int) -> Problem:
+    """Find options of a topology that make no sense."""
+    if isinstance(topology, Star):
+        yield from _star_problems(topology, sites)
+    if isinstance(topology, Cyclic):
+        yield from _turn_problems(topology)
+
+
+def _star_problems(star: Star, sites: int) -> Problem:
+    if star.require != "all" and not 1 <= star.require <= sites:
+        yield (
+            f'topology.require is {star.require}; it must be "all" or a number from 1 to {sites}, '
+            "the sites of the study"
+        )
+    if star.patience < 0:
+        yield f"topology.patience is {star.patience:g} s; it must be 0 (wait for ever) or more"
+    if star.patience and star.require == "all":
+        yield (
+            'topology.patience would do nothing with topology.require = "all": '
+            "every site is waited for"
+        )
+
+
+def _turn_problems(cyclic: Cyclic) -> Problem:
+    for name, value in {"length": cyclic.length, "monitor": cyclic.monitor}.items():
+        if value < 0:
+            yield f"topology.{name} is {value}; it must be 0 or more"
+    if cyclic.turn == "steps" and cyclic.length < 1:
+        yield 'topology.turn = "steps" needs topology.length, the steps of a turn, 1 or more'
+    if cyclic.proportional and cyclic.turn == "epochs":
+        yield (
+            'topology.proportional would do nothing with topology.turn = "epochs": '
+            "an epoch is in proportion to the site already"
+        )
+
+
+Problems: TypeAlias = Iterator[str]
+
+
+def check_split(study: Study) -> None:
+    """Refuse what a network in two parts cannot follow. Raises `BadStudy`."""
+    split = study.build_topology()
+    if isinstance(split, Split):
+        found = (split_problems(study, split), task_problems(study.task, split))
+        for sentence in chain(*found, cut_problems(study, split)):
+            raise BadStudy(sentence)
+
+
+def split_problems(study: Study, split: Split) -> Problems:
+    """Find a method, or a way to train, that a network in two parts cannot follow."""
+    aggregation = study.aggregation
+    for reason in _method_reasons(study.build_method()):
+        yield f'method "{study.method.kind}" makes no sense over topology "split": {reason}'
+    if split.variant == "sequential" and aggregation != Aggregation(trim=aggregation.trim):
+        yield (
+            'aggregation would do nothing over topology "split" with variant = "sequential": '
+            'nothing is averaged there; choose "splitfed1" or "splitfed2"'
+        )
+    for option, reason in _training_reasons(study.training):
+        yield f'{option} makes no sense over topology "split": {reason}'
+
+
+def _method_reasons(method: Method) -> Problems:
+    plan, step = method.plan, method.combine.step
+    steps = step.kind != "replace" or step.rate != 1
+    reasons = {
+        "the server's part has no round's start of one site's to be pulled towards": plan.prox,
+        "the server's part takes a step with every batch, and cannot wait for the head": (
+            plan.private_epochs
+        ),
+        "a site cannot train a whole model of its own, as it holds only a part of one": (
+            plan.personal is not None
+        ),
+        "its term compares whole encoders, and a site holds only a part of one": plan.contrast,
+        "a site cannot validate by itself what it trained, as it holds only a part of it": (
+            plan.validates
+        ),
+        "critics stay beside the images that they judge, and are no part of what is cut": (
+            "critic" in method.shared
+        ),
+        "the server's part is trained in one place, where there is no drift to correct": (
+            plan.controls
+        ),
+        "the server's part steps with every batch, and leaves no mean move to step by": (
+            steps and not plan.controls
+        ),
+    }
+    yield from (reason for reason, holds in reasons.items() if holds)
+
+
+def _training_reasons(training: Training) -> Iterator[tuple[str, str]]:
+    if training.fine_tune:
+        yield "training.fine_tune", "a site alone lacks the server's part of the network"
+    if training.compile:
+        yield "training.compile", "stages run one by one, not as one network"
+    if not training.first_broadcast:
+        yield "training.first_broadcast = false", "both parts start from the same first weights"
+
+
+def task_problems(options: AnyTask, split: Split) -> Problems:
+    """Find a task that cannot be trained or scored through a cut."""
+    if split.labels == "server" and split.back:
+        yield (
+            'topology.labels = "server" and topology.back exclude each other: '
+            "with back the output is made at the site, and judged there"
+        )
+    if isinstance(options, Synthesis):
+        if split.labels == "server":
+            yield (
+                'topology.labels = "server" makes no sense for task "synthesis": its critics '
+                "judge source, target and output side by side, and these stay at the site"
+            )
+        if options.pairing == "unpaired" or options.generator == CONTRASTS:
+            yield (
+                'task.pairing = "unpaired" and task.generator = "contrasts-unet" make no sense '
+                'over topology "split": both need the whole generator in one place'
+            )
+        if options.dropout_at_evaluation:
+            yield (
+                'task.dropout_at_evaluation makes no sense over topology "split": '
+                "the server's part predicts without dropout"
+            )
+    if isinstance(options, Segmentation) and options.dims == 3:
+        yield (
+            'task.dims = 3 makes no sense over topology "split": patches slide over a volume '
+            "within one site, not through a cut; choose task.dims = 2"
+        )
+
+
+def cut_problems(study: Study, split: Split) -> Problems:
+    """Find what is wrong with where the network is cut. Raises `BadStudy` for unknown stages."""
+    task, method = study.bound(), study.build_method()
+    with FakeTensorMode():
+        model = task.build(study.seed)
+    stages = task.stages(model)
+    cut = cut_at(stages, cut=split.cut, back=split.back, labels=split.labels)
+    bare = case_bytes(task, cut, study.elements.size, DTYPES["fp32"]).bare
+    if bare:
+        yield (
+            f'topology.cut = "{split.cut}" would send the {bare[0]} itself to the server; '
+            "cut after a stage that takes it in"
+        )
+    travels = travelling(
+        model, task.groups(model), method, norm_buffers=study.training.norm_buffers
+    )
+    stays = _staying(model, cut, travels)
+    if stays:
+        yield (
+            f"{_owner(stays, task, model, method)} must stay at the site, and topology.cut = "
+            f'"{split.cut}" puts it at the server (for example {stays}); move the cut'
+        )
+
+
+def _staying(model: nn.Module, cut: Cut, travels: Filter) -> str:
+    """Name a tensor of the server's stages that must not leave a site, if there is one."""
+    tensors = model.state_dict().items()
+    names = [name for name, tensor in tensors if tensor.is_floating_point()]
+    return next((name for name in names if cut.at_server(name) and not travels(name)), "")
+
+
+def _owner(tensor: str, task: Task, model: nn.Module, method: Method) -> str:
+    """Say which group keeps a tensor at the site; the method's own private groups first."""
+    groups = [name for name, group in task.groups(model).items() if group(tensor)]
+    private = [name for name in method.private if name in groups]
+    return f"the group '{[*private, *(n for n in groups if n not in UNIONS)][0]}'"

@@ -1,0 +1,275 @@
+"""Files that the package brings along."""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import MISSING, asdict, is_dataclass, replace
+from difflib import get_close_matches
+from hashlib import sha256
+from importlib.resources import files
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import tomli_w
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+
+from grandrounds.algorithms import METHODS, TOPOLOGIES
+from grandrounds.core.errors import BadStudy
+from grandrounds.study.checks import resolved
+from grandrounds.study.study import Choice, Study
+from grandrounds.tasks import TASKS, AnyTask
+
+
+def example(name: str) -> Path:
+    """Return the path of an example study that the package brings along, such as "tiny"."""
+    return Path(str(files("grandrounds.study"))) / "examples" / f"{name}.toml"
+
+
+Table = dict[str, Any]
+T = TypeVar("T")
+CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
+    "method": METHODS,
+    "topology": TOPOLOGIES,
+}
+DEFAULTS = {"method": "pflsynth", "topology": "star"}
+DEFAULT_TASK = "synthesis"
+UNCHOSEN = ("seed", "server")  # the study's own seed; what a run builds for a split
+# Each switch can be set alone; together they are the settings of the code released with Dalmaz
+# et al. 2024, with a mapper that works.
+PARITY: Table = {
+    "task": {
+        "equalised": True,
+        "norm": "batch",
+        "dropout_at_evaluation": True,
+        "intensity": "slice",
+        "crop": "resize-crop",
+    },
+    "training": {"batch_size": 1, "schedule": "reference", "first_broadcast": False},
+}
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, apply `key=value` overrides, check everything. Raises `BadStudy`."""
+    return parse_study(read_table(path), overrides, source=str(path))
+
+
+def read_table(path: Path) -> Table:
+    """Read a TOML file. Raises `BadStudy`."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadStudy(f"{path}: cannot be read as a study file ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadStudy(f"{path}: not valid TOML: {error}") from None
+
+
+def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "study") -> Study:
+    """Make a checked study of a TOML table.
+
+    Raises `BadStudy` with the dotted path of what is wrong.
+    """
+    table = {key: {"kind": default} for key, default in DEFAULTS.items()} | deepcopy(table)
+    for override in overrides:
+        _apply(table, override)
+    if table.get("parity") is True:
+        table = _under(PARITY, table)
+    try:
+        chosen = {key: _choice(key, table[key]) for key in CHOICES}
+        task = _task(table.pop("task", {}))
+        study = parse_table(Study, table | chosen)
+        return resolved(replace(study, task=task))
+    except BadStudy as error:
+        raise BadStudy(f"{source}: {error}") from None
+
+
+def _task(table: object) -> AnyTask:
+    """Make a task's options: the table's, over the defaults of the size that it chose."""
+    if not isinstance(table, dict):
+        raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
+    given = cast(Table, table)
+    kind = given.get("kind", DEFAULT_TASK)
+    options = TASKS[_known("task.kind", kind, TASKS)]
+    size = options.sizes.get(given.get("model", ""), {})
+    return parse_table(options, _under(dict(size), given), "task.")
+
+
+def _known(path: str, word: object, words: Mapping[str, object]) -> str:
+    if not isinstance(word, str) or word not in words:
+        near = get_close_matches(str(word), words, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(words)}"
+        raise BadStudy(f"{path} = '{word}' is unknown; {hint}")
+    return word
+
+
+def parse_table(kind: type[T], table: Table, where: str = "") -> T:
+    """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
+    _refuse_unknown(kind, table, where)
+    return _checked(TypeAdapter(kind), table, where)
+
+
+def _apply(table: Table, override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise BadStudy(f"--set {override}: write it as key=value, for example training.epochs=2")
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        child: object = table.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise BadStudy(f"--set {override}: '{parent}' is not a table")
+        table = cast(Table, child)
+    table[last] = _value(text.strip())
+
+
+def _value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _under(defaults: Table, table: Table) -> Table:
+    """Lay defaults under a table: what the table says itself stands."""
+    merged = dict(table)
+    for key, value in defaults.items():
+        own = table.get(key)
+        merged[key] = (
+            _under(cast(Table, value), own or {})
+            if isinstance(value, dict)
+            else table.get(key, value)
+        )
+    return merged
+
+
+def _refuse_unknown(kind: type, table: Table, where: str) -> None:
+    hints = get_type_hints(kind)
+    for key, value in table.items():
+        if key not in hints:
+            raise _unknown(where + key, key, hints)
+        _refuse_unknown_in(hints[key], value, where + key)
+
+
+def _refuse_unknown_in(hint: Any, value: object, where: str) -> None:
+    arguments = get_args(hint)
+    if hint is Choice:
+        return
+    if is_dataclass(hint) and isinstance(value, dict):
+        _refuse_unknown(cast(type, hint), cast(Table, value), f"{where}.")
+    elif get_origin(hint) is tuple and isinstance(value, list):
+        for number, item in enumerate(cast(list[object], value)):
+            _refuse_unknown_in(arguments[0], item, f"{where}[{number}]")
+    elif get_origin(hint) is Mapping and isinstance(value, dict):
+        for key, item in cast(Table, value).items():
+            _refuse_unknown_in(arguments[1], item, f"{where}.{key}")
+
+
+def _unknown(path: str, key: str, known: Mapping[str, object]) -> BadStudy:
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid here: {', '.join(known)}"
+    return BadStudy(f"unknown key '{path}'; {hint}")
+
+
+def _choice(key: str, table: object) -> Table:
+    """Check a `kind` and its options against the preset's signature, and fill in its defaults."""
+    if not isinstance(table, dict) or not isinstance(cast(Table, table).get("kind"), str):
+        raise BadStudy(
+            f'{key} must be a table with a kind, for example kind = "{next(iter(CHOICES[key]))}"'
+        )
+    given = dict(cast(Table, table))
+    kind = _known(f"{key}.kind", given.pop("kind"), CHOICES[key])
+    preset = CHOICES[key][kind]
+    known = _options(preset)
+    for name in given:
+        if name not in known:
+            raise _unknown(f"{key}.{name}", name, known or {"kind": ...})
+    options = _checked(TypeAdapter(options_model(kind, preset)), given, f"{key}.")
+    return {"kind": kind, "options": options.model_dump()}
+
+
+def _options(preset: Callable[..., object]) -> dict[str, Parameter]:
+    """Give a preset's options; what a topology is given by the run is none of them."""
+    given = UNCHOSEN if isinstance(preset, type) else ()
+    return {n: p for n, p in signature(preset).parameters.items() if n not in given}
+
+
+def options_model(kind: str, preset: Callable[..., object]) -> Any:
+    """Make a pydantic model of a preset's options."""
+    hints = get_type_hints(preset.__init__ if isinstance(preset, type) else preset)
+    options: Table = {n: (hints[n], p.default) for n, p in _options(preset).items()}
+    return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
+
+
+def _checked(adapter: TypeAdapter[Any], table: Table, where: str) -> Any:
+    try:
+        return adapter.validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
+        raise BadStudy(_sentence(where + path.removeprefix("."), cast(Table, first))) from None
+
+
+def _sentence(path: str, problem: Table) -> str:
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"'{path}' is missing; it is needed"
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path} = {problem['input']!r} is wrong; it should be {message}"
+
+
+def to_table(study: Study) -> Table:
+    """Write a study as a TOML table: every option, defaults too."""
+    table = asdict(study)
+    for key in CHOICES:
+        table[key] = {"kind": table[key]["kind"], **table[key]["options"]}
+    return _without_none(table)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        table = cast(Table, value)
+        return {key: _without_none(item) for key, item in table.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in cast(Sequence[object], value)]
+    return value
+
+
+def to_toml(study: Study) -> str:
+    """Write the resolved study file."""
+    return tomli_w.dumps(to_table(study))
+
+
+def fingerprint(study: Study) -> str:
+    """Give the SHA-256 of the resolved study: what every site accepts."""
+    return sha256(to_toml(study).encode()).hexdigest()
+
+
+def changed_keys(old: Table, new: Table, where: str = "") -> list[str]:
+    """List the dotted paths in which two study tables differ."""
+    found: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key, MISSING), new.get(key, MISSING)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += changed_keys(cast(Table, before), cast(Table, after), f"{where}{key}.")
+        elif before != after:
+            found.append(where + key)
+    return found
+
+
+def schema() -> Table:
+    """Give the JSON Schema of the study file."""
+    made = TypeAdapter(Study).json_schema()
+    for key, presets in CHOICES.items():
+        variants = [_variant(kind, preset) for kind, preset in presets.items()]
+        made["properties"][key] = {"oneOf": variants}
+    for name, definition in made["$defs"].items():
+        definition["additionalProperties"] = definition.get(
+            "additionalProperties", name == "Choice"
+        )
+    made["$defs"].pop("Choice", None)
+    return made | {"additionalProperties": False}
+
+
+def _variant(kind: str, preset: Callable[..., object]) -> Table:
+    variant: Table = TypeAdapter(options_model(kind, preset)).json_schema()
+    variant["properties"] = {"kind": {"const": kind}} | variant.get("properties", {})
+    return variant | {"required": ["kind"], "description": preset.__doc__}

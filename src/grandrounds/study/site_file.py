@@ -1,0 +1,82 @@
+"""A site's own file: where its data lies. It never leaves the site."""
+
+import os
+import tomllib
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from grandrounds.core.errors import BadSite, BadStudy
+from grandrounds.study.file import parse_table
+from grandrounds.study.study import Study
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """Where a real site keeps its images and its cache of prepared slices.
+
+    `data` is a folder of NIfTI volumes, an image stack (.npz) or a table of patients (.tsv, .csv,
+    or a folder with participants.tsv), `cache` a folder that may be filled; relative paths start at
+    the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
+    paths and names of patients in failure cards. `tasks` are those of a site that the study does
+    not know.
+    """
+
+    name: str
+    data: Path
+    cache: Path | None = None
+    include_images: bool = False
+    reveal_failures: bool = False
+    tasks: tuple[str, ...] = ()
+
+
+def read_site(path: Path) -> SiteFile:
+    """Read a site file. Raises `BadSite`."""
+    try:
+        found = parse_table(SiteFile, tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSite(f"{path}: cannot be read as a site file ({error})") from None
+    except BadStudy as error:
+        raise BadSite(f"{path}: {error}") from None
+    beside = path.absolute().parent
+    cache = beside / found.cache if found.cache else None
+    return replace(found, data=beside / found.data, cache=cache)
+
+
+def matched(
+    study: Study, files: Sequence[SiteFile], only: Container[str] | None = None
+) -> dict[str, SiteFile]:
+    """Give each real site of the study, or of `only` these, its file.
+
+    Raises `BadSite` unless they match one to one.
+    """
+    names = [file.name for file in files]
+    known = ", ".join(study.roster)
+    for name in names:
+        if name not in study.roster:
+            raise BadSite(f"site file of '{name}': the study has no such site; it has {known}")
+        if names.count(name) > 1:
+            raise BadSite(f"site '{name}' has {names.count(name)} site files; give one")
+    for spec in study.site:
+        wanted = only is None or spec.name in only
+        if wanted and spec.data == "files" and spec.name not in names:
+            raise BadSite(f"site '{spec.name}' needs its site file: add --site PATH_OF_ITS.toml")
+        if spec.data == "simulated" and spec.name in names:
+            raise BadSite(f"site '{spec.name}' is simulated in this study; it takes no site file")
+    _check_tasks(files)
+    return {file.name: file for file in files}
+
+
+def _check_tasks(files: Sequence[SiteFile]) -> None:
+    for file in files:
+        if file.tasks:
+            raise BadSite(
+                f"site file of '{file.name}': tasks would do nothing: the study gives the site its "
+                "tasks"
+            )
+
+
+def default_cache() -> Path:
+    """Give the cache for sites whose file names none (GRANDROUNDS_CACHE overrides it)."""
+    chosen = os.environ.get("GRANDROUNDS_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "grandrounds"

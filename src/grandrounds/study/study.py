@@ -1,0 +1,126 @@
+"""What a consortium agrees on: the study as frozen dataclasses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from grandrounds.algorithms import METHODS, TOPOLOGIES, seeded
+from grandrounds.algorithms.aggregation import Aggregation
+from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.topology import Topology
+from grandrounds.data.elements import Elements
+from grandrounds.data.simulation.simulate import Patients, Scanner
+from grandrounds.site.training import Training
+from grandrounds.tasks import AnyTask, Synthesis
+from grandrounds.tasks.task import Task
+
+Option: TypeAlias = bool | int | float | str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One word of the study file and its options: `kind = "pflsynth"`, `split = "wide"`."""
+
+    kind: str
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When training ends before its last round, and which model is tested.
+
+    `patience` counts rounds without a better weighted validation score (0: never stop early);
+    `test` = "best" scores the test cases with the model of the best round.
+    """
+
+    patience: int = 0
+    validate_every: int = 1
+    test: Literal["best", "last"] = "best"
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What protects an update before it leaves a site; "none" until guards exist."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True)
+class SiteSpec:
+    """One site of the roster: its name, its tasks, and its scanner where the site is simulated.
+
+    The data of a real site (`data` = "files") stands in its own site file, never in the study.
+    `share` is its say in the mean where aggregation.shares = "given".
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    data: Literal["files", "simulated"] = "files"
+    scanner: Scanner = field(default_factory=Scanner)
+    patients: Patients = field(default_factory=lambda: Patients(train=8, validation=2, test=4))
+    slices: int = 8
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """All of a study.
+
+    The `holdout_sites` of the roster do not train; the model is tested on them in the end. `parity`
+    reproduces the released pFLSynth code's settings, its dead mapper mended.
+    """
+
+    name: str
+    elements: Elements
+    site: tuple[SiteSpec, ...]
+    seed: int = 1
+    rounds: int = 30
+    parity: bool = False
+    arm: str = ""
+    holdout_sites: tuple[str, ...] = ()
+    task: AnyTask = field(default_factory=Synthesis)
+    training: Training = field(default_factory=Training)
+    method: Choice = field(default_factory=lambda: Choice("pflsynth"))
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    topology: Choice = field(default_factory=lambda: Choice("star"))
+    privacy: Privacy = field(default_factory=Privacy)
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def roster(self) -> dict[str, tuple[str, ...]]:
+        """Map each site to its task labels, in roster order."""
+        return {site.name: site.tasks for site in self.site}
+
+    @property
+    def trainers(self) -> tuple[str, ...]:
+        """Name the sites that train, in roster order."""
+        return tuple(name for name in self.roster if name not in self.holdout_sites)
+
+    @property
+    def held_out(self) -> dict[str, tuple[str, ...]]:
+        """Map each held-out site to those of its tasks that some other site trains."""
+        roster = self.roster
+        trained = {label for name in self.trainers for label in roster[name]}
+        return {n: tuple(t for t in roster[n] if t in trained) for n in self.holdout_sites}
+
+    def bound(self, **guests: tuple[str, ...]) -> Task:
+        """Make the task for the sites that train; held-out sites and others are its guests."""
+        trained = {name: self.roster[name] for name in self.trainers}
+        return self.task.bind(self.elements, trained, {**self.held_out, **guests})
+
+    @property
+    def title(self) -> str:
+        """Name the arm of a comparison that this study is."""
+        return self.arm or self.method.kind
+
+    def build_method(self) -> Method:
+        """Make the method, with the study's local epochs and aggregation."""
+        method = METHODS[self.method.kind](**self.method.options)
+        given = {site.name: site.share for site in self.site}
+        combine = replace(method.combine, aggregation=self.aggregation, given=given)
+        plan = replace(method.plan, epochs=self.training.epochs)
+        return replace(method, plan=plan, combine=combine)
+
+    def build_topology(self) -> Topology:
+        """Make the topology; the study's seed draws leaders and orders."""
+        return seeded(TOPOLOGIES[self.topology.kind](**self.topology.options), self.seed)

@@ -1,0 +1,199 @@
+"""How alike a synthesised image and the real one look to a fixed bank of filters, case by case."""
+
+# Names end in the shape: B batch, 1 channel, H, W; O orientation, 2 row and column.
+# Names end in the shape: B batch, 1 channel, H, W.
+# Names end in the shape: N slice, S structure, H, W.
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from math import hypot, log, pi, sqrt
+from statistics import fmean
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, fft
+
+from grandrounds.core.messages import CaseScore
+
+WAVELENGTHS = (4.0, 8.0, 16.0)  # pixels, an octave apart
+ORIENTATIONS = 6
+WEAKEST = 1e-3  # structure, root mean square for images in [0, 1]; a blank slice has less
+_SPREAD = 1 / (3 * sqrt(2 * log(2)))  # over the frequency: half height at 2/3 and 4/3, an octave
+
+
+def gabor(prediction_B1HW: Tensor, target_B1HW: Tensor) -> Tensor:
+    """Gabor distance, (B,): 0 for equal images, 1 for a flat prediction, more for false structure.
+
+    The mean over wavelengths of |p - t| / |t|, where p and t are the magnitudes of the responses to
+    complex Gabor filters of 6 orientations, and |.| is the root of the sum of squares over
+    orientations and pixels. So 4, 8 and 16 pixels count alike, however weak the structure there;
+    only where its root mean square is below a thousandth is that taken for |t|. What is added to
+    all pixels does not count, nor does the sign of a contrast: an inverted image is at distance 0.
+    Filters wrap around the image's edges. Daugman 1985; magnitudes as features: Manjunath and Ma
+    1996.
+    """
+    distances = [_distance(prediction_B1HW, target_B1HW, length) for length in WAVELENGTHS]
+    return torch.stack(distances).mean(0)
+
+
+def _distance(prediction_B1HW: Tensor, target_B1HW: Tensor, wavelength: float) -> Tensor:
+    found_BOHW = _magnitudes(prediction_B1HW, wavelength)
+    real_BOHW = _magnitudes(target_B1HW, wavelength)
+    error_B = (found_BOHW - real_BOHW).square().flatten(1).mean(1).sqrt()
+    return error_B / real_BOHW.square().flatten(1).mean(1).sqrt().clamp_min(WEAKEST)
+
+
+def _magnitudes(image_B1HW: Tensor, wavelength: float) -> Tensor:
+    height, width = image_B1HW.shape[-2:]
+    filters_OHW = _filters(height, width, wavelength).to(image_B1HW)
+    varying_B1HW = image_B1HW - image_B1HW.mean((-2, -1), keepdim=True)
+    responses = fft.ifft2(fft.fft2(varying_B1HW) * filters_OHW)  # pyright: ignore
+    return torch.abs(responses)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _filters(height: int, width: int, wavelength: float) -> Tensor:
+    """Give the filters' transfer functions, (O, H, W): Gaussians around their frequencies."""
+    angles_O = torch.arange(ORIENTATIONS) * pi / ORIENTATIONS
+    centres_O2 = torch.stack([angles_O.sin(), angles_O.cos()], -1) / wavelength
+    rows_H, columns_W = (_frequencies(length) for length in (height, width))
+    off_OH = rows_H - centres_O2[:, :1]
+    off_OW = columns_W - centres_O2[:, 1:]
+    off_OHW = off_OH.square()[:, :, None] + off_OW.square()[:, None]
+    return torch.exp(-off_OHW / (2 * (_SPREAD / wavelength) ** 2))
+
+
+def _frequencies(length: int) -> Tensor:
+    return fft.fftfreq(length)  # pyright: ignore
+
+
+DATA_RANGE = 1.0
+_WINDOW = 11  # pixels
+
+
+def psnr(prediction_B1HW: Tensor, target_B1HW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB, (B,), for images in [0, 1].
+
+    The peak is 1, never an image's own maximum.
+    """
+    error_B = _mean((prediction_B1HW - target_B1HW).square(), mask_B1HW)
+    return 10.0 * torch.log10(DATA_RANGE**2 / error_B.clamp_min(1e-12))
+
+
+def ssim(prediction_B1HW: Tensor, target_B1HW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
+    """Structural similarity, (B,), Gaussian window of 11 pixels (sd 1.5), data range 1.
+
+    The mean over windows that lie in the image; with a mask, over those with their middle in it,
+    although a window reaches 5 pixels beyond. Wang et al. 2004.
+    """
+    from monai.metrics.regression import compute_ssim_and_cs  # seconds, for those who need it
+
+    similarity, _ = compute_ssim_and_cs(
+        prediction_B1HW,
+        target_B1HW,
+        spatial_dims=2,
+        kernel_size=(_WINDOW, _WINDOW),
+        kernel_sigma=(1.5, 1.5),
+        data_range=DATA_RANGE,
+    )
+    return _mean(similarity, None if mask_B1HW is None else _middles(mask_B1HW))
+
+
+def nrmse(prediction_B1HW: Tensor, target_B1HW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
+    """Root mean squared error over the target's root mean square, (B,)."""
+    error_B = _mean((prediction_B1HW - target_B1HW).square(), mask_B1HW).sqrt()
+    return error_B / _mean(target_B1HW.square(), mask_B1HW).sqrt().clamp_min(1e-6)
+
+
+def _mean(values_B1HW: Tensor, mask_B1HW: Tensor | None) -> Tensor:
+    if mask_B1HW is None:
+        return values_B1HW.flatten(1).mean(1)
+    inside_B1HW = values_B1HW.where(mask_B1HW, 0)
+    return inside_B1HW.flatten(1).sum(1) / mask_B1HW.flatten(1).sum(1)
+
+
+def _middles(mask_B1HW: Tensor) -> Tensor:
+    edge = _WINDOW // 2
+    return mask_B1HW[:, :, edge:-edge, edge:-edge]
+
+
+PERCENTILE = 95.0
+
+
+def dice(found_NSHW: Tensor, real_NSHW: Tensor) -> Tensor:
+    """Twice the overlap over both sizes, (S,), of boolean masks; 1 where both are empty.
+
+    Dice 1945.
+    """
+    overlap_S = (found_NSHW & real_NSHW).sum((0, 2, 3)).double()
+    sizes_S = (found_NSHW.sum((0, 2, 3)) + real_NSHW.sum((0, 2, 3))).double()
+    return torch.where(sizes_S > 0, 2 * overlap_S / sizes_S.clamp_min(1), 1.0)
+
+
+def hd95(found_NSHW: Tensor, real_NSHW: Tensor, spacing: Sequence[float]) -> Tensor:
+    """95th percentile of the Hausdorff distance in mm, (S,), of boolean masks.
+
+    Each surface pixel's distance to the other mask's surface in the same slice, pooled over all
+    slices; the larger percentile of both directions. A slice where only one mask has a pixel counts
+    with the image's diagonal. `spacing` is that of rows and columns in mm. Huttenlocher et al.
+    1993.
+    """
+    pairs = [(found_NSHW[:, s], real_NSHW[:, s]) for s in range(found_NSHW.shape[1])]
+    values = [_hd95(one.cpu().numpy(), other.cpu().numpy(), spacing) for one, other in pairs]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _hd95(
+    found_NHW: NDArray[np.bool_], real_NHW: NDArray[np.bool_], spacing: Sequence[float]
+) -> float:
+    there = [_distances(*pair, spacing) for pair in zip(found_NHW, real_NHW, strict=True)]
+    back = [_distances(*pair, spacing) for pair in zip(real_NHW, found_NHW, strict=True)]
+    pools = [np.concatenate(distances) for distances in (there, back)]
+    return max((float(np.percentile(pool, PERCENTILE)) for pool in pools if pool.size), default=0.0)
+
+
+def _distances(
+    own_HW: NDArray[np.bool_], other_HW: NDArray[np.bool_], spacing: Sequence[float]
+) -> NDArray[np.float64]:
+    """Measure from each surface pixel of one mask to the nearest one of the other."""
+    surface = _surface(own_HW)
+    if not other_HW.any():
+        height, width = own_HW.shape
+        diagonal = hypot(height * spacing[0], width * spacing[1])
+        return np.full(np.count_nonzero(surface), diagonal)
+    return _to_nearest(_surface(other_HW), spacing)[surface]
+
+
+def _surface(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = ndimage.binary_erosion(mask_HW)  # pyright: ignore
+    return mask_HW & ~inside
+
+
+def _to_nearest(surface_HW: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+    distances = ndimage.distance_transform_edt(~surface_HW, sampling=spacing)  # pyright: ignore
+    return np.asarray(distances, np.float64)
+
+
+def patient_means(scores: Iterable[CaseScore], metric: str) -> dict[tuple[str, str, str], float]:
+    """Average a metric within each (site, task, patient)."""
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for score in scores:
+        values[score.site, score.task, score.patient].append(score.values[metric])
+    return {key: fmean(found) for key, found in values.items()}
+
+
+def summary(scores: Sequence[CaseScore]) -> dict[str, float]:
+    """Average every metric over patients, then tasks, then sites; empty without scores."""
+    metrics = scores[0].values if scores else ()
+    return {metric: _mean_of_means(patient_means(scores, metric)) for metric in metrics}
+
+
+def _mean_of_means(by_patient: Mapping[tuple[str, str, str], float]) -> float:
+    by_task: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for (site, task, _), value in by_patient.items():
+        by_task[site, task].append(value)
+    by_site: dict[str, list[float]] = defaultdict(list)
+    for (site, _), values in by_task.items():
+        by_site[site].append(fmean(values))
+    return fmean(fmean(values) for values in by_site.values())

@@ -1,0 +1,247 @@
+"""Pairs of contrasts, and the codes that tell a network its site and its pair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from grandrounds.core.errors import BadSite
+from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
+from grandrounds.data.elements import Elements
+from grandrounds.tasks.task import Batch, Case, check_contrasts, require
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One synthesis task: which contrast is made from which."""
+
+    source: str
+    target: str
+
+    @staticmethod
+    def parse(label: str) -> "Pair":
+        """Read a label such as "T1w->T2w". Raises `ValueError`."""
+        source, target = (word.strip() for word in label.split("->"))
+        return Pair(source, target)
+
+    @property
+    def label(self) -> str:
+        """Write the label."""
+        return f"{self.source}->{self.target}"
+
+    @property
+    def reversed(self) -> "Pair":
+        """Give the way back."""
+        return Pair(self.target, self.source)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Turns (site, pair) into the code that the mapper reads.
+
+    It is the one-hots of site, source and target in a row. `codes` says which of them are told to
+    the network; the others are zero. Dalmaz et al. 2024. With "direction" it is the one-hot of the
+    pair among `pairs`, and nothing of the site. The code of a site that is not among `sites` is
+    the mean of theirs; with a `reader`, that site's code stands for every site.
+    """
+
+    sites: tuple[str, ...]
+    contrasts: tuple[str, ...]
+    codes: Literal["both", "site", "task", "none", "direction"] = "both"
+    pairs: tuple[Pair, ...] = ()
+    reader: str = ""
+
+    @property
+    def size(self) -> int:
+        """Count the values of a code."""
+        if self.codes == "direction":
+            return len(self.pairs)
+        return len(self.sites) + 2 * len(self.contrasts)
+
+    def code(self, site: str, pair: Pair) -> Tensor:
+        """Give the code, (K,)."""
+        code = torch.zeros(self.size)
+        if self.codes == "direction":
+            code[self.pairs.index(pair)] = 1.0
+        if self.codes in ("both", "site"):
+            code[: len(self.sites)] = self._site_code(self.reader or site)
+        if self.codes in ("both", "task"):
+            code[len(self.sites) + self.contrasts.index(pair.source)] = 1.0
+            code[len(self.sites) + len(self.contrasts) + self.contrasts.index(pair.target)] = 1.0
+        return code
+
+    def _site_code(self, site: str) -> Tensor:
+        if site not in self.sites:
+            return torch.full((len(self.sites),), 1 / len(self.sites))
+        return torch.tensor([float(name == site) for name in self.sites])
+
+
+def check_pair(site: str, label: str, elements: Elements) -> None:
+    """Refuse a label that is no pair of two of the study's contrasts. Raises `BadStudy`."""
+    where = f"site '{site}', task '{label}'"
+    require(
+        label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
+    )
+    pair = Pair.parse(label)
+    check_contrasts(where, (pair.source, pair.target), elements)
+    require(pair.source != pair.target, f"{where}: source and target are the same contrast")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a slice before the network sees it.
+
+    `flip` is the probability of a left-right flip in training; `intensity` = "slice" scales each
+    slice to its own range in 8 bits; `crop` = "resize-crop" enlarges by 286/256 and crops at
+    random, as the released pFLSynth code does (there in evaluation too).
+    """
+
+    flip: float = 0.5
+    intensity: Literal["volume", "slice"] = "volume"
+    crop: Literal["none", "resize-crop"] = "none"
+
+    def __call__(self, images_CHW: Tensor, generator: Generator, *, training: bool) -> Tensor:
+        """Apply to the source and target of one sample, (2, H, W) in [0, 1]."""
+        if self.intensity == "slice":
+            images_CHW = _eight_bit(images_CHW)
+        if self.crop == "resize-crop":
+            images_CHW = _resized_crop(images_CHW, generator)
+        if training and float(torch.rand((), generator=generator)) < self.flip:
+            images_CHW = images_CHW.flip(-1)
+        return images_CHW
+
+
+def _eight_bit(images_CHW: Tensor) -> Tensor:
+    low, high = images_CHW.amin((1, 2), keepdim=True), images_CHW.amax((1, 2), keepdim=True)
+    return ((images_CHW - low) / (high - low).clamp_min(1e-6) * 255).round() / 255
+
+
+def _resized_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
+    height, width = images_CHW.shape[1:]
+    size = (ceil(height * 286 / 256), ceil(width * 286 / 256))
+    large = nn.functional.interpolate(images_CHW[None], size, mode="bicubic", align_corners=False)
+    top = int(torch.randint(size[0] - height + 1, (), generator=generator))
+    left = int(torch.randint(size[1] - width + 1, (), generator=generator))
+    return large[0, :, top : top + height, left : left + width].clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of one session, and the pairs that it can serve at its site.
+
+    `patient` is a pseudonym and `visit` a number: what the site calls either says too much.
+    """
+
+    site: str
+    patient: str
+    visit: int
+    session: Session
+    index: int
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Examples of translation.
+
+    A slice with several pairs has one of them drawn when a generator is given. `mask` names one
+    that each batch brings with it where nothing is drawn.
+    """
+
+    slices: tuple[Slice, ...]
+    coding: Coding
+    augmentation: Augmentation
+    mask: str = ""
+
+    def __len__(self) -> int:
+        """Count the slices."""
+        return len(self.slices)
+
+    def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
+        """Collate slices.
+
+        Source and target are (B, 1, H, W) in [-1, 1], code (B, K), pair (B, 2) of contrasts.
+        """
+        chosen = [self.slices[index] for index in indices]
+        draw = generator or Generator().manual_seed(0)
+        pairs = [_drawn(each.pairs, draw) for each in chosen]
+        images = [self._images(s, p, draw, generator) for s, p in zip(chosen, pairs, strict=True)]
+        images_BCHW = torch.stack(images).mul_(2).sub_(1)
+        contrasts = self.coding.contrasts
+        inside = self._inside(chosen) if self.mask and generator is None else {}
+        return inside | {
+            "source": images_BCHW[:, :1].contiguous(),
+            "target": images_BCHW[:, 1:].contiguous(),
+            "code": torch.stack(
+                [self.coding.code(s.site, p) for s, p in zip(chosen, pairs, strict=True)]
+            ),
+            "pair": torch.tensor(
+                [[contrasts.index(p.source), contrasts.index(p.target)] for p in pairs]
+            ),
+        }
+
+    def _inside(self, chosen: Sequence[Slice]) -> Batch:
+        masks = [each.session.masks[self.mask][each.index] > 0 for each in chosen]
+        return {"mask": torch.from_numpy(np.stack(masks))[:, None]}  # pyright: ignore[reportUnknownMemberType]
+
+    def _images(
+        self, each: Slice, pair: Pair, draw: Generator, training: Generator | None
+    ) -> Tensor:
+        contrasts = (pair.source, pair.target)
+        both = [each.session.image(each.index, contrast) for contrast in contrasts]
+        images_CHW = torch.from_numpy(np.stack(both))  # pyright: ignore[reportUnknownMemberType]
+        return self.augmentation(images_CHW, draw, training=training is not None)
+
+    def case(self, index: int) -> Case:
+        """Name an example."""
+        each = self.slices[index]
+        label = f"{each.visit}/{each.index:03d}"
+        return Case(each.site, each.patient, label, each.pairs[0].label)
+
+
+def _drawn(pairs: tuple[Pair, ...], generator: Generator) -> Pair:
+    if len(pairs) == 1:
+        return pairs[0]
+    return pairs[int(torch.randint(len(pairs), (), generator=generator))]
+
+
+def slices_of(
+    cohort: Cohort, split: Split, pairs: Sequence[Pair], *, each_pair: bool
+) -> tuple[Slice, ...]:
+    """List a split's slices that can serve at least one pair.
+
+    `each_pair` lists a slice once for every pair.
+    """
+    pseudonyms, visits = pseudonyms_of(cohort), visits_of(cohort)
+    found: list[Slice] = []
+    for session in cohort.splits[split]:
+        served = tuple(p for p in pairs if {p.source, p.target} <= set(session.contrasts))
+        choices = [(pair,) for pair in served] if each_pair else [served] if served else []
+        found += [
+            Slice(
+                cohort.site,
+                pseudonyms[session.patient],
+                visits[session.label],
+                session,
+                index,
+                choice,
+            )
+            for choice in choices
+            for index in range(session.num_slices)
+        ]
+    return tuple(found)
+
+
+def check_masks(cohorts: Sequence[Cohort], mask: str) -> None:
+    """Refuse a site some of whose sessions lack a mask that scores need. Raises `BadSite`."""
+    for cohort in cohorts if mask else ():
+        lacking = sum(mask not in session.masks for session in cohort)
+        if lacking:
+            raise BadSite(
+                f"site '{cohort.site}': {lacking} of its sessions have no {mask} mask, which "
+                f'task.masked = "{mask}" needs; add them, or set task.masked = "none"'
+            )

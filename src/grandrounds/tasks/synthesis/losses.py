@@ -1,0 +1,191 @@
+"""FedMed-GAN's protection of what a generator learns from its critics. Wang et al. 2023."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from grandrounds.core.device import full
+from grandrounds.core.weights import Weights, copied
+from grandrounds.models.discriminator import frozen
+from grandrounds.tasks.task import Batch
+
+SMALLEST = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """Clips what each image learns from its critic, and adds noise; `clip` = 0 does neither.
+
+    Each image's gradient is clipped to `clip` / B, and Gaussian noise of `noise` times that is
+    added. By itself this is no (epsilon, delta) guarantee.
+    """
+
+    clip: float
+    noise: float
+
+    def __call__(self, fake_B1HW: Tensor) -> Tensor:
+        """Give the images as critics are shown them, their gradients to be clipped and noised."""
+        if not self.clip or not fake_B1HW.requires_grad:
+            return fake_B1HW
+        guarded = fake_B1HW.view_as(fake_B1HW)
+        guarded.register_hook(self._protected)  # pyright: ignore[reportUnknownMemberType]
+        return guarded
+
+    def _protected(self, gradient_B1HW: Tensor) -> Tensor:
+        bound = self.clip / len(gradient_B1HW)
+        norms_B = gradient_B1HW.square().sum((1, 2, 3)).sqrt().clamp_min(SMALLEST)
+        scale_B = (bound / norms_B).clamp_max(1.0)
+        clipped = gradient_B1HW * scale_B[:, None, None, None]
+        return clipped + torch.randn_like(clipped) * (self.noise * bound)
+
+
+@dataclass(frozen=True)
+class ImagePool:
+    """Up to `size` images for each critic, which change as the pool is used; 0 keeps none."""
+
+    size: int
+    kept: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
+
+    @staticmethod
+    def of(size: int, memory: Mapping[str, Tensor]) -> "ImagePool":
+        """Make a pool of what one held before."""
+        return ImagePool(size, {critic: list(images) for critic, images in memory.items()})
+
+    @property
+    def memory(self) -> Weights:
+        """Copy what the pool holds: for each critic (N, 1, H, W)."""
+        return copied({critic: torch.stack(images) for critic, images in self.kept.items()})
+
+    def shown(self, critic: str, fakes_B1HW: Tensor) -> Tensor:
+        """Give the images to show a critic; once the pool is full, half of them are older ones.
+
+        An older image leaves the pool for the new one in whose place it is shown.
+        """
+        if not self.size:
+            return fakes_B1HW
+        kept = self.kept.setdefault(critic, [])
+        fakes = full(fakes_B1HW.detach())
+        return torch.stack([self._exchanged(kept, fake_1HW.clone()) for fake_1HW in fakes])
+
+    def _exchanged(self, kept: list[Tensor], fake_1HW: Tensor) -> Tensor:
+        if len(kept) < self.size:
+            kept.append(fake_1HW)
+            return fake_1HW
+        if float(torch.rand(())) < 0.5:
+            return fake_1HW
+        place = int(torch.randint(self.size, ()))
+        older, kept[place] = kept[place].to(fake_1HW.device), fake_1HW
+        return older
+
+
+Translate: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # images and codes to images
+
+
+@dataclass(frozen=True)
+class Side:
+    """One direction of a batch: images, the code that says where to, and who judges the results.
+
+    `judged` maps each critic to its rows; a critic sees one image, never a pair.
+    """
+
+    images: Tensor
+    code: Tensor
+    judged: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """The weights of the three losses, what is learned from critics, and what these are shown."""
+
+    adversarial: float
+    cycle: float
+    identity: float
+    guard: Guarded
+    pool: ImagePool
+
+    def losses(
+        self, translate: Translate, critics: nn.ModuleDict, there: Side, back: Side
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of every critic concerned, then that of both ways together."""
+        made = {
+            "there": translate(there.images, there.code),
+            "back": translate(back.images, back.code),
+        }
+        sides = ((there, made["there"], back.images), (back, made["back"], there.images))
+        for side, fakes, reals in sides:
+            for name, rows in side.judged.items():
+                shown = self.pool.shown(name, fakes[rows])
+                yield f"critics.{name}", _cycle_critic_loss(critics[name], reals[rows], shown)
+        total = torch.zeros((), device=there.images.device)
+        for side, fakes, other in ((there, made["there"], back), (back, made["back"], there)):
+            again = translate(fakes, other.code)
+            total = total + self.adversarial * _cycle_realism(critics, side, self.guard(fakes))
+            total = total + self.cycle * (full(again) - side.images).abs().mean()
+            total = (
+                total
+                + self.identity * (full(fakes) - full(translate(fakes, side.code))).abs().mean()
+            )
+        yield "generator", total
+
+
+def _cycle_critic_loss(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    on_fake, on_real = critic(fake.detach()), critic(real)
+    return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
+
+
+def _cycle_realism(critics: nn.ModuleDict, side: Side, fakes: Tensor) -> Tensor:
+    verdicts: list[Tensor] = []
+    for name, rows in side.judged.items():
+        with frozen(critics[name]):
+            verdicts.append((critics[name](fakes[rows]) - 1).square().flatten(1).mean(1).sum())
+    return torch.stack(verdicts).sum() / len(fakes)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The weights of the two losses, and the protection of what the generator learns from critics.
+
+    `apart` shows a critic real and made images in two batches, so that batch norm does not mix
+    their statistics.
+    """
+
+    adversarial: float
+    l1: float
+    guard: Guarded
+    apart: bool
+
+    def losses(
+        self, critics: nn.ModuleDict, fake: Tensor, batch: Batch, judged: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of every critic concerned, then that of the images (B, 1, H, W)."""
+        source, target = batch["source"], batch["target"]
+        for name, rows in judged.items():
+            images = source[rows], target[rows], fake[rows]
+            yield f"critics.{name}", _critic_loss(critics[name], *images, apart=self.apart)
+        shown = self.guard(fake)
+        verdicts = [_realism(critics[n], source[r], shown[r]) for n, r in judged.items()]
+        distance = (full(fake) - target).abs().mean()
+        adversarial = torch.stack(verdicts).sum() / len(source) if verdicts else 0.0
+        yield "generator", self.adversarial * adversarial + self.l1 * distance
+
+
+def _critic_loss(
+    critic: nn.Module, source: Tensor, target: Tensor, fake: Tensor, *, apart: bool
+) -> Tensor:
+    """Give the loss of a critic that takes the target for real and the fake for made."""
+    real_BCHW, fake_BCHW = torch.cat([source, target], 1), torch.cat([source, fake.detach()], 1)
+    if apart:
+        on_real, on_fake = critic(real_BCHW), critic(fake_BCHW)
+    else:
+        on_real, on_fake = critic(torch.cat([real_BCHW, fake_BCHW])).chunk(2)
+    return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
+
+
+def _realism(critic: nn.Module, source: Tensor, fake: Tensor) -> Tensor:
+    """Give the generator's loss against a critic that learns nothing from it, summed over cases."""
+    with frozen(critic):
+        verdict = critic(torch.cat([source, fake], 1))
+    return (verdict - 1).square().flatten(1).mean(1).sum()

@@ -1,0 +1,451 @@
+"""Contrast synthesis as a study asks for it: which network, which losses, which images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from grandrounds.core.device import full
+from grandrounds.core.messages import CaseScore
+from grandrounds.core.weights import Filter, Weights, starting_with
+from grandrounds.data.cohort import Cohort, Split
+from grandrounds.data.elements import Elements
+from grandrounds.models.generator import GeneratorShape
+from grandrounds.models.layers import Norm
+from grandrounds.models.translation_unet import UnetShape
+from grandrounds.tasks.metrics import gabor, nrmse, psnr, ssim, summary
+from grandrounds.tasks.synthesis.examples import (
+    Augmentation,
+    Coding,
+    Pair,
+    Slices,
+    check_masks,
+    check_pair,
+    slices_of,
+)
+from grandrounds.tasks.synthesis.losses import Cycle, Guarded, ImagePool, Paired, Side
+from grandrounds.tasks.synthesis.networks import (
+    CODED,
+    CONTRASTS,
+    UNETS,
+    Judges,
+    Shape,
+    Translator,
+    TwoWay,
+    build_network,
+    chosen,
+    groups_of,
+    spread,
+    unit,
+)
+from grandrounds.tasks.task import (
+    NO_GUESTS,
+    Batch,
+    Labels,
+    Picture,
+    check_counts,
+    check_shares,
+    check_size,
+    require,
+)
+
+
+def shape_of(options: "Synthesis", coding: Coding, norm: Norm) -> Shape:
+    """Give the dimensions of the generator that a study asks for."""
+    if options.generator in UNETS:
+        return _unet(options, coding, norm)
+    return GeneratorShape(
+        code_size=coding.size,
+        width=options.width,
+        blocks=options.blocks,
+        latent=options.latent,
+        mapper_layers=options.mapper_layers,
+        personalised=options.generator == "personalised",
+        norm=norm,
+        padding=options.padding,
+        dropout=options.dropout,
+        equalised=options.equalised,
+        channel_weights=options.channel_weights,
+    )
+
+
+def _unet(options: "Synthesis", coding: Coding, norm: Norm) -> UnetShape:
+    images = len(coding.contrasts) if options.generator == CONTRASTS else 1
+    return UnetShape(
+        inputs=images,
+        outputs=images,
+        width=options.unet_width,
+        levels=options.unet_levels,
+        code_size=coding.size if options.generator == CODED else 0,
+        latent=options.latent,
+        norm=norm,
+    )
+
+
+MEASURES = {"psnr": psnr, "ssim": ssim, "nrmse": nrmse}
+
+
+@dataclass(frozen=True)
+class SynthesisTask:
+    """Adversarial contrast translation. Dalmaz et al. 2024; least-squares GAN beside L1."""
+
+    options: "Synthesis"
+    coding: Coding
+    pairs: Mapping[str, tuple[Pair, ...]]
+    guests: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict[str, tuple[Pair, ...]])
+    pool: ImagePool = field(default_factory=lambda: ImagePool(0))
+
+    @property
+    def metric(self) -> str:
+        """Watch PSNR."""
+        return self.options.metric
+
+    @property
+    def cases_at_once(self) -> int:
+        """Score eight slices at a time."""
+        return 8
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """Slow or speed the mapper."""
+        return {"generator.mapper.": self.options.mapper_rate}
+
+    @property
+    def shape(self) -> Shape:
+        """Give the generator's dimensions."""
+        return shape_of(self.options, self.coding, self.norm)
+
+    @property
+    def norm(self) -> Norm:
+        """Say which norm the networks have."""
+        return "batch" if self.options.norm == "batch" else "instance"
+
+    def build(self, seed: int) -> Translator:
+        """Build generator and critics; the same seed gives the same bits."""
+        two_way = self._unpaired and self.options.generator != CODED
+        generator = build_network(self.shape, seed=seed, two_way=two_way)
+        o, names = self.options, self._critics()
+        size = {"width": o.critic_width, "layers": o.critic_layers}
+        return Translator(generator, self._judges.build(names, **size, norm=self.norm, seed=seed))
+
+    @property
+    def _unpaired(self) -> bool:
+        return self.options.pairing == "unpaired"
+
+    @property
+    def _judges(self) -> Judges:
+        per_task = self.options.critics == "per-task"
+        return Judges(self.coding.contrasts, per_task=per_task, both_ways=self._unpaired)
+
+    def _critics(self) -> tuple[str, ...]:
+        pairs = [pair for own in self.pairs.values() for pair in own]
+        return self._judges.names(pairs) if self.options.adversarial else ()
+
+    def blank(self, size: tuple[int, int]) -> Batch:
+        """Give a batch of one case without content."""
+        site, pairs = next(iter(self.pairs.items()))
+        image_B1HW = torch.zeros(1, 1, *size)
+        contrasts = [self.coding.contrasts.index(c) for c in (pairs[0].source, pairs[0].target)]
+        return {
+            "source": image_B1HW,
+            "target": image_B1HW,
+            "code": self.coding.code(site, pairs[0])[None],
+            "pair": torch.tensor([contrasts]),
+        }
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loss of each critic concerned, then the generator's (Dalmaz et al. 2024)."""
+        assert isinstance(model, Translator)
+        if self._unpaired:
+            yield from self._cycle_losses(model, batch)
+        else:
+            yield from self.judge(model, self._translated(model, batch), batch)
+
+    def _cycle_losses(self, model: Translator, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        o, judges = self.options, self._judges
+        pairs = judges.pairs(batch)
+        ways = [pair.reversed for pair in pairs]
+        site = next(iter(self.pairs))  # a direction's code is the same at every site
+        code = torch.stack([self.coding.code(site, way) for way in ways]).to(batch["code"])
+        there = Side(batch["source"], batch["code"], judges.rows(pairs))
+        back = Side(batch["target"], code, judges.rows(ways))
+        both_ways = Cycle(o.adversarial, o.cycle, o.identity, self._guard, self.pool)
+        yield from both_ways.losses(model.generator, model.critics, there, back)
+
+    def _translated(self, model: Translator, batch: Batch) -> Tensor:
+        """Make each target from its source, (B, 1, H, W) in [-1, 1]."""
+        if self.options.generator != CONTRASTS:
+            return model.generator(batch["source"], batch["code"])
+        source, target = batch["pair"].unbind(1)
+        images = spread(batch["source"], source, len(self.coding.contrasts))
+        return chosen(model.generator(images, batch["code"]), target)
+
+    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the losses of an image that the generator made."""
+        assert isinstance(model, Translator)
+        judges = self._judges
+        judged = judges.rows(judges.pairs(batch)) if self.options.adversarial else {}
+        yield from self._paired.losses(model.critics, output, batch, judged)
+
+    @property
+    def _paired(self) -> Paired:
+        o = self.options
+        return Paired(o.adversarial, o.l1, self._guard, apart=self.norm == "batch")
+
+    @property
+    def _guard(self) -> Guarded:
+        return Guarded(self.options.critic_clip, self.options.critic_noise)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Synthesise the targets, (B, 1, H, W) in [0, 1]."""
+        assert isinstance(model, Translator)
+        model.eval()
+        for module in model.generator.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(self.options.dropout_at_evaluation)
+        return self.read(self._translated(model, batch))
+
+    def read(self, output: Tensor) -> Tensor:
+        """Bring the generator's image to [0, 1]."""
+        return unit(full(output))
+
+    def stages(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the generator's stages, each with its personalisation block."""
+        assert isinstance(model, Translator)
+        found = model.generator.stages()
+        return {n: starting_with(*(f"generator.{p}" for p in own)) for n, own in found.items()}
+
+    def inputs(self, batch: Batch) -> Weights:
+        """Give source and code; the plain generator reads no code."""
+        reads = self.options.generator in ("personalised", CODED)
+        return {name: batch[name] for name in ("source", "code")[: 1 + reads]}
+
+    def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
+        """Run stages of the generator."""
+        assert isinstance(model, Translator)
+        assert not isinstance(model.generator, TwoWay), "refused by the study's checks"
+        return model.generator.run(stages, carried)
+
+    def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Score each case: PSNR (dB), SSIM, NRMSE, Gabor distance, over the image, data range 1.
+
+        Where the study asks for it, the first three inside the brain mask too.
+        """
+        target = unit(batch["target"])
+        scores = {name: measure(prediction, target) for name, measure in MEASURES.items()}
+        scores["gabor"] = gabor(prediction, target)
+        if "mask" in batch:
+            inside = batch["mask"]
+            scores |= {f"{n}_brain": m(prediction, target, inside) for n, m in MEASURES.items()}
+        return scores
+
+    def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
+        """Average over patients, then tasks, then sites."""
+        return summary(scores)
+
+    def picture(self, prediction: Tensor, batch: Batch) -> Picture:
+        """Give source, target and prediction of the first case, each (H, W) in [0, 1]."""
+        images = {
+            "source": unit(batch["source"]),
+            "target": unit(batch["target"]),
+            "prediction": prediction,
+        }
+        return {name: image[0, 0].cpu().numpy() for name, image in images.items()}
+
+    def groups(self, model: nn.Module) -> Mapping[str, Filter]:
+        """Name the parameter groups; critics judge a site's own tasks, so "all" leaves them out."""
+        return groups_of(model)
+
+    def uses(self, site: str) -> Filter:
+        """Select the generator and the critics of a site's own tasks."""
+        own = self._judges.names(self._known.get(site, sum(self.pairs.values(), ())))
+        return starting_with("generator.", *(f"critics.{name}." for name in own))
+
+    def seen_by(self, site: str) -> Self:
+        """Let the network be told this site's code for every case."""
+        return replace(self, coding=replace(self.coding, reader=site))
+
+    @property
+    def memory(self) -> Weights:
+        """Give the images of the pool."""
+        return self.pool.memory
+
+    def recalling(self, memory: Mapping[str, Tensor]) -> Self:
+        """Give the task with a pool of the images of earlier rounds."""
+        return replace(self, pool=ImagePool.of(self.options.image_pool, memory))
+
+    @property
+    def _known(self) -> Mapping[str, tuple[Pair, ...]]:
+        return {**self.pairs, **self.guests}
+
+    def training_examples(self, cohorts: Sequence[Cohort]) -> Slices:
+        """Give each training slice once; its task is drawn when it is used."""
+        return self._examples(cohorts, "train", each_pair=False)
+
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Slices:
+        """Give each slice of a split once for each of its site's tasks that it can serve."""
+        return self._examples(cohorts, split, each_pair=True)
+
+    def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each_pair: bool) -> Slices:
+        found = [slices_of(c, split, self._known[c.site], each_pair=each_pair) for c in cohorts]
+        o = self.options
+        mask = "" if o.masked == "none" else o.masked
+        check_masks(cohorts, mask)
+        augmentation = Augmentation(o.flip, o.intensity, o.crop)
+        return Slices(sum(found, ()), self.coding, augmentation, mask)
+
+
+SMALL = {
+    "width": 16,
+    "blocks": 4,
+    "latent": 128,
+    "critic_width": 16,
+    "unet_width": 8,
+    "padding": "zero",
+    "dropout": 0.0,
+}
+LEAST = {
+    "width": 8,
+    "blocks": 2,
+    "latent": 1,
+    "mapper_layers": 1,
+    "critic_width": 1,
+    "critic_layers": 1,
+    "unet_width": 1,
+    "unet_levels": 1,
+    "image_pool": 0,
+}
+WEIGHTS = ("adversarial", "l1", "cycle", "identity", "critic_clip", "critic_noise")
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Options of the synthesis task; `model` = "small" changes the defaults to a network for CPUs.
+
+    `generator` "auto" is the method's own: "personalised" for pflsynth, a U-Net for some, "plain"
+    (the ResNet) for the others; `norm` "auto" is "batch" where a method is about batch norms.
+    `channel_weights` = false takes them out of the personalisation blocks. `critics` is one per
+    task or a single one; `adversarial` and `l1` weigh the generator's loss. `pairing` = "unpaired"
+    trains without pairs of images, by `cycle` and `identity` losses; a pool of `image_pool` older
+    images then stands in for half of the new ones that a critic is shown. `critic_clip` above 0
+    clips each image's gradient from its critic, and `critic_noise` adds noise to it (FedMed-GAN).
+    `masked` = "brain" scores inside the brain mask, too.
+    `equalised` and `dropout_at_evaluation` are how the released pFLSynth code differs (`parity`).
+    """
+
+    metric: ClassVar[str] = "psnr"
+    sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {"small": SMALL}
+
+    kind: Literal["synthesis"] = "synthesis"
+    model: Literal["full", "small"] = "full"
+    generator: Literal["auto", "personalised", "plain", "unet", "contrasts-unet", "coded-unet"] = (
+        "auto"
+    )
+    codes: Literal["both", "site", "task", "none"] = "both"
+    width: int = 64
+    blocks: int = 9
+    latent: int = 512
+    mapper_layers: int = 6
+    mapper_rate: float = 1.0
+    channel_weights: bool = True
+    unet_width: int = 32
+    unet_levels: int = 4
+    norm: Literal["auto", "instance", "batch"] = "auto"
+    padding: Literal["reflect", "zero"] = "reflect"
+    dropout: float = 0.5
+    equalised: bool = False
+    dropout_at_evaluation: bool = False
+    critics: Literal["per-task", "single"] = "per-task"
+    critic_width: int = 64
+    critic_layers: int = 3
+    adversarial: float = 1.0
+    l1: float = 100.0
+    pairing: Literal["paired", "unpaired"] = "paired"
+    cycle: float = 10.0
+    identity: float = 10.0
+    image_pool: int = 0
+    critic_clip: float = 0.0
+    critic_noise: float = 2.14
+    flip: float = 0.5
+    intensity: Literal["volume", "slice"] = "volume"
+    crop: Literal["none", "resize-crop"] = "none"
+    masked: Literal["none", "brain"] = "none"
+
+    @property
+    def has_statistics(self) -> bool:
+        """Batch norm keeps running statistics, instance norm does not."""
+        return self.norm == "batch"
+
+    def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
+        """Refuse what no generator can be made of. Raises `BadStudy`."""
+        check_counts(self, LEAST)
+        check_shares(self, ("dropout", "flip"))
+        for name in WEIGHTS:
+            require(getattr(self, name) >= 0, f"task.{name} must be 0 or more")
+        require(len(elements.contrasts) >= 2, "elements.contrasts must name two contrasts or more")
+        multiple = 2**self.unet_levels if self.generator.endswith("unet") else 4
+        check_size(elements, least=32, multiple=multiple)
+        for site, labels in sites.items():
+            for label in labels:
+                check_pair(site, label, elements)
+        self._check_network({Pair.parse(label) for labels in sites.values() for label in labels})
+
+    def _check_network(self, pairs: set[Pair]) -> None:
+        """Refuse options that do not go together, or that would do nothing."""
+        require(
+            self.channel_weights or self.generator == "personalised",
+            "task.channel_weights = false would do nothing: only the personalised generator has "
+            "channel weights",
+        )
+        require(
+            self.masked == "none" or self.crop == "none",
+            'task.masked = "brain" and task.crop = "resize-crop" exclude each other: a mask would '
+            "not lie on the cropped image",
+        )
+        require(
+            not self.critic_clip or self.adversarial > 0,
+            "task.critic_clip would do nothing: task.adversarial is 0, so no critic is trained",
+        )
+        require(
+            not self.image_pool or self.pairing == "unpaired",
+            'task.image_pool would do nothing: it is for task.pairing = "unpaired"',
+        )
+        if self.pairing == "paired":
+            return
+        require(
+            self.generator in ("unet", "coded-unet"),
+            'task.pairing = "unpaired" needs task.generator = "unet" or "coded-unet", '
+            f'not "{self.generator}"',
+        )
+        require(
+            self.adversarial > 0,
+            'task.pairing = "unpaired" needs task.adversarial above 0: '
+            "without pairs, critics are all that says how an image should look",
+        )
+        both = {contrast for pair in pairs for contrast in (pair.source, pair.target)}
+        require(
+            self.generator == "coded-unet" or len(both) == 2,
+            'task.pairing = "unpaired" with task.generator = "unet" has one network for each '
+            f"direction between two contrasts; this study has {', '.join(sorted(both))}. "
+            'Use task.generator = "coded-unet".',
+        )
+
+    def bind(self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS) -> SynthesisTask:
+        """Make a consortium's task; `sites` maps each, in roster order, to its task labels.
+
+        The site code of a guest is the mean of all sites' codes.
+        """
+        pairs = _parsed(sites)
+        unpaired = self.pairing == "unpaired"
+        codes = "direction" if unpaired or self.generator == CODED else self.codes
+        distinct = dict.fromkeys(pair for own in pairs.values() for pair in own)
+        if unpaired:
+            distinct |= dict.fromkeys(pair.reversed for pair in distinct)
+        coding = Coding(tuple(sites), elements.contrasts, codes, tuple(distinct))
+        return SynthesisTask(self, coding, pairs, _parsed(guests))
+
+
+def _parsed(sites: Labels) -> dict[str, tuple[Pair, ...]]:
+    return {site: tuple(Pair.parse(label) for label in labels) for site, labels in sites.items()}
