@@ -49,7 +49,10 @@ def configuration() -> dict[str, object]:
     """Read zensical.toml, and add what is found rather than listed."""
     whole = tomllib.loads((ROOT / "zensical.toml").read_text("utf-8"))
     project = whole["project"]
-    project["nav"][-1]["Reference"] += ["reference/benchmarks.md", "reference/changelog.md"]
+    project["nav"][-1]["Reference"] += [
+        {"Benchmarks": "reference/benchmarks.md"},
+        "reference/changelog.md",
+    ]
     project["nav"] += [
         {"Decisions": ["decisions/index.md", *(f"decisions/{p.name}" for p in decisions())]},
         {"API": list(reference_pages())},
