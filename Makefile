@@ -1,4 +1,4 @@
-.PHONY: demo test quick check golden clean
+.PHONY: demo test quick check golden docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -19,6 +19,13 @@ check: .venv
 
 golden: .venv
 	$(BIN)/python -m pytest tests/golden --rewrite-golden
+
+docs: .venv/docs
+	$(BIN)/python scripts/docs.py build/docs
+
+.venv/docs: pyproject.toml constraints.txt | .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
