@@ -1,22 +1,13 @@
 """What answers at once must not load what computes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.unit.report_folder import write_comparison
+from tests.helpers.command import loaded_by
+from tests.helpers.run_folders import write_comparison
 
 HEAVY = ("torch", "monai", "matplotlib", "scipy", "numpy", "pydantic", "nibabel")
-
-
-def loaded_by(statement: str) -> set[str]:
-    program = f"import sys; {statement}; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split("\n")[-2].split())
 
 
 @pytest.mark.parametrize("statement", ["import grandrounds", "import grandrounds.cli"])
