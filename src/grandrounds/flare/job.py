@@ -13,10 +13,11 @@ from typing import Any, cast
 from nvflare.apis.fl_context import FLContext
 
 from grandrounds.core.files import write_atomically
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
 
-STUDY = "study.toml"
+STUDY = RunFolder.study
 SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and each has NAME.toml
 RUNS = "grandrounds"
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets

@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.core.errors import DiskFailed
+from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis.folder import read_chosen
 from grandrounds.report.cards.facts import Facts, best, is_better, spread, totals, written
 
@@ -118,7 +119,7 @@ def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | 
     Raises `BadInput`, `BadFolder` or `DiskFailed`.
     """
     facts = Facts(read_chosen(folder, arm=arm, seed=seed))
-    target = out or folder / "card"
+    target = out or ResultFolder(folder).card
     return [_write(target / name, render(facts, name)) for name in CARDS]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.core.errors import DiskFailed
+from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis import cross_site
 from grandrounds.report.analysis.auc import LEVEL, MEANING
 from grandrounds.report.analysis.facts import MANY, Facts, read_facts
@@ -35,7 +36,8 @@ def write_report(folder: Path, *, include_images: bool = False) -> Path:
     `DiskFailed`.
     """
     page = render(read_facts(folder), include_images=include_images)
-    path, partial = folder / "report.html", folder / "report.html.partial"
+    path = ResultFolder(folder).report
+    partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(page, encoding="utf-8")
         partial.replace(path)
