@@ -14,7 +14,7 @@ import tomli_w
 
 from grandrounds.algorithms import METHODS
 from grandrounds.core.events import Event
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_text
 from grandrounds.core.processes import end_with_parent
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.runs.arms import Arm, terms
@@ -119,7 +119,7 @@ class Comparison:
         ]
         seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
         told = {"seeds": seeds, "terms": terms(self.studies), "arm": arms}
-        write_atomically(ComparisonFolder(self.folder).arms, tomli_w.dumps(told).encode())
+        write_text(ComparisonFolder(self.folder).arms, tomli_w.dumps(told))
 
     def _run_all(self, todo: Mapping[Cell, Study], on_event: OnEvent) -> None:
         context = mp.get_context("spawn")

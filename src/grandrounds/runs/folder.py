@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from grandrounds.core.errors import BadFolder
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.core.state import saved_rounds
 from grandrounds.core.weights import Weights, read
@@ -44,7 +44,7 @@ def claimed(folder: Path, study: Study, *, resume: bool) -> Generator[None, None
 def _settle(folder: Path, study: Study, *, resume: bool) -> None:
     path = RunFolder(folder).study
     if not path.exists():
-        write_atomically(path, to_toml(study).encode())
+        write_text(path, to_toml(study))
         return
     if not resume:
         done = max(saved_rounds(folder).held(), default=0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from grandrounds.core.errors import DiskFailed
+from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis.folder import read_chosen
 from grandrounds.report.cards.facts import Facts, best, is_better, spread, totals, written
@@ -120,7 +120,10 @@ def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | 
     """
     facts = Facts(read_chosen(folder, arm=arm, seed=seed))
     target = out or ResultFolder(folder).card
-    return [_write(target / name, render(facts, name)) for name in CARDS]
+    texts = {target / name: render(facts, name) for name in CARDS}
+    for path, text in texts.items():
+        write_text(path, text, refusal="{path}: the card cannot be written: {reason}")
+    return list(texts)
 
 
 def render(facts: Facts, name: str) -> str:
@@ -142,14 +145,3 @@ def render(facts: Facts, name: str) -> str:
         totals=totals,
         blank=f"*{BLANK}*",
     )
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DiskFailed(f"{path}: the card cannot be written: {error.strerror}") from error
-    return path

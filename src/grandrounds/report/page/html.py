@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from grandrounds.core.errors import DiskFailed
+from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis import cross_site
 from grandrounds.report.analysis.auc import LEVEL, MEANING
@@ -37,12 +37,7 @@ def write_report(folder: Path, *, include_images: bool = False) -> Path:
     """
     page = render(read_facts(folder), include_images=include_images)
     path = ResultFolder(folder).report
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DiskFailed(f"{path}: the report cannot be written: {error}") from error
+    write_text(path, page, refusal="{path}: the report cannot be written: {reason}")
     return path
 
 

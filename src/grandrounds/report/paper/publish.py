@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grandrounds.core.errors import DiskFailed
+from grandrounds.core.files import remove, write_bytes
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis.cross_site import crossings
 from grandrounds.report.analysis.facts import Facts, read_facts
@@ -108,13 +108,8 @@ def typical(facts: Facts, *, include_images: bool) -> list[Choice]:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; without data there is none."""
-    try:
-        if not data:
-            path.unlink(missing_ok=True)
-            return
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise DiskFailed(f"{path}: cannot be written: {error}") from error
+    refusal = "{path}: cannot be written: {reason}"
+    if data:
+        write_bytes(path, data, refusal=refusal)
+    else:
+        remove(path, refusal=refusal)

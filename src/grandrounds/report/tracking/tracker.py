@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias, cast
 
 from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import Event, Failed, Interrupted, RunStarted
+from grandrounds.core.files import write_text
 from grandrounds.core.journal import Stamped, read_journal, surviving
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder, comparison_of
 from grandrounds.report.tracking.points import Batch, Beginning, Gathering, Logged
@@ -180,10 +181,9 @@ def recorded(folder: Path) -> dict[str, str]:
 
 def record(folder: Path, known: dict[str, str]) -> None:
     """Keep which run of which tracker a run folder is, whole or not at all."""
+    text = json.dumps(known, indent=2) + "\n"
     path = RunFolder(folder).tracking
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    write_text(path, text, refusal="{path}: cannot be written: {reason}")
 
 
 def shown(uri: str) -> str:
