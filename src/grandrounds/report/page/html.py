@@ -9,9 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis import cross_site
-from grandrounds.report.analysis.auc import LEVEL, MEANING
+from grandrounds.report.analysis.auc import MEANING
 from grandrounds.report.analysis.facts import MANY, Facts, read_facts
-from grandrounds.report.analysis.statistics import FEWEST
+from grandrounds.report.analysis.statistics import FEWEST, LEVEL
 from grandrounds.report.page import charts, style, tables
 from grandrounds.report.page.pictures import PanelRow, choices, panel_rows, panels_of, rule
 from grandrounds.report.page.tables import ArmRow
