@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, overload
 
+# Of scores.csv and unseen.csv; in matrix.csv "model" stands before them.
+SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
+
 
 class _Folder(Protocol):
     @property

@@ -12,8 +12,8 @@ from grandrounds.core.events import Event, RoundFinished, SiteMonitored, SiteTra
 from grandrounds.core.files import write_text
 from grandrounds.core.journal import Place, Traffic, absent_of, traffic_of
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.run_folder import SCORE_COLUMNS
 
-SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
 ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_down")
 FORGETTING_COLUMNS = ("round", "after", "site", "score", "cases")
 Row: TypeAlias = Mapping[str, object]

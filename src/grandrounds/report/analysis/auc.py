@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from grandrounds.core.roc import Values, auc
 from grandrounds.report.analysis.folder import CaseRow, StudyFile
@@ -80,7 +79,7 @@ def auc_interval(patients: Sequence[Cases]) -> Interval:
     if len(patients) < 2:  # one patient, drawn again and again, is one patient
         return Interval(_auc_of(patients), _auc_of(patients))
 
-    def drawn(places: NDArray[np.int64]) -> float:
+    def drawn(places: Iterable[int]) -> float:
         return _auc_of([patients[place] for place in places])
 
     return bootstrap([np.arange(len(patients))], drawn, resamples=RESAMPLES)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RunStarted
 from grandrounds.core.journal import Stamped, read_journal, surviving
-from grandrounds.core.run_folder import ComparisonFolder, RunFolder, SiteFolder
+from grandrounds.core.run_folder import SCORE_COLUMNS, ComparisonFolder, RunFolder, SiteFolder
 
 Image = NDArray[np.float32]
 IMAGES = ("source", "target", "prediction")
@@ -76,9 +76,6 @@ def _kept(
 
 def _not_panels(path: Path, error: Exception) -> BadFolder:
     return BadFolder(f"{path}: not a file of panels ({error}); remove it or test again")
-
-
-COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
 
 
 @dataclass(frozen=True)
@@ -280,13 +277,13 @@ def read_study(folder: RunFolder) -> StudyFile:
 
 
 def _cases(path: Path) -> list[CaseRow]:
-    return [case for _, case in _table(path, COLUMNS)]
+    return [case for _, case in _table(path, SCORE_COLUMNS)]
 
 
 def _crossed(path: Path) -> dict[str, tuple[CaseRow, ...]]:
     """Read whose model scored what."""
     found: dict[str, list[CaseRow]] = {}
-    for row, case in _table(path, ("model", *COLUMNS)):
+    for row, case in _table(path, ("model", *SCORE_COLUMNS)):
         found.setdefault(row["model"], []).append(case)
     return {model: tuple(cases) for model, cases in found.items()}
 

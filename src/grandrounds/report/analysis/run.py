@@ -1,4 +1,4 @@
-"""What a model that travels from site to site forgets: its score everywhere after each turn."""
+"""One run as numbers: who did what, how it ended, its curves, and its test scores by patient."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -65,7 +65,7 @@ def bootstrap(
             rng=np.random.default_rng(SEED),
         ).bootstrap_distribution
     tail = (1 - LEVEL / 100) / 2
-    low, high = stats.quantile(found, [tail, 1 - tail], nan_policy="omit")
+    low, high = stats.quantile(found, [tail, 1 - tail], nan_policy="omit")  # pyright: ignore[reportUnknownMemberType]
     return Interval(float(low), float(high))
 
 

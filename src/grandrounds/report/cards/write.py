@@ -1,6 +1,5 @@
-"""The limitations that follow from the facts, as sentences."""
+"""The two cards as text: templates that the facts fill, and limitations that follow from them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -8,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.cards.facts import Facts, read_card_facts, totals
+from grandrounds.report.prose.vocabulary import listed
 
 FEW_PATIENTS = 20  # a mean over fewer says little about a hospital
 
@@ -31,7 +31,7 @@ def _simulated(facts: Facts) -> str:
     if not facts.simulated:
         return ""
     return (
-        f"The data of {_listed(facts.simulated)} are simulated: no patient was scanned. Scores on "
+        f"The data of {listed(facts.simulated)} are simulated: no patient was scanned. Scores on "
         "simulated data say little about real patients."
     )
 
@@ -41,7 +41,7 @@ def _few(facts: Facts) -> str:
     if not few:
         return ""
     return (
-        f"Few test patients: {_listed(few)}. With fewer than {FEW_PATIENTS}, a site's mean may lie "
+        f"Few test patients: {listed(few)}. With fewer than {FEW_PATIENTS}, a site's mean may lie "
         "far from what its other patients would give."
     )
 
@@ -71,7 +71,7 @@ def _worse_off(facts: Facts) -> str:
     ]
     if not worse:
         return "No site scored better by training alone, in the same comparison."
-    return f"By training alone, these sites scored better: {_listed(worse)}."
+    return f"By training alone, these sites scored better: {listed(worse)}."
 
 
 def _unseen(facts: Facts) -> str:
@@ -84,14 +84,14 @@ def _seeds(facts: Facts) -> str:
     if len(facts.seeds) > 1:
         return (
             f"This card is about seed {facts.run.seed}; the comparison has seeds "
-            f"{_listed([str(seed) for seed in facts.seeds])}."
+            f"{listed([str(seed) for seed in facts.seeds])}."
         )
     return "One random seed: what another one would change is unknown."
 
 
 def _missed(facts: Facts) -> str:
     found = [f"{site} ({len(rounds)} rounds)" for site, rounds in facts.missed.items()]
-    return f"Rounds went on without these sites: {_listed(found)}." if found else ""
+    return f"Rounds went on without these sites: {listed(found)}." if found else ""
 
 
 def _exposed(facts: Facts) -> str:
@@ -102,10 +102,6 @@ def _exposed(facts: Facts) -> str:
         'What left a site was not protected by noise or masks (privacy.kind = "none"); updates '
         "may tell something about the patients that they were trained on."
     )
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 BLANK = "to be completed by the site"
