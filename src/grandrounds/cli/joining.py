@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grandrounds.core.errors import BadInput
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.runs.adapt import Joined, adapt
 from grandrounds.runs.evaluate import Scores, at_site, matrix
 from grandrounds.runs.folder import Finished, finished_runs
@@ -74,7 +75,7 @@ def adapt_site(folder: Path, given: str, *, epochs: int, as_json: bool, quiet: b
         print(json.dumps({guest.name: told}, indent=2))
     elif not quiet:
         _print_joined(guest.name, found, scores)
-        print(f"private part: {run.folder / 'adapted' / guest.name / 'private.safetensors'}")
+        print(f"private part: {RunFolder(folder).adapted(guest.name).private()}")
 
 
 def _print_joined(

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
-from grandrounds.report.analysis.auc import LEVEL, Discrimination
+from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.cross_site import LeftOut, crossings, left_out
 from grandrounds.report.analysis.facts import Difference, Facts, read_facts
 from grandrounds.report.analysis.metrics import Metric
-from grandrounds.report.analysis.statistics import Spread
+from grandrounds.report.analysis.statistics import LEVEL, Spread
 from grandrounds.report.prose.sentences import unfinished
 from grandrounds.report.prose.summary import summary
 

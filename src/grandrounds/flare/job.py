@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from nvflare.apis.fl_context import FLContext
 
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_text
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
 
-STUDY = "study.toml"
+STUDY = RunFolder.study
 SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and each has NAME.toml
 RUNS = "grandrounds"
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets
@@ -91,9 +92,8 @@ def export_job(study: Study, folder: Path, *, run: str = "", **arguments: object
     pace = {"format_version": 2, "task_request_interval": _PAUSE}
     _write(config / "config_fed_server.json", {**pace, "workflows": [workflow], **_FILTERS})
     _write(config / "config_fed_client.json", {**pace, "executors": [executor], **_FILTERS})
-    write_atomically(config / STUDY, to_toml(study).encode())
+    write_text(config / STUDY, to_toml(study))
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from grandrounds.core.errors import BadSite, RunFailed
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_text
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.session import Desk, NoServer, desk
 
@@ -42,7 +42,7 @@ def at_home(kit: Kit) -> None:
     text = resources.read_text()
     settings = text.replace(STORAGE, str(kit.folder.absolute() / "storage"))
     if settings != text:
-        write_atomically(resources, settings.encode())
+        write_text(resources, settings)
 
 
 def _org(kit: Kit) -> str:

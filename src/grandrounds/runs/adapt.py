@@ -11,6 +11,7 @@ import torch
 from grandrounds.algorithms.sharing import travelling
 from grandrounds.core.device import weights_dtype
 from grandrounds.core.errors import BadSite
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights, select, write
 from grandrounds.data.cohort import Cohort
@@ -76,13 +77,13 @@ def _shared(run: Finished, examiner: Examiner) -> Filter:
 
 
 def _write(run: Finished, name: str, found: Sequence[Joined], shared: Filter) -> None:
-    folder = run.folder / "adapted" / name
+    folder = RunFolder(run.folder).adapted(name)
     for joined in found:
-        path = folder / f"{joined.name.replace(' ', '-')}.csv"
+        path = folder.path / f"{joined.name.replace(' ', '-')}.csv"
         write_scores(path, joined.scores, replace(run.told, arm=joined.name))
         if joined.name == ADAPTED:
             own = select(joined.weights, lambda tensor: not shared(tensor))
-            write(folder / "private.safetensors", own, {"site": name, "steps": str(joined.steps)})
+            write(folder.private(), own, {"site": name, "steps": str(joined.steps)})
 
 
 @dataclass(frozen=True)

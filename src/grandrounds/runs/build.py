@@ -21,6 +21,7 @@ from grandrounds.core.device import (
 )
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import PolicySet, TopologySet, WorkSet
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 from grandrounds.core.weights import Filter, Weights, select
@@ -131,7 +132,7 @@ class Blueprint:
             method=self.method,
             first_weights=partial(self.first_weights, _first_seed(study, own)),
             bench=self.bench,
-            folder=folder / "sites" / opened.name,
+            folder=RunFolder(folder).site(opened.name).path,
             ready=opened.ready,
             disk=disk,
             shows_images=opened.shows_images,

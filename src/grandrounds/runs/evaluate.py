@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from grandrounds.core.device import repeatable, weights_dtype
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort
@@ -58,7 +59,7 @@ def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
             site: examiner.scores(run.own(site), cohorts, reader=NOBODY if site == POOLED else site)
             for site in run.models
         }
-    write_matrix(run.folder / "matrix.csv", found, run.told)
+    write_matrix(RunFolder(run.folder).matrix, found, run.told)
     return found
 
 
@@ -75,7 +76,7 @@ def at_site(run: Finished, guest: Guest) -> Scores:
     with examined(study, **guest.unknown_to(study)) as examiner:
         weights = run.own(name) if name in run.models else as_guest(run, examiner)
         found = examiner.scores(weights, [cohort], reader=NOBODY)
-    write_scores(run.folder / "evaluated" / f"{name}.csv", found, run.told)
+    write_scores(RunFolder(run.folder).evaluated(name), found, run.told)
     return found
 
 

@@ -24,6 +24,7 @@ from grandrounds.core.events import (
 )
 from grandrounds.core.journal import Journal, read_journal, surviving
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State, load_state, newest_complete_round, save_state
 from grandrounds.core.weights import Weights, read, write
 from grandrounds.data.cohort import Split
@@ -73,6 +74,10 @@ class Ending:
     last: State
 
     @property
+    def _files(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
     def tested(self) -> State:
         """Load the best round, or the last one if the study tests that."""
         best = self.study.stop.test == "best"
@@ -81,8 +86,8 @@ class Ending:
     def scores(self) -> tuple[State, list[CaseScore]]:
         """Write the models, and score every test case; give the tested state, too."""
         tested = self.tested
-        self._write_shared("shared", tested)
-        self._write_shared("last", self.last)
+        self._write_shared(self._files.shared, tested)
+        self._write_shared(self._files.last, self.last)
         self._write_personal(tested)
         tuned = bool(self.study.training.fine_tune)
         sites = self._tuned(tested) if tuned else self.federation.sites.names
@@ -98,18 +103,18 @@ class Ending:
 
     def _for_guests(self, tested: State) -> Weights:
         """Give what of the model may reach a site that did not train, wherever it lies."""
-        sites, first = self.folder / "sites", self.federation.sites.names[0]
+        first = self._files.site(self.federation.sites.names[0])
         if self.federation.method.pooled:
-            return read(sites / first / "private.safetensors")[0]
+            return read(first.private())[0]
         if self.federation.topology.model_at_sites:
-            return read(sites / first / "shared.safetensors")[0]
+            return read(first.shared())[0]
         return tested.weights
 
-    def _write_shared(self, name: str, state: State) -> None:
+    def _write_shared(self, path: Path, state: State) -> None:
         if self.federation.topology.model_at_sites:
             return  # the sites write it themselves
         notes = {"study": fingerprint(self.study), "round": str(state.round)}
-        write(self.folder / "model" / f"{name}.safetensors", state.weights, notes)
+        write(path, state.weights, notes)
 
     def _write_personal(self, tested: State) -> None:
         orders = {
@@ -154,7 +159,7 @@ def run(
     opened = open_sites(study, files)
     machine = study.training.machine(processes=processes)
     with claimed(folder, study, resume=resume), repeatable(machine):
-        teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
+        teller = Teller((Journal(RunFolder(folder).journal), *listeners), study)
         built = build_federation(study, opened, folder, machine, teller)
         with spread_out(built, study, files, folder, teller, processes=processes) as federation:
             return followed(Course(study, folder, federation, machine, teller, resume))
@@ -181,10 +186,11 @@ def _failed(error: RunFailed, round: int) -> Failed:
 
 
 def _write_tables(folder: Path, sites: Sequence[str]) -> None:
-    events = [event for _, event in surviving(read_journal(folder / "journal.jsonl"))]
-    write_rounds(folder / "rounds.csv", events, sites)
-    write_digests(folder / "digests.csv", events)
-    write_forgetting(folder / "forgetting.csv", events)
+    files = RunFolder(folder)
+    events = [event for _, event in surviving(read_journal(files.journal))]
+    write_rounds(files.rounds, events, sites)
+    write_digests(files.digests, events)
+    write_forgetting(files.forgetting, events)
 
 
 @dataclass
@@ -281,10 +287,10 @@ class Course:
         seconds = time.perf_counter() - self._began
         best, last = tested.round, state.fingerprint
         self.teller.tell(RunFinished(state.round, best, last, seconds, peak_memory()))
-        told = Told(self.study.title, self.study.seed, best)
+        files, told = RunFolder(self.folder), Told(self.study.title, self.study.seed, best)
         if self.study.holdout_sites:
-            write_scores(self.folder / "unseen.csv", unseen, told)
-        write_scores(self.folder / "scores.csv", scores, told)  # last: it marks a finished run
+            write_scores(files.unseen, unseen, told)
+        write_scores(files.scores, scores, told)  # last: it marks a finished run
 
 
 def _best(state: State, score: float) -> State:

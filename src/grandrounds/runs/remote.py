@@ -13,6 +13,7 @@ from grandrounds.core.device import repeatable
 from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.events import Listener
 from grandrounds.core.journal import Journal
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State
 from grandrounds.engines.in_process import Simulation
 from grandrounds.engines.remote import Call, Line, Patience, Remote, ready
@@ -65,7 +66,7 @@ def conduct(
     lines = tuple(Line(name, call, patience) for name in study.trainers)
     _greeted(study, lines, root)  # before there is a folder: who is refused can submit again
     with claimed(folder, study, resume=resume), repeatable(machine):
-        teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
+        teller = Teller((Journal(RunFolder(folder).journal), *listeners), study)
         remote = Remote(lines, teller.hear, teller.miss)
         federation = federated(draw_up(study, machine), remote)
         return followed(Course(study, folder, federation, machine, teller, resume))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_bytes
 from grandrounds.core.messages import CaseScore
 from grandrounds.site.training import Bench
 from grandrounds.tasks.metrics import patient_means
@@ -112,4 +112,4 @@ def save_panels(path: Path, made: Sequence[Panel]) -> None:
         arrays[f"{number}/value"] = np.array(panel.value)
     content = BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
-    write_atomically(path, content.getvalue())
+    write_bytes(path, content.getvalue())

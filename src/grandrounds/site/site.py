@@ -28,6 +28,7 @@ from grandrounds.core.messages import (
     Train,
     Tune,
 )
+from grandrounds.core.run_folder import SiteFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights, digest, num_bytes
 from grandrounds.data.cohort import Cohort, Split
@@ -93,7 +94,7 @@ class Exam:
     def _show(self, panels: Mapping[str, Sequence[Panel]]) -> None:
         """Keep the report's pictures in this site's own folder: they are no part of a reply."""
         for site, made in panels.items():
-            save_panels(self.folder / site / "panels.npz", made)
+            save_panels(SiteFolder(self.folder / site).panels, made)
 
 
 Promise: TypeAlias = Callable[[], Reply]

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from grandrounds.core.errors import BadSite
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_bytes
 from grandrounds.core.serialization import revive
 
 FOLDER = "accepted"
@@ -89,8 +89,7 @@ def _check_dates(site: str, proof: x509.Certificate) -> None:
 def keep(word: Acceptance, folder: Path) -> Path:
     """Write an acceptance into a site's own folder, one file a study."""
     path = folder / FOLDER / f"{word.study}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, to_json(word))
+    write_bytes(path, to_json(word))
     return path
 
 
