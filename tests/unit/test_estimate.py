@@ -1,23 +1,32 @@
 """What `check` says of a study's topology, and of those that it could have chosen."""
 
 import json
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from grandrounds.algorithms import TOPOLOGIES
-from grandrounds.cli.commands import check_study
 from grandrounds.runs.costs import estimate, topologies
 from grandrounds.study.file import example
 from tests.federation import tiny
+from tests.journeys.command import inside
 
 TINY = example("tiny")
 FEDAVG = 'method={kind="fedavg"}'
 MODEL = 198_340  # bytes that the plain network of the tiny study sends one way
 
 
-def checked(capsys: pytest.CaptureFixture[str], *overrides: str, as_json: bool = False) -> str:
-    check_study(TINY, overrides=overrides, sites=[], as_json=as_json, quiet=False)
-    return capsys.readouterr().out
+@pytest.fixture
+def checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What `check` prints of the tiny study with overrides."""
+
+    def check(*overrides: str, more: Sequence[str] = ()) -> str:
+        words = [word for override in overrides for word in ("--set", override)]
+        return inside(monkeypatch, capsys, "check", TINY, *words, *more).out
+
+    return check
 
 
 @pytest.mark.parametrize(
@@ -45,8 +54,8 @@ def test_a_topology_that_the_method_refuses_says_why():
     assert "control variates are means" in refusal
 
 
-def test_check_prints_who_sees_what_and_the_other_topologies(capsys: pytest.CaptureFixture[str]):
-    said = checked(capsys, "topology.kind=swarm", 'method={kind="fedopt"}')
+def test_check_prints_who_sees_what_and_the_other_topologies(checked: Callable[..., str]):
+    said = checked("topology.kind=swarm", 'method={kind="fedopt"}')
     assert "Who sees what over topology 'swarm'" in said
     assert "leader of the round" in said
     assert "over all links" in said
@@ -54,16 +63,14 @@ def test_check_prints_who_sees_what_and_the_other_topologies(capsys: pytest.Capt
     assert "not cyclic:" in said
 
 
-def test_check_says_that_nothing_is_seen_where_nothing_travels(
-    capsys: pytest.CaptureFixture[str],
-):
-    said = checked(capsys, 'method={kind="local"}')
+def test_check_says_that_nothing_is_seen_where_nothing_travels(checked: Callable[..., str]):
+    said = checked('method={kind="local"}')
     assert "Who sees what" not in said
     assert "nothing" in said
 
 
-def test_check_tells_topologies_as_json(capsys: pytest.CaptureFixture[str]):
-    facts = json.loads(checked(capsys, 'method={kind="fedopt"}', as_json=True))
+def test_check_tells_topologies_as_json(checked: Callable[..., str]):
+    facts = json.loads(checked('method={kind="fedopt"}', more=["--json"]))
     assert facts["topology"] == facts["topologies"]["star"]
     assert facts["topology"]["bytes_per_round"] == facts["bytes_per_round"]
     assert "makes no sense" in facts["topologies"]["cyclic"]["refused"]

@@ -58,6 +58,11 @@ class Job:
     told: Mapping[str, Any]
 
     @property
+    def progress(self) -> str:
+        """Say how many rounds of how many are done, if the coordinator said so."""
+        return f"{self.told['round']} of {self.told['rounds']}" if self.told else ""
+
+    @property
     def is_over(self) -> bool:
         """Tell whether it has ended, well or not."""
         return self.status.startswith("FINISHED") or "FAILED" in self.status

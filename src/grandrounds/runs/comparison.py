@@ -79,6 +79,13 @@ class Comparison:
         """Give the folder of one run."""
         return self.folder / cell.name
 
+    def title(self, cell: Cell) -> str:
+        """Write a run's name for people: its seed where there are several, and who is left out."""
+        title = cell.arm.title(self.studies[cell.arm])
+        seed = f", seed {cell.seed}" if self.num_seeds > 1 else ""
+        without = f", without {cell.left_out}" if cell.left_out else ""
+        return f"{title}{seed}{without}"
+
     def is_done(self, cell: Cell) -> bool:
         """Tell whether all that a run is to give was there before."""
         folder = self.run_folder(cell)

@@ -3,6 +3,8 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
 from grandrounds.core.device import repeatable, weights_dtype
 from grandrounds.core.errors import BadSite
@@ -12,15 +14,16 @@ from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort
 from grandrounds.runs.build import build_bench
 from grandrounds.runs.folder import Finished
-from grandrounds.runs.site_data import POOLED, Guest, open_sites
+from grandrounds.runs.site_data import POOLED, Guest, guest_of, open_sites
 from grandrounds.runs.tables import write_matrix, write_scores
 from grandrounds.site.evaluation import scored
 from grandrounds.site.training import Bench
-from grandrounds.study.site_file import SiteFile
+from grandrounds.study.site_file import SiteFile, read_site
 from grandrounds.study.study import Study
 from grandrounds.tasks.task import Task
 
-Scores = Sequence[CaseScore]
+Scores: TypeAlias = Sequence[CaseScore]
+Means: TypeAlias = dict[str, dict[str, float]]  # site -> metric -> mean
 NOBODY = ""  # reads each case as its own site does
 
 
@@ -91,6 +94,24 @@ def as_guest(run: Finished, examiner: Examiner) -> Weights:
         )
     first = examiner.task.build(seed_for(run.study.seed, "first weights", ""))
     return first.to(weights_dtype(examiner.bench.precision)).state_dict() | shared
+
+
+def mean_matrix(run: Finished, paths: Sequence[Path]) -> dict[str, Means]:
+    """Average the scores of every site's model at every site; `paths` are real sites' files."""
+    scores = matrix(run, [read_site(path) for path in paths])
+    return {f"model of {site}": _means(run, own) for site, own in scores.items()}
+
+
+def means_at_sites(run: Finished, paths: Sequence[Path]) -> Means:
+    """Average the scores of the model that each of these sites would use, at the site."""
+    found = [at_site(run, guest_of(run.study, str(path))) for path in paths]
+    return {site: mean for scores in found for site, mean in _means(run, scores).items()}
+
+
+def _means(run: Finished, scores: Scores) -> Means:
+    sites = dict.fromkeys(score.site for score in scores)
+    task = run.study.bound()
+    return {site: task.summary([s for s in scores if s.site == site]) for site in sites}
 
 
 def all_tested(cohort: Cohort) -> Cohort:
