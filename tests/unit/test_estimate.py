@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from grandrounds.algorithms import TOPOLOGIES
-from grandrounds.runs.costs import estimate, topologies
+from grandrounds.runs.costs import estimate, plan_run, topologies
 from grandrounds.study.file import example
 from tests.federation import tiny
 from tests.journeys.command import inside
@@ -34,14 +34,14 @@ def checked(
     [("star", 4 * 3), ("swarm", 2 * 3), ("cyclic", 4 * (3 + 4))],
 )
 def test_a_round_is_counted_over_all_links(topology: str, models: int):
-    cost = estimate(tiny(f"topology.kind={topology}", FEDAVG))
+    cost = estimate(plan_run(tiny(f"topology.kind={topology}", FEDAVG)))
     assert cost.topology.kind == topology
     assert cost.bytes_per_round == models * MODEL
     assert cost.bytes_per_run == 3 * models * MODEL
 
 
 def test_every_topology_is_told_the_study_s_own_with_its_options():
-    found = topologies(tiny("topology.kind=cyclic", "topology.monitor=0", FEDAVG))
+    found = topologies(plan_run(tiny("topology.kind=cyclic", "topology.monitor=0", FEDAVG)))
     assert list(found) == list(TOPOLOGIES)
     told = {kind: account for kind, account in found.items() if not isinstance(account, str)}
     assert told["cyclic"].bytes_per_round == 4 * 3 * MODEL
@@ -49,7 +49,7 @@ def test_every_topology_is_told_the_study_s_own_with_its_options():
 
 
 def test_a_topology_that_the_method_refuses_says_why():
-    refusal = topologies(tiny('method={kind="scaffold"}'))["cyclic"]
+    refusal = topologies(plan_run(tiny('method={kind="scaffold"}')))["cyclic"]
     assert isinstance(refusal, str)
     assert "control variates are means" in refusal
 

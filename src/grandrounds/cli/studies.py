@@ -116,17 +116,18 @@ def check(
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import facts_of, print_site, print_study
     from grandrounds.data.availability import check_elements
-    from grandrounds.runs.costs import estimate
+    from grandrounds.runs.costs import estimate, plan_run
     from grandrounds.runs.site_data import summarise_site
     from grandrounds.study.file import read_study
 
     resolved = read_study(study, set or [])
-    cost = estimate(resolved)
+    plan = plan_run(resolved)
+    cost = estimate(plan)
     summaries = [summarise_site(resolved, path) for path in site or []]
     if json:
-        print_json(facts_of(resolved, cost, summaries))
+        print_json(facts_of(plan, cost, summaries))
     elif not quiet:
-        print_study(resolved, cost)
+        print_study(plan, cost)
         for summary in summaries:
             print_site(summary)
     for summary in summaries:

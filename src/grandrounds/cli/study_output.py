@@ -10,7 +10,7 @@ from rich.text import Text
 
 from grandrounds.core.events import TopologySet
 from grandrounds.data.availability import SiteSummary
-from grandrounds.runs.costs import Estimate, estimate, topologies
+from grandrounds.runs.costs import Estimate, RunPlan, estimate, plan_run, topologies
 from grandrounds.study.checks import notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
@@ -19,8 +19,9 @@ MIB, GIB = 2**20, 2**30
 COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
 
 
-def facts_of(study: Study, cost: Estimate, summaries: Sequence[SiteSummary]) -> dict[str, object]:
+def facts_of(plan: RunPlan, cost: Estimate, summaries: Sequence[SiteSummary]) -> dict[str, object]:
     """Return what `check` says as JSON of a study, its cost and its sites."""
+    study = plan.study
     machine = study.training.machine()
     return {
         "study": to_table(study),
@@ -28,7 +29,7 @@ def facts_of(study: Study, cost: Estimate, summaries: Sequence[SiteSummary]) -> 
         "notes": notes(study),
         "policy": asdict(cost.policy),
         "topology": asdict(cost.topology),
-        "topologies": {kind: _topology(found) for kind, found in topologies(study).items()},
+        "topologies": {kind: _topology(found) for kind, found in topologies(plan).items()},
         "bytes_per_round": cost.bytes_per_round,
         "bytes_per_run": cost.bytes_per_run,
         "memory": cost.memory,
@@ -42,9 +43,9 @@ def _topology(found: TopologySet | str) -> dict[str, object]:
     return {"refused": found} if isinstance(found, str) else asdict(found)
 
 
-def print_study(study: Study, cost: Estimate) -> None:
+def print_study(plan: RunPlan, cost: Estimate) -> None:
     """Print what a study means and costs, and what its other topologies would cost."""
-    console = Console()
+    study, console = plan.study, Console()
     machine = study.training.machine()
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
@@ -52,7 +53,7 @@ def print_study(study: Study, cost: Estimate) -> None:
         table.add_row(group.group, group.policy, str(group.tensors), f"{group.parameters:,}")
     console.print(table)
     console.print(f"norm buffers: {cost.policy.norm_buffers}")
-    _print_topologies(console, study, cost)
+    _print_topologies(console, plan, cost)
     console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB over all links")
     console.print(f"the run: {cost.bytes_per_run / MIB:,.1f} MiB in {cost.rounds} rounds")
     console.print(
@@ -64,7 +65,7 @@ def print_study(study: Study, cost: Estimate) -> None:
         console.print(f"note: {note}", style="yellow")
 
 
-def _print_topologies(console: Console, study: Study, cost: Estimate) -> None:
+def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
     seen = Table("who", "sees", title=f"Who sees what over topology '{cost.topology.kind}'")
     for who, what in cost.topology.sees.items():
         seen.add_row(who, what)
@@ -72,7 +73,7 @@ def _print_topologies(console: Console, study: Study, cost: Estimate) -> None:
         console.print(seen)
     table = Table("topology", "a round", "takes", "the coordinator sees", title="Topologies")
     refused: list[str] = []
-    for kind, found in topologies(study).items():
+    for kind, found in topologies(plan).items():
         if isinstance(found, str):
             refused.append(f"not {kind}: {found}")
             continue
@@ -134,7 +135,7 @@ def _handed_to(name: str) -> tuple[str, str]:
 
 def what_leaves(study: Study) -> dict[str, object]:
     """Return, as JSON, what will leave each site that accepts a study."""
-    cost = estimate(study)
+    cost = estimate(plan_run(study))
     shared = [group for group in cost.policy.groups if group.policy != "private"]
     return {
         "groups": {group.group: group.parameters for group in shared},
@@ -146,7 +147,7 @@ def what_leaves(study: Study) -> dict[str, object]:
 
 def print_what_leaves(study: Study, site: str) -> None:
     """Print what a study asks of a site and what will leave it."""
-    console, cost = Console(), estimate(study)
+    console, cost = Console(), estimate(plan_run(study))
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "parameters", title=f"What leaves '{site}'")
     for group in cost.policy.groups:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from grandrounds.core.device import repeatable, weights_dtype
+from grandrounds.core.device import Machine, repeatable
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
-from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort
-from grandrounds.runs.build import build_bench
+from grandrounds.runs.build import build_bench, first_weights
+from grandrounds.runs.costs import RunPlan, plan_run
 from grandrounds.runs.folder import Finished
 from grandrounds.runs.site_data import POOLED, Guest, guest_of, open_sites
 from grandrounds.runs.tables import write_matrix, write_scores
@@ -20,7 +20,6 @@ from grandrounds.site.evaluation import scored
 from grandrounds.site.training import Bench
 from grandrounds.study.site_file import SiteFile, read_site
 from grandrounds.study.study import Study
-from grandrounds.tasks.task import Task
 
 Scores: TypeAlias = Sequence[CaseScore]
 Means: TypeAlias = dict[str, dict[str, float]]  # site -> metric -> mean
@@ -31,12 +30,18 @@ NOBODY = ""  # reads each case as its own site does
 class Examiner:
     """Scores the models of a finished run, on one bench."""
 
-    task: Task
+    plan: RunPlan
+    machine: Machine
     bench: Bench
+
+    @property
+    def first_weights(self) -> Weights:
+        """Make the weights before any training that a site begins with which never trained."""
+        return first_weights(self.plan, self.machine)
 
     def scores(self, weights: Weights, cohorts: Sequence[Cohort], *, reader: str) -> Scores:
         """Score a model on the test cases of sites, each read as the reader's own would be."""
-        task = self.task.seen_by(reader) if reader else self.task
+        task = self.plan.task.seen_by(reader) if reader else self.plan.task
         self.bench.load(weights)
         return scored(self.bench, task, task.evaluation_examples(cohorts, "test"))
 
@@ -44,9 +49,9 @@ class Examiner:
 @contextmanager
 def examined(study: Study, **guests: tuple[str, ...]) -> Generator[Examiner, None, None]:
     """Set up a bench for a study's network; guests are sites that it never knew."""
-    task, machine = study.bound(**guests), study.training.machine()
+    plan, machine = plan_run(study, **guests), study.training.machine()
     with repeatable(machine):
-        yield Examiner(task, build_bench(study, task, machine))
+        yield Examiner(plan, machine, build_bench(plan, machine))
 
 
 def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
@@ -92,8 +97,7 @@ def as_guest(run: Finished, examiner: Examiner) -> Weights:
             f"{run.folder}: method '{run.study.method.kind}' shares nothing, so there is no model "
             "for a site that did not train"
         )
-    first = examiner.task.build(seed_for(run.study.seed, "first weights", ""))
-    return first.to(weights_dtype(examiner.bench.precision)).state_dict() | shared
+    return examiner.first_weights | shared
 
 
 def mean_matrix(run: Finished, paths: Sequence[Path]) -> dict[str, Means]:

@@ -28,7 +28,7 @@ from grandrounds.core.state import State, load_state, newest_complete_round, sav
 from grandrounds.core.weights import Weights, read, write
 from grandrounds.data.cohort import Split
 from grandrounds.runs.build import Federation, build_federation, num_processes, spread_out
-from grandrounds.runs.costs import check_memory
+from grandrounds.runs.costs import check_memory, plan_run
 from grandrounds.runs.folder import claimed
 from grandrounds.runs.listeners import Teller
 from grandrounds.runs.site_data import open_sites
@@ -149,13 +149,13 @@ def run(
     the same bits as if it had never stopped. Raises `BadInput` before anything trains, `RunFailed`
     afterwards; both leave everything that was saved.
     """
-    processes = num_processes(study, workers)
-    check_memory(study, processes=processes)
+    plan, processes = plan_run(study), num_processes(study, workers)
+    check_memory(plan, processes=processes)
     opened = open_sites(study, files)
     machine = study.training.machine(processes=processes)
     with claimed(folder, study, resume=resume), repeatable(machine):
         teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
-        built = build_federation(study, opened, folder, machine, teller)
+        built = build_federation(plan, opened, folder, machine, teller)
         with spread_out(built, study, files, folder, teller, processes=processes) as federation:
             return followed(Course(study, folder, federation, machine, teller, resume))
 

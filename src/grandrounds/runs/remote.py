@@ -17,6 +17,7 @@ from grandrounds.core.state import State
 from grandrounds.engines.in_process import Simulation
 from grandrounds.engines.remote import Call, Line, Patience, Remote, ready
 from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import claimed
 from grandrounds.runs.listeners import Teller
 from grandrounds.runs.loop import Course, followed
@@ -67,7 +68,7 @@ def conduct(
     with claimed(folder, study, resume=resume), repeatable(machine):
         teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
         remote = Remote(lines, teller.hear, teller.miss)
-        federation = federated(draw_up(study, machine), remote)
+        federation = federated(draw_up(plan_run(study), machine), remote)
         return followed(Course(study, folder, federation, machine, teller, resume))
 
 
