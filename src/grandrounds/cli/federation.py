@@ -1,4 +1,4 @@
-"""Commands of a federation across hospitals: one for each step.
+"""These commands run a federation across hospitals, one for each step.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
@@ -246,16 +246,16 @@ def accept(study: StudyPath, kit: SiteKit, set: Set = None, json: Json = False) 
     from rich.console import Console
 
     from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import print_what_leaves, what_leaves
+    from grandrounds.cli.study_output import leaving_as_json, print_leaving
     from grandrounds.flare.kit import Kit, accept_study
     from grandrounds.study.file import read_study
 
     resolved = read_study(study, set or [])
     acceptance, path = accept_study(resolved, Kit(kit))
     if json:
-        print_json(asdict(acceptance) | {"file": str(path), "leaves": what_leaves(resolved)})
+        print_json(asdict(acceptance) | {"file": str(path), "leaves": leaving_as_json(resolved)})
         return
-    print_what_leaves(resolved, acceptance.site)
+    print_leaving(resolved, acceptance.site)
     signed = f"accepted by '{acceptance.site}': {acceptance.study}\nsigned in {path}"
     Console().print(signed, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""What a command prints at its end: the test scores of every arm, as a table or as JSON."""
+"""The results of runs are printed here, as tables or as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence

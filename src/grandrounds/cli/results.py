@@ -1,4 +1,4 @@
-"""Commands on what a run left: reports, evaluation, models, cards, trackers.
+"""These commands use what a run left: reports, evaluation, models, cards, trackers.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """

@@ -1,4 +1,4 @@
-"""Commands on a study: try one, check it, run it, compare methods on it, deal data for it.
+"""These commands try, check, run and compare studies, and deal data for them.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
@@ -114,7 +114,7 @@ def check(
 ) -> None:
     """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
     from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import facts_of, print_site, print_study
+    from grandrounds.cli.study_output import print_site, print_study, study_as_json
     from grandrounds.data.availability import check_elements
     from grandrounds.runs.costs import estimate, plan_run
     from grandrounds.runs.site_data import summarise_site
@@ -125,7 +125,7 @@ def check(
     cost = estimate(plan)
     summaries = [summarise_site(resolved, path) for path in site or []]
     if json:
-        print_json(facts_of(plan, cost, summaries))
+        print_json(study_as_json(plan, cost, summaries))
     elif not quiet:
         print_study(plan, cost)
         for summary in summaries:

@@ -1,4 +1,4 @@
-"""What commands on a study and a federation print: costs, sites, kits, what leaves a hospital."""
+"""What a study costs, what a site can deliver and who answers in a federation is printed here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +19,9 @@ MIB, GIB = 2**20, 2**30
 COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
 
 
-def facts_of(plan: RunPlan, cost: Estimate, summaries: Sequence[SiteSummary]) -> dict[str, object]:
+def study_as_json(
+    plan: RunPlan, cost: Estimate, summaries: Sequence[SiteSummary]
+) -> dict[str, object]:
     """Return what `check` says as JSON of a study, its cost and its sites."""
     study = plan.study
     machine = study.training.machine()
@@ -133,7 +135,7 @@ def _handed_to(name: str) -> tuple[str, str]:
     return f"site '{name}'", "grandrounds site accept STUDY --kit KIT, then federation start KIT"
 
 
-def what_leaves(study: Study) -> dict[str, object]:
+def leaving_as_json(study: Study) -> dict[str, object]:
     """Return, as JSON, what will leave each site that accepts a study."""
     cost = estimate(plan_run(study))
     shared = [group for group in cost.policy.groups if group.policy != "private"]
@@ -145,7 +147,7 @@ def what_leaves(study: Study) -> dict[str, object]:
     }
 
 
-def print_what_leaves(study: Study, site: str) -> None:
+def print_leaving(study: Study, site: str) -> None:
     """Print what a study asks of a site and what will leave it."""
     console, cost = Console(), estimate(plan_run(study))
     console.print(to_toml(study), markup=False, highlight=False)

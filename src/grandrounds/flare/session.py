@@ -1,4 +1,4 @@
-"""What the person who submits studies does: submit, watch, fetch, abort."""
+"""The person who submits studies does so here, and watches, fetches and aborts jobs."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

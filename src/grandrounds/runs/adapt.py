@@ -1,4 +1,4 @@
-"""A new site joins a finished federation: it trains its private part, and the shared one stays.
+"""A new site joins a finished federation: it trains its private part and keeps the shared one.
 
 Nothing leaves the site. Beside it stands what the site would have had by training alone.
 """

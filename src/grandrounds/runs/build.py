@@ -1,4 +1,4 @@
-"""What every process of a run builds of the study alone: no data, no engine."""
+"""A run's sites, server and model are built here from its plan, in one process or several."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -34,24 +34,7 @@ from grandrounds.site.training import Bench
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
 
-
-def with_server(plan: RunPlan, build: Callable[[], Bench]) -> Topology:
-    """Build the topology; one that cuts the network has the server's part, whose bench `build`s."""
-    study, topology = plan.study, plan.study.build_topology()
-    if not isinstance(topology, Split):
-        return topology
-    cut = cut_model(topology, plan.task, plan.model)
-    server = Server(plan.task, cut, plan.travels, study.training, study.rounds, study.seed, build)
-    return replace(topology, server=server)
-
-
-def in_parts(topology: Topology, site: Site) -> Site:
-    """Give a site its part of a network that the topology cuts; else the site as it is."""
-    if not isinstance(topology, Split):
-        return site
-    cut = cut_model(topology, site.task, site.bench.model)
-    part = SitePart(cut, site.bench, site.task)
-    return replace(site, travels=cut.at_site(site.travels), part=part)
+Engine = TypeVar("Engine", bound=Sites, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -109,6 +92,25 @@ def draw_up(plan: RunPlan, machine: Machine) -> Blueprint:
     return Blueprint(plan, machine, topology, bench)
 
 
+def with_server(plan: RunPlan, build: Callable[[], Bench]) -> Topology:
+    """Build the topology; one that cuts the network has the server's part, whose bench `build`s."""
+    study, topology = plan.study, plan.study.build_topology()
+    if not isinstance(topology, Split):
+        return topology
+    cut = cut_model(topology, plan.task, plan.model)
+    server = Server(plan.task, cut, plan.travels, study.training, study.rounds, study.seed, build)
+    return replace(topology, server=server)
+
+
+def in_parts(topology: Topology, site: Site) -> Site:
+    """Give a site its part of a network that the topology cuts; else the site as it is."""
+    if not isinstance(topology, Split):
+        return site
+    cut = cut_model(topology, site.task, site.bench.model)
+    part = SitePart(cut, site.bench, site.task)
+    return replace(site, travels=cut.at_site(site.travels), part=part)
+
+
 def build_bench(plan: RunPlan, machine: Machine) -> Bench:
     """Put the plan's model on the device, compiled if the study asks for it."""
     training = plan.study.training
@@ -137,9 +139,6 @@ def first_weights(plan: RunPlan, machine: Machine, site: str = "") -> Weights:
     """
     model = plan.task.build(seed_for(plan.study.seed, "first weights", site))
     return model.to(weights_dtype(machine.precision)).state_dict()
-
-
-Engine = TypeVar("Engine", bound=Sites, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -189,6 +188,15 @@ def federated(drawn: Blueprint, sites: Engine, guests: tuple[Site, ...] = ()) ->
     )
 
 
+def check_links(study: Study, topology: Topology, sites: Sites) -> None:
+    """Refuse an engine that cannot reach who must be reached. Raises `BadStudy`."""
+    if topology.needs is Links.MESH and sites.links is Links.STAR:
+        raise BadStudy(
+            f"topology '{study.topology.kind}' needs sites that reach each other; "
+            f"here {sites.links.value}"
+        )
+
+
 def num_processes(study: Study, workers: int) -> int:
     """Say how many of the workers there is a site for; pooled data is one site's."""
     return 1 if study.build_method().pooled else min(workers, len(study.trainers))
@@ -225,12 +233,3 @@ def hosted(
     opened = open_sites(study, files, only=share)
     with repeatable(machine):
         yield build_federation(plan_run(study), opened, folder, machine, Unheard()).sites
-
-
-def check_links(study: Study, topology: Topology, sites: Sites) -> None:
-    """Refuse an engine that cannot reach who must be reached. Raises `BadStudy`."""
-    if topology.needs is Links.MESH and sites.links is Links.STAR:
-        raise BadStudy(
-            f"topology '{study.topology.kind}' needs sites that reach each other; "
-            f"here {sites.links.value}"
-        )

@@ -1,4 +1,4 @@
-"""Several arms and seeds on identical data and splits: each a run folder, side by side."""
+"""A comparison runs several arms and seeds on identical data, each in a folder of its own."""
 
 import multiprocessing as mp
 from collections.abc import Callable, Mapping, Sequence

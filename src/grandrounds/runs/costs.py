@@ -1,4 +1,4 @@
-"""What a study will cost, before anything trains: memory, bytes, tensors that travel."""
+"""A run's plan is made here before anything trains, and its memory and traffic estimated."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -25,13 +25,16 @@ from grandrounds.tasks import Tabular
 from grandrounds.tasks.task import Task
 
 STEP = 4  # bytes in which Adam counts a parameter's steps
+PROBE = 64  # pixels of a side, of the case on which activations are counted
+PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
+META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """What a study trains: its task, its method, its model, and which of its tensors leave a site.
 
-    It needs no data. The model has its first weights until it is put on a device and trained.
+    The model is as the task builds it, until a run puts it on its device and trains it.
     """
 
     study: Study
@@ -70,6 +73,104 @@ def plan_run(study: Study, **guests: tuple[str, ...]) -> RunPlan:
 def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
     """Tell whether a site has no part in some tensor that travels."""
     return any(travels(name) and not uses(name) for name in model.state_dict())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of one process that simulates all sites, in bytes, by what takes it.
+
+    `weights`: the model, its gradients, Adam's moments, the state of the coordinator and of one
+    site; `activations`: what autograd keeps for one batch, in fp32; an upper bound.
+    """
+
+    policy: PolicySet
+    topology: TopologySet
+    rounds: int
+    weights: int
+    activations: int
+
+    @property
+    def memory(self) -> int:
+        """Add up the memory."""
+        return PROCESS + self.weights + self.activations
+
+    @property
+    def bytes_per_round(self) -> int:
+        """Count what travels in a round over all links."""
+        return self.topology.bytes_per_round
+
+    @property
+    def bytes_per_run(self) -> int:
+        """Count what travels in the whole run."""
+        return self.bytes_per_round * self.rounds
+
+
+def estimate(plan: RunPlan) -> Estimate:
+    """Estimate what a study costs from its model, and one batch without data."""
+    study = plan.study
+    return Estimate(
+        policy=plan.policy,
+        topology=accounted(plan, study),
+        rounds=study.rounds,
+        weights=8 * num_bytes(plan.model.state_dict()),
+        activations=_activations(plan),
+    )
+
+
+def check_memory(plan: RunPlan, *, processes: int = 1) -> None:
+    """Refuse a study that this machine's memory cannot hold. Raises `BadStudy`."""
+    study = plan.study
+    need, have = processes * estimate(plan).memory, physical_memory()
+    if need > have:
+        raise BadStudy(
+            f"elements.size = {list(study.elements.size)} with "
+            f"training.batch_size = {study.training.batch_size} needs about "
+            f"{need / 2**30:.0f} GiB{_in(processes)}, but this machine has {have / 2**30:.0f} GiB; "
+            "choose a smaller size, network or batch"
+        )
+
+
+def _in(processes: int) -> str:
+    return f" in {processes} processes" if processes > 1 else ""
+
+
+def _activations(plan: RunPlan) -> int:
+    """Add up what autograd keeps for one small case, scaled to the study's pixels and batch."""
+    model = deepcopy(plan.model).train()  # a copy: its running statistics move
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = max(tensor.nbytes, kept.get(tensor.data_ptr(), 0))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = [loss for _, loss in plan.task.losses(model, plan.task.blank((PROBE, PROBE)))]
+    assert losses, (
+        "the graphs must live until all is counted, or freed memory would be counted twice"
+    )
+    height, width = plan.study.elements.size
+    batch = plan.study.training.batch_size
+    return sum(kept.values()) * batch * height * width // PROBE**2
+
+
+def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:
+    """Say of each topology what a round costs and shows there, or why the study cannot choose it.
+
+    The study's own is counted with its options, the others with their defaults.
+    """
+    study = plan.study
+    choices = {kind: Choice(kind) for kind in TOPOLOGIES} | {study.topology.kind: study.topology}
+    found: dict[str, TopologySet | str] = {}
+    for kind, choice in choices.items():
+        try:
+            chosen = resolved(replace(study, topology=choice))
+        except BadStudy as refusal:
+            found[kind] = str(refusal)
+        else:
+            found[kind] = accounted(plan, chosen)
+    return found
 
 
 def accounted(plan: RunPlan, study: Study) -> TopologySet:
@@ -136,9 +237,6 @@ def _moments(training: Training, parameters: Weights) -> int:
     return num_bytes(parameters) if training.momentum else 0
 
 
-META = torch.device("meta")
-
-
 def workload(plan: RunPlan) -> WorkSet:
     """Count the parameters, and the operations of a step on a whole batch."""
     study, task = plan.study, plan.task
@@ -160,105 +258,3 @@ def _tiled(tensor: Tensor, cases: int) -> Tensor:
     """Repeat a case without its content; whole numbers keep theirs, since losses read them."""
     batch = tensor.expand(cases, *tensor.shape[1:])
     return batch.to(META) if batch.is_floating_point() else batch
-
-
-PROBE = 64  # pixels
-PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The memory of one process that simulates all sites, in bytes, by what takes it.
-
-    `weights`: the model, its gradients, Adam's moments, the state of the coordinator and of one
-    site; `activations`: what autograd keeps for one batch, in fp32; an upper bound.
-    """
-
-    policy: PolicySet
-    topology: TopologySet
-    rounds: int
-    weights: int
-    activations: int
-
-    @property
-    def memory(self) -> int:
-        """Add up the memory."""
-        return PROCESS + self.weights + self.activations
-
-    @property
-    def bytes_per_round(self) -> int:
-        """Count what travels in a round over all links."""
-        return self.topology.bytes_per_round
-
-    @property
-    def bytes_per_run(self) -> int:
-        """Count what travels in the whole run."""
-        return self.bytes_per_round * self.rounds
-
-
-def estimate(plan: RunPlan) -> Estimate:
-    """Estimate what a study costs from its model, and one batch without data."""
-    study = plan.study
-    return Estimate(
-        policy=plan.policy,
-        topology=accounted(plan, study),
-        rounds=study.rounds,
-        weights=8 * num_bytes(plan.model.state_dict()),
-        activations=_activations(plan),
-    )
-
-
-def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:
-    """Say of each topology what a round costs and shows there, or why the study cannot choose it.
-
-    The study's own is counted with its options, the others with their defaults.
-    """
-    study = plan.study
-    choices = {kind: Choice(kind) for kind in TOPOLOGIES} | {study.topology.kind: study.topology}
-    found: dict[str, TopologySet | str] = {}
-    for kind, choice in choices.items():
-        try:
-            chosen = resolved(replace(study, topology=choice))
-        except BadStudy as refusal:
-            found[kind] = str(refusal)
-        else:
-            found[kind] = accounted(plan, chosen)
-    return found
-
-
-def check_memory(plan: RunPlan, *, processes: int = 1) -> None:
-    """Refuse a study that this machine's memory cannot hold. Raises `BadStudy`."""
-    study = plan.study
-    need, have = processes * estimate(plan).memory, physical_memory()
-    if need > have:
-        raise BadStudy(
-            f"elements.size = {list(study.elements.size)} with "
-            f"training.batch_size = {study.training.batch_size} needs about "
-            f"{need / 2**30:.0f} GiB{_in(processes)}, but this machine has {have / 2**30:.0f} GiB; "
-            "choose a smaller size, network or batch"
-        )
-
-
-def _in(processes: int) -> str:
-    return f" in {processes} processes" if processes > 1 else ""
-
-
-def _activations(plan: RunPlan) -> int:
-    """Add up what autograd keeps for one small case, scaled to the study's pixels and batch."""
-    model = deepcopy(plan.model).train()  # a copy: its running statistics move
-    parameters = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in parameters:
-            kept[tensor.data_ptr()] = max(tensor.nbytes, kept.get(tensor.data_ptr(), 0))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = [loss for _, loss in plan.task.losses(model, plan.task.blank((PROBE, PROBE)))]
-    assert losses, (
-        "the graphs must live until all is counted, or freed memory would be counted twice"
-    )
-    height, width = plan.study.elements.size
-    batch = plan.study.training.batch_size
-    return sum(kept.values()) * batch * height * width // PROBE**2

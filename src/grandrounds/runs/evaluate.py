@@ -1,4 +1,4 @@
-"""Evaluation without training: any site's model on any site's test patients."""
+"""A finished run's models are tested here at any site, and nothing trains."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -54,6 +54,12 @@ def examined(study: Study, **guests: tuple[str, ...]) -> Generator[Examiner, Non
         yield Examiner(plan, machine, build_bench(plan, machine))
 
 
+def mean_matrix(run: Finished, paths: Sequence[Path]) -> dict[str, Means]:
+    """Average the scores of every site's model at every site; `paths` are real sites' files."""
+    scores = matrix(run, [read_site(path) for path in paths])
+    return {f"model of {site}": _means(run, own) for site, own in scores.items()}
+
+
 def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
     """Score the model of every site on the test cases of every site, held-out ones too.
 
@@ -70,6 +76,12 @@ def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
     return found
 
 
+def means_at_sites(run: Finished, paths: Sequence[Path]) -> Means:
+    """Average the scores of the model that each of these sites would use, at the site."""
+    found = [at_site(run, guest_of(run.study, str(path))) for path in paths]
+    return {site: mean for scores in found for site, mean in _means(run, scores).items()}
+
+
 def at_site(run: Finished, guest: Guest) -> Scores:
     """Score the model that a site would use, on the site's own cases.
 
@@ -79,7 +91,7 @@ def at_site(run: Finished, guest: Guest) -> Scores:
     """
     study, name = run.study, guest.name
     known = name in study.trainers
-    cohort = guest.cohort(study, "test") if known else all_tested(guest.cohort(study))
+    cohort = guest.cohort(study, "test") if known else _all_tested(guest.cohort(study))
     with examined(study, **guest.unknown_to(study)) as examiner:
         weights = run.own(name) if name in run.models else as_guest(run, examiner)
         found = examiner.scores(weights, [cohort], reader=NOBODY)
@@ -100,25 +112,13 @@ def as_guest(run: Finished, examiner: Examiner) -> Weights:
     return examiner.first_weights | shared
 
 
-def mean_matrix(run: Finished, paths: Sequence[Path]) -> dict[str, Means]:
-    """Average the scores of every site's model at every site; `paths` are real sites' files."""
-    scores = matrix(run, [read_site(path) for path in paths])
-    return {f"model of {site}": _means(run, own) for site, own in scores.items()}
-
-
-def means_at_sites(run: Finished, paths: Sequence[Path]) -> Means:
-    """Average the scores of the model that each of these sites would use, at the site."""
-    found = [at_site(run, guest_of(run.study, str(path))) for path in paths]
-    return {site: mean for scores in found for site, mean in _means(run, scores).items()}
+def _all_tested(cohort: Cohort) -> Cohort:
+    """Take every patient for a test patient: the site had no part in the training."""
+    sessions = tuple(session for split in cohort.splits.values() for session in split)
+    return Cohort(cohort.site, {"train": (), "validation": (), "test": sessions})
 
 
 def _means(run: Finished, scores: Scores) -> Means:
     sites = dict.fromkeys(score.site for score in scores)
     task = run.study.bound()
     return {site: task.summary([s for s in scores if s.site == site]) for site in sites}
-
-
-def all_tested(cohort: Cohort) -> Cohort:
-    """Take every patient for a test patient: the site had no part in the training."""
-    sessions = tuple(session for split in cohort.splits.values() for session in split)
-    return Cohort(cohort.site, {"train": (), "validation": (), "test": sessions})

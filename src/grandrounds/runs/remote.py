@@ -1,4 +1,4 @@
-"""A run whose sites are elsewhere: the coordinator's side, and each site's."""
+"""A run between machines has two sides, the coordinator's and each site's; both are here."""
 
 import json
 from collections.abc import Generator, Sequence

@@ -1,4 +1,4 @@
-"""A site beside a finished run: one that the study knows, or a new one with its site file."""
+"""A site's data is opened and checked here, also that of a site new to the study."""
 
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Files that the package brings along."""
+"""A study file (TOML) becomes a checked study here, and a study becomes a file again."""
 
 import json
 import tomllib
@@ -22,12 +22,6 @@ from grandrounds.study.checks import resolved
 from grandrounds.study.study import Study
 from grandrounds.tasks import TASKS, AnyTask
 
-
-def example(name: str) -> Path:
-    """Return the path of an example study that the package brings along, such as "tiny"."""
-    return Path(str(files("grandrounds.study"))) / "examples" / f"{name}.toml"
-
-
 Table = dict[str, Any]
 T = TypeVar("T")
 CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
@@ -50,6 +44,11 @@ PARITY: Table = {
     },
     "training": {"batch_size": 1, "schedule": "reference", "first_broadcast": False},
 }
+
+
+def example(name: str) -> Path:
+    """Return the path of an example study that the package brings along, such as "tiny"."""
+    return Path(str(files("grandrounds.study"))) / "examples" / f"{name}.toml"
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -86,39 +85,6 @@ def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "s
         raise BadStudy(f"{source}: {error}") from None
 
 
-def _task(table: object) -> AnyTask:
-    """Make a task's options: the table's, over the defaults of the size that it chose."""
-    if not isinstance(table, dict):
-        raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
-    given = cast(Table, table)
-    kind = given.get("kind", DEFAULT_TASK)
-    options = TASKS[_known("task.kind", kind, TASKS)]
-    size = options.sizes.get(given.get("model", ""), {})
-    return parse_table(options, _under(dict(size), given), "task.")
-
-
-def _known(path: str, word: object, words: Mapping[str, object]) -> str:
-    if not isinstance(word, str) or word not in words:
-        near = get_close_matches(str(word), words, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(words)}"
-        raise BadStudy(f"{path} = '{word}' is unknown; {hint}")
-    return word
-
-
-def parse_table(kind: type[T], table: Table, where: str = "") -> T:
-    """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
-    # In a tuple, as pydantic gives a dataclass no configuration; that of the tuple holds inside.
-    row: Any = GenericAlias(tuple, (kind,))
-    adapter: TypeAdapter[tuple[T]] = TypeAdapter(row, config=ConfigDict(extra="forbid"))
-    try:
-        [made] = adapter.validate_json(json.dumps([table], default=str), strict=True)
-    except ValidationError as error:
-        problems = cast(list[Table], error.errors())
-        problem = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
-        raise BadStudy(_sentence(kind, where, problem)) from None
-    return made
-
-
 def _apply(table: Table, override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
@@ -152,6 +118,25 @@ def _under(defaults: Table, table: Table) -> Table:
     return merged
 
 
+def _task(table: object) -> AnyTask:
+    """Make a task's options: the table's, over the defaults of the size that it chose."""
+    if not isinstance(table, dict):
+        raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
+    given = cast(Table, table)
+    kind = given.get("kind", DEFAULT_TASK)
+    options = TASKS[_known("task.kind", kind, TASKS)]
+    size = options.sizes.get(given.get("model", ""), {})
+    return parse_table(options, _under(dict(size), given), "task.")
+
+
+def _known(path: str, word: object, words: Mapping[str, object]) -> str:
+    if not isinstance(word, str) or word not in words:
+        near = get_close_matches(str(word), words, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(words)}"
+        raise BadStudy(f"{path} = '{word}' is unknown; {hint}")
+    return word
+
+
 def _choice(key: str, table: object) -> Table:
     """Check a `kind` and its options against the preset's signature, and fill in its defaults."""
     if not isinstance(table, dict) or not isinstance(cast(Table, table).get("kind"), str):
@@ -176,6 +161,20 @@ def options_model(kind: str, preset: Callable[..., object]) -> Any:
     hints = get_type_hints(preset.__init__ if isinstance(preset, type) else preset)
     options: Table = {n: (hints[n], p.default) for n, p in _options(preset).items()}
     return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
+
+
+def parse_table(kind: type[T], table: Table, where: str = "") -> T:
+    """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
+    # In a tuple, as pydantic gives a dataclass no configuration; that of the tuple holds inside.
+    row: Any = GenericAlias(tuple, (kind,))
+    adapter: TypeAdapter[tuple[T]] = TypeAdapter(row, config=ConfigDict(extra="forbid"))
+    try:
+        [made] = adapter.validate_json(json.dumps([table], default=str), strict=True)
+    except ValidationError as error:
+        problems = cast(list[Table], error.errors())
+        problem = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
+        raise BadStudy(_sentence(kind, where, problem)) from None
+    return made
 
 
 def _sentence(kind: type, where: str, problem: Table) -> str:

@@ -1,4 +1,4 @@
-"""Checks of the machine: what is installed, and what there is room for."""
+"""These checks ask what is installed on a machine, and what it has room for."""
 
 import platform
 import shutil
