@@ -1,4 +1,4 @@
-"""The coordinator as an NVFlare controller: a study from its first round to its last."""
+"""The coordinator runs as an NVFlare controller, from a study's first round to its last."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

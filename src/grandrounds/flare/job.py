@@ -1,4 +1,4 @@
-"""A study as an NVFlare job: classes on the sites' allow-list, and no code."""
+"""A study becomes an NVFlare job of classes on the sites' allow-list; it brings no code."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -22,44 +22,6 @@ SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and ea
 RUNS = "grandrounds"
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets
 STATUS = "grandrounds.status"
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where one party finds things: `study` as the job brought it, `run` on its own disk.
-
-    `site` is its site file and `local` its own folder. A provisioned party has the certificate of
-    the federation's authority, `root`; in the simulator there is none.
-    """
-
-    study: Path
-    site: Path
-    local: Path
-    run: Path
-    result: Path
-    root: Path | None
-
-
-def places(context: FLContext, run: str) -> Places:
-    """Find the places of the job that is running."""
-    engine = cast(Any, context.get_engine())
-    workspace = engine.get_workspace()
-    config = Path(workspace.get_app_config_dir(context.get_job_id()))
-    local, root = Path(workspace.get_site_config_dir()), Path(workspace.get_startup_kit_dir())
-    run_folder = Path(workspace.get_root_dir()) / RUNS / run
-    authority = root / "rootCA.pem"
-    provisioned = authority.exists()
-    site = SITE if provisioned else f"{context.get_identity_name()}.toml"
-    return Places(
-        config / STUDY,
-        local / site,
-        local,
-        run_folder,
-        Path(workspace.get_run_dir(context.get_job_id())) / RESULT,
-        authority if provisioned else None,
-    )
-
-
 CONTROLLER = "grandrounds.flare.controller.StudyController"
 EXECUTOR = "grandrounds.flare.executor.SiteExecutor"
 ALLOWED = (CONTROLLER, EXECUTOR)
@@ -97,3 +59,39 @@ def export_job(study: Study, folder: Path, *, run: str = "", **arguments: object
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one party finds things: `study` as the job brought it, `run` on its own disk.
+
+    `site` is its site file and `local` its own folder. A provisioned party has the certificate of
+    the federation's authority, `root`; in the simulator there is none.
+    """
+
+    study: Path
+    site: Path
+    local: Path
+    run: Path
+    result: Path
+    root: Path | None
+
+
+def places(context: FLContext, run: str) -> Places:
+    """Find the places of the job that is running."""
+    engine = cast(Any, context.get_engine())
+    workspace = engine.get_workspace()
+    config = Path(workspace.get_app_config_dir(context.get_job_id()))
+    local, root = Path(workspace.get_site_config_dir()), Path(workspace.get_startup_kit_dir())
+    run_folder = Path(workspace.get_root_dir()) / RUNS / run
+    authority = root / "rootCA.pem"
+    provisioned = authority.exists()
+    site = SITE if provisioned else f"{context.get_identity_name()}.toml"
+    return Places(
+        config / STUDY,
+        local / site,
+        local,
+        run_folder,
+        Path(workspace.get_run_dir(context.get_job_id())) / RESULT,
+        authority if provisioned else None,
+    )

@@ -1,4 +1,4 @@
-"""A trained model as one site uses it: from the folder of a finished run to a network."""
+"""The model of a finished run is loaded here as one site uses it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Several arms and seeds on identical data and splits: each a run folder, side by side."""
+"""A comparison runs several arms and seeds on identical data, each in a folder of its own."""
 
 import multiprocessing as mp
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +79,13 @@ class Comparison:
     def run_folder(self, cell: Cell) -> Path:
         """Give the folder of one run."""
         return self.folder / cell.name
+
+    def title(self, cell: Cell) -> str:
+        """Write a run's name for people: its seed where there are several, and who is left out."""
+        title = cell.arm.title(self.studies[cell.arm])
+        seed = f", seed {cell.seed}" if self.num_seeds > 1 else ""
+        without = f", without {cell.left_out}" if cell.left_out else ""
+        return f"{title}{seed}{without}"
 
     def is_done(self, cell: Cell) -> bool:
         """Tell whether all that a run is to give was there before."""

@@ -1,4 +1,4 @@
-"""A finished run: its study, and the model that each of its sites was left with."""
+"""A run folder belongs to one process while its run lasts, and is read again afterwards."""
 
 import csv
 import fcntl

@@ -1,4 +1,4 @@
-"""A run whose sites are elsewhere: the coordinator's side, and each site's."""
+"""A run between machines has two sides, the coordinator's and each site's; both are here."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -18,6 +18,7 @@ from grandrounds.core.state import State
 from grandrounds.engines.in_process import Simulation
 from grandrounds.engines.remote import Call, Line, Patience, Remote, ready
 from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import claimed
 from grandrounds.runs.listeners import Teller
 from grandrounds.runs.loop import Course, followed
@@ -68,7 +69,7 @@ def conduct(
     with claimed(folder, study, resume=resume), repeatable(machine):
         teller = Teller((Journal(RunFolder(folder).journal), *listeners), study)
         remote = Remote(lines, teller.hear, teller.miss)
-        federation = federated(draw_up(study, machine), remote)
+        federation = federated(draw_up(plan_run(study), machine), remote)
         return followed(Course(study, folder, federation, machine, teller, resume))
 
 

@@ -1,4 +1,4 @@
-"""The tables of a run folder, each a view of what happened (CSV)."""
+"""A run's scores, rounds, digests and forgetting are written as CSV tables."""
 
 import csv
 import io
