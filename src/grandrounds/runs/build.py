@@ -30,7 +30,6 @@ from grandrounds.runs.site_data import Opened, open_sites, pooled
 from grandrounds.runs.split_server import Server
 from grandrounds.site.cut import cut_model
 from grandrounds.site.site import Site
-from grandrounds.site.split import SitePart
 from grandrounds.site.training import Bench
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
@@ -108,8 +107,7 @@ def in_parts(topology: Topology, site: Site) -> Site:
     if not isinstance(topology, Split):
         return site
     cut = cut_model(topology, site.task, site.bench.model)
-    part = SitePart(cut, site.bench, site.task)
-    return replace(site, travels=cut.at_site(site.travels), part=part)
+    return replace(site, travels=cut.at_site(site.travels), cut=cut)
 
 
 def build_bench(plan: RunPlan, machine: Machine) -> Bench:
