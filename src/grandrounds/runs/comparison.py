@@ -1,10 +1,8 @@
 """A comparison runs several arms and seeds on identical data, each in a folder of its own."""
 
-import multiprocessing as mp
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event as ThreadEvent
@@ -15,7 +13,7 @@ import tomli_w
 from grandrounds.algorithms import METHODS
 from grandrounds.core.events import Event
 from grandrounds.core.files import write_text
-from grandrounds.core.processes import end_with_parent
+from grandrounds.core.processes import process_pool
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.runs.arms import Arm, terms
 from grandrounds.runs.evaluate import matrix
@@ -129,13 +127,7 @@ class Comparison:
         write_text(ComparisonFolder(self.folder).arms, tomli_w.dumps(told))
 
     def _run_all(self, todo: Mapping[Cell, Study], on_event: OnEvent) -> None:
-        context = mp.get_context("spawn")
-        manager = SyncManager(ctx=context)
-        manager.start(end_with_parent)
-        with (
-            manager,
-            ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool,
-        ):
+        with process_pool(self.workers) as (pool, manager):
             line = Line(manager.Queue(), manager.Event())
             jobs = [pool.submit(_run_cell, self._order(*cell), line) for cell in todo.items()]
             try:
