@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils import deterministic
+from torch.utils import deterministic as switches
 
 from grandrounds.core.errors import BadStudy
 
@@ -80,14 +80,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     )
 
 
-def exactly(device: torch.device) -> AbstractContextManager[object]:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the weights' own type inside this context, whatever the precision around it."""
     if device.type == "meta":  # where nothing is computed, and autocast is not known
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-def full(tensor: Tensor) -> Tensor:
+def to_float32(tensor: Tensor) -> Tensor:
     """Bring a result of bfloat16 arithmetic to float32; float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -127,22 +127,22 @@ def machine_for(device: str, precision: Precision, threads: int, *, processes: i
 
 
 @contextmanager
-def repeatable(machine: Machine) -> Generator[None, None, None]:
+def deterministic(machine: Machine) -> Generator[None, None, None]:
     """Fix the threads and ask for deterministic algorithms; put both back afterwards.
 
     On accelerators some operations have no deterministic form: there a warning is given, and equal
     digests are promised on equal hardware only as far as the operations allow.
     """
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    fills = cast(bool, getattr(deterministic, FILL))
+    fills = cast(bool, getattr(switches, FILL))
     torch.set_num_threads(machine.threads)
     torch.use_deterministic_algorithms(True, warn_only=machine.device.type != "cpu")
     # Filling memory that is about to be overwritten finds bugs, changes no number, and costs 8 %.
-    setattr(deterministic, FILL, False)
+    setattr(switches, FILL, False)
     try:
         yield
     finally:
-        setattr(deterministic, FILL, fills)
+        setattr(switches, FILL, fills)
         torch.use_deterministic_algorithms(strict)
         torch.set_num_threads(threads)
 

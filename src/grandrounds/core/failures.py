@@ -15,7 +15,7 @@ HINTS = {
     "DiskFailed": "The rounds before this one are safe.",
     "WorkerDied": "If memory ran out, give fewer --workers; the rounds before this one are safe.",
     "SiteSilent": "Look at the site's machine and network; then resume the run.",
-    "BadLetter": "Something on the way between the sites changes what is sent.",
+    "CorruptEnvelope": "Something on the way between the sites changes what is sent.",
     "BadUpdate": "All sites must run the same version and study.",
     "TimeoutError": "Give slow sites more time (topology.patience), or ask what holds this one up.",
 }
@@ -37,12 +37,12 @@ class Redactor:
         return text
 
 
-def whole(text: str) -> str:
+def unredacted(text: str) -> str:
     """Leave a text as it is: for simulated sites, and sites that allow it."""
     return text
 
 
-def card_of(site: str, request: Request, error: BaseException, message: str) -> FailureCard:
+def failure_card(site: str, request: Request, error: BaseException, message: str) -> FailureCard:
     """Fill in the card of an error at a site; `message` has been redacted there."""
     kind = type(error).__name__
     stage = type(request).__name__.lower()
