@@ -1,6 +1,11 @@
-"""Processes that host sites: what crosses to them and back, how they start, work and end."""
+"""The sites of a study are hosted by several processes, each at the other end of a pipe.
 
-import multiprocessing as mp
+A `ProcessPoolExecutor` would not do. Where a worker is killed in the middle of a large reply, it
+waits for the rest for ever (Python 3.11: this process keeps the writing end of the pipe open, too);
+it names no exit code, logs what a site's data are refused with and does not return it, and at the
+end lets a worker finish what it has begun. A pipe of one's own ends with its worker.
+"""
+
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -14,7 +19,7 @@ from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, SiteFailed
 from grandrounds.core.failures import card_of
 from grandrounds.core.messages import Reply, Request, decode, encode
-from grandrounds.core.processes import end_with_parent
+from grandrounds.core.processes import SPAWN, start_process
 from grandrounds.engines.in_process import Simulation
 from grandrounds.engines.replies import OnFailure, OnReply, Result, Roll, untold
 
@@ -80,7 +85,7 @@ class Worker:
         self.owes = None
         try:
             return site, cast(Answer | Exception, self.link.recv())
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # the latter in the middle of an answer
             self.process.join()
             error = WorkerDied(f"its process ended with exit code {self.process.exitcode}")
             return site, SiteFailed(card_of(site, request, error, str(error)))
@@ -118,17 +123,14 @@ def _interrupts_held() -> Generator[None, None, None]:
 
 
 def _started(share: Share, host: Host) -> Worker:
-    context = mp.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(share, host, theirs), daemon=True)
-    process.start()
+    ours, theirs = SPAWN.Pipe()
+    process = start_process(_work, share, host, theirs)
     theirs.close()
     return Worker(share, process, ours)
 
 
 def _work(share: Share, host: Host, link: Link) -> None:
     """Open a share of the sites, and do what is asked for as long as the coordinator lives."""
-    end_with_parent()
     with suppress(EOFError, ConnectionError):
         try:
             with host(share) as sites:

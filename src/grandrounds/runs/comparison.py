@@ -1,10 +1,8 @@
 """Several arms and seeds on identical data and splits: each a run folder, side by side."""
 
-import multiprocessing as mp
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event as ThreadEvent
@@ -15,7 +13,7 @@ import tomli_w
 from grandrounds.algorithms import METHODS
 from grandrounds.core.events import Event
 from grandrounds.core.files import write_atomically
-from grandrounds.core.processes import end_with_parent
+from grandrounds.core.processes import process_pool
 from grandrounds.runs.arms import Arm, terms
 from grandrounds.runs.evaluate import matrix
 from grandrounds.runs.folder import Finished, check_unchanged, is_finished
@@ -122,13 +120,7 @@ class Comparison:
         write_atomically(self.folder / "arms.toml", tomli_w.dumps(told).encode())
 
     def _run_all(self, todo: Mapping[Cell, Study], on_event: OnEvent) -> None:
-        context = mp.get_context("spawn")
-        manager = SyncManager(ctx=context)
-        manager.start(end_with_parent)
-        with (
-            manager,
-            ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool,
-        ):
+        with process_pool(self.workers) as (pool, manager):
             line = Line(manager.Queue(), manager.Event())
             jobs = [pool.submit(_run_cell, self._order(*cell), line) for cell in todo.items()]
             try:
