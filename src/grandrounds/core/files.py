@@ -1,4 +1,4 @@
-"""Files and folders that are made beside their place, and moved there when they are whole."""
+"""Files and folders are made beside their place, and moved there when they are whole."""
 
 import os
 import tempfile
