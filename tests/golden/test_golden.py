@@ -15,8 +15,8 @@ import torch
 from grandrounds.algorithms import METHODS, TOPOLOGIES
 from grandrounds.core.errors import BadStudy
 from grandrounds.runs.loop import run
-from tests.federation import assert_trained, built, digests, tiny
-from tests.kinds import tiny_of
+from tests.helpers.federation import assert_trained, built, digests, tiny
+from tests.helpers.task_studies import tiny_of
 
 BF16 = ("amx_bf16", "avx512_bf16")  # each has kernels of its own
 STORED = Path(__file__).with_name("digests.json")

@@ -26,7 +26,7 @@ from grandrounds.runs.loop import run
 from grandrounds.study.study import Choice, Study
 from grandrounds.tasks.synthesis.networks import GROUPS, Translator
 from grandrounds.tasks.synthesis.task import SynthesisTask
-from tests.federation import (
+from tests.helpers.federation import (
     assert_trained,
     built,
     differing,

@@ -19,7 +19,7 @@ from grandrounds.site.peers import Mailbox
 from grandrounds.site.site import Site
 from grandrounds.study.checks import notes
 from grandrounds.study.study import Choice, SiteSpec, Study
-from tests.federation import (
+from tests.helpers.federation import (
     assert_trained,
     built,
     differing,
@@ -28,7 +28,7 @@ from tests.federation import (
     private_weights,
     with_sites,
 )
-from tests.kinds import KINDS, tiny_of
+from tests.helpers.task_studies import KINDS, tiny_of
 
 pytestmark = pytest.mark.slow
 

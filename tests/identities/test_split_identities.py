@@ -11,9 +11,9 @@ from grandrounds.core.messages import Evaluate, Reply
 from grandrounds.engines.in_process import Simulation
 from grandrounds.runs.build import Federation
 from grandrounds.tasks import TASKS
-from tests import kinds
-from tests.federation import Spy, assert_trained, built, model_of, played
-from tests.kinds import tiny_of
+from tests.helpers import task_studies as kinds
+from tests.helpers.federation import Spy, assert_trained, built, model_of, played
+from tests.helpers.task_studies import tiny_of
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from grandrounds.engines.process_pool import Workers
 from grandrounds.runs.build import spread_out
 from grandrounds.site.site import Site
 from grandrounds.study.study import Study
-from tests.federation import NOBODY, assert_trained, built, model_of, played, tiny
+from tests.helpers.federation import NOBODY, assert_trained, built, model_of, played, tiny
 
 ROUNDS = 2
 ARMS = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.live import Shown, shown
-from tests.unit.report_folder import PFLSYNTH, write_run
+from tests.helpers.live_report import Shown, shown
+from tests.helpers.run_folders import PFLSYNTH, write_run
 
 
 @pytest.fixture

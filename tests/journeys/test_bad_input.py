@@ -9,8 +9,8 @@ import pytest
 
 from grandrounds.algorithms import METHODS
 from tests.conftest import SaveVolume
-from tests.federation import TINY
-from tests.journeys.command import Done, inside
+from tests.helpers.command import Done, inside
+from tests.helpers.federation import TINY
 
 REAL = """name = "real"
 [elements]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.events import RoundFinished
-from tests.journeys.command import events, kill, program, started
+from tests.helpers.command import events, kill, program, started
 
 pytestmark = pytest.mark.slow
 STUDY = Path(__file__).parents[2] / "studies" / "tiny.toml"

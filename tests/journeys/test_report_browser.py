@@ -8,9 +8,9 @@ from playwright.sync_api import Browser
 
 from grandrounds.core.journal import Journal
 from grandrounds.report.page.html import write_report
-from tests.journeys.browser import OPEN_ALL, OVERFLOW, barriers, launched, opened, tabbed
-from tests.unit.report_cycle import cycle
-from tests.unit.report_folder import run_folder, write_comparison
+from tests.helpers.browser import OPEN_ALL, OVERFLOW, barriers, launched, opened, tabbed
+from tests.helpers.cycles import cycle
+from tests.helpers.run_folders import run_folder, write_comparison
 
 A4 = 794  # pixels across, 96 to the inch
 

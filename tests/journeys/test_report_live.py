@@ -8,11 +8,11 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from grandrounds.core.journal import Journal
-from tests.federation import TINY
-from tests.journeys.browser import OVERFLOW, barriers, launched, opened
-from tests.journeys.command import started
-from tests.journeys.live import Shown, go_on, shown
-from tests.unit.report_folder import PFLSYNTH, one_round, write_run
+from tests.helpers.browser import OVERFLOW, barriers, launched, opened
+from tests.helpers.command import started
+from tests.helpers.federation import TINY
+from tests.helpers.live_report import Shown, go_on, shown
+from tests.helpers.run_folders import PFLSYNTH, one_round, write_run
 
 GROW = "part => part.insertAdjacentHTML('afterbegin', '<p style=\"height: 300px\">Gone soon.</p>')"
 TOP = "part => part.getBoundingClientRect().top"

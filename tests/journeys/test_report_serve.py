@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.command import Done, inside, started
-from tests.journeys.live import Shown
+from tests.helpers.command import Done, inside, started
+from tests.helpers.live_report import Shown
 
 
 def test_a_reader_with_the_token_is_let_in_with_a_cookie_and_sent_to_an_address_without_it(

@@ -10,8 +10,8 @@ from grandrounds.core.events import Event, Failed, Interrupted, StoppedEarly
 from grandrounds.core.journal import Journal
 from grandrounds.report.analysis.facts import read_facts
 from grandrounds.report.page.live import Board, Watch, progress, waiting
-from tests.journeys.live import Shown, go_on
-from tests.unit.report_folder import FEDAVG, PFLSYNTH, ending, run_folder, write_arms, write_run
+from tests.helpers.live_report import Shown, go_on
+from tests.helpers.run_folders import FEDAVG, PFLSYNTH, ending, run_folder, write_arms, write_run
 
 
 def test_the_stream_tells_what_is_new_and_nothing_twice(page_of: Shown):

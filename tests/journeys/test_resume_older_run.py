@@ -13,8 +13,8 @@ import torch
 
 from grandrounds.runs.loop import run
 from grandrounds.study.file import read_study
-from tests.federation import digests, rows
-from tests.journeys.command import inside
+from tests.helpers.command import inside
+from tests.helpers.federation import digests, rows
 
 OLDER = Path(__file__).with_name("older_run")
 NAMES = ("ditto", "fedopt", "scaffold", "split", "swarm")

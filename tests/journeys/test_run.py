@@ -18,9 +18,9 @@ from grandrounds.runs.folder import claimed
 from grandrounds.runs.loop import run
 from grandrounds.study.file import fingerprint, read_study
 from grandrounds.study.study import Study
-from tests.federation import TINY, digests, rows, tiny
-from tests.journeys.command import Done, events, inside, kill, program, started, wait_for
-from tests.journeys.dying import Moment, killed
+from tests.helpers.command import Done, events, inside, kill, program, started, wait_for
+from tests.helpers.federation import TINY, digests, rows, tiny
+from tests.helpers.killed_run import Moment, killed
 
 NAMES = ("alder", "birch", "cedar", "elder")
 FILES = {

@@ -18,9 +18,9 @@ from grandrounds.runs.site_data import open_sites
 from grandrounds.tasks.synthesis.examples import Pair
 from grandrounds.tasks.synthesis.task import SynthesisTask
 from tests.conftest import SaveVolume
-from tests.federation import tiny
-from tests.journeys.command import Done, inside
-from tests.kinds import tiny_of
+from tests.helpers.command import Done, inside
+from tests.helpers.federation import tiny
+from tests.helpers.task_studies import tiny_of
 
 Ask = Callable[..., Done]
 AXES = np.diag([7.0, 7.0, 5.0, 1.0])  # the tiny study's pixels, in slices of 5 mm

@@ -8,7 +8,7 @@ from grandrounds.core.messages import Reply, Request, decode, encode
 from grandrounds.runs import build as blueprint
 from grandrounds.runs.loop import run
 from grandrounds.site.site import Promise, Site
-from tests.federation import assert_trained, built, digests, rows, tiny
+from tests.helpers.federation import assert_trained, built, digests, rows, tiny
 
 crossed: list[str] = []
 

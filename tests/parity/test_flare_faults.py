@@ -22,8 +22,9 @@ from grandrounds.runs.loop import run
 from grandrounds.study.acceptance import FOLDER
 from grandrounds.study.file import fingerprint
 from grandrounds.study.study import Study
-from tests.federation import digests, rows
-from tests.flare import (
+from tests.helpers.command import Done, started
+from tests.helpers.federation import digests, rows
+from tests.helpers.flare_federation import (
     LONG,
     SERVER,
     Town,
@@ -37,7 +38,6 @@ from tests.flare import (
     wait_until,
     written,
 )
-from tests.journeys.command import Done, started
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 

@@ -13,8 +13,10 @@ import pytest
 from grandrounds.core.events import Failed, RunFinished
 from grandrounds.runs.loop import run
 from grandrounds.study.study import Study
-from tests.federation import digests
-from tests.flare import (
+from tests.golden.test_golden import ARMS
+from tests.helpers.command import PROGRAM
+from tests.helpers.federation import digests
+from tests.helpers.flare_federation import (
     LONG,
     SERVER,
     Town,
@@ -28,8 +30,6 @@ from tests.flare import (
     wait_until,
     written,
 )
-from tests.golden.test_golden import ARMS
-from tests.journeys.command import PROGRAM
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 

@@ -12,9 +12,17 @@ from grandrounds.core.weights import first_not_finite
 from grandrounds.flare.job import CONTROLLER, EXECUTOR, export_job, run_name
 from grandrounds.runs.loop import run
 from grandrounds.study.file import to_toml
-from tests.federation import digests, rows
-from tests.flare import commanded, differing, made_once, needs_flare, simulated, small, written
 from tests.golden.test_golden import ARMS
+from tests.helpers.federation import digests, rows
+from tests.helpers.flare_federation import (
+    commanded,
+    differing,
+    made_once,
+    needs_flare,
+    simulated,
+    small,
+    written,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
@@ -27,8 +35,8 @@ LARGE = {  # letters of 6 MB, which are fetched in parts
 STUDIES = ARMS | LARGE
 IN_THE_GRID = [arm for arm in STUDIES if arm not in (*BY_COMMAND, *POOLED)]
 CLASSES = {
-    CONTROLLER: "tests.grid.GridController",
-    EXECUTOR: "tests.grid.GridExecutor",
+    CONTROLLER: "tests.helpers.flare_grid.GridController",
+    EXECUTOR: "tests.helpers.flare_grid.GridExecutor",
 }
 
 

@@ -1,22 +1,13 @@
 """What answers at once must not load what computes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.unit.report_folder import write_comparison
+from tests.helpers.command import loaded_by
+from tests.helpers.run_folders import write_comparison
 
 HEAVY = ("torch", "monai", "matplotlib", "scipy", "numpy", "pydantic", "nibabel")
-
-
-def loaded_by(statement: str) -> set[str]:
-    program = f"import sys; {statement}; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split("\n")[-2].split())
 
 
 @pytest.mark.parametrize("statement", ["import grandrounds", "import grandrounds.cli"])
@@ -25,7 +16,7 @@ def test_the_package_and_its_help_load_nothing_heavy(statement: str):
 
 
 def test_what_computes_no_score_and_builds_no_network_of_monai_does_not_load_it():
-    modules = ("runs.remote", "cli.commands", "cli.federating", "runs.comparison", "runs.costs")
+    modules = ("runs.remote", "cli.study_output", "runs.loop", "runs.comparison", "runs.costs")
     statement = ", ".join(f"grandrounds.{module}" for module in modules)
     assert not loaded_by(f"import {statement}") & {"monai", "ignite", "nvflare", "matplotlib"}
 

@@ -11,8 +11,9 @@ from typing import cast
 import numpy as np
 import torch
 
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_bytes
 from grandrounds.core.messages import CaseScore, Evaluate, Reply
+from grandrounds.core.run_folder import SiteFolder
 from grandrounds.data.cohort import Split
 from grandrounds.site.model_state import Desk
 from grandrounds.site.training import Bench
@@ -57,7 +58,7 @@ class Exam:
         site = self.desk.site
         if request.cases and site.shows_images:
             for name, made in panels(site.task, examples, scores, picture).items():
-                save_panels(site.folder.parent / name / "panels.npz", made)
+                save_panels(SiteFolder(site.folder.parent / name).panels, made)
         return Reply(
             site=site.name,
             round=request.round,
@@ -163,4 +164,4 @@ def save_panels(path: Path, made: Sequence[Panel]) -> None:
         arrays[f"{number}/value"] = np.array(panel.value)
     content = BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
-    write_atomically(path, content.getvalue())
+    write_bytes(path, content.getvalue())

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from grandrounds.core.messages import Evaluate, Train, Tune
-from grandrounds.core.state import Rounds, State, load_state, save_state
+from grandrounds.core.run_folder import SiteFolder
+from grandrounds.core.state import Rounds, State, load_state, save_state, saved_rounds
 from grandrounds.core.weights import OPTIMIZER, Weights, below, read, select, write
 from grandrounds.site.setup import SiteSetup
 from grandrounds.site.training import Bench
@@ -24,43 +25,43 @@ class Kept:
     @property
     def private(self) -> Rounds:
         """Give the rounds of private state: own weights, optimiser state, control variates."""
-        return Rounds(self.folder / "state")
+        return Rounds(self._files.state)
 
     @property
-    def _merged(self) -> Path:
-        return self.folder / "merged"
+    def _files(self) -> SiteFolder:
+        return SiteFolder(self.folder)
 
     def held(self) -> tuple[int, ...]:
         """List the rounds that are complete here."""
-        merged = Rounds(self._merged / "state").held()
+        merged = saved_rounds(self._files.merged).held()
         return tuple(r for r in self.private.held() if not merged or r in merged)
 
     def keep_merged(self, state: State, best: int) -> None:
         """Keep a merged model and what goes with it. Raises `DiskFailed`."""
-        save_state(self._merged, State(state.weights, state.round, state.memory, best))
+        save_state(self._files.merged, State(state.weights, state.round, state.memory, best))
 
     def has_merged(self, round: int) -> bool:
         """Tell whether a leader's merged model of a round is kept here."""
-        return Rounds(self._merged / "state").path(round).exists()
+        return saved_rounds(self._files.merged).path(round).exists()
 
     def merged(self, round: int) -> State:
         """Load the merged model of a round. Raises `BadFolder`."""
-        return load_state(self._merged, round)
+        return load_state(self._files.merged, round)
 
     def write_model(self, name: str, round: int, own: Weights) -> None:
         """Write what of a round's model is the site's alone, and the merged one if it is here."""
         notes = {"site": self.folder.name, "round": str(round)}
-        write(self.folder / f"private{name}.safetensors", own, notes)
+        write(self._files.private(name), own, notes)
         if self.has_merged(round):
-            write(self.folder / f"shared{name}.safetensors", self.merged(round).weights, notes)
+            write(self._files.shared(name), self.merged(round).weights, notes)
 
     def keep_tuned(self, weights: Weights) -> None:
         """Keep the model that was fine-tuned for this site alone."""
-        write(self.folder / "tuned.safetensors", weights)
+        write(self._files.tuned, weights)
 
     def tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
-        return read(self.folder / "tuned.safetensors")[0]
+        return read(self._files.tuned)[0]
 
 
 def model_of(private: Weights) -> Weights:

@@ -68,10 +68,10 @@ from grandrounds.study.acceptance import Acceptance
 from grandrounds.study.file import fingerprint, parse_study, read_study, read_table, schema
 from grandrounds.study.study import Privacy, SiteSpec, Stop, Study
 from grandrounds.tasks import TASKS, Classification, Segmentation, Synthesis, Tabular
-from tests.federation import TINY, tiny
-from tests.journeys.command import inside
-from tests.kinds import tiny_of
-from tests.unit.report_folder import FEDAVG, PFLSYNTH, write_comparison
+from tests.helpers.command import inside
+from tests.helpers.federation import TINY, tiny
+from tests.helpers.run_folders import FEDAVG, PFLSYNTH, write_comparison
+from tests.helpers.task_studies import tiny_of
 
 NAMES: Mapping[str, Any] = json.loads(Path(__file__).with_name("names.json").read_text())
 STUDIES = TINY.parent

@@ -20,8 +20,8 @@ from PIL import Image
 
 from grandrounds.report.page.html import write_report
 from grandrounds.report.paper.publish import publish
-from tests.journeys.command import program
-from tests.unit.report_folder import (
+from tests.helpers.command import program
+from tests.helpers.run_folders import (
     ARMS,
     FEDAVG,
     PFLSYNTH,

@@ -1,0 +1,155 @@
+"""Sites that are elsewhere: each in a process of its own, with letters between them."""
+
+import multiprocessing as mp
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Thread
+from typing import TypeAlias, cast
+
+from grandrounds.core.device import repeatable
+from grandrounds.core.journal import Journal
+from grandrounds.core.processes import end_with_parent
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.remote import Line, Patience, Remote, ready
+from grandrounds.engines.remote_site import Attendant
+from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.runs.costs import plan_run
+from grandrounds.runs.folder import claimed
+from grandrounds.runs.listeners import Teller
+from grandrounds.runs.loop import Course, followed
+from grandrounds.study.study import Study
+
+Link: TypeAlias = "Connection[object, object]"
+CALL, MAIL = b"c", b"m"
+
+
+@contextmanager
+def one_site(
+    study: Study, folder: Path, site: str
+) -> Generator[tuple[Simulation, bytes], None, None]:
+    """One site of a study, opened as its hospital would, and what it says of itself."""
+    with hosted(study, (), folder, 1, (site,)) as simulation:
+        yield simulation, site.encode()
+
+
+@dataclass
+class House:
+    """In a process of its own: answers for one site, of one study after the other."""
+
+    site: str
+    listener: Listener
+    ports: Mapping[str, int]
+    _attendant: list[Attendant] = field(default_factory=list[Attendant])
+
+    def open(self, study: Study, folder: Path) -> None:
+        """Host the site of this study, and of none before."""
+        self.close()
+        self._attendant.append(Attendant(one_site(study, folder, self.site), self._post))
+
+    def close(self) -> None:
+        """Host no site."""
+        while self._attendant:
+            self._attendant.pop().close()
+
+    def serve(self) -> None:
+        """Answer whoever calls, each in a thread of its own."""
+        while True:
+            caller = self.listener.accept()
+            Thread(target=self._answer, args=(caller,), daemon=True).start()
+
+    def _answer(self, caller: Link) -> None:
+        [attendant] = self._attendant
+        with caller, suppress(ConnectionError, EOFError):
+            letter = caller.recv_bytes()
+            answers = {CALL: attendant.answer, MAIL: attendant.take}
+            caller.send_bytes(answers[letter[:1]](letter[1:]))
+
+    def _post(self, peer: str, letter: bytes) -> bytes:
+        return carried(self.ports[peer], MAIL + letter, 10.0)
+
+
+def carried(port: int, letter: bytes, timeout: float) -> bytes:
+    """Bring a letter to who listens at this port, and the answer back. Raises `ConnectionError`."""
+    with Client(("127.0.0.1", port)) as line:
+        line.send_bytes(letter)
+        if not line.poll(timeout):
+            raise ConnectionError(f"nothing came in {timeout:g} s")
+        try:
+            return line.recv_bytes()
+        except EOFError:
+            raise ConnectionError("hung up") from None
+
+
+def _live(site: str, link: Link) -> None:
+    """Be the process of a house, until the link to its parent is closed."""
+    end_with_parent()
+    with Listener(("127.0.0.1", 0), backlog=16) as listener, suppress(EOFError):
+        _, port = cast(tuple[str, int], listener.address)
+        link.send(port)
+        house = House(site, listener, cast(Mapping[str, int], link.recv()))
+        Thread(target=house.serve, daemon=True).start()
+        while True:
+            house.open(*cast(tuple[Study, Path], link.recv()))
+            link.send(site)
+
+
+@dataclass(frozen=True)
+class Town:
+    """Houses in processes of their own, and how to reach them."""
+
+    links: Mapping[str, Link]
+    ports: Mapping[str, int]
+
+    def open(self, study: Study, folder: Path) -> tuple[Line, ...]:
+        """Let every house host its site of this study, and give the lines to them."""
+        for site in study.trainers:
+            self.links[site].send((study, folder))
+        for site in study.trainers:
+            self.links[site].recv()
+        return tuple(Line(site, self._call, Patience(poll=0.2)) for site in study.trainers)
+
+    def _call(self, site: str, sealed: bytes, timeout: float) -> bytes:
+        return carried(self.ports[site], CALL + sealed, timeout)
+
+
+@contextmanager
+def town(sites: Sequence[str]) -> Generator[Town, None, None]:
+    """Start a process for each site; in the end all are gone."""
+    with ExitStack() as stack:
+        links = {site: stack.enter_context(_link(site, stack)) for site in sites}
+        ports = {site: cast(int, link.recv()) for site, link in links.items()}
+        for link in links.values():
+            link.send(ports)
+        yield Town(links, ports)
+
+
+def _link(site: str, stack: ExitStack) -> Link:
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_live, args=(site, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    stack.callback(partial(_ended, process))
+    return ours
+
+
+def _ended(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+    process.close()
+
+
+def run_elsewhere(study: Study, folder: Path, lines: Sequence[Line]) -> None:
+    """Run a study with sites at the end of lines."""
+    machine = study.training.machine()
+    with claimed(folder, study, resume=False), repeatable(machine):
+        assert ready(lines) == {line.site: line.site.encode() for line in lines}
+        teller = Teller((Journal(folder / "journal.jsonl"),), study)
+        remote = Remote(tuple(lines), teller.hear, teller.miss)
+        federation = federated(draw_up(plan_run(study), machine), remote)
+        followed(Course(study, folder, federation, machine, teller, resumes=False))
