@@ -78,7 +78,7 @@ def batch_norm_names(module: nn.Module) -> frozenset[str]:
     )
 
 
-class Staged(nn.Module, ABC):
+class StagedNetwork(nn.Module, ABC):
     """Runs its stages in order, each from named tensors to named tensors.
 
     The first takes "source", the last gives "output".
@@ -207,7 +207,7 @@ def upsample(inputs: int, outputs: int, norm: Norm) -> Stage:
 
 
 @contextmanager
-def seeded(seed: int) -> Generator[None]:
+def isolated_seed(seed: int) -> Generator[None]:
     """Draw from the CPU's global generator as if it had just been seeded, then put it back."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
