@@ -1,4 +1,4 @@
-"""What happens in a round, at the coordinator: methods and topologies, each a word in a study file.
+"""Methods and topologies say what happens in a round; each is a word in a study file.
 
 Nothing here knows a task, a dataset, a model or an engine.
 """

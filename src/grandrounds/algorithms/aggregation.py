@@ -1,4 +1,4 @@
-"""How the sites' updates become one, and how the server steps towards it."""
+"""The sites' updates become one, and the server steps towards it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

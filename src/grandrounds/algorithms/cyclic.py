@@ -1,4 +1,4 @@
-"""Cyclic weight transfer: one model visits every site in turn."""
+"""In cyclic weight transfer one model visits every site in turn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

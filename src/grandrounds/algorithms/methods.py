@@ -1,4 +1,4 @@
-"""A method is a value: what travels, how a site trains, how updates become the next state."""
+"""A method says what travels, how a site trains and how updates become the next state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The tensor policy: which tensors leave a site, which stay, and what happens to norm buffers."""
+"""Parameter groups decide which tensors leave a site, which stay and which start anew."""
 
 from collections.abc import Mapping
 from dataclasses import replace

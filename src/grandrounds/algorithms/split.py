@@ -1,4 +1,4 @@
-"""Split learning: sites keep the first stages of a network, maybe the last; a server the rest."""
+"""In split learning sites keep the first stages of a network, maybe the last; a server the rest."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The star: a server sends the model to every site, and combines what comes back."""
+"""In a star a server sends the model to every site, and combines what comes back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

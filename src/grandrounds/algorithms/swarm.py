@@ -1,4 +1,4 @@
-"""The swarm: no server holds a model; each round another site leads and merges for all."""
+"""In a swarm no server holds a model: each round another site leads and merges for all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The seam between a topology and an engine: ask sites, get replies in roster order."""
+"""A topology asks sites through any engine, and gets their replies in roster order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run computes on: device, precision, threads, and what makes its numbers repeatable."""
+"""A run computes on a device, with a precision and threads, so that its numbers repeat."""
 
 import os
 import resource
@@ -17,6 +17,8 @@ from grandrounds.core.errors import BadStudy
 
 Precision: TypeAlias = Literal["auto", "bf16", "fp32", "fp64"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
 _CPU_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -95,10 +97,6 @@ def to_float32(tensor: Tensor) -> Tensor:
 def weights_dtype(precision: torch.dtype) -> torch.dtype:
     """Give the type of weights and of what they are applied to: float32 but for fp64."""
     return torch.float64 if precision == torch.float64 else torch.float32
-
-
-CGROUP = Path("/sys/fs/cgroup/memory.max")
-FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
 
 
 @dataclass(frozen=True)

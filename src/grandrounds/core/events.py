@@ -1,4 +1,4 @@
-"""What happened, in order: frozen events, and the append-only journal that keeps them.
+"""Everything that happens in a run is told as a frozen event, in order.
 
 Progress bars, tables, the report and trackers are readers of these events; nothing else tells them
 anything.

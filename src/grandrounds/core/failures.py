@@ -1,4 +1,4 @@
-"""Failure cards: what went wrong at a site, told whole and without what only the site may know."""
+"""A failure card tells what went wrong at a site, without what only the site may know."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The append-only journal of a run: one JSON object a line, by a process that may be killed."""
+"""A journal keeps a run's events, one JSON object a line, even if its process is killed."""
 
 import json
 import os
@@ -27,6 +27,8 @@ from grandrounds.core.events import (
 from grandrounds.core.serialization import from_plain
 
 Stamped: TypeAlias = tuple[float, Event]  # unix seconds, event
+Place: TypeAlias = tuple[int, str]  # round, site
+Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,6 @@ def _round(event: Event) -> int:
             return 0
         case _:
             return event.round
-
-
-Place: TypeAlias = tuple[int, str]  # round, site
-Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
 
 
 def bytes_by_site(events: Iterable[Event]) -> dict[Place, Traffic]:

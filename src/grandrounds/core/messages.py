@@ -1,4 +1,4 @@
-"""What a coordinator may ask of a site, what it may answer, and both as bytes (never pickle)."""
+"""A coordinator asks a site by requests, and gets replies; both travel as bytes, never pickled."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How well probabilities tell two classes apart; where only one class is present, scores are nan.
+"""Scores tell how well probabilities separate two classes; with one class they are nan.
 
 Shapes: N case. A label is 1 (positive) or 0.
 """

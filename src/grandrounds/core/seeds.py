@@ -1,4 +1,4 @@
-"""Randomness has an address: a generator is seeded by what it is for, not by what ran before."""
+"""A generator is seeded by what it is for, not by what ran before."""
 
 import hashlib
 

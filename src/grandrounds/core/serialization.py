@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain JSON values and back; the fields' annotations say what to rebuild."""
+"""Frozen dataclasses become plain JSON values and are rebuilt by their fields' annotations."""
 
 import types
 from collections.abc import Mapping

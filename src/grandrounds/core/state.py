@@ -1,4 +1,4 @@
-"""What survives a round, on disk: the coordinator's `State`, and each site's private state.
+"""The coordinator's state and each site's private state survive a round on disk.
 
 Everything is written to a temporary name, flushed and renamed, so that a process may be killed at
 any moment. The newest two rounds and the best one are kept.

@@ -1,4 +1,4 @@
-"""Named tensors, and the few operations that a federation performs on them."""
+"""Weights are named tensors, with the few operations that a federation performs on them."""
 
 import errno
 import hashlib

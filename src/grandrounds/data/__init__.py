@@ -1,1 +1,1 @@
-"""Images of one hospital: read, checked, prepared, split by patient."""
+"""One hospital's images and tables are read, checked, prepared and split by patient."""

@@ -1,4 +1,4 @@
-"""What a site can deliver of the common data elements: counts only, no name, label or path."""
+"""A site tells in counts alone what it can deliver of the common data elements."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,7 @@ from grandrounds.data.nifti import Grid, SessionFiles, read_grid
 from grandrounds.data.prepare import used_contrasts
 
 Range: TypeAlias = tuple[float, float]
-VARIABLES = (
-    "variables"  # stands for all of the study's variables in a task such as variables->death
-)
+VARIABLES = "variables"  # all of the study's variables, in a task such as variables->death
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
-"""Who trains and who tests: a site's patients, split once and for all by a stable hash."""
+"""A cohort holds a site's sessions, split by patient once and for all by a stable hash."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -74,8 +73,8 @@ def split_patients(
     """Give each patient one split, the same on every machine and in any order of `patients`.
 
     The patients are ranked by the SHA-256 of "site/patient" and the fractions' salt, and dealt out
-    by largest remainder;
-    train and test get at least one patient each. Raises `BadSite` with fewer than 2 patients.
+    by largest remainder; train and test get at least one patient each. Raises `BadSite` with
+    fewer than 2 patients.
     """
     prefix = f"{fractions.salt}{site}/"
     ranked = sorted(set(patients), key=lambda patient: (_rank(prefix + patient), patient))
@@ -90,7 +89,7 @@ def split_patients(
 
 
 def _rank(patient: str) -> str:
-    return hashlib.sha256(patient.encode()).hexdigest()
+    return sha256(patient.encode()).hexdigest()
 
 
 def _counts(total: int, fractions: Fractions) -> dict[SplitName, int]:

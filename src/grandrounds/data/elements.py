@@ -1,4 +1,4 @@
-"""The common data elements: what every site of a study must be able to deliver."""
+"""The common data elements are what every site of a study must be able to deliver."""
 
 from dataclasses import dataclass, field
 

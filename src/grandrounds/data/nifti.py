@@ -1,4 +1,4 @@
-"""NIfTI volumes: which files a site's folder holds, and what is in one of them."""
+"""A site's folder holds NIfTI volumes, which are found by name and read on one orientation."""
 
 import gzip
 import re

@@ -1,4 +1,4 @@
-"""One public dataset dealt to pseudo-sites, whose label proportions follow a Dirichlet draw."""
+"""One public dataset is dealt to pseudo-sites, whose label proportions follow a Dirichlet draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

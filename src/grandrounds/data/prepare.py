@@ -1,4 +1,4 @@
-"""From a site's files to training slices: prepared once, kept on disk, read as memory maps."""
+"""A site's files become training slices: prepared once, kept on disk, read as memory maps."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""One axis of a volume on new pixels: exact spacing, the centre stays the centre."""
+"""A volume is resampled axis by axis to exact spacing, and its centre stays the centre."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

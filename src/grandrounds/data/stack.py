@@ -1,4 +1,4 @@
-"""Image stacks: many single images of one contrast and their variables, in one .npz file."""
+"""An image stack holds many single images of one contrast, with variables, in one .npz file."""
 
 import zipfile
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Tables of patients: BIDS `participants.tsv`, or a site whose data is a table alone."""
+"""A table gives patients' variables: BIDS `participants.tsv`, or all that a site has."""
 
 import csv
 from collections.abc import Mapping, Sequence

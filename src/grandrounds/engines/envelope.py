@@ -1,4 +1,4 @@
-"""What crosses between the coordinator and a site elsewhere: numbered, sealed, never pickled."""
+"""What crosses between the coordinator and a remote site is numbered, sealed, never pickled."""
 
 import json
 from dataclasses import asdict, dataclass, replace

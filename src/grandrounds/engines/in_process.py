@@ -1,4 +1,4 @@
-"""All sites in this process, one after the other: the engine of a laptop.
+"""All sites answer in this process, one after the other, as on a laptop.
 
 While one site's private state goes to the disk, the next site computes.
 """

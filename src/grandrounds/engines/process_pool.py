@@ -1,4 +1,4 @@
-"""The sites of a study are hosted by several processes, each at the other end of a pipe.
+"""Several processes host the sites of a study, each at the other end of a pipe.
 
 A `ProcessPoolExecutor` would not do. Where a worker is killed in the middle of a large reply, it
 waits for the rest for ever (Python 3.11: this process keeps the writing end of the pipe open, too);

@@ -1,4 +1,4 @@
-"""Sites elsewhere: the engine of hospitals. What carries its letters is not its business."""
+"""The coordinator asks sites on other machines, over whatever carries its bytes there."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""A site that is asked from elsewhere: one request at a time, each answered once."""
+"""A site on another machine answers the coordinator, one request at a time, each once."""
 
 import json
 import logging

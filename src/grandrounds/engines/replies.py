@@ -1,4 +1,4 @@
-"""Replies are collected in roster order, whatever order they come in, and counted by the quorum."""
+"""Replies are collected in roster order, whatever order they come in; a quorum counts them."""
 
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,1 +1,1 @@
-"""Networks: the personalised generator, its critic, and what they are made of."""
+"""Networks map images or tables to what a task predicts."""

@@ -1,4 +1,4 @@
-"""A small residual network of MONAI's blocks, laid out flat so that it can be cut anywhere."""
+"""Two small networks classify images and tables, and can be cut between any two layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from grandrounds.models.layers import Norm, StagedNetwork, isolated_seed
 _Layer: TypeAlias = tuple[str, Mapping[str, bool]]
 _ACTIVATION: _Layer = ("relu", {"inplace": True})
 STEM, FEATURES, CLASSIFIER = "stem", "features_", "classifier"
+HIDDEN, PERCEPTRON_OUTPUT = "hidden_", "output"
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,6 @@ def _block(shape: ClassifierShape, inputs: int, outputs: int) -> nn.Module:
 
     norm = (shape.norm, {"affine": True})
     return ResidualUnit(2, inputs, outputs, 2, act=_ACTIVATION, norm=norm, dropout=shape.dropout)
-
-
-HIDDEN, PERCEPTRON_OUTPUT = "hidden_", "output"
 
 
 class Perceptron(StagedNetwork):

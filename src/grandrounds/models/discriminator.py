@@ -1,4 +1,4 @@
-"""The critic: judges patches of an image beside the source that it was made from.
+"""A critic judges patches of an image beside the source that it was made from.
 
 Shapes: B batch, C channel, H height, W width; P patch map.
 """

@@ -1,4 +1,4 @@
-"""The generator: encoder, residual bottleneck, decoder, and personalisation between the stages.
+"""The generator of pFLSynth translates images, personalised between its stages.
 
 Shapes: B batch, D latent, H height, K code value, W width. The first part of a parameter's name is
 its group: mapper, encoder, bottleneck_early, bottleneck_late, decoder, personal.

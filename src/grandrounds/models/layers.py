@@ -1,4 +1,4 @@
-"""What the networks are made of: stages, residual blocks, dropout, and the layout of images.
+"""All networks are made of these layers: stages, norms, residual blocks and dropout.
 
 Shapes: B batch, C channel, H height, W width.
 """
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Norm: TypeAlias = Literal["instance", "batch"]
+Padding: TypeAlias = Literal["reflect", "zero"]
+Network = TypeVar("Network", bound=nn.Module)
+_BYTE = 256  # values of one random byte
+_SPREAD = 0.02  # of first weights
 
 
 def normalise(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tensor:
@@ -104,10 +108,6 @@ class StagedNetwork(nn.Module, ABC):
     @abstractmethod
     def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run one stage."""
-
-
-Padding: TypeAlias = Literal["reflect", "zero"]
-_BYTE = 256  # values of one random byte
 
 
 def channels_last(image_BCHW: Tensor) -> Tensor:
@@ -204,10 +204,6 @@ def upsample(inputs: int, outputs: int, norm: Norm) -> Stage:
         inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False
     )
     return Stage(convolution, norm_layer(norm, outputs))
-
-
-_SPREAD = 0.02
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From the code of a sample (site, source and target contrast) to scales and shifts of its maps.
+"""The code of a sample (site, source, target contrast) becomes scales and shifts of its maps.
 
 Shapes: B batch, C channel, D latent, K code value.
 """

@@ -1,4 +1,4 @@
-"""A U-Net of MONAI's blocks, laid out flat so that it can be cut between any two of them.
+"""A U-Net of MONAI's blocks is laid out flat, so that it can be cut between any two of them.
 
 Shapes: B batch, C channel, S structure, then the image's axes: H, W or D, H, W.
 """

@@ -1,4 +1,4 @@
-"""The U-Net that other methods translate images with, plain or driven by a code.
+"""A U-Net translates images, plain or driven by a code, for methods other than pFLSynth.
 
 Shapes: B batch, C channel, D latent, H height, K code value, W width. The first part of a
 parameter's name is its group: mapper, encoder, decoder, personal.

@@ -1,1 +1,1 @@
-"""One hospital: it answers requests with its own data, model and private weights."""
+"""A site answers requests with its own data, model and private weights."""

@@ -1,4 +1,4 @@
-"""A network cut for split learning: whose its stages are, and what crosses the cut."""
+"""Split learning cuts a network: whose its stages are, and what crosses the cut."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Scoring a model on a site's cases, and choosing by rule the pictures that a report shows."""
+"""A site scores its cases, and chooses by rule the pictures that a report shows."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence

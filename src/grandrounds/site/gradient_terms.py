@@ -1,4 +1,4 @@
-"""What a method does to gradients between the backward pass and the optimiser's step."""
+"""A method changes gradients between the backward pass and the optimiser's step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""One round's training at a site, by the plan of its method."""
+"""A site trains for one round by the plan of its method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

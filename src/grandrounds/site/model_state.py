@@ -1,4 +1,4 @@
-"""A site's weights: which of them are private, which shared, and how they are kept on disk."""
+"""A site's weights are private or shared, and it keeps them on its own disk."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A site's mailbox: what peers delivered, until it is merged or adopted."""
+"""A site keeps what its peers deliver until it merges or adopts it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

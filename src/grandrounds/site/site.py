@@ -1,4 +1,4 @@
-"""One hospital: it answers requests with what its data, its model and its disk hold."""
+"""A site answers requests with what its data, its model and its disk hold."""
 
 import time
 from collections.abc import Callable

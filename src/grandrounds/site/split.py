@@ -1,4 +1,4 @@
-"""A site's part of a split network: what it does in a turn, from one request to the next."""
+"""A site takes its turns at a split network, from one request to the next."""
 
 import time
 from collections.abc import Iterator

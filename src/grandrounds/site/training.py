@@ -1,7 +1,4 @@
-"""The one model in memory, with its optimisers.
-
-Sites take turns at it, each with its own private state.
-"""
+"""One training loop serves every task and method; all sites of a process share the model."""
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Tasks: what is learned. A task knows models and images, and nothing of federations.
+"""A task is what a study learns; it knows models and images, and nothing of federations.
 
 A new task is one file, a word in `TASKS` and a member of `AnyTask`.
 """

@@ -1,4 +1,4 @@
-"""What tasks with two classes have in common: the loss, the scores of a case, a site's summary.
+"""Tasks with two classes share the loss, the scores of a case and the summary of a site.
 
 Shapes: B batch; logits, probabilities and targets are (B, 1), a target is 0 or 1.
 """

@@ -1,4 +1,4 @@
-"""Classification: a small residual network tells from an image whether something is the case."""
+"""A small residual network tells from an image whether something is the case."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

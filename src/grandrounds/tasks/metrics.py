@@ -1,8 +1,8 @@
-"""How alike a synthesised image and the real one look to a fixed bank of filters, case by case."""
+"""Metrics score each case of a task, and are averaged over patients, tasks and sites.
 
-# Names end in the shape: B batch, 1 channel, H, W; O orientation, 2 row and column.
-# Names end in the shape: B batch, 1 channel, H, W.
-# Names end in the shape: N slice, S structure, H, W.
+Names end in the shape: B batch, 1 channel, H, W; N slice, O orientation, S structure;
+2 row and column.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +20,9 @@ from grandrounds.core.messages import CaseScore
 WAVELENGTHS = (4.0, 8.0, 16.0)  # pixels, an octave apart
 ORIENTATIONS = 6
 WEAKEST = 1e-3  # structure, root mean square for images in [0, 1]; a blank slice has less
+DATA_RANGE = 1.0
+PERCENTILE = 95.0  # of the distances between two outlines
+_WINDOW = 11  # pixels, of structural similarity
 _SPREAD = 1 / (3 * sqrt(2 * log(2)))  # over the frequency: half height at 2/3 and 4/3, an octave
 
 
@@ -68,10 +71,6 @@ def _frequencies(length: int) -> Tensor:
     return fft.fftfreq(length)  # pyright: ignore
 
 
-DATA_RANGE = 1.0
-_WINDOW = 11  # pixels
-
-
 def psnr(prediction_B1HW: Tensor, target_B1HW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB, (B,), for images in [0, 1].
 
@@ -116,9 +115,6 @@ def _mean(values_B1HW: Tensor, mask_B1HW: Tensor | None) -> Tensor:
 def _middles(mask_B1HW: Tensor) -> Tensor:
     edge = _WINDOW // 2
     return mask_B1HW[:, :, edge:-edge, edge:-edge]
-
-
-PERCENTILE = 95.0
 
 
 def dice(found_NSHW: Tensor, real_NSHW: Tensor) -> Tensor:

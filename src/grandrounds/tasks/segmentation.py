@@ -1,4 +1,4 @@
-"""Segmentation: a U-Net outlines structures; a site is trained and scored on its own ones."""
+"""A U-Net outlines structures; a site is trained and scored on those that it has outlines of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +46,9 @@ from grandrounds.tasks.task import (
     list_visits,
     require,
 )
+
+_THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
+_SLICES_AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 
 
 def dice_loss(logits: Tensor, target: Tensor, asked_BS: Tensor) -> Tensor:
@@ -147,9 +150,6 @@ def check_label(site: str, label: str, elements: Elements) -> None:
         )
     words = (*delineation.sources, *delineation.structures)
     require(len(set(words)) == len(words), f"{where}: a name stands there twice")
-
-
-_THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
 
 
 def as_volume(batch: Batch) -> Batch:
@@ -260,9 +260,6 @@ def greys(structures_SHW: Tensor) -> Tensor:
     count = len(structures_SHW)
     greys = torch.arange(1, count + 1, device=structures_SHW.device).view(-1, 1, 1) / count
     return ((structures_SHW >= _THRESHOLD) * greys).amax(0)
-
-
-_SLICES_AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tables: whether one variable of a patient is above a threshold is predicted from the others."""
+"""A perceptron predicts from a patient's variables whether one is above a threshold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

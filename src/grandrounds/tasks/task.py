@@ -1,4 +1,4 @@
-"""A task knows models, losses and scores. It knows nothing of federations."""
+"""A task builds a model, trains it by losses and scores cases; all tasks share these parts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +17,8 @@ from grandrounds.data.availability import serves
 from grandrounds.data.cohort import Cohort, Session, SplitName, pseudonyms_of, visits_of
 from grandrounds.data.elements import Elements
 from grandrounds.models.layers import StagedNetwork
+
+PART = "network"  # the name of a staged task's only part
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -306,9 +308,6 @@ class Task(Protocol):
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> Examples:
         """Give every case of a split with every task that it can serve."""
         ...
-
-
-PART = "network"
 
 
 @dataclass(frozen=True)

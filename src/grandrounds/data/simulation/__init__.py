@@ -1,1 +1,1 @@
-"""Simulated hospitals: anatomy, MRI signal, scanner imperfections and whole sessions."""
+"""Simulated hospitals have anatomy, MRI signal, scanner imperfections and whole sessions."""

@@ -1,4 +1,4 @@
-"""The head of a simulated patient: a template's tissues, deformed, folded anew, with lesions."""
+"""A simulated head is a template's tissues, deformed, folded anew, with lesions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Smooth Gaussian random fields, computed only at the places where they are wanted.
+"""Smooth Gaussian random fields are computed only at the places where they are wanted.
 
 Every operation is elementwise in a fixed order, so the number of threads cannot change a bit.
 """

@@ -1,4 +1,4 @@
-"""What a scanner measures of a tissue: relaxation times, and the signals of four sequences."""
+"""A scanner measures a tissue by its relaxation times, with one of four sequences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

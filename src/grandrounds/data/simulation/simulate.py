@@ -1,4 +1,4 @@
-"""The embedded default: simulated sites, each with its scanner and its patients."""
+"""Simulated sites each have a scanner and patients, so that a study needs no data to run."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Synthesis of one MRI contrast from another."""
+"""Synthesis makes one MRI contrast from another."""
 
 from grandrounds.tasks.synthesis.task import Synthesis, SynthesisTask
 

@@ -1,4 +1,4 @@
-"""Pairs of contrasts, and the codes that tell a network its site and its pair."""
+"""Synthesis trains on slices in pairs of contrasts, with a code that tells site and pair."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

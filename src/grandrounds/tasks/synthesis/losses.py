@@ -1,4 +1,4 @@
-"""The losses of image translation: of a generator and of the critics that judge its images."""
+"""Image translation is trained by the losses of a generator and of the critics that judge it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

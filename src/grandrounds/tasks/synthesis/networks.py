@@ -1,8 +1,8 @@
-"""The critics of a study, one for each task or a single one: which judges which rows of a batch."""
+"""A study of synthesis chooses among these generators, and has critics for its tasks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,13 @@ from grandrounds.models.translation_unet import (
 from grandrounds.tasks.synthesis.examples import ContrastPair
 from grandrounds.tasks.task import Batch
 
-if TYPE_CHECKING:
-    pass
-
-
 Shape: TypeAlias = GeneratorShape | TranslationUNetShape
 Single: TypeAlias = Generator | TranslationUNet
 CODED = "coded-unet"  # driven by the direction of translation, whatever codes the study gives
 CONTRASTS = "contrasts-unet"
 UNETS = ("unet", CONTRASTS, CODED)
+SINGLE = "any"  # a critic of all pairs
+GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
 ABSENT = -1.0  # what an image that is not there looks like
 
 
@@ -76,22 +74,37 @@ def _single(shape: Shape, seed: int) -> Single:
     return build_generator(shape, seed=seed)
 
 
-def one_channel_each(image_B1HW: Tensor, contrast_B: Tensor, contrasts: int) -> Tensor:
-    """Give one channel for each contrast, all absent but the image's own; (B, C, H, W)."""
-    channels_BCHW = image_B1HW.new_full(
-        (*image_B1HW.shape[:1], contrasts, *image_B1HW.shape[2:]), ABSENT
-    )
-    rows_B = torch.arange(len(image_B1HW), device=image_B1HW.device)
-    return channels_BCHW.index_put((rows_B, contrast_B), image_B1HW[:, 0])
+class Translator(nn.Module):
+    """A generator and the critics that judge it, in one module whose names tell them apart."""
+
+    generator: SynthesisNetwork
+    critics: nn.ModuleDict
+
+    def __init__(self, generator: SynthesisNetwork, critics: Mapping[str, Discriminator]) -> None:
+        super().__init__()
+        self.generator = generator
+        self.critics = nn.ModuleDict(critics)
+
+    def compile(self) -> None:
+        """Compile the networks; this container itself is never called."""
+        for network in (self.generator, *self.critics.values()):
+            network.compile()  # pyright: ignore[reportUnknownMemberType]
 
 
-def own_channel(images_BCHW: Tensor, contrast_B: Tensor) -> Tensor:
-    """Read each row's channel of its contrast; (B, 1, H, W)."""
-    rows_B = torch.arange(len(images_BCHW), device=images_BCHW.device)
-    return images_BCHW[rows_B, contrast_B][:, None]
-
-
-SINGLE = "any"
+def groups_of(model: nn.Module) -> Mapping[str, Filter]:
+    """Name the parameter groups of a translator; "all" leaves the critics out."""
+    assert isinstance(model, Translator)
+    head = list(model.generator.stages().values())[-1]
+    groups = {name: name_starts(f"generator.{name}.") for name in GROUPS}
+    critic = name_starts("critics.")
+    norm = frozenset(n for n in batch_norm_names(model) if not critic(n))
+    return groups | {
+        "norm": name_in(norm),
+        "critic": critic,
+        "head": name_starts(*(f"generator.{prefix}" for prefix in head)),
+        "upper": name_starts("generator.bottleneck_late.", "generator.decoder."),
+        "all": name_starts("generator."),
+    }
 
 
 @dataclass(frozen=True)
@@ -142,42 +155,21 @@ class Critics:
         return {name: torch.tensor(found) for name, found in rows.items()}
 
 
-GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
-
-
-class Translator(nn.Module):
-    """A generator and the critics that judge it, in one module whose names tell them apart."""
-
-    generator: SynthesisNetwork
-    critics: nn.ModuleDict
-
-    def __init__(self, generator: SynthesisNetwork, critics: Mapping[str, Discriminator]) -> None:
-        super().__init__()
-        self.generator = generator
-        self.critics = nn.ModuleDict(critics)
-
-    def compile(self) -> None:
-        """Compile the networks; this container itself is never called."""
-        for network in (self.generator, *self.critics.values()):
-            network.compile()  # pyright: ignore[reportUnknownMemberType]
-
-
 def unit(image: Tensor) -> Tensor:
     """Bring an image from [-1, 1] to [0, 1]."""
     return ((image + 1) / 2).clamp(0, 1)
 
 
-def groups_of(model: nn.Module) -> Mapping[str, Filter]:
-    """Name the parameter groups of a translator; "all" leaves the critics out."""
-    assert isinstance(model, Translator)
-    head = list(model.generator.stages().values())[-1]
-    groups = {name: name_starts(f"generator.{name}.") for name in GROUPS}
-    critic = name_starts("critics.")
-    norm = frozenset(n for n in batch_norm_names(model) if not critic(n))
-    return groups | {
-        "norm": name_in(norm),
-        "critic": critic,
-        "head": name_starts(*(f"generator.{prefix}" for prefix in head)),
-        "upper": name_starts("generator.bottleneck_late.", "generator.decoder."),
-        "all": name_starts("generator."),
-    }
+def one_channel_each(image_B1HW: Tensor, contrast_B: Tensor, contrasts: int) -> Tensor:
+    """Give one channel for each contrast, all absent but the image's own; (B, C, H, W)."""
+    channels_BCHW = image_B1HW.new_full(
+        (*image_B1HW.shape[:1], contrasts, *image_B1HW.shape[2:]), ABSENT
+    )
+    rows_B = torch.arange(len(image_B1HW), device=image_B1HW.device)
+    return channels_BCHW.index_put((rows_B, contrast_B), image_B1HW[:, 0])
+
+
+def own_channel(images_BCHW: Tensor, contrast_B: Tensor) -> Tensor:
+    """Read each row's channel of its contrast; (B, 1, H, W)."""
+    rows_B = torch.arange(len(images_BCHW), device=images_BCHW.device)
+    return images_BCHW[rows_B, contrast_B][:, None]
