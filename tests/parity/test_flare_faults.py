@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
 NEVER_BEGUN = """
 import time
-from grandrounds.engines.lines import Patience
+from grandrounds.engines.remote import Patience
 from grandrounds.flare import executor
 executor.Patience = lambda: Patience(start=0.1)
 executor.SiteExecutor("run")

@@ -97,7 +97,7 @@ def test_a_site_that_raises_stops_the_round_with_its_failure_card(sites: tuple[S
     failed = failure(sites, odd(sites[1], ValueError("no such slice")))
     card = replace(failed.card, trace=())
     assert card == FailureCard("birch", 1, "train", "ValueError", "no such slice")
-    assert failed.card.trace[-1].startswith("test_simulation.py:")
+    assert failed.card.trace[-1].startswith("test_in_process.py:")
     assert failed.card.trace[-1].endswith(" begin")
     assert str(failed) == ("site 'birch' failed in round 1 (train): ValueError: no such slice")
     assert isinstance(failed.__cause__, ValueError)
