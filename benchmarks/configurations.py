@@ -20,6 +20,7 @@ from grandrounds.core.weights import read
 from grandrounds.runs.arms import Arm
 from grandrounds.runs.build import build_federation
 from grandrounds.runs.comparison import Cell, Comparison
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.listeners import Unheard
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.file import read_table
@@ -103,7 +104,7 @@ def _scored_everywhere(
     machine = study.training.machine()
     with repeatable(machine):
         federation = build_federation(
-            study, open_sites(study, files), folder / "crossed", machine, Unheard()
+            plan_run(study), open_sites(study, files), folder / "crossed", machine, Unheard()
         )
         orders = [Evaluate(round=0, since=0, split="test", weights=read(m)[0]) for m in models]
         replies = [site.answer(order) for order in orders for site in federation.sites.sites]

@@ -28,6 +28,7 @@ from grandrounds.core.state import save_state
 from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
 from grandrounds.runs.build import build_bench, build_federation
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.listeners import Unheard
 from grandrounds.runs.site_data import open_sites
 from grandrounds.site.training import Lesson, train
@@ -50,7 +51,9 @@ def study_of(sites: int) -> Study:
 
 def federated(study: Study, folder: Path, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
     machine = study.training.machine()
-    federation = build_federation(study, open_sites(study, files), folder, machine, Unheard())
+    federation = build_federation(
+        plan_run(study), open_sites(study, files), folder, machine, Unheard()
+    )
     states = [federation.start]
 
     def one_round() -> None:
@@ -64,8 +67,8 @@ def federated(study: Study, folder: Path, files: Sequence[SiteFile] = ()) -> Cal
 
 
 def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
-    task = study.bound()
-    bench = build_bench(study, task, study.training.machine())
+    plan = plan_run(study)
+    task, bench = plan.task, build_bench(plan, study.training.machine())
     bench.set_rate(study.training.learning_rate)
     examples = [task.training_examples(o.cohorts) for o in open_sites(study, files).values()]
     rounds = iter(range(1, 10**6))

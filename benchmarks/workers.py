@@ -23,6 +23,7 @@ from grandrounds.core.state import save_state
 from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
 from grandrounds.runs.build import build_federation, spread_out
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.listeners import Unheard
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.file import example, read_study
@@ -49,7 +50,7 @@ def rounds_of(
     """Give a function that plays the next round, and the digest that it comes to."""
     study, listener = study_of(threads), Unheard()
     machine = study.training.machine(processes=processes)
-    built = build_federation(study, open_sites(study, ()), folder, machine, listener)
+    built = build_federation(plan_run(study), open_sites(study, ()), folder, machine, listener)
     with spread_out(built, study, (), folder, listener, processes=processes) as federation:
         states = [federation.start]
 

@@ -17,6 +17,7 @@ from grandrounds.core.state import State
 from grandrounds.core.weights import first_not_finite
 from grandrounds.engines.in_process import Simulation
 from grandrounds.runs.build import Federation, build_federation
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.loop import run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.site import model_state as kept
@@ -61,7 +62,9 @@ NOBODY = Nobody()
 
 def built(study: Study, folder: Path) -> Federation:
     """A study's federation, before its first round."""
-    return build_federation(study, open_sites(study, ()), folder, study.training.machine(), NOBODY)
+    return build_federation(
+        plan_run(study), open_sites(study, ()), folder, study.training.machine(), NOBODY
+    )
 
 
 def fail_when(patch: pytest.MonkeyPatch, fails: Callable[[str, Request], bool]) -> None:

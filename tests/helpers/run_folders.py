@@ -23,7 +23,7 @@ from grandrounds.core.events import (
     WorkSet,
 )
 from grandrounds.core.journal import Journal
-from grandrounds.report.analysis.folder import COLUMNS
+from grandrounds.core.run_folder import SCORE_COLUMNS
 
 SITES = ("alder", "birch", "cedar", "dogwood")
 TASKS = {
@@ -214,7 +214,7 @@ def ending(plan: Plan) -> list[Event]:
 def write_scores(path: Path, plan: Plan) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(SCORE_COLUMNS)
         for site in plan.sites:
             for task in TASKS[site]:
                 writer.writerows(score_rows(plan, site, task))
@@ -238,7 +238,7 @@ def write_matrix(folder: Path, plan: Plan) -> None:
     """Write what every site's model scores: 3 dB less than the own one elsewhere."""
     with (folder / "matrix.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("model", *COLUMNS))
+        writer.writerow(("model", *SCORE_COLUMNS))
         for model in SITES:
             for site in SITES:
                 for row in (row for task in TASKS[site] for row in score_rows(plan, site, task)):
@@ -252,7 +252,7 @@ def write_unseen(folder: Path, plan: Plan, levels: Mapping[str, float]) -> None:
     outside = replace(plan, levels=dict(levels), sites=tuple(levels))
     with (folder / "unseen.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(SCORE_COLUMNS)
         for site in levels:
             writer.writerows(score_rows(outside, site, UNSEEN))
 

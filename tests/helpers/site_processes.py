@@ -18,6 +18,7 @@ from grandrounds.engines.in_process import Simulation
 from grandrounds.engines.remote import Line, Patience, Remote, ready
 from grandrounds.engines.remote_site import Attendant
 from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import claimed
 from grandrounds.runs.listeners import Teller
 from grandrounds.runs.loop import Course, followed
@@ -150,5 +151,5 @@ def run_elsewhere(study: Study, folder: Path, lines: Sequence[Line]) -> None:
         assert ready(lines) == {line.site: line.site.encode() for line in lines}
         teller = Teller((Journal(folder / "journal.jsonl"),), study)
         remote = Remote(tuple(lines), teller.hear, teller.miss)
-        federation = federated(draw_up(study, machine), remote)
+        federation = federated(draw_up(plan_run(study), machine), remote)
         followed(Course(study, folder, federation, machine, teller, resumes=False))

@@ -183,9 +183,9 @@ def features(reply: Reply) -> list[Tensor]:
 
 def held(federation: Federation[Simulation], name: str) -> bool:
     """Whether a tensor lies at the server."""
-    part = federation.sites.sites[0].part
-    assert part is not None
-    return part.cut.at_server(name)
+    cut = federation.sites.sites[0].cut
+    assert cut is not None
+    return cut.at_server(name)
 
 
 def evaluations(

@@ -32,6 +32,7 @@ from grandrounds.engines.remote import Call, Line, Remote, ready
 from grandrounds.engines.remote_site import Attendant
 from grandrounds.engines.replies import in_turn
 from grandrounds.runs.build import draw_up, hosted
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.loop import run
 from grandrounds.site.site import Site
 from tests.helpers.federation import digests, ignore, rows, tiny
@@ -85,15 +86,15 @@ def asked_in_turn(sites: Simulation | Remote, start: State, plan: LocalPlan) -> 
 
 def test_a_site_elsewhere_answers_what_it_answers_in_this_process_to_the_bit(tmp_path: Path):
     study = tiny(sites=2)
-    drawn = draw_up(study, study.training.machine())
+    drawn = draw_up(plan_run(study), study.training.machine())
     with hosted(study, (), tmp_path / "here", 1, ("alder",)) as simulation:
-        here = asked_in_turn(simulation, drawn.start, drawn.method.plan)
+        here = asked_in_turn(simulation, drawn.start, drawn.plan.method.plan)
     attendant = Attendant(one_site(study, tmp_path / "there", "alder"), nowhere)
     heard: list[Reply] = []
     line = Line("alder", Way({"alder": attendant}), replace(QUICK, start=LONG))
     assert ready([line]) == {"alder": b"alder"}
     engine = Remote((line,), lambda _, reply: heard.append(reply))
-    there = asked_in_turn(engine, drawn.start, drawn.method.plan)
+    there = asked_in_turn(engine, drawn.start, drawn.plan.method.plan)
     attendant.close()
     assert [traits(reply) for reply in there] == [traits(reply) for reply in here]
     assert heard == there[1:2] + there[:1] + there[2:]

@@ -15,7 +15,7 @@ from grandrounds.core.events import Event, RoundFinished, SiteTested, SiteTraine
 from grandrounds.core.messages import Backward, Forward, Tail
 from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
-from grandrounds.runs.costs import estimate
+from grandrounds.runs.costs import estimate, plan_run
 from grandrounds.runs.loop import run
 from grandrounds.site.cut import CUT, begun_at, cut_at, go_back, gradients_at
 from grandrounds.site.model_state import Kept
@@ -78,24 +78,24 @@ def test_a_round_moves_as_many_bytes_as_were_counted_before(tmp_path: Path, stud
     second = [row for row in rows(tmp_path / "rounds.csv") if row["round"] == "2"]
     moved = sum(int(row["bytes_up"]) + int(row["bytes_down"]) for row in second)
     every = replace(study, stop=replace(study.stop, validate_every=1))
-    assert moved == estimate(every).bytes_per_round
+    assert moved == estimate(plan_run(every)).bytes_per_round
 
 
 def test_the_account_names_the_skips_of_a_u_net():
-    sees = estimate(outlines()).topology.sees["server"]
+    sees = estimate(plan_run(outlines())).topology.sees["server"]
     assert "(a batch: features 32.0 KiB, skip_0 64.0 KiB); the network's output" in sees
-    labels = estimate(outlines("topology.labels=server")).topology.sees["server"]
+    labels = estimate(plan_run(outlines("topology.labels=server"))).topology.sees["server"]
     assert "skip_0 64.0 KiB, labels 48.0 KiB" in labels
-    back = estimate(outlines("topology.cut=bottleneck", "topology.back=output"))
+    back = estimate(plan_run(outlines("topology.cut=bottleneck", "topology.back=output")))
     assert "output" not in back.topology.sees["server"]
 
 
 def test_of_files_that_are_not_read_yet_one_batch_a_site_is_counted():
     study = split()
     unread = replace(study, site=tuple(replace(s, data="files") for s in study.site))
-    found = estimate(unread).topology
+    found = estimate(plan_run(unread)).topology
     assert "a round's bytes count one batch a site" in found.sees["server"]
-    assert 0 < found.bytes_per_round < estimate(study).bytes_per_round
+    assert 0 < found.bytes_per_round < estimate(plan_run(study)).bytes_per_round
 
 
 def test_every_site_tells_once_a_round_that_it_trained_and_was_scored(tmp_path: Path):

@@ -16,7 +16,7 @@ def test_the_package_and_its_help_load_nothing_heavy(statement: str):
 
 
 def test_what_computes_no_score_and_builds_no_network_of_monai_does_not_load_it():
-    modules = ("runs.remote", "cli.commands", "cli.federating", "runs.comparison", "runs.costs")
+    modules = ("runs.remote", "cli.study_output", "runs.loop", "runs.comparison", "runs.costs")
     statement = ", ".join(f"grandrounds.{module}" for module in modules)
     assert not loaded_by(f"import {statement}") & {"monai", "ignite", "nvflare", "matplotlib"}
 

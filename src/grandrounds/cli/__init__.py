@@ -1,4 +1,4 @@
-"""The command line: each command is a function whose signature is its options."""
+"""The command line has one function for each command, whose signature is its options."""
 
 import signal
 import sys

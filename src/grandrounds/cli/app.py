@@ -1,4 +1,4 @@
-"""The program, and the options that several commands share."""
+"""The program and the options that several commands share are declared here."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,27 +1,31 @@
-"""Commands of a federation across hospitals: one for each step.
+"""These commands run a federation across hospitals, one for each step.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from grandrounds.cli.app import Json, Out, Quiet, Set, StudyPath, app
+from grandrounds.core.errors import BadStudy
+
+if TYPE_CHECKING:
+    from grandrounds.flare.session import Desk
 
 federation = typer.Typer(
     help="Run a study across hospitals, on NVIDIA FLARE.", no_args_is_help=True
 )
 at_site = typer.Typer(help="What a hospital decides for itself.", no_args_is_help=True)
-
-
 app.add_typer(federation, name="federation")
-
-
 app.add_typer(at_site, name="site")
 
-
+_START = 180.0  # seconds in which a demonstration's processes are there
 AdminKit = Annotated[Path, typer.Option("--kit", help="The admin's startup kit.")]
 SiteKit = Annotated[Path, typer.Option("--kit", help="The site's own startup kit.")]
 AnyKit = Annotated[Path, typer.Argument(help="A startup kit: the server's or a site's.")]
@@ -58,21 +62,41 @@ def provision(
     json: Json = False,
 ) -> None:
     """Make certificates and startup kits: for the server, each site and the admin."""
-    from grandrounds.cli.federating import provision_kits
+    _need_flare()
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import print_kits
+    from grandrounds.flare.provision import provision as make_kits
+    from grandrounds.runs.remote import check_apart
+    from grandrounds.study.file import read_study
 
-    provision_kits(study, server, out, port=port, as_json=json)
+    resolved = read_study(study)
+    check_apart(resolved)
+    kits = make_kits(resolved, server, out, port=port)
+    if json:
+        print_json({name: str(kit) for name, kit in kits.items()})
+    else:
+        print_kits(kits)
 
 
 @federation.command()
 def start(kit: AnyKit) -> None:
     """Run the server, or a site, in the foreground until it is stopped."""
-    from grandrounds.cli.federating import start_kit
+    _need_flare()
+    from grandrounds.flare.kit import Kit
+    from grandrounds.flare.processes import start as become
 
-    start_kit(kit)
+    become(Kit(kit))
 
 
-@federation.command()
+@federation.command(
+    "resume",
+    help="Go on with a study's run from the newest round that the server and all sites hold.",
+)
+@federation.command(
+    "submit", help="Submit a study that every site has accepted, and wait for its end."
+)
 def submit(
+    context: typer.Context,
     study: StudyPath,
     kit: AdminKit,
     no_wait: NoWait = False,
@@ -83,46 +107,57 @@ def submit(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Submit a study that every site has accepted, and wait for its end."""
-    from grandrounds.cli.federating import Submission
+    """Submit a study as a job, or resume its run where that is the command's name."""
+    if on_loss == "wait" and no_wait:
+        raise BadStudy("--on-loss wait resumes the run itself; leave out --no-wait")
+    _need_flare()
+    from rich.console import Console
 
-    submission = Submission(study, kit, tuple(set or ()), silence, deadline, quiet)
-    submission.go(resume=False, wait=not no_wait, on_loss=on_loss, as_json=json)
+    from grandrounds.cli.output import print_line
+    from grandrounds.engines.remote import Patience
+    from grandrounds.flare.kit import Kit
+    from grandrounds.flare.session import desk
+    from grandrounds.flare.supervise import Rounds, Steady, see
+    from grandrounds.runs.remote import check_apart
+    from grandrounds.study.file import read_study
 
-
-@federation.command()
-def resume(
-    study: StudyPath,
-    kit: AdminKit,
-    no_wait: NoWait = False,
-    on_loss: OnLoss = "stop",
-    silence: Silence = 20.0,
-    deadline: Deadline = 0.0,
-    set: Set = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Go on with a study's run from the newest round that the server and all sites hold."""
-    from grandrounds.cli.federating import Submission
-
-    submission = Submission(study, kit, tuple(set or ()), silence, deadline, quiet)
-    submission.go(resume=True, wait=not no_wait, on_loss=on_loss, as_json=json)
+    resumes = context.command.name == "resume"
+    resolved, admin = read_study(study, set or []), Kit(kit)
+    check_apart(resolved)
+    patience = Patience(silence=silence, deadline=deadline)
+    console = Console(stderr=True, quiet=quiet or json)
+    tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    begun = partial(print_line, "job", as_json=json)
+    if on_loss == "wait":
+        Steady(admin, resolved, patience, tell, begun, resumes).see_through()
+        return
+    with desk(admin) as session:
+        id = session.submit(resolved, patience, resume=resumes)
+        begun(id)
+        if not no_wait:
+            see(*session.wait(id, look=Rounds(tell)))
 
 
 @federation.command()
 def status(kit: AdminKit, json: Json = False) -> None:
     """Show which sites answer, and how far each job has come."""
-    from grandrounds.cli.federating import show_status
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import print_jobs
 
-    show_status(kit, as_json=json)
+    with _session(kit) as session:
+        sites, jobs = session.there(), session.jobs()
+    if json:
+        print_json({"sites": sites, "jobs": [asdict(job) for job in jobs]})
+    else:
+        rows = [(job.id, job.name, job.status, job.progress, job.submitted) for job in jobs]
+        print_jobs(sites, rows)
 
 
 @federation.command()
 def logs(job: JobId, kit: AdminKit) -> None:
     """Print the server's log of a job; a site's log stays at the site."""
-    from grandrounds.cli.federating import show_logs
-
-    show_logs(job, kit)
+    with _session(kit) as session:
+        print(session.logs(job))
 
 
 @federation.command()
@@ -134,17 +169,19 @@ def fetch(
     quiet: Quiet = False,
 ) -> None:
     """Bring a job's run folder here, and write its report."""
-    from grandrounds.cli.federating import fetch_job
+    from grandrounds.cli.output import show
+    from grandrounds.report.page.html import write_report
 
-    fetch_job(job, kit, out, as_json=json, quiet=quiet)
+    with _session(kit) as session:
+        folder = session.fetch(job, out)
+    show(folder, write_report(folder), as_json=json, quiet=quiet)
 
 
 @federation.command()
 def abort(job: JobId, kit: AdminKit) -> None:
     """Stop a job; what it has saved can be resumed."""
-    from grandrounds.cli.federating import abort_job
-
-    abort_job(job, kit)
+    with _session(kit) as session:
+        session.abort(job)
 
 
 @federation.command()
@@ -155,27 +192,72 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a study as a job folder, for NVFlare's own clients and its simulator."""
-    from grandrounds.cli.federating import export_study
+    _need_flare()
+    from grandrounds.cli.output import print_line
+    from grandrounds.flare.job import export_job
+    from grandrounds.runs.remote import check_apart
+    from grandrounds.study.file import read_study
 
-    export_study(study, out, set or [], as_json=json)
+    resolved = read_study(study, set or [])
+    check_apart(resolved)
+    export_job(resolved, out)
+    print_line("job", str(out), as_json=json)
 
 
 @federation.command()
 def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = False) -> None:
     """Do all of that on this machine: four simulated hospitals, a server, certificates, a run."""
-    from grandrounds.cli.federating import demonstrate
+    _need_flare()
+    from rich.console import Console
+
+    from grandrounds.cli.output import show
+    from grandrounds.engines.remote import Patience
+    from grandrounds.flare.kit import Kit, accept_study
+    from grandrounds.flare.processes import everyone, free_port, hosted
+    from grandrounds.flare.provision import provision as make_kits
+    from grandrounds.flare.supervise import see
+    from grandrounds.report.page.html import write_report
+    from grandrounds.runs.remote import check_apart
     from grandrounds.study.file import example, read_study
 
-    study = read_study(example("tiny"), set or [])
-    demonstrate(study, out or Path("runs/federation"), as_json=json, quiet=quiet)
+    study, top = read_study(example("tiny"), set or []), out or Path("runs/federation")
+    check_apart(study)
+    console = Console(stderr=True, quiet=quiet)
+    kits = make_kits(study, "localhost", top / "kits", port=free_port())
+    console.print(f"startup kits with keys and certificates in {top / 'kits'}")
+    for site in study.trainers:
+        accept_study(study, Kit(kits[site]))
+    console.print(f"accepted by {', '.join(study.trainers)}")
+    with (
+        hosted(kit for name, kit in kits.items() if name != "admin"),
+        everyone(Kit(kits["admin"]), study.trainers, within=_START) as session,
+    ):
+        console.print("server and sites run, each in a process of its own")
+        id = session.submit(study, Patience())
+        see(*session.wait(id))
+        folder = session.fetch(id, top / "run")
+    show(folder, write_report(folder), as_json=json, quiet=quiet)
 
 
 @at_site.command()
 def accept(study: StudyPath, kit: SiteKit, set: Set = None, json: Json = False) -> None:
     """Show what a study asks for and what will leave the building, and sign its SHA-256."""
-    from grandrounds.cli.federating import accept_study
+    _need_flare()
+    from rich.console import Console
 
-    accept_study(study, kit, set or [], as_json=json)
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import leaving_as_json, print_leaving
+    from grandrounds.flare.kit import Kit, accept_study
+    from grandrounds.study.file import read_study
+
+    resolved = read_study(study, set or [])
+    acceptance, path = accept_study(resolved, Kit(kit))
+    if json:
+        print_json(asdict(acceptance) | {"file": str(path), "leaves": leaving_as_json(resolved)})
+        return
+    print_leaving(resolved, acceptance.site)
+    signed = f"accepted by '{acceptance.site}': {acceptance.study}\nsigned in {path}"
+    Console().print(signed, soft_wrap=True)
 
 
 @app.command()
@@ -189,10 +271,35 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Look for what would stop this machine in a federation, and say how to mend it."""
-    from grandrounds.cli.federating import need_flare
+    _need_flare()
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import print_findings
+    from grandrounds.flare.doctor import examine
+    from grandrounds.flare.doctor.finding import Party
+    from grandrounds.flare.kit import Kit
+    from grandrounds.study.file import read_study
 
-    need_flare()
-    from grandrounds.cli.doctor import look_at
-
-    if not look_at(kit, study, site, set or [], as_json=json):
+    asked = read_study(study, set or []) if study else None
+    found = examine(Party(Kit(kit), asked, site))
+    findings = {name: asdict(finding) for name, finding in found.items()}
+    if json:
+        print_json([{"check": name, **finding} for name, finding in findings.items()])
+    else:
+        print_findings(findings)
+    if any(finding.verdict == "bad" for finding in found.values()):
         raise typer.Exit(1)
+
+
+def _need_flare() -> None:
+    """Refuse to go on without NVFlare. Raises `BadStudy`."""
+    if find_spec("nvflare") is None:
+        raise BadStudy("NVIDIA FLARE is not installed here: pip install 'grandrounds[flare]'")
+
+
+def _session(kit: Path) -> "AbstractContextManager[Desk]":
+    """Open a session with the server of an admin's kit. Raises `BadStudy` without NVFlare."""
+    _need_flare()
+    from grandrounds.flare.kit import Kit
+    from grandrounds.flare.session import desk
+
+    return desk(Kit(kit))

@@ -1,7 +1,7 @@
-"""What a command prints at its end: the test scores of every arm, as a table or as JSON."""
+"""The results of runs are printed here, as tables or as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,22 +9,32 @@ from rich.console import Console
 from rich.table import Table
 
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
-from grandrounds.report.analysis.auc import LEVEL, Discrimination
+from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.cross_site import LeftOut, crossings, left_out
 from grandrounds.report.analysis.facts import Difference, Facts, read_facts
 from grandrounds.report.analysis.metrics import Metric
-from grandrounds.report.analysis.statistics import Spread
+from grandrounds.report.analysis.statistics import LEVEL, Spread
 from grandrounds.report.prose.sentences import unfinished
 from grandrounds.report.prose.summary import summary
 
 MOST_COLUMNS = 5  # more arms than these are rows
 
 
+def print_json(value: object) -> None:
+    """Print the result of a command that is asked for --json."""
+    print(json.dumps(value, indent=2))
+
+
+def print_line(name: str, value: str, *, as_json: bool) -> None:
+    """Print the one value of a command, at once for whoever waits for it."""
+    print(json.dumps({name: value}) if as_json else f"{name}: {value}", flush=True)
+
+
 def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
     """Print a folder's results on stdout. Raises `BadFolder`."""
     facts = read_facts(folder)
     if as_json:
-        print(json.dumps(_as_json(facts, folder, report), indent=2))
+        print_json(_as_json(facts, folder, report))
         return
     console = Console()
     if facts.main_metric and not quiet:
@@ -199,3 +209,26 @@ def _cells(spreads: Sequence[Spread | None], metric: Metric) -> list[str]:
 
 def _cell(value: float, *, bold: bool) -> str:
     return f"[bold]{value:.2f}[/bold]" if bold else f"{value:.2f}"
+
+
+def print_means(
+    means: Mapping[str, Mapping[str, Mapping[str, float]]], *, metric: str, title: str
+) -> None:
+    """Print a metric's means of models at sites, one model a row."""
+    sites = list(dict.fromkeys(site for row in means.values() for site in row))
+    table = Table("", *sites, title=f"{title}: test {metric}")
+    for model, row in means.items():
+        cells = (f"{row[site][metric]:.2f}" if site in row else "-" for site in sites)
+        table.add_row(model, *cells)
+    Console().print(table)
+
+
+def print_adaptation(
+    site: str, steps: Mapping[str, int], scores: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Print the steps and the scores of each model of a site that joins."""
+    metrics = list(next(iter(scores.values())))
+    table = Table("model", "own steps", *metrics, title=f"{site} joins: test scores")
+    for model, means in scores.items():
+        table.add_row(model, str(steps[model]), *(f"{means[m]:.3f}" for m in metrics))
+    Console().print(table)

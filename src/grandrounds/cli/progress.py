@@ -1,4 +1,4 @@
-"""Progress for people: bars on stderr, fed by events."""
+"""Bars on stderr show people how far runs have come; events feed them."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Commands on what a run left: reports, evaluation, models, cards, trackers.
+"""These commands use what a run left: reports, evaluation, models, cards, trackers.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
@@ -18,7 +18,9 @@ from grandrounds.cli.app import (
     SitePaths,
     app,
 )
-from grandrounds.core.errors import BadStudy
+from grandrounds.core.errors import BadInput, BadStudy
+
+BUNDLE = "bundle"
 
 
 @app.command()
@@ -67,9 +69,23 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Test a trained model on a site's data, one that never trained too; nothing trains."""
-    from grandrounds.cli.joining import evaluate_sites
+    if not site and not matrix:
+        raise BadInput("evaluate: say what to test on: --site SITE.toml, or --matrix for all sites")
+    from grandrounds.cli.output import print_json, print_means
+    from grandrounds.runs.evaluate import mean_matrix, means_at_sites
+    from grandrounds.runs.folder import finished_runs
 
-    evaluate_sites(folder, sites=site or [], with_matrix=matrix, as_json=json, quiet=quiet)
+    results: list[dict[str, object]] = []
+    for run in finished_runs(folder):
+        paths = site or []
+        means = mean_matrix(run, paths) if matrix else {"its model": means_at_sites(run, paths)}
+        scores = means if matrix else means["its model"]
+        results.append({"arm": run.told.arm, "seed": run.told.seed, "scores": scores})
+        if not json and not quiet:
+            title = f"{run.told.arm}, seed {run.told.seed}"
+            print_means(means, metric=run.study.task.metric, title=title)
+    if json:
+        print_json(results)
 
 
 @app.command()
@@ -83,9 +99,23 @@ def adapt(
     quiet: Quiet = False,
 ) -> None:
     """Let a new site train its private part of a finished model, and compare it with alone."""
-    from grandrounds.cli.joining import adapt_site
+    from grandrounds.cli.output import print_adaptation, print_json
+    from grandrounds.core.run_folder import RunFolder
+    from grandrounds.runs.adapt import adapt as adapt_model
+    from grandrounds.runs.folder import Finished
+    from grandrounds.runs.site_data import guest_of
 
-    adapt_site(folder, site, epochs=epochs, as_json=json, quiet=quiet)
+    run = Finished(folder)
+    guest, task = guest_of(run.study, site), run.study.bound()
+    models = adapt_model(run, guest, epochs=epochs)
+    steps = {model.name: model.steps for model in models}
+    scores = {model.name: task.summary(model.scores) for model in models}
+    if json:
+        rows = {name: {"steps": steps[name], "scores": scores[name]} for name in steps}
+        print_json({guest.name: rows})
+    elif not quiet:
+        print_adaptation(guest.name, steps, scores)
+        print(f"private part: {RunFolder(folder).adapted(guest.name).private()}")
 
 
 @app.command()
@@ -101,9 +131,32 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a site's trained model for other programs; they need no grandrounds."""
-    from grandrounds.cli.using import export_model
+    from grandrounds.cli.output import print_json
+    from grandrounds.inference.export import FORMATS
+    from grandrounds.inference.export import export as export_file
+    from grandrounds.inference.monai_bundle import export_bundle
+    from grandrounds.inference.predictor import inference_of
+    from grandrounds.inference.trained_model import trained_at
 
-    export_model(folder, site, task=task, kind=format, out=out, as_json=json, quiet=quiet)
+    if format not in (*FORMATS, BUNDLE):
+        known = ", ".join((*FORMATS, BUNDLE))
+        raise BadInput(f"--format {format}: is unknown; known: {known}")
+    model = inference_of(trained_at(folder, site), task)
+    bundled = format == BUNDLE
+    error = export_bundle(model, out) if bundled else export_file(model, format, out)
+    if json:
+        facts = {
+            "path": str(out),
+            "format": format,
+            "site": site,
+            "tasks": model.labels,
+            "round": model.trained.round,
+            "input": ["batch", len(model.contrasts), *model.trained.study.elements.size],
+            "largest_difference": error,
+        }
+        print_json(facts)
+    elif not quiet:
+        print(f"{format}: {out} ({', '.join(model.labels)}; at most {error:.1e} from exact)")
 
 
 @app.command()
@@ -121,19 +174,17 @@ def synthesize(
     quiet: Quiet = False,
 ) -> None:
     """Make a contrast that was not measured, on the grid of the volume that was."""
-    from grandrounds.cli.using import synthesize_volume
+    from grandrounds.cli.output import print_json
+    from grandrounds.inference.synthesize import synthesize as synthesize_volume
+    from grandrounds.inference.trained_model import trained_at
+    from grandrounds.tasks.synthesis.examples import Pair
 
-    synthesize_volume(
-        folder,
-        site,
-        source=source,
-        target=target,
-        volume=volume,
-        out=out,
-        brain=brain,
-        as_json=json,
-        quiet=quiet,
-    )
+    pair = Pair(source, target)
+    synthesize_volume(trained_at(folder, site), pair, volume, out, brain=brain)
+    if json:
+        print_json({"path": str(out), "site": site, "task": f"{source}->{target}"})
+    elif not quiet:
+        print(f"synthetic {target}: {out}")
 
 
 @app.command()

@@ -1,11 +1,12 @@
-"""Commands on a study: try one, check it, run it, compare methods on it.
+"""These commands try, check, run and compare studies, and deal data for them.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
-import json
+import os
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,14 @@ from grandrounds.cli.app import (
     Workers,
     app,
 )
+from grandrounds.cli.results import report
+from grandrounds.core.errors import BadInput
+from grandrounds.core.events import Event, RunFinished
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from grandrounds.runs.comparison import Cell, Comparison
 
 
 @app.command()
@@ -33,20 +42,16 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Four simulated hospitals learn MRI synthesis: pFLSynth beside FedAvg and training alone."""
-    from grandrounds.cli.comparing import compare_arms
     from grandrounds.runs.comparison import DEMO_ARMS
     from grandrounds.study.file import example
 
-    compare_arms(
+    compare(
         example("demo"),
-        DEMO_ARMS,
+        ",".join(DEMO_ARMS),
         out=out or Path("runs/demo"),
-        seeds=1,
-        overrides=set or [],
-        sites=[],
+        set=set,
         workers=workers,
-        unequal=False,
-        as_json=json,
+        json=json,
         quiet=quiet,
     )
 
@@ -69,21 +74,34 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train a study, test it, and write its run folder and report."""
-    from grandrounds.cli.commands import run_study
+    from rich.console import Console
+
+    from grandrounds.cli.output import show
+    from grandrounds.cli.progress import Bars, stoppable, warn
+    from grandrounds.core.device import num_cores
+    from grandrounds.report.page.html import write_report
+    from grandrounds.report.tracking.tracker import tracked
+    from grandrounds.runs.loop import run as train
+    from grandrounds.study.checks import notes
+    from grandrounds.study.file import read_study
+    from grandrounds.study.site_file import read_site
 
     overrides = [*(set or []), *([f"rounds={rounds}"] if rounds is not None else [])]
-    run_study(
-        study,
-        out=out,
-        overrides=overrides,
-        sites=site or [],
-        workers=workers,
-        track=track or [],
-        include_images=include_images,
-        resume=resume,
-        as_json=json,
-        quiet=quiet,
-    )
+    resolved = read_study(study, overrides)
+    folder = out or Path("runs") / resolved.name
+    files = [read_site(path) for path in site or []]
+    console = Console(stderr=True, quiet=quiet)
+    for note in notes(resolved):
+        console.print(f"note: {note}", style="yellow")
+    with tracked(folder, track or [], warn) as trackers, Bars(console) as bars:
+        bars.add(resolved.title, resolved.build_method().title, resolved.rounds)
+        listeners = [partial(bars.hear, resolved.title), *trackers]
+        at_once = workers or num_cores()
+        with stoppable("with --resume"):
+            train(
+                resolved, folder, files=files, resume=resume, listeners=listeners, workers=at_once
+            )
+    show(folder, write_report(folder, include_images=include_images), as_json=json, quiet=quiet)
 
 
 @app.command()
@@ -95,9 +113,25 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
-    from grandrounds.cli.commands import check_study
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import print_site, print_study, study_as_json
+    from grandrounds.data.availability import check_elements
+    from grandrounds.runs.costs import estimate, plan_run
+    from grandrounds.runs.site_data import summarise_site
+    from grandrounds.study.file import read_study
 
-    check_study(study, overrides=set or [], sites=site or [], as_json=json, quiet=quiet)
+    resolved = read_study(study, set or [])
+    plan = plan_run(resolved)
+    cost = estimate(plan)
+    summaries = [summarise_site(resolved, path) for path in site or []]
+    if json:
+        print_json(study_as_json(plan, cost, summaries))
+    elif not quiet:
+        print_study(plan, cost)
+        for summary in summaries:
+            print_site(summary)
+    for summary in summaries:
+        check_elements(summary, resolved.elements, resolved.roster[summary.site])
 
 
 @app.command()
@@ -136,25 +170,51 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train several arms on the same data, splits and seeds, and report them side by side."""
-    from grandrounds.cli.comparing import compare_arms
+    from rich.console import Console
 
-    compare_arms(
-        study,
-        arms.split(","),
-        out=out,
-        seeds=seeds,
-        overrides=set or [],
-        sites=site or [],
-        workers=workers,
-        unequal=unequal,
-        leave_one_out=leave_one_out,
-        crosses=matrix,
-        track=track or [],
-        include_images=include_images,
-        figures=not no_figures,
-        as_json=json,
-        quiet=quiet,
-    )
+    from grandrounds.report.tracking.tracker import check as check_trackers
+    from grandrounds.runs.arms import arms_of, check_equal, terms
+    from grandrounds.runs.comparison import Comparison
+    from grandrounds.study.file import read_table
+    from grandrounds.study.site_file import read_site
+
+    check_trackers(track or [])
+    if seeds < 1:
+        raise BadInput(f"--seeds is {seeds}; it must be 1 or more")
+    table = read_table(study)
+    studies = {arm: arm.study(table, set or []) for arm in arms_of(arms.split(","))}
+    if not unequal:
+        check_equal(studies)
+    folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
+    files = tuple(read_site(path) for path in site or [])
+    at_once = min(workers or os.cpu_count() or 1, len(studies) * seeds)
+    comparison = Comparison(folder, studies, files, at_once, seeds, leave_one_out, matrix)
+    console = Console(stderr=True, quiet=quiet)
+    for sentence in terms(studies):
+        console.print(sentence, markup=False, highlight=False)
+    _run_shown(comparison, console, track or [])
+    report(folder, include_images=include_images, no_figures=no_figures, json=json, quiet=quiet)
+
+
+def _run_shown(comparison: "Comparison", console: "Console", track: list[str]) -> None:
+    """Run a comparison with a bar for each of its runs; trackers get each run once it is over."""
+    from grandrounds.cli.progress import Bars, stoppable, warn
+    from grandrounds.report.tracking.tracker import replay
+
+    cells = comparison.cells
+    with Bars(console, runs=len(cells)) as bars:
+        for cell, study in cells.items():
+            title, done = comparison.title(cell), comparison.is_done(cell)
+            bars.add(cell.name, title, study.rounds, done=done)
+
+        def hear(cell: "Cell", event: Event) -> None:
+            bars.hear(cell.name, event)
+            if isinstance(event, RunFinished):
+                for uri in track:
+                    replay(comparison.run_folder(cell), uri, warn)
+
+        with stoppable("as it was"):
+            comparison.run(hear)
 
 
 @app.command()
@@ -173,16 +233,25 @@ def partition(
     quiet: Quiet = False,
 ) -> None:
     """Deal one dataset to pseudo-sites with unlike label proportions (Hsu et al. 2019)."""
-    from grandrounds.cli.commands import deal_out
-    from grandrounds.data.partition import Deal
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import print_patients
+    from grandrounds.data.partition import Deal, counts, deal, read_pool, write_sites
 
     plan = Deal(sites, alpha, seed, least=least, cases=cases)
-    deal_out(source, variable, plan, out=out, as_json=json, quiet=quiet)
+    pool = read_pool(source, variable)
+    dealt = deal(pool.labels, plan)
+    write_sites(pool, dealt, plan, out)
+    patients = dict(zip(plan.names, counts(pool.labels, dealt), strict=True))
+    if json:
+        print_json({"variable": variable, "sites": patients})
+    elif not quiet:
+        print_patients(variable, patients)
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the study file, for editors."""
+    from grandrounds.cli.output import print_json
     from grandrounds.study.file import schema as study_schema
 
-    print(json.dumps(study_schema(), indent=2))
+    print_json(study_schema())

@@ -1,4 +1,4 @@
-"""Files and folders that are made beside their place, and moved there when they are whole."""
+"""A file or folder appears at its place when it is whole, and not before."""
 
 import os
 import tempfile
@@ -6,9 +6,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from grandrounds.core.errors import BadInput, DiskFailed
+
+STOPS_RUN = (
+    "cannot write {path}: {reason}; what was saved before is intact. "
+    "Free some space or correct the folder, then continue with --resume."
+)
 
 
 @contextmanager
@@ -24,17 +27,28 @@ def placed(out: Path) -> Generator[Path, None, None]:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         path = Path(scratch) / out.name
         yield path
+        for written in (path, *path.rglob("*")):
+            if written.is_file():
+                _flush(written)
         path.rename(out)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or nothing. Raises `DiskFailed`."""
-    with appearing(path) as temporary:
+def write_text(path: Path, text: str, *, refusal: str = STOPS_RUN) -> None:
+    """Write a file in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode(), refusal=refusal)
+
+
+def write_bytes(path: Path, content: bytes, *, refusal: str = STOPS_RUN) -> None:
+    """Write a file so that a reader sees all of it or nothing, even after a power cut.
+
+    Raises `DiskFailed` with `refusal`, in which {path} and {reason} are filled in.
+    """
+    with appearing(path, refusal=refusal) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def appearing(path: Path) -> Generator[Path, None, None]:
+def appearing(path: Path, *, refusal: str = STOPS_RUN) -> Generator[Path, None, None]:
     """Let a file be written under a temporary name, flush it to the disk, then rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,20 +57,26 @@ def appearing(path: Path) -> Generator[Path, None, None]:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors would let this user alone read it
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         with suppress(OSError):  # nothing to remove where the folder itself could not be made
             temporary.unlink()
-        raise DiskFailed(
-            f"cannot write {path}: {_refusal(error)}; what was saved before is intact. "
-            "Free some space or correct the folder, then continue with --resume."
-        ) from error
+        raise _refused(refusal, path, error) from error
 
 
-def _refusal(error: OSError | SafetensorError) -> str:
-    """Give the system's own words, which safetensors puts behind "I/O error: "."""
-    if isinstance(error, OSError):
-        return str(error.strerror)
-    return str(error).partition("I/O error: ")[2].partition(" (os error")[0] or str(error)
+def remove(path: Path, *, refusal: str) -> None:
+    """Remove a file, where there is one. Raises `DiskFailed` as `write_bytes` does."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(refusal, path, error) from error
+
+
+def _refused(refusal: str, path: Path, error: OSError) -> DiskFailed:
+    return DiskFailed(refusal.format(path=path, reason=error.strerror))
+
+
+def _flush(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())

@@ -1,9 +1,38 @@
-"""Processes that this program starts end with the one that started them."""
+"""Processes that this program starts are spawned, and end with the one that started them."""
 
 import multiprocessing as mp
 import os
 import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.managers import SyncManager
+from multiprocessing.process import BaseProcess
 from threading import Thread
+
+# A forked process would inherit locks without the threads that hold them.
+SPAWN = mp.get_context("spawn")
+
+
+def start_process(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a process of one's own; arguments may be connections."""
+    process = SPAWN.Process(target=_run, args=(target, *arguments), daemon=True)
+    process.start()
+    return process
+
+
+def _run(target: Callable[..., None], *arguments: object) -> None:
+    end_with_parent()
+    target(*arguments)
+
+
+@contextmanager
+def process_pool(workers: int) -> Generator[tuple[ProcessPoolExecutor, SyncManager], None, None]:
+    """Start a pool of processes for tasks, and a manager of the objects that the tasks share."""
+    manager = SyncManager(ctx=SPAWN)
+    manager.start(end_with_parent)
+    with manager, ProcessPoolExecutor(workers, SPAWN, initializer=end_with_parent) as pool:
+        yield pool, manager
 
 
 def end_with_parent() -> None:

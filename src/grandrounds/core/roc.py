@@ -3,16 +3,13 @@
 Shapes: N case. A label is 1 (positive) or 0.
 """
 
-from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 THRESHOLD = 0.5
-RESAMPLES = 1000
 Values: TypeAlias = NDArray[np.float64]
-Measure: TypeAlias = Callable[[Values, Values], float]
 
 
 def auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -43,29 +40,6 @@ def sensitivity_at(probabilities: ArrayLike, labels: ArrayLike, *, specificity: 
         return float("nan")
     found = np.searchsorted(negatives, positives, "left") / negatives.size
     return float((found >= specificity).mean())
-
-
-def bootstrap_interval(
-    patients: Sequence[tuple[Values, Values]], measure: Measure, *, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Give the percentile interval of a measure by drawing patients with replacement.
-
-    Each patient has the probabilities and labels of all its cases. Draws of one class only are left
-    out. Efron 1979.
-    """
-    count, random = len(patients), np.random.default_rng(seed)
-    draws: list[list[int]] = random.integers(count, size=(RESAMPLES, count)).tolist()
-    found = np.array([_measured([patients[i] for i in draw], measure) for draw in draws])
-    defined = found[~np.isnan(found)]
-    if not defined.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _measured(patients: Sequence[tuple[Values, Values]], measure: Measure) -> float:
-    probabilities, labels = zip(*patients, strict=True)
-    return measure(np.concatenate(probabilities), np.concatenate(labels))
 
 
 def _by_class(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Values, Values]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from grandrounds.core.errors import BadFolder
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.weights import Weights, below, digest, named, read, write
 
 NO_SCORE = float("-inf")
@@ -89,16 +90,21 @@ def unflattened(tensors: Weights, round: int) -> State:
     return State(below("weights/", tensors), round, below("memory/", tensors))
 
 
+def saved_rounds(folder: Path) -> Rounds:
+    """Return the rounds of the coordinator's state in a run folder."""
+    return Rounds(RunFolder(folder).state)
+
+
 def save_state(folder: Path, state: State) -> None:
     """Save the coordinator's state of one round. Raises `DiskFailed`."""
     facts = (state.best_round, state.best_score, state.held, state.seen, state.best_seen)
     notes = {"state": json.dumps(facts)}
-    Rounds(folder / "state").save(state.round, flattened(state), notes, {state.best_round})
+    saved_rounds(folder).save(state.round, flattened(state), notes, {state.best_round})
 
 
 def load_state(folder: Path, round: int) -> State:
     """Load the coordinator's state of one round. Raises `BadFolder`."""
-    tensors, notes = Rounds(folder / "state").load(round)
+    tensors, notes = saved_rounds(folder).load(round)
     best_round, best_score, held, seen, best_seen = json.loads(notes["state"])
     return replace(
         unflattened(tensors, round),
@@ -115,7 +121,7 @@ def newest_complete_round(folder: Path, sites: Mapping[str, tuple[int, ...]]) ->
 
     `sites` maps each site to the rounds whose private state it holds.
     """
-    for round in reversed(Rounds(folder / "state").held()):
+    for round in reversed(saved_rounds(folder).held()):
         state = load_state(folder, round)
         if all(state.last_of(site) in {0, *held} for site, held in sites.items()):
             return round

@@ -1,5 +1,6 @@
 """Named tensors, and the few operations that a federation performs on them."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -149,7 +150,15 @@ def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) 
     Raises `DiskFailed` where the disk refuses; what stood at `path` before then still stands.
     """
     with appearing(path) as temporary:
-        save_file(weights, temporary, dict(notes) if notes else None)
+        _save(temporary, weights, dict(notes) if notes else None)
+
+
+def _save(path: Path, weights: Weights, notes: dict[str, str] | None) -> None:
+    try:
+        save_file(weights, path, notes)
+    except SafetensorError as error:  # the system's own words stand behind "I/O error: "
+        words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
+        raise OSError(errno.EIO, words or str(error)) from error
 
 
 class _OpenFile(Protocol):

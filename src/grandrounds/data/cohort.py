@@ -16,6 +16,7 @@ from grandrounds.core.errors import BadSite
 from grandrounds.data.elements import Fractions
 
 Split: TypeAlias = Literal["train", "validation", "test"]
+HEADROOM = 1.2  # in images, the 99th percentile inside the brain becomes 1 / HEADROOM
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder, BadImage, BadSite
-from grandrounds.data.cohort import SPLITS, Cohort, Session, Split, split_patients
+from grandrounds.data.cohort import HEADROOM, SPLITS, Cohort, Session, Split, split_patients
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, SessionFiles, find_sessions, read_grid, read_voxels
 from grandrounds.data.resample import Pixels, in_plane, nearest, smooth
@@ -20,7 +20,6 @@ PREPARATION_VERSION = 1  # part of every cache key: raise it whenever prepared v
 GRID_TOLERANCE = 0.1  # mm between the corners of two volumes that count as one grid
 KEPT_AREA = 0.25  # a slice is kept from this share of the largest slice's area on ...
 COVERED = 0.9  # ... if every contrast has a signal in this share of its own area
-HEADROOM = 1.2  # the 99th percentile becomes 1 / HEADROOM
 DESCRIPTION = "session.json"
 AIR = 0.1  # share of the robust intensity range below which a voxel is background
 

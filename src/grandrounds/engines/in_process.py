@@ -3,7 +3,7 @@
 While one site's private state goes to the disk, the next site computes.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,10 +13,9 @@ from grandrounds.core.errors import BadInput, SiteFailed
 from grandrounds.core.failures import card_of
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.weights import first_not_finite
-from grandrounds.engines.replies import OnFailure, Roll, untold
+from grandrounds.engines.replies import OnFailure, OnReply, Roll, untold
 from grandrounds.site.site import Promise, Site
 
-OnReply: TypeAlias = Callable[[Request, Reply], None]
 Begun: TypeAlias = tuple[Site, Request, Promise]
 
 
@@ -51,7 +50,7 @@ class Simulation:
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
         without it.
         """
-        roll = Roll(quorum, self.on_failure)
+        roll = Roll(quorum, self.on_reply, self.on_failure)
         begun: list[Begun] = []
         try:
             for site in (site for site in self.sites if site.name in requests):
@@ -72,7 +71,6 @@ class Simulation:
     ) -> None:
         with roll.call():
             reply = self._delivered(_finished(site, request, promise), deliver_to)
-            self.on_reply(request, reply)
             roll.note(request, reply)
 
     def _delivered(self, reply: Reply, deliver_to: Sequence[str]) -> Reply:

@@ -1,6 +1,11 @@
-"""Processes that host sites: what crosses to them and back, how they start, work and end."""
+"""The sites of a study are hosted by several processes, each at the other end of a pipe.
 
-import multiprocessing as mp
+A `ProcessPoolExecutor` would not do. Where a worker is killed in the middle of a large reply, it
+waits for the rest for ever (Python 3.11: this process keeps the writing end of the pipe open, too);
+it names no exit code, logs what a site's data are refused with and does not return it, and at the
+end lets a worker finish what it has begun. A pipe of one's own ends with its worker.
+"""
+
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -14,9 +19,9 @@ from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, SiteFailed
 from grandrounds.core.failures import card_of
 from grandrounds.core.messages import Reply, Request, decode, encode
-from grandrounds.core.processes import end_with_parent
-from grandrounds.engines.in_process import OnReply, Simulation
-from grandrounds.engines.replies import OnFailure, Roll, given, in_turn, untold
+from grandrounds.core.processes import SPAWN, start_process
+from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.replies import OnFailure, OnReply, Result, Roll, untold
 
 Share: TypeAlias = tuple[str, ...]
 Host: TypeAlias = Callable[[Share], AbstractContextManager[Simulation]]
@@ -48,9 +53,6 @@ class Answer:
     update: bytes = b""
 
 
-Result: TypeAlias = Answer | SiteFailed | BadInput
-
-
 class WorkerDied(RuntimeError):  # noqa: N818 - the word that a failure card shows
     """A worker's process ended without an answer."""
 
@@ -76,14 +78,14 @@ class Worker:
         with suppress(ConnectionError):
             self.link.send(task)
 
-    def result(self) -> tuple[str, Result]:
+    def result(self) -> tuple[str, Answer | Exception]:
         """Wait for the site's answer or failure; a process that has ended fails at once."""
         assert self.owes is not None
         site, request = self.owes
         self.owes = None
         try:
-            return site, cast(Result, self.link.recv())
-        except (EOFError, ConnectionError):
+            return site, cast(Answer | Exception, self.link.recv())
+        except (EOFError, OSError):  # the latter in the middle of an answer
             self.process.join()
             error = WorkerDied(f"its process ended with exit code {self.process.exitcode}")
             return site, SiteFailed(card_of(site, request, error, str(error)))
@@ -121,17 +123,14 @@ def _interrupts_held() -> Generator[None, None, None]:
 
 
 def _started(share: Share, host: Host) -> Worker:
-    context = mp.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(share, host, theirs), daemon=True)
-    process.start()
+    ours, theirs = SPAWN.Pipe()
+    process = start_process(_work, share, host, theirs)
     theirs.close()
     return Worker(share, process, ours)
 
 
 def _work(share: Share, host: Host, link: Link) -> None:
     """Open a share of the sites, and do what is asked for as long as the coordinator lives."""
-    end_with_parent()
     with suppress(EOFError, ConnectionError):
         try:
             with host(share) as sites:
@@ -151,7 +150,7 @@ def _do(sites: Simulation, task: Order | Mail, link: Link) -> None:
             site.receive(update)
 
 
-def _result_of(sites: Simulation, order: Order) -> Result:
+def _result_of(sites: Simulation, order: Order) -> Answer | Exception:
     try:
         [reply] = sites.ask({order.site: cast(Request, decode(order.request))})
     except (SiteFailed, BadInput) as failure:
@@ -202,23 +201,16 @@ class Workers:
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
         without it, and the `BadInput` that a worker met, when it opened its sites too.
         """
-        roll, mail = Roll(quorum, self.on_failure), list[Mail]()
-        results = self._results(requests, tuple(deliver_to))
-        hurried = quorum.least is None
-        for site, result in in_turn(self.names, requests, results, hurried=hurried):
-            with roll.call():
-                answer = given(result)
-                mail += [Mail(tuple(deliver_to), answer.update)] if answer.update else []
-                reply = cast(Reply, decode(answer.reply))
-                self.on_reply(requests[site], reply)
-                roll.note(requests[site], reply)
-        self._deliver(mail)
-        return roll.answered()
+        roll, updates = Roll(quorum, self.on_reply, self.on_failure), list[bytes]()
+        answers = self._answers(requests, tuple(deliver_to))
+        replies = roll.collect(self.names, requests, _opened(answers, updates))
+        self._deliver([Mail(tuple(deliver_to), update) for update in updates])
+        return replies
 
-    def _results(
+    def _answers(
         self, requests: Mapping[str, Request], deliver_to: Share
-    ) -> Iterator[tuple[str, Result]]:
-        """Keep every worker busy, and give results as they come."""
+    ) -> Iterator[tuple[str, Answer | Exception]]:
+        """Keep every worker busy, and yield what each site answers as it comes."""
         crew = {worker.link: worker for worker in self.crew}
         todo = {link: iter([n for n in w.share if n in requests]) for link, w in crew.items()}
 
@@ -241,3 +233,15 @@ class Workers:
             for worker in self.crew:
                 if set(letter.sites) & set(worker.share):
                     worker.send(letter)
+
+
+def _opened(
+    answers: Iterable[tuple[str, Answer | Exception]], updates: list[bytes]
+) -> Iterator[tuple[str, Result]]:
+    """Decode replies as they come, and lay the updates that go to peers aside."""
+    for site, answer in answers:
+        if isinstance(answer, Exception):
+            yield site, answer
+            continue
+        updates += [answer.update] if answer.update else []
+        yield site, cast(Reply, decode(answer.reply))

@@ -17,8 +17,7 @@ from grandrounds.core.messages import Describe, Reply, Request, decode, encode
 from grandrounds.core.serialization import revive
 from grandrounds.core.weights import Weights, first_not_finite
 from grandrounds.engines.envelope import READY, Answer, Ask, BadLetter, seal, unseal
-from grandrounds.engines.in_process import OnReply
-from grandrounds.engines.replies import OnFailure, Roll, given, in_turn, untold
+from grandrounds.engines.replies import OnFailure, OnReply, Result, Roll, untold
 
 Call: TypeAlias = Callable[[str, bytes, float], bytes]
 _ENDS = ("done", "failed", "refused", "stale")
@@ -169,9 +168,6 @@ class _Watch:
             raise BadLetter(f"{_TOO_MANY} letters came damaged, one after the other")
 
 
-Result: TypeAlias = Reply | Exception
-
-
 @dataclass(frozen=True)
 class Remote:
     """The sites of a study, each at the end of a line; all of them work at once.
@@ -204,15 +200,9 @@ class Remote:
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
         without it, and the `BadSite` that a site refuses with.
         """
-        roll = Roll(quorum, self.on_failure)
-        hurried = quorum.least is None
+        roll = Roll(quorum, self.on_reply, self.on_failure)
         with closing(self._results(requests, deliver_to, quorum)) as results:
-            for site, result in in_turn(self.names, requests, results, hurried=hurried):
-                with roll.call():
-                    reply = given(result)
-                    self.on_reply(requests[site], reply)
-                    roll.note(requests[site], reply)
-        return roll.answered()
+            return roll.collect(self.names, requests, results)
 
     def _results(
         self, requests: Mapping[str, Request], deliver_to: Sequence[str], quorum: Quorum

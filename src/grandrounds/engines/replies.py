@@ -1,6 +1,6 @@
-"""Replies in roster order, whatever order they come in."""
+"""Replies are collected in roster order, whatever order they come in, and counted by the quorum."""
 
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
@@ -39,6 +39,8 @@ def given(result: Given | Exception) -> Given:
     return result
 
 
+Result: TypeAlias = Reply | Exception
+OnReply: TypeAlias = Callable[[Request, Reply], None]
 OnFailure: TypeAlias = Callable[[FailureCard], None]
 
 
@@ -52,6 +54,7 @@ class Roll:
     """The roll of one `ask`: a failure stops it, unless the quorum allows it; then it is told."""
 
     quorum: Quorum
+    on_reply: OnReply
     on_failure: OnFailure
     _replies: list[Reply] = field(default_factory=list[Reply])
     _failures: list[SiteFailed] = field(default_factory=list[SiteFailed])
@@ -67,8 +70,25 @@ class Roll:
                 raise
             self._miss(failure)
 
+    def collect(
+        self,
+        roster: Sequence[str],
+        requests: Mapping[str, Request],
+        results: Iterable[tuple[str, Result]],
+    ) -> list[Reply]:
+        """Note what sites answer as it comes, each in its turn, and return the replies that count.
+
+        Raises `SiteFailed` for the first that fails, unless the quorum can do without it, and any
+        other error that a site answered with.
+        """
+        for site, result in in_turn(roster, requests, results, hurried=self.quorum.least is None):
+            with self.call():
+                self.note(requests[site], given(result))
+        return self.answered()
+
     def note(self, request: Request, reply: Reply) -> None:
-        """Note a reply to a request."""
+        """Note a reply to a request, and tell of it."""
+        self.on_reply(request, reply)
         self._stage = type(request).__name__.lower()
         self._replies.append(reply)
 

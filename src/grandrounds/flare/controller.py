@@ -1,4 +1,4 @@
-"""The coordinator as an NVFlare controller: a study from its first round to its last."""
+"""The coordinator runs as an NVFlare controller, from a study's first round to its last."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -18,6 +18,7 @@ from nvflare.apis.signal import Signal
 from grandrounds.core.errors import Stopped
 from grandrounds.core.events import Event, RoundFinished, SiteMissed
 from grandrounds.core.processes import end_when_orphaned
+from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.engines.remote import Patience
 from grandrounds.flare.job import STATUS, places
 from grandrounds.flare.transport import ASK, SERVER, Post
@@ -49,7 +50,7 @@ class Progress:
 def hand_out(run: Path, result: Path) -> None:
     """Copy a run folder to where NVFlare's clients fetch it: all but states and locks."""
     if run.exists():
-        leave = shutil.ignore_patterns("state", "merged", ".lock")
+        leave = shutil.ignore_patterns(RunFolder.state, SiteFolder.merged, RunFolder.lock)
         shutil.copytree(run, result, ignore=leave, dirs_exist_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""A hospital as an NVFlare executor: it answers its coordinator and takes its peers' mail."""
+"""A hospital runs as an NVFlare executor: it answers its coordinator and takes its peers' mail."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

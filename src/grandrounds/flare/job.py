@@ -1,4 +1,4 @@
-"""A study as an NVFlare job: classes on the sites' allow-list, and no code."""
+"""A study becomes an NVFlare job of classes on the sites' allow-list; it brings no code."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -12,15 +12,53 @@ from typing import Any, cast
 
 from nvflare.apis.fl_context import FLContext
 
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_text
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
 
-STUDY = "study.toml"
+STUDY = RunFolder.study
 SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and each has NAME.toml
 RUNS = "grandrounds"
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets
 STATUS = "grandrounds.status"
+CONTROLLER = "grandrounds.flare.controller.StudyController"
+EXECUTOR = "grandrounds.flare.executor.SiteExecutor"
+ALLOWED = (CONTROLLER, EXECUTOR)
+_FILTERS: Mapping[str, list[object]] = {"task_data_filters": [], "task_result_filters": []}
+_PAUSE = 1.0  # seconds between a site's questions for tasks, of which there are none
+
+
+def run_name(study: Study) -> str:
+    """Name the run of a study on the disks of server and sites."""
+    return f"{study.name}-{fingerprint(study)[:12]}"
+
+
+def export_job(study: Study, folder: Path, *, run: str = "", **arguments: object) -> None:
+    """Write the job folder of a study: for this server and its clients, or for the simulator."""
+    run = run or run_name(study)
+    sites = list(study.trainers)
+    config = folder / "app" / "config"
+    _write(
+        folder / "meta.json",
+        {
+            "name": study.name,
+            "resource_spec": {},
+            "min_clients": len(sites),
+            "mandatory_clients": sites,
+            "deploy_map": {"app": ["@ALL"]},
+        },
+    )
+    workflow = {"id": "study", "path": CONTROLLER, "args": {"run": run, **arguments}}
+    executor = {"tasks": ["*"], "executor": {"path": EXECUTOR, "args": {"run": run}}}
+    pace = {"format_version": 2, "task_request_interval": _PAUSE}
+    _write(config / "config_fed_server.json", {**pace, "workflows": [workflow], **_FILTERS})
+    _write(config / "config_fed_client.json", {**pace, "executors": [executor], **_FILTERS})
+    write_text(config / STUDY, to_toml(study))
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -57,43 +95,3 @@ def places(context: FLContext, run: str) -> Places:
         Path(workspace.get_run_dir(context.get_job_id())) / RESULT,
         authority if provisioned else None,
     )
-
-
-CONTROLLER = "grandrounds.flare.controller.StudyController"
-EXECUTOR = "grandrounds.flare.executor.SiteExecutor"
-ALLOWED = (CONTROLLER, EXECUTOR)
-_FILTERS: Mapping[str, list[object]] = {"task_data_filters": [], "task_result_filters": []}
-_PAUSE = 1.0  # seconds between a site's questions for tasks, of which there are none
-
-
-def run_name(study: Study) -> str:
-    """Name the run of a study on the disks of server and sites."""
-    return f"{study.name}-{fingerprint(study)[:12]}"
-
-
-def export_job(study: Study, folder: Path, *, run: str = "", **arguments: object) -> None:
-    """Write the job folder of a study: for this server and its clients, or for the simulator."""
-    run = run or run_name(study)
-    sites = list(study.trainers)
-    config = folder / "app" / "config"
-    _write(
-        folder / "meta.json",
-        {
-            "name": study.name,
-            "resource_spec": {},
-            "min_clients": len(sites),
-            "mandatory_clients": sites,
-            "deploy_map": {"app": ["@ALL"]},
-        },
-    )
-    workflow = {"id": "study", "path": CONTROLLER, "args": {"run": run, **arguments}}
-    executor = {"tasks": ["*"], "executor": {"path": EXECUTOR, "args": {"run": run}}}
-    pace = {"format_version": 2, "task_request_interval": _PAUSE}
-    _write(config / "config_fed_server.json", {**pace, "workflows": [workflow], **_FILTERS})
-    _write(config / "config_fed_client.json", {**pace, "executors": [executor], **_FILTERS})
-    write_atomically(config / STUDY, to_toml(study).encode())
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Starting a kit's process: the server's, or a site's."""
+"""A startup kit says who a party of a federation is, and signs what a site accepts."""
 
 import json
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from grandrounds.core.errors import BadSite
+from grandrounds.study.acceptance import Acceptance, accept, keep
+from grandrounds.study.file import fingerprint
+from grandrounds.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,16 @@ class Kit:
 
     def _read(self, name: str) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads((self.startup / name).read_text()))
+
+
+def accept_study(study: Study, kit: Kit) -> tuple[Acceptance, Path]:
+    """Sign a study's SHA-256 with a site's key, and keep the acceptance in the kit.
+
+    Raises `BadSite` where the kit is not that of a site of the study.
+    """
+    if kit.kind != "client" or kit.name not in study.trainers:
+        known = ", ".join(study.trainers)
+        raise BadSite(f"{kit.folder}: is not the kit of a site of this study; it has {known}")
+    key, certificate = kit.startup / "client.key", kit.startup / "client.crt"
+    acceptance = accept(fingerprint(study), key, certificate)
+    return acceptance, keep(acceptance, kit.local)

@@ -1,4 +1,4 @@
-"""Kits' processes on this machine, all ended in the end."""
+"""The processes of startup kits run on this machine, and none outlives its work."""
 
 import os
 import signal
@@ -11,11 +11,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from grandrounds.core.errors import BadSite, RunFailed
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_text
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.session import Desk, NoServer, desk
 
 STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server keep its jobs
+LOG = "console.log"
+_GRACE = 10.0  # seconds in which a process ends by itself
+
+
+def start(kit: Kit) -> None:
+    """Become the kit's process: it ends when this one is told to."""
+    words = command(kit)
+    os.execv(words[0], words)
 
 
 def command(kit: Kit) -> list[str]:
@@ -30,27 +38,17 @@ def command(kit: Kit) -> list[str]:
     return [sys.executable, "-u", "-m", module, *workspace, "--set", *settings]
 
 
-def start(kit: Kit) -> None:
-    """Become the kit's process: it ends when this one is told to."""
-    words = command(kit)
-    os.execv(words[0], words)
-
-
 def at_home(kit: Kit) -> None:
     """Let a server keep its jobs in its own kit, wherever that was put."""
     resources = kit.local / "resources.json"
     text = resources.read_text()
     settings = text.replace(STORAGE, str(kit.folder.absolute() / "storage"))
     if settings != text:
-        write_atomically(resources, settings.encode())
+        write_text(resources, settings)
 
 
 def _org(kit: Kit) -> str:
     return kit.name if kit.kind == "client" else "coordinator"
-
-
-LOG = "console.log"
-_GRACE = 10.0  # seconds in which a process ends by itself
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Startup kits: a folder for the server, for each site and for the person who submits studies."""
+"""Startup kits are made here: for the server, each site and the person who submits studies."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

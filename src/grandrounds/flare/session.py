@@ -1,4 +1,4 @@
-"""What the person who submits studies does: submit, watch, fetch, abort."""
+"""The person who submits studies does so here, and watches, fetches and aborts jobs."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -56,6 +56,11 @@ class Job:
     status: str
     submitted: str
     told: Mapping[str, Any]
+
+    @property
+    def progress(self) -> str:
+        """Say how many rounds of how many are done, if the coordinator said so."""
+        return f"{self.told['round']} of {self.told['rounds']}" if self.told else ""
 
     @property
     def is_over(self) -> bool:

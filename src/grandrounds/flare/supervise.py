@@ -1,4 +1,4 @@
-"""A run that goes on by itself: who is lost is waited for, and the run is resumed."""
+"""A submitted run is seen through: whoever is lost is waited for, and the run is resumed."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Sealed letters as NVFlare's auxiliary messages: pushed at once, fetched where they are large."""
+"""Envelopes travel as NVFlare's auxiliary messages: small ones are pushed, large ones fetched."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false

@@ -1,1 +1,1 @@
-"""A trained model, used: predictions, exports and synthesised volumes."""
+"""This package uses a trained model: it predicts, exports and synthesises volumes."""

@@ -1,4 +1,4 @@
-"""A trained model as a file that other programs run: an exported program, TorchScript or ONNX."""
+"""A trained model is exported for other programs, and compared with what was written."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""A trained model as a MONAI bundle: TorchScript, the configuration that runs it, and its facts."""
+"""A trained model is exported as a MONAI bundle: TorchScript, its configuration, its facts."""
 
 import json
 from collections.abc import Mapping

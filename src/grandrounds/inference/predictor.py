@@ -1,4 +1,4 @@
-"""A site's model for one task as a function of images: all else that it is told is built in."""
+"""A site's model becomes a function of images alone: all else that it is told is built in."""
 
 from collections.abc import Sequence
 from copy import deepcopy

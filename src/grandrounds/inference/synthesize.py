@@ -1,4 +1,4 @@
-"""A contrast that was never measured, made of a NIfTI volume by a site's trained model."""
+"""A trained model makes a contrast that was not measured, from a NIfTI volume of another."""
 
 import gzip
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A trained model as one site uses it: from the folder of a finished run to a network."""
+"""The model of a finished run is loaded here as one site uses it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from grandrounds.core.errors import BadFolder, BadSite, BadStudy
+from grandrounds.core.run_folder import ComparisonFolder
 from grandrounds.core.weights import Filter, Weights
 from grandrounds.runs.folder import Finished
 from grandrounds.runs.site_data import POOLED
@@ -59,9 +60,10 @@ def trained_at(folder: Path, site: str) -> Trained:
 
 
 def _run_in(folder: Path) -> Finished:
-    if (folder / "arms.toml").exists():
-        runs = sorted(folder.glob("arms/*/seed-*"))
-        raise BadFolder(f"{folder}: holds a comparison; give one of its runs, such as {runs[0]}")
+    comparison = ComparisonFolder(folder)
+    if comparison.exists:
+        first = comparison.runs()[0].path
+        raise BadFolder(f"{folder}: holds a comparison; give one of its runs, such as {first}")
     return Finished(folder)
 
 

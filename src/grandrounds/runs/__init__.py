@@ -1,1 +1,1 @@
-"""A study, run: what is built from it, the loop over rounds, and what the run folder receives."""
+"""This package runs a study: it builds what trains, plays the rounds and keeps the results."""

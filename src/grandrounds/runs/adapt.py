@@ -1,4 +1,4 @@
-"""A new site joins a finished federation: it trains its private part, and the shared one stays.
+"""A new site joins a finished federation: it trains its private part and keeps the shared one.
 
 Nothing leaves the site. Beside it stands what the site would have had by training alone.
 """
@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from grandrounds.algorithms.sharing import travelling
-from grandrounds.core.device import weights_dtype
 from grandrounds.core.errors import BadSite
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights, select, write
 from grandrounds.data.cohort import Cohort
@@ -63,26 +62,24 @@ def adapt(run: Finished, guest: Guest, *, epochs: int) -> tuple[Joined, ...]:
 
 def _shared(run: Finished, examiner: Examiner) -> Filter:
     """Select what a newcomer leaves as it is. Raises `BadSite` where that is the whole network."""
-    study, model = run.study, examiner.bench.model
-    method, buffers = study.build_method(), study.training.norm_buffers
-    travels = travelling(model, examiner.task.groups(model), method, norm_buffers=buffers)
-    everything = examiner.task.groups(model)["all"]
-    if not any(everything(n) and not travels(n) for n, _ in model.named_parameters()):
+    plan, travels = examiner.plan, examiner.plan.travels
+    everything = plan.task.groups(plan.model)["all"]
+    if not any(everything(n) and not travels(n) for n, _ in plan.model.named_parameters()):
         raise BadSite(
-            f"{run.folder}: method '{study.method.kind}' shares the whole network, so a new site "
-            "has nothing of its own to train; `grandrounds evaluate` tests the model as it is"
+            f"{run.folder}: method '{run.study.method.kind}' shares the whole network, so a new "
+            "site has nothing of its own to train; `grandrounds evaluate` tests the model as it is"
         )
     return travels
 
 
 def _write(run: Finished, name: str, found: Sequence[Joined], shared: Filter) -> None:
-    folder = run.folder / "adapted" / name
+    folder = RunFolder(run.folder).adapted(name)
     for joined in found:
-        path = folder / f"{joined.name.replace(' ', '-')}.csv"
+        path = folder.path / f"{joined.name.replace(' ', '-')}.csv"
         write_scores(path, joined.scores, replace(run.told, arm=joined.name))
         if joined.name == ADAPTED:
             own = select(joined.weights, lambda tensor: not shared(tensor))
-            write(folder / "private.safetensors", own, {"site": name, "steps": str(joined.steps)})
+            write(folder.private(), own, {"site": name, "steps": str(joined.steps)})
 
 
 @dataclass(frozen=True)
@@ -105,10 +102,8 @@ class Newcomer:
 
     def alone(self) -> Joined:
         """Train all of the network from the first weights, for as long as the others did."""
-        study, bench = self.study, self.examiner.bench
-        first = self.examiner.task.build(seed_for(study.seed, "first weights", ""))
-        weights = first.to(weights_dtype(bench.precision)).state_dict()
-        return self._trained(ALONE, weights, rounds=study.rounds, epochs=study.training.epochs)
+        rounds, epochs = self.study.rounds, self.study.training.epochs
+        return self._trained(ALONE, self.examiner.first_weights, rounds=rounds, epochs=epochs)
 
     def _trained(self, name: str, weights: Weights, *, rounds: int, epochs: int) -> Joined:
         bench, training, steps = self.examiner.bench, self.study.training, 0
@@ -123,6 +118,7 @@ class Newcomer:
         return self.joined(name, steps, bench.weights(lambda _: True))
 
     def _lesson(self, seed: int) -> Lesson:
-        examples = self.examiner.task.training_examples([self.cohort])
+        task = self.examiner.plan.task
+        examples = task.training_examples([self.cohort])
         generator = torch.Generator().manual_seed(seed)
-        return Lesson(self.examiner.task, examples, self.study.training.batch_size, generator)
+        return Lesson(task, examples, self.study.training.batch_size, generator)

@@ -1,4 +1,4 @@
-"""An arm of a comparison: a method, over a topology, and what else differs."""
+"""An arm of a comparison is a method over a topology; what is equal for all arms is checked."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,8 @@ from grandrounds.core.errors import BadStudy
 from grandrounds.study.file import Table, changed_keys, parse_study, to_table
 from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
+
+EQUAL = ("rounds", "elements", "training", "stop", "site", "holdout_sites")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,14 @@ class Arm:
         return parse_study(own, (*overrides, *self.overrides), source=f"arm '{self.label}'")
 
 
+def _said(pair: str) -> str:
+    """Say a difference for people: a word by itself, a number or a switch with its name."""
+    key, _, value = pair.partition("=")
+    if re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in ("true", "false"):
+        return value
+    return f"{key.rpartition('.')[2]} {value}".replace("_", " ")
+
+
 def arms_of(labels: Sequence[str]) -> tuple[Arm, ...]:
     """Read arms, each different from the others. Raises `BadStudy`."""
     arms = tuple(Arm(label.strip()) for label in labels if label.strip())
@@ -79,15 +89,15 @@ def arms_of(labels: Sequence[str]) -> tuple[Arm, ...]:
     return arms
 
 
-def _said(pair: str) -> str:
-    """Say a difference for people: a word by itself, a number or a switch with its name."""
-    key, _, value = pair.partition("=")
-    if re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in ("true", "false"):
-        return value
-    return f"{key.rpartition('.')[2]} {value}".replace("_", " ")
-
-
-EQUAL = ("rounds", "elements", "training", "stop", "site", "holdout_sites")
+def check_equal(studies: Mapping[Arm, Study]) -> None:
+    """Refuse arms that are not trained, fed or judged alike. Raises `BadStudy`."""
+    for arm, keys in differences(studies).items():
+        if keys:
+            raise BadStudy(
+                f"arm '{arm.label}' differs from the first arm in {', '.join(keys)}, so the arms "
+                "are not compared on equal terms. Set that for all arms with --set, or allow it "
+                "with --unequal; the report will say so."
+            )
 
 
 def differences(studies: Mapping[Arm, Study]) -> dict[Arm, tuple[str, ...]]:
@@ -100,17 +110,6 @@ def differences(studies: Mapping[Arm, Study]) -> dict[Arm, tuple[str, ...]]:
 def _budget(study: Study) -> dict[str, object]:
     table = to_table(study)
     return {key: table[key] for key in EQUAL if key in table}
-
-
-def check_equal(studies: Mapping[Arm, Study]) -> None:
-    """Refuse arms that are not trained, fed or judged alike. Raises `BadStudy`."""
-    for arm, keys in differences(studies).items():
-        if keys:
-            raise BadStudy(
-                f"arm '{arm.label}' differs from the first arm in {', '.join(keys)}, so the arms "
-                "are not compared on equal terms. Set that for all arms with --set, or allow it "
-                "with --unequal; the report will say so."
-            )
 
 
 def terms(studies: Mapping[Arm, Study]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What every process of a run builds of the study alone: no data, no engine."""
+"""A run's sites, server and model are built here from its plan, in one process or several."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -8,10 +8,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from torch import nn
-
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.sharing import described, travelling
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.topology import Links, Sites, Topology
 from grandrounds.core.device import (
@@ -21,33 +18,87 @@ from grandrounds.core.device import (
 )
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import PolicySet, TopologySet, WorkSet
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
-from grandrounds.core.weights import Filter, Weights, select
+from grandrounds.core.weights import Weights, select
 from grandrounds.engines.in_process import Simulation
 from grandrounds.engines.process_pool import Share, Workers, crew_of, shared_out
-from grandrounds.runs.costs import accounted, workload
+from grandrounds.runs.costs import RunPlan, accounted, plan_run, workload
 from grandrounds.runs.listeners import Hearing, Unheard
 from grandrounds.runs.site_data import Opened, open_sites, pooled
 from grandrounds.runs.split_server import Server
 from grandrounds.site.cut import cut_model
 from grandrounds.site.site import Site
-from grandrounds.site.split import SitePart
 from grandrounds.site.training import Bench
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
-from grandrounds.tasks.task import Task
+
+Engine = TypeVar("Engine", bound=Sites, covariant=True)
 
 
-def with_server(
-    study: Study, task: Task, travels: Filter, model: nn.Module, build: Callable[[], Bench]
-) -> Topology:
+@dataclass(frozen=True)
+class Blueprint:
+    """A run's plan on one machine, as the server and every site build it.
+
+    `bench` holds the plan's model, the one of this process, whose sites share it.
+    """
+
+    plan: RunPlan
+    machine: Machine
+    topology: Topology
+    bench: Bench
+
+    @property
+    def start(self) -> State:
+        """Give the state before round 1: one first broadcast, unless the sites begin apart."""
+        broadcasts = self.plan.study.training.first_broadcast
+        if not broadcasts or self.topology.model_at_sites:
+            return State({})
+        return State(select(self.first_weights(""), self.plan.travels))
+
+    @cached_property
+    def first_weights(self) -> Callable[[str], Weights]:
+        """Return what makes a site's first weights, or for "" those of all, each only once."""
+        return cache(partial(first_weights, self.plan, self.machine))
+
+    def site(self, opened: Opened, folder: Path, disk: Executor) -> Site:
+        """Build one site of a run in `folder` from its data, with the whole network."""
+        plan, study = self.plan, self.plan.study
+        own = "" if study.training.first_broadcast else opened.name
+        return Site(
+            name=opened.name,
+            task=plan.task,
+            cohorts=opened.cohorts,
+            training=study.training,
+            rounds=study.rounds,
+            seed=study.seed,
+            travels=plan.travels,
+            method=plan.method,
+            first_weights=partial(self.first_weights, own),
+            bench=self.bench,
+            folder=RunFolder(folder).site(opened.name).path,
+            ready=opened.ready,
+            disk=disk,
+            shows_images=opened.shows_images,
+            redact=opened.redact,
+        )
+
+
+def draw_up(plan: RunPlan, machine: Machine) -> Blueprint:
+    """Put a run's plan on this machine, with the server's part of a network that is cut."""
+    bench = build_bench(plan, machine)
+    topology = with_server(plan, partial(_another_bench, plan, machine))
+    return Blueprint(plan, machine, topology, bench)
+
+
+def with_server(plan: RunPlan, build: Callable[[], Bench]) -> Topology:
     """Build the topology; one that cuts the network has the server's part, whose bench `build`s."""
-    topology = study.build_topology()
+    study, topology = plan.study, plan.study.build_topology()
     if not isinstance(topology, Split):
         return topology
-    cut = cut_model(topology, task, model)
-    server = Server(task, cut, travels, study.training, study.rounds, study.seed, build)
+    cut = cut_model(topology, plan.task, plan.model)
+    server = Server(plan.task, cut, plan.travels, study.training, study.rounds, study.seed, build)
     return replace(topology, server=server)
 
 
@@ -56,130 +107,37 @@ def in_parts(topology: Topology, site: Site) -> Site:
     if not isinstance(topology, Split):
         return site
     cut = cut_model(topology, site.task, site.bench.model)
-    part = SitePart(cut, site.bench, site.task)
-    return replace(site, travels=cut.at_site(site.travels), part=part)
+    return replace(site, travels=cut.at_site(site.travels), cut=cut)
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """A study's task, method, topology and model, as the server and every site build them.
-
-    `bench` holds the one model of this process, whose sites share it.
-    """
-
-    study: Study
-    machine: Machine
-    task: Task
-    method: Method
-    topology: Topology
-    bench: Bench
-    travels: Filter
-
-    @cached_property
-    def policy(self) -> PolicySet:
-        """Say what is shared, private and reset."""
-        return described(
-            self.bench.model,
-            self.task.groups(self.bench.model),
-            self.travels,
-            norm_buffers=self.study.training.norm_buffers,
-            validate_every=self.study.stop.validate_every,
-        )
-
-    @cached_property
-    def account(self) -> TopologySet:
-        """Say what a round costs and who sees what."""
-        members = 1 if self.method.pooled else len(self.study.trainers)
-        model, travels = self.bench.model, self.travels
-        return accounted(self.study, self.topology, self.method, model, travels, members)
-
-    @cached_property
-    def work(self) -> WorkSet:
-        """Count what a training step computes."""
-        return workload(self.study, self.task)
-
-    @property
-    def start(self) -> State:
-        """Give the state before round 1: one first broadcast, unless the sites begin apart."""
-        sends = self.study.training.first_broadcast and not self.topology.model_at_sites
-        first = self.first_weights(_first_seed(self.study, ""))
-        return State(select(first, self.travels)) if sends else State({})
-
-    @cached_property
-    def first_weights(self) -> Callable[[int], Weights]:
-        """Give what makes a model's weights before any training from a seed."""
-        dtype = weights_dtype(self.machine.precision)
-
-        @cache
-        def make(seed: int) -> Weights:
-            return self.task.build(seed).to(dtype).state_dict()
-
-        return make
-
-    def site(self, opened: Opened, folder: Path, disk: Executor) -> Site:
-        """Build one site of a run in `folder` from its data, with the whole network."""
-        study = self.study
-        own = "" if study.training.first_broadcast else opened.name
-        return Site(
-            name=opened.name,
-            task=self.task,
-            cohorts=opened.cohorts,
-            training=study.training,
-            rounds=study.rounds,
-            seed=study.seed,
-            travels=self.travels,
-            method=self.method,
-            first_weights=partial(self.first_weights, _first_seed(study, own)),
-            bench=self.bench,
-            folder=folder / "sites" / opened.name,
-            ready=opened.ready,
-            disk=disk,
-            shows_images=opened.shows_images,
-            redact=opened.redact,
-        )
-
-
-def draw_up(study: Study, machine: Machine) -> Blueprint:
-    """Draw up what a study trains, and check that its parts fit. Raises `BadStudy`."""
-    task, method = study.bound(), study.build_method()
-    bench = build_bench(study, task, machine)
-    travels = travelling(
-        bench.model, task.groups(bench.model), method, norm_buffers=study.training.norm_buffers
-    )
-    if any(_leaves_out(task.uses(name), bench.model, travels) for name in study.trainers):
-        method = replace(method, combine=replace(method.combine, uses=task.uses))
-    another_bench = partial(build_bench, study, task, machine)
-    topology = with_server(study, task, travels, bench.model, another_bench)
-    return Blueprint(study, machine, task, method, topology, bench, travels)
-
-
-def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
-    """Tell whether a site has no part in some tensor that travels."""
-    return any(travels(name) and not uses(name) for name in model.state_dict())
-
-
-def build_bench(study: Study, task: Task, machine: Machine) -> Bench:
-    """Put the model on the device, compiled if the study asks for it."""
-    model = task.build(study.seed).to(machine.device, weights_dtype(machine.precision))
-    if study.training.compile:
+def build_bench(plan: RunPlan, machine: Machine) -> Bench:
+    """Put the plan's model on the device, compiled if the study asks for it."""
+    training = plan.study.training
+    model = plan.model.to(machine.device, weights_dtype(machine.precision))
+    if training.compile:
         model.compile()  # pyright: ignore[reportUnknownMemberType]
     return Bench(
         model,
         machine.device,
         machine.precision,
-        kind=study.training.optimizer,
-        betas=study.training.betas,
-        momentum=study.training.momentum,
-        rates=task.learning_rates,
+        kind=training.optimizer,
+        betas=training.betas,
+        momentum=training.momentum,
+        rates=plan.task.learning_rates,
     )
 
 
-def _first_seed(study: Study, site: str) -> int:
-    """Give the seed of the first weights: one for all where round 0 broadcasts, else one a site."""
-    return seed_for(study.seed, "first weights", site)
+def _another_bench(plan: RunPlan, machine: Machine) -> Bench:
+    return build_bench(replace(plan, model=plan.task.build(plan.study.seed)), machine)
 
 
-Engine = TypeVar("Engine", bound=Sites, covariant=True)
+def first_weights(plan: RunPlan, machine: Machine, site: str = "") -> Weights:
+    """Make the weights before any training: one for all sites, or a site's own where it is named.
+
+    Round 0 broadcasts the former, unless the study lets every site begin apart.
+    """
+    model = plan.task.build(seed_for(plan.study.seed, "first weights", site))
+    return model.to(weights_dtype(machine.precision)).state_dict()
 
 
 @dataclass(frozen=True)
@@ -200,13 +158,13 @@ class Federation(Generic[Engine]):
 
 
 def build_federation(
-    study: Study, opened: Mapping[str, Opened], folder: Path, machine: Machine, listener: Hearing
+    plan: RunPlan, opened: Mapping[str, Opened], folder: Path, machine: Machine, listener: Hearing
 ) -> Federation[Simulation]:
     """Build what a study trains on, from sites that are open. Raises `BadStudy`."""
-    drawn = draw_up(study, machine)
-    guests = [each for name, each in opened.items() if name in study.holdout_sites]
-    trainers = {name: each for name, each in opened.items() if name not in study.holdout_sites}
-    members = [pooled(trainers)] if drawn.method.pooled else list(trainers.values())
+    drawn, holdout = draw_up(plan, machine), plan.study.holdout_sites
+    guests = [each for name, each in opened.items() if name in holdout]
+    trainers = {name: each for name, each in opened.items() if name not in holdout}
+    members = [pooled(trainers)] if plan.method.pooled else list(trainers.values())
     make = partial(drawn.site, folder=folder, disk=ThreadPoolExecutor(2))
     hosts = tuple(in_parts(drawn.topology, make(member)) for member in members)
     sites = Simulation(hosts, listener.hear, listener.miss)
@@ -215,17 +173,27 @@ def build_federation(
 
 def federated(drawn: Blueprint, sites: Engine, guests: tuple[Site, ...] = ()) -> Federation[Engine]:
     """Join a blueprint and the engine that reaches its sites. Raises `BadStudy`."""
-    check_links(drawn.study, drawn.topology, sites)
+    plan = drawn.plan
+    check_links(plan.study, drawn.topology, sites)
     return Federation(
-        drawn.method,
-        drawn.topology,
-        sites,
-        drawn.start,
-        drawn.policy,
-        drawn.account,
-        drawn.work,
-        guests,
+        method=plan.method,
+        topology=drawn.topology,
+        sites=sites,
+        start=drawn.start,
+        policy=plan.policy,
+        account=accounted(plan, plan.study),
+        work=workload(plan),
+        guests=guests,
     )
+
+
+def check_links(study: Study, topology: Topology, sites: Sites) -> None:
+    """Refuse an engine that cannot reach who must be reached. Raises `BadStudy`."""
+    if topology.needs is Links.MESH and sites.links is Links.STAR:
+        raise BadStudy(
+            f"topology '{study.topology.kind}' needs sites that reach each other; "
+            f"here {sites.links.value}"
+        )
 
 
 def num_processes(study: Study, workers: int) -> int:
@@ -263,13 +231,4 @@ def hosted(
     machine = study.training.machine(processes=processes)
     opened = open_sites(study, files, only=share)
     with repeatable(machine):
-        yield build_federation(study, opened, folder, machine, Unheard()).sites
-
-
-def check_links(study: Study, topology: Topology, sites: Sites) -> None:
-    """Refuse an engine that cannot reach who must be reached. Raises `BadStudy`."""
-    if topology.needs is Links.MESH and sites.links is Links.STAR:
-        raise BadStudy(
-            f"topology '{study.topology.kind}' needs sites that reach each other; "
-            f"here {sites.links.value}"
-        )
+        yield build_federation(plan_run(study), opened, folder, machine, Unheard()).sites

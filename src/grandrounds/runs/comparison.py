@@ -1,10 +1,8 @@
-"""Several arms and seeds on identical data and splits: each a run folder, side by side."""
+"""A comparison runs several arms and seeds on identical data, each in a folder of its own."""
 
-import multiprocessing as mp
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event as ThreadEvent
@@ -14,8 +12,9 @@ import tomli_w
 
 from grandrounds.algorithms import METHODS
 from grandrounds.core.events import Event
-from grandrounds.core.files import write_atomically
-from grandrounds.core.processes import end_with_parent
+from grandrounds.core.files import write_text
+from grandrounds.core.processes import process_pool
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.runs.arms import Arm, terms
 from grandrounds.runs.evaluate import matrix
 from grandrounds.runs.folder import Finished, check_unchanged, is_finished
@@ -40,8 +39,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Name the run's folder, below the comparison's."""
-        without = f"without/{self.left_out}/" if self.left_out else ""
-        return f"{without}arms/{self.arm.name}/seed-{self.seed}"
+        below = ComparisonFolder(Path())
+        return below.run(self.arm.name, self.seed, without=self.left_out).path.as_posix()
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,24 @@ class Comparison:
         """Give the folder of one run."""
         return self.folder / cell.name
 
+    def title(self, cell: Cell) -> str:
+        """Write a run's name for people: its seed where there are several, and who is left out."""
+        title = cell.arm.title(self.studies[cell.arm])
+        seed = f", seed {cell.seed}" if self.num_seeds > 1 else ""
+        without = f", without {cell.left_out}" if cell.left_out else ""
+        return f"{title}{seed}{without}"
+
     def is_done(self, cell: Cell) -> bool:
         """Tell whether all that a run is to give was there before."""
         folder = self.run_folder(cell)
-        crossed = (folder / "matrix.csv").exists() or not self.crosses or bool(cell.left_out)
+        crossed = RunFolder(folder).matrix.exists() or not self.crosses or bool(cell.left_out)
         return is_finished(folder) and crossed
 
     def run(self, on_event: OnEvent) -> None:
         """Run what is not done yet; what is done is kept. Raises as `run` does."""
         cells = self.cells
         for cell, study in cells.items():
-            if (self.run_folder(cell) / "study.toml").exists():
+            if RunFolder(self.run_folder(cell)).study.exists():
                 check_unchanged(self.run_folder(cell), study)
         self._describe()
         todo = {cell: study for cell, study in cells.items() if not self.is_done(cell)}
@@ -97,16 +103,15 @@ class Comparison:
             open_sites(study, self.files)  # prepares the data once, for all arms
         if todo:
             self._run_all(todo, on_event)
-        self._join("scores.csv", [cell for cell in cells if not cell.left_out])
-        self._join("unseen.csv", list(cells))
-        self._join("matrix.csv", [cell for cell in cells if not cell.left_out])
+        self._join_tables()
 
-    def _join(self, table: str, cells: Sequence[Cell]) -> None:
-        """Lay the runs' tables of one kind together, if they have any."""
-        paths = [self.run_folder(cell) / table for cell in cells]
-        found = [path for path in paths if path.exists()]
-        if found:
-            concatenate(self.folder / table, found)
+    def _join_tables(self) -> None:
+        folder = ComparisonFolder(self.folder)
+        runs = {cell: RunFolder(self.run_folder(cell)) for cell in self.cells}
+        whole = [run for cell, run in runs.items() if not cell.left_out]
+        _join(folder.scores, [run.scores for run in whole])
+        _join(folder.unseen, [run.unseen for run in runs.values()])
+        _join(folder.matrix, [run.matrix for run in whole])
 
     def _describe(self) -> None:
         arms = [
@@ -119,16 +124,10 @@ class Comparison:
         ]
         seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
         told = {"seeds": seeds, "terms": terms(self.studies), "arm": arms}
-        write_atomically(self.folder / "arms.toml", tomli_w.dumps(told).encode())
+        write_text(ComparisonFolder(self.folder).arms, tomli_w.dumps(told))
 
     def _run_all(self, todo: Mapping[Cell, Study], on_event: OnEvent) -> None:
-        context = mp.get_context("spawn")
-        manager = SyncManager(ctx=context)
-        manager.start(end_with_parent)
-        with (
-            manager,
-            ProcessPoolExecutor(self.workers, context, initializer=end_with_parent) as pool,
-        ):
+        with process_pool(self.workers) as (pool, manager):
             line = Line(manager.Queue(), manager.Event())
             jobs = [pool.submit(_run_cell, self._order(*cell), line) for cell in todo.items()]
             try:
@@ -141,6 +140,13 @@ class Comparison:
     def _order(self, cell: Cell, study: Study) -> "Order":
         crosses = self.crosses and not cell.left_out
         return Order(cell, study, self.run_folder(cell), self.files, crosses)
+
+
+def _join(table: Path, parts: Sequence[Path]) -> None:
+    """Lay the runs' tables of one kind together, if they have any."""
+    found = [path for path in parts if path.exists()]
+    if found:
+        concatenate(table, found)
 
 
 def _without(site: str, study: Study, seed: int) -> Study:
@@ -192,7 +198,7 @@ def _run_cell(order: Order, line: Line) -> None:
 
     folder, files = order.folder, order.files
     if not is_finished(folder):
-        resume = (folder / "study.toml").exists()
+        resume = RunFolder(folder).study.exists()
         run(order.study, folder, files=files, resume=resume, listeners=[hear])
     if order.crosses:
         matrix(Finished(folder), files)

@@ -1,6 +1,7 @@
-"""What a study will cost, before anything trains: memory, bytes, tensors that travel."""
+"""A run's plan is made here before anything trains, and its memory and traffic estimated."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from grandrounds.algorithms import TOPOLOGIES
 from grandrounds.algorithms.methods import Method
 from grandrounds.algorithms.sharing import described, travelling
 from grandrounds.algorithms.split import Split
-from grandrounds.algorithms.topology import Crossing, Load, Topology
+from grandrounds.algorithms.topology import Crossing, Load
 from grandrounds.core.device import choose_device, choose_precision, physical_memory, weights_dtype
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import PolicySet, TopologySet, WorkSet
@@ -24,23 +25,183 @@ from grandrounds.tasks import Tabular
 from grandrounds.tasks.task import Task
 
 STEP = 4  # bytes in which Adam counts a parameter's steps
+PROBE = 64  # pixels of a side, of the case on which activations are counted
+PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
+META = torch.device("meta")
 
 
-def crossing(
-    study: Study, topology: Topology, model: nn.Module, travels: Filter
-) -> Crossing | None:
-    """Size up what crosses the cut, if there is one: training in the study's precision."""
-    if not isinstance(topology, Split):
-        return None
-    training, size = study.training, study.elements.size
-    task = study.bound()
+@dataclass(frozen=True)
+class RunPlan:
+    """What a study trains: its task, its method, its model, and which of its tensors leave a site.
+
+    The model is as the task builds it, until a run puts it on its device and trains it.
+    """
+
+    study: Study
+    task: Task
+    method: Method
+    model: nn.Module
+    travels: Filter
+
+    @property
+    def policy(self) -> PolicySet:
+        """Say what is shared, private and reset."""
+        return described(
+            self.model,
+            self.task.groups(self.model),
+            self.travels,
+            norm_buffers=self.study.training.norm_buffers,
+            validate_every=self.study.stop.validate_every,
+        )
+
+
+def plan_run(study: Study, **guests: tuple[str, ...]) -> RunPlan:
+    """Build what a study trains, and check that its parts fit; guests are sites it never knew.
+
+    Raises `BadStudy`.
+    """
+    task, method = study.bound(**guests), study.build_method()
+    model = task.build(study.seed)
+    travels = travelling(
+        model, task.groups(model), method, norm_buffers=study.training.norm_buffers
+    )
+    if any(_leaves_out(task.uses(name), model, travels) for name in study.trainers):
+        method = replace(method, combine=replace(method.combine, uses=task.uses))
+    return RunPlan(study, task, method, model, travels)
+
+
+def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
+    """Tell whether a site has no part in some tensor that travels."""
+    return any(travels(name) and not uses(name) for name in model.state_dict())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of one process that simulates all sites, in bytes, by what takes it.
+
+    `weights`: the model, its gradients, Adam's moments, the state of the coordinator and of one
+    site; `activations`: what autograd keeps for one batch, in fp32; an upper bound.
+    """
+
+    policy: PolicySet
+    topology: TopologySet
+    rounds: int
+    weights: int
+    activations: int
+
+    @property
+    def memory(self) -> int:
+        """Add up the memory."""
+        return PROCESS + self.weights + self.activations
+
+    @property
+    def bytes_per_round(self) -> int:
+        """Count what travels in a round over all links."""
+        return self.topology.bytes_per_round
+
+    @property
+    def bytes_per_run(self) -> int:
+        """Count what travels in the whole run."""
+        return self.bytes_per_round * self.rounds
+
+
+def estimate(plan: RunPlan) -> Estimate:
+    """Estimate what a study costs from its model, and one batch without data."""
+    study = plan.study
+    return Estimate(
+        policy=plan.policy,
+        topology=accounted(plan, study),
+        rounds=study.rounds,
+        weights=8 * num_bytes(plan.model.state_dict()),
+        activations=_activations(plan),
+    )
+
+
+def check_memory(plan: RunPlan, *, processes: int = 1) -> None:
+    """Refuse a study that this machine's memory cannot hold. Raises `BadStudy`."""
+    study = plan.study
+    need, have = processes * estimate(plan).memory, physical_memory()
+    if need > have:
+        raise BadStudy(
+            f"elements.size = {list(study.elements.size)} with "
+            f"training.batch_size = {study.training.batch_size} needs about "
+            f"{need / 2**30:.0f} GiB{_in(processes)}, but this machine has {have / 2**30:.0f} GiB; "
+            "choose a smaller size, network or batch"
+        )
+
+
+def _in(processes: int) -> str:
+    return f" in {processes} processes" if processes > 1 else ""
+
+
+def _activations(plan: RunPlan) -> int:
+    """Add up what autograd keeps for one small case, scaled to the study's pixels and batch."""
+    model = deepcopy(plan.model).train()  # a copy: its running statistics move
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.data_ptr()] = max(tensor.nbytes, kept.get(tensor.data_ptr(), 0))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = [loss for _, loss in plan.task.losses(model, plan.task.blank((PROBE, PROBE)))]
+    assert losses, (
+        "the graphs must live until all is counted, or freed memory would be counted twice"
+    )
+    height, width = plan.study.elements.size
+    batch = plan.study.training.batch_size
+    return sum(kept.values()) * batch * height * width // PROBE**2
+
+
+def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:
+    """Say of each topology what a round costs and shows there, or why the study cannot choose it.
+
+    The study's own is counted with its options, the others with their defaults.
+    """
+    study = plan.study
+    choices = {kind: Choice(kind) for kind in TOPOLOGIES} | {study.topology.kind: study.topology}
+    found: dict[str, TopologySet | str] = {}
+    for kind, choice in choices.items():
+        try:
+            chosen = resolved(replace(study, topology=choice))
+        except BadStudy as refusal:
+            found[kind] = str(refusal)
+        else:
+            found[kind] = accounted(plan, chosen)
+    return found
+
+
+def accounted(plan: RunPlan, study: Study) -> TopologySet:
+    """Say what a round costs and who sees what over the topology of a study.
+
+    That is the plan's own study, or one that differs from it in the topology alone.
+    """
+    method, topology = plan.method, study.build_topology()
+    shared = select(plan.model.state_dict(), plan.travels)
+    each = [num_bytes(method.combine.of_site(shared, name)) for name in study.trainers]
+    sites, one_way = 1 if method.pooled else len(each), sum(each) // len(each)
+    extra = one_way if method.plan.controls else 0
+    told = sites * one_way if method.combine.uploads else 0
+    crossed = crossing(plan, topology) if isinstance(topology, Split) else None
+    validations = 1 / study.stop.validate_every
+    reveals = method.combine.uploads or method.combine.best
+    found = topology.account(Load(sites, one_way, extra, validations, crossed, told, reveals))
+    return TopologySet(study.topology.kind, found.bytes_per_round, found.wall_clock, found.sees)
+
+
+def crossing(plan: RunPlan, topology: Split) -> Crossing:
+    """Size up what crosses the cut, training in the study's precision."""
+    training, size = plan.study.training, plan.study.elements.size
+    task, model = plan.task, plan.model
     cut = cut_model(topology, task, model)
     precision = choose_precision(training.precision, choose_device(training.device))
     trained = case_bytes(task, cut, size, precision)
     scored = case_bytes(task, cut, size, weights_dtype(precision))
-    part = select(model.state_dict(), cut.at_site(travels))
+    part = select(model.state_dict(), cut.at_site(plan.travels))
     parameters = {name for name, _ in model.named_parameters()}
-    cases, validated = _cases(study)
+    cases, validated = _cases(plan.study)
     return Crossing(
         up=trained.up,
         down=trained.down,
@@ -76,11 +237,9 @@ def _moments(training: Training, parameters: Weights) -> int:
     return num_bytes(parameters) if training.momentum else 0
 
 
-META = torch.device("meta")
-
-
-def workload(study: Study, task: Task) -> WorkSet:
+def workload(plan: RunPlan) -> WorkSet:
     """Count the parameters, and the operations of a step on a whole batch."""
+    study, task = plan.study, plan.task
     with META:
         model = task.build(study.seed).train()
     with FlopCounterMode(display=False) as counter:
@@ -99,138 +258,3 @@ def _tiled(tensor: Tensor, cases: int) -> Tensor:
     """Repeat a case without its content; whole numbers keep theirs, since losses read them."""
     batch = tensor.expand(cases, *tensor.shape[1:])
     return batch.to(META) if batch.is_floating_point() else batch
-
-
-def accounted(
-    study: Study,
-    topology: Topology,
-    method: Method,
-    model: nn.Module,
-    travels: Filter,
-    sites: int,
-) -> TopologySet:
-    """Say what a round costs and who sees what."""
-    shared = select(model.state_dict(), travels)
-    each = [num_bytes(method.combine.of_site(shared, name)) for name in study.trainers]
-    one_way = sum(each) // len(each)
-    extra = one_way if method.plan.controls else 0
-    told = sites * one_way if method.combine.uploads else 0
-    crossed = crossing(study, topology, model, travels)
-    validations = 1 / study.stop.validate_every
-    reveals = method.combine.uploads or method.combine.best
-    found = topology.account(Load(sites, one_way, extra, validations, crossed, told, reveals))
-    return TopologySet(study.topology.kind, found.bytes_per_round, found.wall_clock, found.sees)
-
-
-PROBE = 64  # pixels
-PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The memory of one process that simulates all sites, in bytes, by what takes it.
-
-    `weights`: the model, its gradients, Adam's moments, the state of the coordinator and of one
-    site; `activations`: what autograd keeps for one batch, in fp32; an upper bound.
-    """
-
-    policy: PolicySet
-    topology: TopologySet
-    rounds: int
-    weights: int
-    activations: int
-
-    @property
-    def memory(self) -> int:
-        """Add up the memory."""
-        return PROCESS + self.weights + self.activations
-
-    @property
-    def bytes_per_round(self) -> int:
-        """Count what travels in a round over all links."""
-        return self.topology.bytes_per_round
-
-    @property
-    def bytes_per_run(self) -> int:
-        """Count what travels in the whole run."""
-        return self.bytes_per_round * self.rounds
-
-
-def estimate(study: Study) -> Estimate:
-    """Estimate a study's cost by building its model, and one batch without data."""
-    task, method = study.bound(), study.build_method()
-    model = task.build(study.seed)
-    buffers, every = study.training.norm_buffers, study.stop.validate_every
-    travels = travelling(model, task.groups(model), method, norm_buffers=buffers)
-    return Estimate(
-        policy=described(
-            model, task.groups(model), travels, norm_buffers=buffers, validate_every=every
-        ),
-        topology=_accounted(study, model, travels),
-        rounds=study.rounds,
-        weights=8 * num_bytes(model.state_dict()),
-        activations=_activations(model, task, study),
-    )
-
-
-def _accounted(study: Study, model: nn.Module, travels: Filter) -> TopologySet:
-    method = study.build_method()
-    sites = 1 if method.pooled else len(study.trainers)
-    return accounted(study, study.build_topology(), method, model, travels, sites)
-
-
-def topologies(study: Study) -> Mapping[str, TopologySet | str]:
-    """Say of each topology what a round costs and shows there, or why the study cannot choose it.
-
-    The study's own is counted with its options, the others with their defaults.
-    """
-    task, method = study.bound(), study.build_method()
-    model = task.build(study.seed)
-    travels = travelling(
-        model, task.groups(model), method, norm_buffers=study.training.norm_buffers
-    )
-    choices = {kind: Choice(kind) for kind in TOPOLOGIES} | {study.topology.kind: study.topology}
-    found: dict[str, TopologySet | str] = {}
-    for kind, choice in choices.items():
-        try:
-            chosen = resolved(replace(study, topology=choice))
-        except BadStudy as refusal:
-            found[kind] = str(refusal)
-        else:
-            found[kind] = _accounted(chosen, model, travels)
-    return found
-
-
-def check_memory(study: Study, *, processes: int = 1) -> None:
-    """Refuse a study that this machine's memory cannot hold. Raises `BadStudy`."""
-    need, have = processes * estimate(study).memory, physical_memory()
-    if need > have:
-        raise BadStudy(
-            f"elements.size = {list(study.elements.size)} with "
-            f"training.batch_size = {study.training.batch_size} needs about "
-            f"{need / 2**30:.0f} GiB{_in(processes)}, but this machine has {have / 2**30:.0f} GiB; "
-            "choose a smaller size, network or batch"
-        )
-
-
-def _in(processes: int) -> str:
-    return f" in {processes} processes" if processes > 1 else ""
-
-
-def _activations(model: nn.Module, task: Task, study: Study) -> int:
-    """Add up what autograd keeps for one small case, scaled to the study's pixels and batch."""
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = max(tensor.nbytes, kept.get(tensor.data_ptr(), 0))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = [loss for _, loss in task.losses(model.train(), task.blank((PROBE, PROBE)))]
-    assert losses, (
-        "the graphs must live until all is counted, or freed memory would be counted twice"
-    )
-    height, width = study.elements.size
-    return sum(kept.values()) * study.training.batch_size * height * width // PROBE**2

@@ -1,26 +1,29 @@
-"""Evaluation without training: any site's model on any site's test patients."""
+"""A finished run's models are tested here at any site, and nothing trains."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
-from grandrounds.core.device import repeatable, weights_dtype
+from grandrounds.core.device import Machine, repeatable
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
-from grandrounds.core.seeds import seed_for
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort
-from grandrounds.runs.build import build_bench
+from grandrounds.runs.build import build_bench, first_weights
+from grandrounds.runs.costs import RunPlan, plan_run
 from grandrounds.runs.folder import Finished
-from grandrounds.runs.site_data import POOLED, Guest, open_sites
+from grandrounds.runs.site_data import POOLED, Guest, guest_of, open_sites
 from grandrounds.runs.tables import write_matrix, write_scores
 from grandrounds.site.evaluation import scored
 from grandrounds.site.training import Bench
-from grandrounds.study.site_file import SiteFile
+from grandrounds.study.site_file import SiteFile, read_site
 from grandrounds.study.study import Study
-from grandrounds.tasks.task import Task
 
-Scores = Sequence[CaseScore]
+Scores: TypeAlias = Sequence[CaseScore]
+Means: TypeAlias = dict[str, dict[str, float]]  # site -> metric -> mean
 NOBODY = ""  # reads each case as its own site does
 
 
@@ -28,12 +31,18 @@ NOBODY = ""  # reads each case as its own site does
 class Examiner:
     """Scores the models of a finished run, on one bench."""
 
-    task: Task
+    plan: RunPlan
+    machine: Machine
     bench: Bench
+
+    @property
+    def first_weights(self) -> Weights:
+        """Make the weights before any training that a site begins with which never trained."""
+        return first_weights(self.plan, self.machine)
 
     def scores(self, weights: Weights, cohorts: Sequence[Cohort], *, reader: str) -> Scores:
         """Score a model on the test cases of sites, each read as the reader's own would be."""
-        task = self.task.seen_by(reader) if reader else self.task
+        task = self.plan.task.seen_by(reader) if reader else self.plan.task
         self.bench.load(weights)
         return scored(self.bench, task, task.evaluation_examples(cohorts, "test"))
 
@@ -41,9 +50,15 @@ class Examiner:
 @contextmanager
 def examined(study: Study, **guests: tuple[str, ...]) -> Generator[Examiner, None, None]:
     """Set up a bench for a study's network; guests are sites that it never knew."""
-    task, machine = study.bound(**guests), study.training.machine()
+    plan, machine = plan_run(study, **guests), study.training.machine()
     with repeatable(machine):
-        yield Examiner(task, build_bench(study, task, machine))
+        yield Examiner(plan, machine, build_bench(plan, machine))
+
+
+def mean_matrix(run: Finished, paths: Sequence[Path]) -> dict[str, Means]:
+    """Average the scores of every site's model at every site; `paths` are real sites' files."""
+    scores = matrix(run, [read_site(path) for path in paths])
+    return {f"model of {site}": _means(run, own) for site, own in scores.items()}
 
 
 def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
@@ -58,8 +73,14 @@ def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
             site: examiner.scores(run.own(site), cohorts, reader=NOBODY if site == POOLED else site)
             for site in run.models
         }
-    write_matrix(run.folder / "matrix.csv", found, run.told)
+    write_matrix(RunFolder(run.folder).matrix, found, run.told)
     return found
+
+
+def means_at_sites(run: Finished, paths: Sequence[Path]) -> Means:
+    """Average the scores of the model that each of these sites would use, at the site."""
+    found = [at_site(run, guest_of(run.study, str(path))) for path in paths]
+    return {site: mean for scores in found for site, mean in _means(run, scores).items()}
 
 
 def at_site(run: Finished, guest: Guest) -> Scores:
@@ -71,11 +92,11 @@ def at_site(run: Finished, guest: Guest) -> Scores:
     """
     study, name = run.study, guest.name
     known = name in study.trainers
-    cohort = guest.cohort(study, "test") if known else all_tested(guest.cohort(study))
+    cohort = guest.cohort(study, "test") if known else _all_tested(guest.cohort(study))
     with examined(study, **guest.unknown_to(study)) as examiner:
         weights = run.own(name) if name in run.models else as_guest(run, examiner)
         found = examiner.scores(weights, [cohort], reader=NOBODY)
-    write_scores(run.folder / "evaluated" / f"{name}.csv", found, run.told)
+    write_scores(RunFolder(run.folder).evaluated(name), found, run.told)
     return found
 
 
@@ -89,11 +110,16 @@ def as_guest(run: Finished, examiner: Examiner) -> Weights:
             f"{run.folder}: method '{run.study.method.kind}' shares nothing, so there is no model "
             "for a site that did not train"
         )
-    first = examiner.task.build(seed_for(run.study.seed, "first weights", ""))
-    return first.to(weights_dtype(examiner.bench.precision)).state_dict() | shared
+    return examiner.first_weights | shared
 
 
-def all_tested(cohort: Cohort) -> Cohort:
+def _all_tested(cohort: Cohort) -> Cohort:
     """Take every patient for a test patient: the site had no part in the training."""
     sessions = tuple(session for split in cohort.splits.values() for session in split)
     return Cohort(cohort.site, {"train": (), "validation": (), "test": sessions})
+
+
+def _means(run: Finished, scores: Scores) -> Means:
+    sites = dict.fromkeys(score.site for score in scores)
+    task = run.study.bound()
+    return {site: task.summary([s for s in scores if s.site == site]) for site in sites}

@@ -1,4 +1,4 @@
-"""A finished run: its study, and the model that each of its sites was left with."""
+"""A run folder belongs to one process while its run lasts, and is read again afterwards."""
 
 import csv
 import fcntl
@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from grandrounds.core.errors import BadFolder
-from grandrounds.core.files import write_atomically
-from grandrounds.core.state import Rounds
+from grandrounds.core.files import write_text
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder
+from grandrounds.core.state import saved_rounds
 from grandrounds.core.weights import Weights, read
 from grandrounds.runs.site_data import POOLED
 from grandrounds.runs.tables import Told
@@ -29,7 +30,7 @@ def claimed(folder: Path, study: Study, *, resume: bool) -> Generator[None, None
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadFolder(f"{folder}: cannot be made into a run folder ({error.strerror})") from None
-    with (folder / ".lock").open("w") as lock:
+    with RunFolder(folder).lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,12 +42,12 @@ def claimed(folder: Path, study: Study, *, resume: bool) -> Generator[None, None
 
 
 def _settle(folder: Path, study: Study, *, resume: bool) -> None:
-    path = folder / "study.toml"
+    path = RunFolder(folder).study
     if not path.exists():
-        write_atomically(path, to_toml(study).encode())
+        write_text(path, to_toml(study))
         return
     if not resume:
-        done = max(Rounds(folder / "state").held(), default=0)
+        done = max(saved_rounds(folder).held(), default=0)
         raise BadFolder(
             f"{folder}: holds a run already, {done} rounds far; "
             "continue it with --resume, or choose another --out"
@@ -59,7 +60,7 @@ def check_unchanged(folder: Path, study: Study) -> None:
 
     A key that did not exist yet when the run began has its default, which changes nothing.
     """
-    old = read_study(folder / "study.toml")
+    old = read_study(RunFolder(folder).study)
     changed = changed_keys(to_table(old), to_table(study))
     if changed:
         raise BadFolder(
@@ -70,7 +71,7 @@ def check_unchanged(folder: Path, study: Study) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Tell whether the folder's run came to its end."""
-    return (folder / "scores.csv").exists()
+    return RunFolder(folder).scores.exists()
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,26 @@ class Finished:
     folder: Path
 
     def __post_init__(self) -> None:
-        if not (self.folder / "study.toml").exists():
+        if not self._files.study.exists():
             raise BadFolder(f"{self.folder}: no study.toml, so no run; give a run's folder")
         if not is_finished(self.folder):
             raise BadFolder(
                 f"{self.folder}: its run is not finished; go on with it (--resume) first"
             )
 
+    @property
+    def _files(self) -> RunFolder:
+        return RunFolder(self.folder)
+
     @cached_property
     def study(self) -> Study:
         """Give the study as it was resolved."""
-        return read_study(self.folder / "study.toml", ())
+        return read_study(self._files.study, ())
 
     @cached_property
     def told(self) -> Told:
         """Say whose scores these are: arm, seed, and the round whose model was tested."""
-        with (self.folder / "scores.csv").open(newline="") as file:
+        with self._files.scores.open(newline="") as file:
             rounds = [int(row["round"]) for row in csv.DictReader(file)]
         return Told(self.study.title, self.study.seed, max(rounds, default=0))
 
@@ -106,21 +111,21 @@ class Finished:
 
     def shared(self) -> Weights:
         """Give what of the tested model is every site's; empty where nothing travels."""
-        first = self.folder / "sites" / self.models[0] / "shared.safetensors"
-        places = (self.folder / "model" / "shared.safetensors", first)
+        places = (self._files.shared, self._files.site(self.models[0]).shared())
         found = [place for place in places if place.exists()]
         return read(found[0])[0] if found else {}
 
     def own(self, site: str) -> Weights:
         """Give the tested model of a site, its private part included."""
-        folder = self.folder / "sites" / site
+        files = self._files.site(site)
         if self.study.training.fine_tune:
-            return read(folder / "tuned.safetensors")[0]
-        return self.shared() | read(folder / "private.safetensors")[0]
+            return read(files.tuned)[0]
+        return self.shared() | read(files.private())[0]
 
 
 def finished_runs(folder: Path) -> Sequence[Finished]:
     """Find the run in a folder, or all of a comparison's. Raises `BadFolder`."""
-    if not (folder / "arms.toml").exists():
+    comparison = ComparisonFolder(folder)
+    if not comparison.exists:
         return [Finished(folder)]
-    return [Finished(path.parent) for path in sorted(folder.glob("arms/*/seed-*/study.toml"))]
+    return [Finished(run.path) for run in comparison.runs() if run.study.exists()]

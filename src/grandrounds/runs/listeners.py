@@ -1,4 +1,4 @@
-"""What an engine hears, as events."""
+"""The sites' replies become events here, and every listener is told of each."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +33,52 @@ from grandrounds.core.messages import (
 from grandrounds.core.weights import num_bytes
 from grandrounds.engines.replies import untold
 from grandrounds.study.study import Study
+
+
+class Hearing(Protocol):
+    """Who hears what comes from the sites."""
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """Hear of a reply."""
+        ...
+
+    def miss(self, card: FailureCard) -> None:
+        """Hear of a site that a quorum goes on without."""
+        ...
+
+
+class Unheard:
+    """Nobody hears a site in a worker's process; what it sends is heard where it arrives."""
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """Leave a reply untold."""
+
+    def miss(self, card: FailureCard) -> None:
+        """Refuse to go on without a site. Raises `SiteFailed`."""
+        untold(card)
+
+
+@dataclass(frozen=True)
+class Teller:
+    """Turns what an engine hears into events, and tells all listeners."""
+
+    listeners: Sequence[Listener]
+    study: Study
+
+    def tell(self, event: Event) -> None:
+        """Tell an event to everyone."""
+        for listener in self.listeners:
+            listener(event)
+
+    def hear(self, request: Request, reply: Reply) -> None:
+        """Hear of a site's reply as it comes."""
+        event = event_of(request, reply, self.study.task.metric)
+        if event:
+            self.tell(event)
+
+    def miss(self, card: FailureCard) -> None:
+        """Hear of a site that a quorum goes on without."""
+        self.tell(SiteMissed(**asdict(card)))
 
 
 def event_of(request: Request, reply: Reply, metric: str) -> Event | None:
@@ -83,49 +129,3 @@ def _scored(request: Evaluate, reply: Reply, metric: str) -> Event:
     if request.after:
         return SiteMonitored(round, request.after, site, seconds, cases, score, down)
     return SiteValidated(round, site, seconds, cases, score, down, reply.sent)
-
-
-class Hearing(Protocol):
-    """Who hears what comes from the sites."""
-
-    def hear(self, request: Request, reply: Reply) -> None:
-        """Hear of a reply."""
-        ...
-
-    def miss(self, card: FailureCard) -> None:
-        """Hear of a site that a quorum goes on without."""
-        ...
-
-
-class Unheard:
-    """Nobody hears a site in a worker's process; what it sends is heard where it arrives."""
-
-    def hear(self, request: Request, reply: Reply) -> None:
-        """Leave a reply untold."""
-
-    def miss(self, card: FailureCard) -> None:
-        """Go on without no site. Raises `SiteFailed`."""
-        untold(card)
-
-
-@dataclass(frozen=True)
-class Teller:
-    """Turns what an engine hears into events, and tells all listeners."""
-
-    listeners: Sequence[Listener]
-    study: Study
-
-    def tell(self, event: Event) -> None:
-        """Tell an event to everyone."""
-        for listener in self.listeners:
-            listener(event)
-
-    def hear(self, request: Request, reply: Reply) -> None:
-        """Hear of a site's reply as it comes."""
-        event = event_of(request, reply, self.study.task.metric)
-        if event:
-            self.tell(event)
-
-    def miss(self, card: FailureCard) -> None:
-        """Hear of a site that a quorum goes on without."""
-        self.tell(SiteMissed(**asdict(card)))

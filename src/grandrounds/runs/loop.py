@@ -1,4 +1,4 @@
-"""The end of a run: the tested model is written, fine-tuned where that is asked for, and scored."""
+"""A run goes through its rounds here, tests its model, and writes what each site is left with."""
 
 import time
 from collections.abc import Sequence
@@ -24,11 +24,12 @@ from grandrounds.core.events import (
 )
 from grandrounds.core.journal import Journal, read_journal, surviving
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State, load_state, newest_complete_round, save_state
 from grandrounds.core.weights import Weights, read, write
 from grandrounds.data.cohort import Split
 from grandrounds.runs.build import Federation, build_federation, num_processes, spread_out
-from grandrounds.runs.costs import check_memory
+from grandrounds.runs.costs import check_memory, plan_run
 from grandrounds.runs.folder import claimed
 from grandrounds.runs.listeners import Teller
 from grandrounds.runs.site_data import open_sites
@@ -42,94 +43,6 @@ from grandrounds.runs.tables import (
 from grandrounds.study.file import fingerprint
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
-
-
-def evaluated(
-    federation: Federation[Sites],
-    state: State,
-    split: Split,
-    sites: Sequence[str],
-    *,
-    cases: bool = False,
-    tuned: bool = False,
-) -> list[Reply]:
-    """Let sites score a state's model."""
-    order = Evaluate(round=state.round, since=0, split=split, cases=cases, tuned=tuned)
-    own = federation.method.combine.of_site
-    orders = {
-        name: replace(order, since=state.last_of(name), weights=own(state.weights, name))
-        for name in sites
-    }
-    return federation.topology.evaluate(federation.sites, orders)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What happens after the last round; `tested` is the state whose model is tested."""
-
-    study: Study
-    folder: Path
-    federation: Federation[Sites]
-    last: State
-
-    @property
-    def tested(self) -> State:
-        """Load the best round, or the last one if the study tests that."""
-        best = self.study.stop.test == "best"
-        return load_state(self.folder, self.last.best_round if best else self.last.round)
-
-    def scores(self) -> tuple[State, list[CaseScore]]:
-        """Write the models, and score every test case; give the tested state, too."""
-        tested = self.tested
-        self._write_shared("shared", tested)
-        self._write_shared("last", self.last)
-        self._write_personal(tested)
-        tuned = bool(self.study.training.fine_tune)
-        sites = self._tuned(tested) if tuned else self.federation.sites.names
-        replies = evaluated(self.federation, tested, "test", sites, cases=True, tuned=tuned)
-        return tested, [score for reply in replies for score in reply.scores]
-
-    def unseen(self, tested: State) -> list[CaseScore]:
-        """Score the tested model at the sites that did not train, with their first private part."""
-        guests = self.federation.guests
-        weights = self._for_guests(tested) if guests else {}
-        order = Evaluate(round=tested.round, since=0, split="test", cases=True, weights=weights)
-        return [score for guest in guests for score in guest.answer(order).scores]
-
-    def _for_guests(self, tested: State) -> Weights:
-        """Give what of the model may reach a site that did not train, wherever it lies."""
-        sites, first = self.folder / "sites", self.federation.sites.names[0]
-        if self.federation.method.pooled:
-            return read(sites / first / "private.safetensors")[0]
-        if self.federation.topology.model_at_sites:
-            return read(sites / first / "shared.safetensors")[0]
-        return tested.weights
-
-    def _write_shared(self, name: str, state: State) -> None:
-        if self.federation.topology.model_at_sites:
-            return  # the sites write it themselves
-        notes = {"study": fingerprint(self.study), "round": str(state.round)}
-        write(self.folder / "model" / f"{name}.safetensors", state.weights, notes)
-
-    def _write_personal(self, tested: State) -> None:
-        orders = {
-            name: Finish(round=self.last.last_of(name), best=tested.last_of(name))
-            for name in self.federation.sites.names
-        }
-        self.federation.sites.ask(orders, quorum=self.federation.topology.quorum)
-
-    def _tuned(self, tested: State) -> tuple[str, ...]:
-        """Let each site train the tested model on for itself alone; name those that could."""
-        order = Tune(
-            round=tested.round,
-            since=0,
-            epochs=self.study.training.fine_tune,
-            weights=tested.weights,
-        )
-        sites = self.federation.sites
-        orders = {name: replace(order, since=tested.last_of(name)) for name in sites.names}
-        replies = sites.ask(orders, quorum=self.federation.topology.quorum)
-        return tuple(reply.site for reply in replies)
 
 
 def run(
@@ -149,13 +62,13 @@ def run(
     the same bits as if it had never stopped. Raises `BadInput` before anything trains, `RunFailed`
     afterwards; both leave everything that was saved.
     """
-    processes = num_processes(study, workers)
-    check_memory(study, processes=processes)
+    plan, processes = plan_run(study), num_processes(study, workers)
+    check_memory(plan, processes=processes)
     opened = open_sites(study, files)
     machine = study.training.machine(processes=processes)
     with claimed(folder, study, resume=resume), repeatable(machine):
-        teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
-        built = build_federation(study, opened, folder, machine, teller)
+        teller = Teller((Journal(RunFolder(folder).journal), *listeners), study)
+        built = build_federation(plan, opened, folder, machine, teller)
         with spread_out(built, study, files, folder, teller, processes=processes) as federation:
             return followed(Course(study, folder, federation, machine, teller, resume))
 
@@ -181,10 +94,11 @@ def _failed(error: RunFailed, round: int) -> Failed:
 
 
 def _write_tables(folder: Path, sites: Sequence[str]) -> None:
-    events = [event for _, event in surviving(read_journal(folder / "journal.jsonl"))]
-    write_rounds(folder / "rounds.csv", events, sites)
-    write_digests(folder / "digests.csv", events)
-    write_forgetting(folder / "forgetting.csv", events)
+    files = RunFolder(folder)
+    events = [event for _, event in surviving(read_journal(files.journal))]
+    write_rounds(files.rounds, events, sites)
+    write_digests(files.digests, events)
+    write_forgetting(files.forgetting, events)
 
 
 @dataclass
@@ -281,10 +195,10 @@ class Course:
         seconds = time.perf_counter() - self._began
         best, last = tested.round, state.fingerprint
         self.teller.tell(RunFinished(state.round, best, last, seconds, peak_memory()))
-        told = Told(self.study.title, self.study.seed, best)
+        files, told = RunFolder(self.folder), Told(self.study.title, self.study.seed, best)
         if self.study.holdout_sites:
-            write_scores(self.folder / "unseen.csv", unseen, told)
-        write_scores(self.folder / "scores.csv", scores, told)  # last: it marks a finished run
+            write_scores(files.unseen, unseen, told)
+        write_scores(files.scores, scores, told)  # last: it marks a finished run
 
 
 def _best(state: State, score: float) -> State:
@@ -297,3 +211,95 @@ def _digest_of_all(state: State, replies: Sequence[Reply]) -> str:
     for reply in replies:
         sha.update(f"{reply.site}|{reply.digest}|".encode())
     return sha.hexdigest()
+
+
+def evaluated(
+    federation: Federation[Sites],
+    state: State,
+    split: Split,
+    sites: Sequence[str],
+    *,
+    cases: bool = False,
+    tuned: bool = False,
+) -> list[Reply]:
+    """Let sites score a state's model."""
+    order = Evaluate(round=state.round, since=0, split=split, cases=cases, tuned=tuned)
+    own = federation.method.combine.of_site
+    orders = {
+        name: replace(order, since=state.last_of(name), weights=own(state.weights, name))
+        for name in sites
+    }
+    return federation.topology.evaluate(federation.sites, orders)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What happens after the last round; `tested` is the state whose model is tested."""
+
+    study: Study
+    folder: Path
+    federation: Federation[Sites]
+    last: State
+
+    @property
+    def _files(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
+    def tested(self) -> State:
+        """Load the best round, or the last one if the study tests that."""
+        best = self.study.stop.test == "best"
+        return load_state(self.folder, self.last.best_round if best else self.last.round)
+
+    def scores(self) -> tuple[State, list[CaseScore]]:
+        """Write the models, and score every test case; give the tested state, too."""
+        tested = self.tested
+        self._write_shared(self._files.shared, tested)
+        self._write_shared(self._files.last, self.last)
+        self._write_personal(tested)
+        tuned = bool(self.study.training.fine_tune)
+        sites = self._tuned(tested) if tuned else self.federation.sites.names
+        replies = evaluated(self.federation, tested, "test", sites, cases=True, tuned=tuned)
+        return tested, [score for reply in replies for score in reply.scores]
+
+    def unseen(self, tested: State) -> list[CaseScore]:
+        """Score the tested model at the sites that did not train, with their first private part."""
+        guests = self.federation.guests
+        weights = self._for_guests(tested) if guests else {}
+        order = Evaluate(round=tested.round, since=0, split="test", cases=True, weights=weights)
+        return [score for guest in guests for score in guest.answer(order).scores]
+
+    def _for_guests(self, tested: State) -> Weights:
+        """Give what of the model may reach a site that did not train, wherever it lies."""
+        first = self._files.site(self.federation.sites.names[0])
+        if self.federation.method.pooled:
+            return read(first.private())[0]
+        if self.federation.topology.model_at_sites:
+            return read(first.shared())[0]
+        return tested.weights
+
+    def _write_shared(self, path: Path, state: State) -> None:
+        if self.federation.topology.model_at_sites:
+            return  # the sites write it themselves
+        notes = {"study": fingerprint(self.study), "round": str(state.round)}
+        write(path, state.weights, notes)
+
+    def _write_personal(self, tested: State) -> None:
+        orders = {
+            name: Finish(round=self.last.last_of(name), best=tested.last_of(name))
+            for name in self.federation.sites.names
+        }
+        self.federation.sites.ask(orders, quorum=self.federation.topology.quorum)
+
+    def _tuned(self, tested: State) -> tuple[str, ...]:
+        """Let each site train the tested model on for itself alone; name those that could."""
+        order = Tune(
+            round=tested.round,
+            since=0,
+            epochs=self.study.training.fine_tune,
+            weights=tested.weights,
+        )
+        sites = self.federation.sites
+        orders = {name: replace(order, since=tested.last_of(name)) for name in sites.names}
+        replies = sites.ask(orders, quorum=self.federation.topology.quorum)
+        return tuple(reply.site for reply in replies)

@@ -1,4 +1,4 @@
-"""A run whose sites are elsewhere: the coordinator's side, and each site's."""
+"""A run between machines has two sides, the coordinator's and each site's; both are here."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -13,10 +13,12 @@ from grandrounds.core.device import repeatable
 from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.events import Listener
 from grandrounds.core.journal import Journal
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State
 from grandrounds.engines.in_process import Simulation
 from grandrounds.engines.remote import Call, Line, Patience, Remote, ready
 from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import claimed
 from grandrounds.runs.listeners import Teller
 from grandrounds.runs.loop import Course, followed
@@ -65,9 +67,9 @@ def conduct(
     lines = tuple(Line(name, call, patience) for name in study.trainers)
     _greeted(study, lines, root)  # before there is a folder: who is refused can submit again
     with claimed(folder, study, resume=resume), repeatable(machine):
-        teller = Teller((Journal(folder / "journal.jsonl"), *listeners), study)
+        teller = Teller((Journal(RunFolder(folder).journal), *listeners), study)
         remote = Remote(lines, teller.hear, teller.miss)
-        federation = federated(draw_up(study, machine), remote)
+        federation = federated(draw_up(plan_run(study), machine), remote)
         return followed(Course(study, folder, federation, machine, teller, resume))
 
 

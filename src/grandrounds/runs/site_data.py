@@ -1,4 +1,4 @@
-"""A site beside a finished run: one that the study knows, or a new one with its site file."""
+"""A site's data is opened and checked here, also that of a site new to the study."""
 
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -82,6 +82,19 @@ def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Coho
     cohort = _prepared(study, spec, file)
     found = find_sessions(file.data)
     return cohort, describe(cohort, found, elements=study.elements, tasks=spec.tasks)
+
+
+def summarise_site(study: Study, path: Path) -> SiteSummary:
+    """Count what a real site of the study can deliver, by its site file.
+
+    Raises `BadSite` or `BadImage`.
+    """
+    file = read_site(path)
+    for spec in study.site:
+        if spec.name == file.name and spec.data == "files":
+            return open_site(study, spec, file)[1]
+    real = ", ".join(spec.name for spec in study.site if spec.data == "files") or "none"
+    raise BadSite(f"{path}: the study has no real site named '{file.name}'; it has {real}")
 
 
 def _prepared(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:

@@ -1,4 +1,4 @@
-"""The server's part of a split network, in the coordinator's process."""
+"""The server trains its part of a split network here, in the coordinator's process."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

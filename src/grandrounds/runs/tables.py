@@ -1,4 +1,4 @@
-"""The tables of a run folder, each a view of what happened (CSV)."""
+"""A run's scores, rounds, digests and forgetting are written as CSV tables."""
 
 import csv
 import io
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from grandrounds.core.events import Event, RoundFinished, SiteMonitored, SiteTrained, SiteValidated
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_text
 from grandrounds.core.journal import Place, Traffic, absent_of, traffic_of
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.run_folder import SCORE_COLUMNS
 
-SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
 ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_down")
 FORGETTING_COLUMNS = ("round", "after", "site", "score", "cases")
 Row: TypeAlias = Mapping[str, object]
@@ -108,7 +108,7 @@ def concatenate(path: Path, sources: Sequence[Path]) -> None:
     """Join tables of equal columns into one."""
     tables = [source.read_text("utf-8").splitlines() for source in sources]
     lines = [tables[0][0], *(line for table in tables for line in table[1:])]
-    write_atomically(path, ("\n".join(lines) + "\n").encode())
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
@@ -116,4 +116,4 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_text(path, text.getvalue())

@@ -3,17 +3,69 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
-from grandrounds.core.files import write_atomically
-from grandrounds.core.messages import CaseScore
+from grandrounds.core.files import write_bytes
+from grandrounds.core.messages import CaseScore, Evaluate, Reply
+from grandrounds.core.run_folder import SiteFolder
+from grandrounds.data.cohort import Split
+from grandrounds.site.model_state import Desk
 from grandrounds.site.training import Bench
 from grandrounds.tasks.metrics import patient_means
 from grandrounds.tasks.task import Batch, Examples, Picture, Task
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Scores a site's cases, and keeps its pictures."""
+
+    desk: Desk
+
+    def take(self, request: Evaluate) -> Reply:
+        """Score the model that a request is about."""
+        desk, site = self.desk, self.desk.site
+        examples = site.cases(cast(Split, request.split))
+        desk.bench.load(desk.kept.tuned() if request.tuned else desk.own_model(request))
+        scores = scored(desk.bench, site.task, examples)
+        return self.report(
+            request, examples, scores, partial(predicted, desk.bench, site.task, examples)
+        )
+
+    def trained(self) -> float | None:
+        """Return the validation score of the model on the bench; none without cases."""
+        task = self.desk.site.task
+        scores = scored(self.desk.bench, task, self.desk.site.cases("validation"))
+        return task.summary(scores).get(task.metric)
+
+    def report(
+        self,
+        request: Evaluate,
+        examples: Examples,
+        scores: Sequence[CaseScore],
+        picture: Callable[[int], Picture],
+    ) -> Reply:
+        """Report scores that were made; `picture` shows an example by number.
+
+        Pictures are no part of the reply. They go below the folder of all sites, where each has its
+        own, if the site shows any.
+        """
+        site = self.desk.site
+        if request.cases and site.shows_images:
+            for name, made in panels(site.task, examples, scores, picture).items():
+                save_panels(SiteFolder(site.folder.parent / name).panels, made)
+        return Reply(
+            site=site.name,
+            round=request.round,
+            cases=len(scores),
+            metrics=site.task.summary(scores),
+            scores=tuple(scores) if request.cases else (),
+        )
 
 
 def scored(bench: Bench, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
@@ -112,4 +164,4 @@ def save_panels(path: Path, made: Sequence[Panel]) -> None:
         arrays[f"{number}/value"] = np.array(panel.value)
     content = BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
-    write_atomically(path, content.getvalue())
+    write_bytes(path, content.getvalue())

@@ -1,7 +1,6 @@
 """One round's training at a site, by the plan of its method."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from grandrounds.algorithms.aggregation import CONTROL, UPLOAD
@@ -9,21 +8,15 @@ from grandrounds.core.messages import Train
 from grandrounds.core.weights import Weights, below, named
 from grandrounds.site.gradient_terms import Contrast, Control, Nudge, Pull
 from grandrounds.site.model_state import MEMORY, PERSONAL, Desk, model_of, personal_of
-from grandrounds.site.training import Lesson, Trained, train
+from grandrounds.site.training import Lesson, Trained, own_randomness, train
 
 
 @dataclass(frozen=True)
 class LocalRound:
-    """A round at one desk.
-
-    `lesson` begins the round's examples anew, and `own_randomness` the draws of the network, so
-    that a personal model is trained as if it were the only one.
-    """
+    """One round at a site's desk, as a request orders it."""
 
     desk: Desk
     request: Train
-    lesson: Callable[[], Lesson]
-    own_randomness: Callable[[], AbstractContextManager[None]]
 
     def train(self) -> tuple[Trained, Weights, Weights]:
         """Train; give what came of it, what may leave, and what stays."""
@@ -31,9 +24,9 @@ class LocalRound:
         private = desk.private_of(self.request.since)
         came = desk.came_in(self.request)
         desk.sit_down(private | came)
-        control = Control(desk.travels, below(CONTROL, private), below(CONTROL, came))
+        control = Control(desk.site.travels, below(CONTROL, private), below(CONTROL, came))
         others = _uploads(private | came)
-        lesson = self.lesson()
+        lesson = desk.site.lesson(self.request.round)
         task = lesson.task.recalling(below(MEMORY, private))
         trained = self._follow(replace(lesson, task=task), came, control, others)
         controls = named(CONTROL, control.learned())
@@ -49,7 +42,7 @@ class LocalRound:
         self, lesson: Lesson, came: Weights, control: Control, others: Sequence[Weights]
     ) -> Trained:
         """Train the shared model as the plan says."""
-        desk, plan = self.desk, self.request.plan
+        desk, plan, travels = self.desk, self.request.plan, self.desk.site.travels
         nudges = list[Nudge]()
         if plan.prox:
             nudges.append(Pull(plan.prox, model_of(came)))
@@ -60,9 +53,9 @@ class LocalRound:
         batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
         if not plan.private_epochs:
             return train(desk.bench, lesson, batches, nudges=nudges)
-        with desk.bench.training_only(lambda name: not desk.travels(name)):
+        with desk.bench.training_only(lambda name: not travels(name)):
             train(desk.bench, lesson, lesson.batches(epochs=plan.private_epochs))
-        with desk.bench.training_only(desk.travels):
+        with desk.bench.training_only(travels):
             return train(desk.bench, lesson, batches, nudges=nudges)
 
     def _personal(self, strength: float, private: Weights, came: Weights) -> Weights:
@@ -70,11 +63,12 @@ class LocalRound:
         desk, plan = self.desk, self.request.plan
         desk.sit_down(personal_of(private) if self.request.since else private)
         pull = Pull(strength, model_of(came))
-        with self.own_randomness():
-            lesson = self.lesson()
+        # Its examples and draws begin anew, so that it is trained as if it were the only model.
+        with own_randomness(desk.site.answer_seed(self.request)):
+            lesson = desk.site.lesson(self.request.round)
             batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
             train(desk.bench, lesson, batches, nudges=[pull] if strength else [])
-        return desk.whole() | desk.bench.optimizer_state(desk.uses)
+        return desk.whole() | desk.bench.optimizer_state(desk.site.uses)
 
 
 def _uploads(tensors: Weights) -> list[Weights]:

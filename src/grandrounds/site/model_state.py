@@ -1,16 +1,16 @@
-"""A site's desk: which tensors of which round lie on the bench, and which of them stay."""
+"""A site's weights: which of them are private, which shared, and how they are kept on disk."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from grandrounds.algorithms.methods import Method
 from grandrounds.core.messages import Evaluate, Train, Tune
-from grandrounds.core.state import Rounds, State, load_state, save_state
-from grandrounds.core.weights import OPTIMIZER, Filter, Weights, below, read, select, write
-from grandrounds.site.training import Bench, Training
+from grandrounds.core.run_folder import SiteFolder
+from grandrounds.core.state import Rounds, State, load_state, save_state, saved_rounds
+from grandrounds.core.weights import OPTIMIZER, Weights, below, read, select, write
+from grandrounds.site.setup import SiteSetup
+from grandrounds.site.training import Bench
 
 PERSONAL = "personal/"
 MEMORY = "memory/"  # before the names of what the task remembers of its training
@@ -25,43 +25,43 @@ class Kept:
     @property
     def private(self) -> Rounds:
         """Give the rounds of private state: own weights, optimiser state, control variates."""
-        return Rounds(self.folder / "state")
+        return Rounds(self._files.state)
 
     @property
-    def _merged(self) -> Path:
-        return self.folder / "merged"
+    def _files(self) -> SiteFolder:
+        return SiteFolder(self.folder)
 
     def held(self) -> tuple[int, ...]:
         """List the rounds that are complete here."""
-        merged = Rounds(self._merged / "state").held()
+        merged = saved_rounds(self._files.merged).held()
         return tuple(r for r in self.private.held() if not merged or r in merged)
 
     def keep_merged(self, state: State, best: int) -> None:
         """Keep a merged model and what goes with it. Raises `DiskFailed`."""
-        save_state(self._merged, State(state.weights, state.round, state.memory, best))
+        save_state(self._files.merged, State(state.weights, state.round, state.memory, best))
 
     def has_merged(self, round: int) -> bool:
         """Tell whether a leader's merged model of a round is kept here."""
-        return Rounds(self._merged / "state").path(round).exists()
+        return saved_rounds(self._files.merged).path(round).exists()
 
     def merged(self, round: int) -> State:
         """Load the merged model of a round. Raises `BadFolder`."""
-        return load_state(self._merged, round)
+        return load_state(self._files.merged, round)
 
     def write_model(self, name: str, round: int, own: Weights) -> None:
         """Write what of a round's model is the site's alone, and the merged one if it is here."""
         notes = {"site": self.folder.name, "round": str(round)}
-        write(self.folder / f"private{name}.safetensors", own, notes)
+        write(self._files.private(name), own, notes)
         if self.has_merged(round):
-            write(self.folder / f"shared{name}.safetensors", self.merged(round).weights, notes)
+            write(self._files.shared(name), self.merged(round).weights, notes)
 
     def keep_tuned(self, weights: Weights) -> None:
         """Keep the model that was fine-tuned for this site alone."""
-        write(self.folder / "tuned.safetensors", weights)
+        write(self._files.tuned, weights)
 
     def tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
-        return read(self.folder / "tuned.safetensors")[0]
+        return read(self._files.tuned)[0]
 
 
 def model_of(private: Weights) -> Weights:
@@ -81,60 +81,61 @@ def moments_of(private: Weights) -> Weights:
 
 @dataclass(frozen=True)
 class Desk:
-    """One site's place at a bench that it may share.
+    """One site's place at a bench that it may share."""
 
-    `uses` selects the tensors that the site's tasks need, `travels` those that may leave;
-    `first_weights` gives the model before any training.
-    """
+    site: SiteSetup
 
-    site: str
-    bench: Bench
-    kept: Kept
-    training: Training
-    method: Method
-    uses: Filter
-    travels: Filter
-    first_weights: Callable[[], Weights]
+    @property
+    def bench(self) -> Bench:
+        """The model in memory that the site shares."""
+        return self.site.bench
+
+    @property
+    def kept(self) -> Kept:
+        """What the site keeps in its folder."""
+        return Kept(self.site.folder)
 
     def private_of(self, round: int) -> Weights:
         """Give the private state after a round; before the first it is the first weights."""
         if round == 0:
-            return select(self.first_weights(), self.uses)
+            return select(self.site.first_weights(), self.site.uses)
         return self.kept.private.load(round)[0]
 
     def merged(self, round: int) -> State:
         """Give the merged model of a round; before the first it is what all sites start from."""
-        first = State(select(self.first_weights(), self.travels))
+        first = State(select(self.site.first_weights(), self.site.travels))
         return self.kept.merged(round) if round and first.weights else first
 
     def came_in(self, request: Train | Evaluate | Tune) -> Weights:
         """Give what a request brought, or the merged model that this site holds itself."""
         if request.weights:
             return request.weights
-        return self.method.broadcast(self.merged(request.since), self.site)
+        return self.site.method.broadcast(self.merged(request.since), self.site.name)
 
     def sit_down(self, tensors: Weights) -> None:
         """Put a model on the bench to train: weights, and the optimiser's state if it lasts."""
         self.bench.load(model_of(tensors))
-        keeps = not self.training.reset_optimizer
+        keeps = not self.site.training.reset_optimizer
         self.bench.load_optimizer_state(moments_of(tensors) if keeps else {})
-        if self.training.norm_buffers == "reset":
+        if self.site.training.norm_buffers == "reset":
             _reset_running_statistics(self.bench.model)
 
     def shared(self, *, with_moments: bool) -> Weights:
         """Copy what may leave the bench, with the optimiser's state where that travels too."""
-        moments = self.bench.optimizer_state(self.travels) if with_moments else {}
-        leaves = self.bench.weights(lambda name: self.uses(name) and self.travels(name))
+        moments = self.bench.optimizer_state(self.site.travels) if with_moments else {}
+        leaves = self.bench.weights(lambda name: self.site.uses(name) and self.site.travels(name))
         return leaves | moments
 
     def private(self) -> Weights:
         """Copy what stays: own weights, and the optimiser's state."""
-        stays = self.bench.weights(lambda name: self.uses(name) and not self.travels(name))
-        return stays | self.bench.optimizer_state(self.uses)
+        stays = self.bench.weights(
+            lambda name: self.site.uses(name) and not self.site.travels(name)
+        )
+        return stays | self.bench.optimizer_state(self.site.uses)
 
     def whole(self) -> Weights:
         """Copy the whole model of the site's tasks."""
-        return self.bench.weights(self.uses)
+        return self.bench.weights(self.site.uses)
 
     def own_model(self, request: Evaluate | Tune) -> Weights:
         """Give the model that this site uses: private and shared, or its personal one."""
@@ -145,7 +146,7 @@ class Desk:
         """Write what of each round's model is the site's alone; a name ends the file's."""
         for name, round in rounds.items():
             private = self.private_of(round)
-            own = select(model_of(private), lambda n: not self.travels(n))
+            own = select(model_of(private), lambda n: not self.site.travels(n))
             self.kept.write_model(name, round, own | model_of(personal_of(private)))
 
 

@@ -44,19 +44,19 @@ class Mailbox:
 class Peers:
     """One site among its peers: its mailbox, and the desk that it merges at."""
 
-    site: str
     desk: Desk
     mailbox: Mailbox
 
     def merge(self, request: Merge) -> Reply:
         """Lead: combine what the peers delivered. Raises `BadUpdate` where one is missing."""
         updates = self.mailbox.updates(request.peers, request.round)
-        merged = self.desk.method.combine(self.desk.merged(request.since), updates)
+        site = self.desk.site
+        merged = site.method.combine(self.desk.merged(request.since), updates)
         return Reply(
-            site=self.site,
+            site=site.name,
             round=request.round,
             merged=len(updates),
-            received=sum(num_bytes(u.weights) for u in updates if u.site != self.site),
+            received=sum(num_bytes(u.weights) for u in updates if u.site != site.name),
             shared=merged.fingerprint,
             weights=flattened(merged),
         )
@@ -66,6 +66,7 @@ class Peers:
         merged = self.mailbox.merged(request.leader, request.round)
         state = unflattened(merged.weights, request.round)
         self.desk.kept.keep_merged(state, request.keep)
-        received = 0 if request.leader == self.site else num_bytes(merged.weights)
+        site = self.desk.site.name
+        received = 0 if request.leader == site else num_bytes(merged.weights)
         shared = state.fingerprint
-        return Reply(site=self.site, round=request.round, shared=shared, received=received)
+        return Reply(site=site, round=request.round, shared=shared, received=received)

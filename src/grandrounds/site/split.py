@@ -1,7 +1,7 @@
 """A site's part of a split network: what it does in a turn, from one request to the next."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
@@ -15,7 +15,7 @@ from grandrounds.data.cohort import Split
 from grandrounds.site.cut import CUT, LABEL, WHOLE, Cut, begun_at, go_back, gradients_at, labels_of
 from grandrounds.site.evaluation import case_scores, chunks_of, shown
 from grandrounds.site.model_state import Desk, model_of
-from grandrounds.site.training import Bench, Lesson, means, step
+from grandrounds.site.training import Bench, means, step
 from grandrounds.tasks.task import Batch, Examples, Picture, Task
 
 
@@ -143,67 +143,6 @@ class ScoringTurn:
 
 
 Turn: TypeAlias = LearningTurn | ScoringTurn
-
-
-@dataclass
-class SitePart:
-    """A site's part of a split network, and the turn that is under way."""
-
-    cut: Cut
-    bench: Bench
-    task: Task
-    _turn: Turn | None = None
-
-    def learn(self, opening: Forward, lesson: Lesson) -> None:
-        """Begin a turn to train."""
-        self.bench.model.train()
-        epochs, steps = opening.plan.epochs, opening.plan.steps
-        batches = lesson.batches(epochs=epochs, steps=steps)
-        count = lesson.num_batches(epochs=epochs, steps=steps)
-        self._turn = LearningTurn(self.bench, self.task, self.cut, opening, batches, count)
-
-    def score(self, examples: Examples, *, pictures: bool) -> None:
-        """Begin a turn to be scored."""
-        self.bench.model.eval()
-        chunks = chunks_of(self.task, examples)
-        seen = shown(examples) if pictures else ()
-        self._turn = ScoringTurn(
-            self.bench, self.task, self.cut, examples, iter(chunks), len(chunks), seen
-        )
-
-    def exchange(self, request: Forward | Tail | Backward) -> tuple[int, Weights]:
-        """Do one step of the turn; give how many batches it has, and what goes across the cut."""
-        turn = self._turn
-        assert turn is not None, "a turn begins with step 0"
-        made = _answered(turn, request)
-        turn.tally.note(request.weights, made)
-        return turn.steps, made
-
-    def learned(self) -> LearningTurn:
-        """End a turn to train."""
-        turn, self._turn = self._turn, None
-        assert isinstance(turn, LearningTurn)
-        return turn
-
-    def scored(self) -> ScoringTurn:
-        """End a turn to be scored."""
-        turn, self._turn = self._turn, None
-        assert isinstance(turn, ScoringTurn)
-        return turn
-
-
-def _answered(turn: Turn, request: Forward | Tail | Backward) -> Weights:
-    match request:
-        case Forward():
-            return turn.forward()
-        case Tail():
-            return turn.tail(request.weights)
-        case Backward():
-            assert isinstance(turn, LearningTurn)
-            turn.backward(request.weights)
-            return {}
-
-
 Exchange: TypeAlias = Forward | Tail | Backward
 
 
@@ -215,46 +154,65 @@ class Kept:
     rounds: set[int]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Turns:
-    """How one site takes its turns.
+    """A site's turns at a network that is cut, and the one that is under way."""
 
-    `lesson` begins a round's examples, `rate` gives its learning rate, `cases` those of a split;
-    `pictures` says whether the site shows any.
-    """
-
-    site: str
-    part: SitePart
     desk: Desk
-    lesson: Callable[[int], Lesson]
-    rate: Callable[[int], float]
-    cases: Callable[[Split], Examples]
-    pictures: bool
+    cut: Cut
+    _turn: Turn | None = None
 
     def take(self, request: Exchange) -> tuple[Reply, Kept | None]:
         """Do one step of a turn; with the last step of training comes what must be kept."""
         if isinstance(request, Forward) and request.step == 0:
-            self._begin(request)
-        steps, weights = self.part.exchange(request)
+            self._turn = self._begun(request)
+        turn = self._turn
+        assert turn is not None, "a turn begins with step 0"
+        weights = _step(turn, request)
+        turn.tally.note(request.weights, weights)
         if isinstance(request, Backward) and request.last:
-            return self._end(self.part.learned(), request)
-        return Reply(site=self.site, round=request.round, steps=steps, weights=weights), None
+            return self._learned(request)
+        site, round = self.desk.site.name, request.round
+        return Reply(site=site, round=round, steps=turn.steps, weights=weights), None
 
-    def _begin(self, request: Forward) -> None:
+    def scored(self) -> ScoringTurn:
+        """End a turn to be scored."""
+        turn, self._turn = self._turn, None
+        assert isinstance(turn, ScoringTurn)
+        return turn
+
+    def _begun(self, request: Forward) -> Turn:
         tensors = self.desk.private_of(request.since) | request.weights
         if request.split == "train":
-            self.desk.sit_down(tensors)
-            self.desk.bench.set_rate(self.rate(request.round))
-            self.part.learn(request, self.lesson(request.round))
-        else:
-            self.desk.bench.load(model_of(tensors))
-            pictures = request.cases and self.pictures
-            self.part.score(self.cases(cast(Split, request.split)), pictures=pictures)
+            return self._learning(request, tensors)
+        return self._scoring(request, tensors)
 
-    def _end(self, turn: LearningTurn, request: Backward) -> tuple[Reply, Kept]:
-        """Send what is shared of this site's part, when the rest is kept."""
+    def _learning(self, request: Forward, tensors: Weights) -> LearningTurn:
+        desk, site = self.desk, self.desk.site
+        desk.sit_down(tensors)
+        desk.bench.set_rate(site.learning_rate(request.round))
+        desk.bench.model.train()
+        lesson = site.lesson(request.round)
+        epochs, steps = request.plan.epochs, request.plan.steps
+        batches = lesson.batches(epochs=epochs, steps=steps)
+        count = lesson.num_batches(epochs=epochs, steps=steps)
+        return LearningTurn(desk.bench, site.task, self.cut, request, batches, count)
+
+    def _scoring(self, request: Forward, tensors: Weights) -> ScoringTurn:
+        bench, site = self.desk.bench, self.desk.site
+        bench.load(model_of(tensors))
+        bench.model.eval()
+        examples = site.cases(cast(Split, request.split))
+        chunks = chunks_of(site.task, examples)
+        seen = shown(examples) if request.cases and site.shows_images else ()
+        return ScoringTurn(bench, site.task, self.cut, examples, iter(chunks), len(chunks), seen)
+
+    def _learned(self, request: Backward) -> tuple[Reply, Kept]:
+        """End a turn to train: send what is shared of this site's part, when the rest is kept."""
+        turn, self._turn = self._turn, None
+        assert isinstance(turn, LearningTurn)
         reply = Reply(
-            site=self.site,
+            site=self.desk.site.name,
             round=request.round,
             steps=turn.steps,
             metrics=turn.losses() | dict(request.losses),
@@ -262,3 +220,16 @@ class Turns:
         )
         rounds = {turn.opening.keep, turn.opening.since}
         return turn.tally.signed(reply), Kept(self.desk.private(), rounds)
+
+
+def _step(turn: Turn, request: Exchange) -> Weights:
+    """Do one step of a turn, and return what goes across the cut."""
+    match request:
+        case Forward():
+            return turn.forward()
+        case Tail():
+            return turn.tail(request.weights)
+        case Backward():
+            assert isinstance(turn, LearningTurn)
+            turn.backward(request.weights)
+            return {}

@@ -1,1 +1,1 @@
-"""What a consortium agrees on: the study file, its parts, its checks and its signatures."""
+"""This package holds what a consortium agrees on: the study, its file, checks and signatures."""

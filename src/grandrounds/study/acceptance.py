@@ -1,4 +1,4 @@
-"""A site's word that it takes part in a study: the study's SHA-256, signed with the site's key."""
+"""A site accepts a study by signing the study's SHA-256 with its own key."""
 
 import json
 from base64 import b64decode, b64encode
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from grandrounds.core.errors import BadSite
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_bytes
 from grandrounds.core.serialization import revive
 
 FOLDER = "accepted"
@@ -50,7 +50,7 @@ def accept(study: str, key: Path, certificate: Path) -> Acceptance:
     except (OSError, ValueError) as error:
         raise BadSite(f"{key.parent}: its key or certificate cannot be read ({error})") from None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    word = Acceptance(_named(proof), study, now, certificate.read_text())
+    word = Acceptance(common_name(proof), study, now, certificate.read_text())
     signature = cast(RSAPrivateKey, private).sign(word.statement, padding.PKCS1v15(), SHA256())
     return Acceptance(**asdict(word) | {"signature": b64encode(signature).decode()})
 
@@ -71,8 +71,8 @@ def check(word: Acceptance, *, site: str, study: str, root: Path) -> None:
         public.verify(signature, word.statement, padding.PKCS1v15(), SHA256())
     except (InvalidSignature, ValueError, TypeError):
         raise BadSite(f"site '{site}': the signature under its acceptance is not valid") from None
-    if {word.site, _named(proof)} != {site}:
-        raise BadSite(f"site '{site}' shows the acceptance of '{_named(proof)}'")
+    if {word.site, common_name(proof)} != {site}:
+        raise BadSite(f"site '{site}' shows the acceptance of '{common_name(proof)}'")
     _check_dates(site, proof)
 
 
@@ -89,8 +89,7 @@ def _check_dates(site: str, proof: x509.Certificate) -> None:
 def keep(word: Acceptance, folder: Path) -> Path:
     """Write an acceptance into a site's own folder, one file a study."""
     path = folder / FOLDER / f"{word.study}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, to_json(word))
+    write_bytes(path, to_json(word))
     return path
 
 
@@ -113,7 +112,7 @@ def from_json(data: bytes) -> Acceptance:
         raise BadSite(f"an acceptance cannot be read ({error}); accept the study anew") from None
 
 
-def _named(certificate: x509.Certificate) -> str:
-    """Give the common name that a certificate was made out to."""
+def common_name(certificate: x509.Certificate) -> str:
+    """Return the name that a certificate was made out to."""
     [name] = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return cast(str, name.value)

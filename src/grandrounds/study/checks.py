@@ -1,4 +1,4 @@
-"""The checks across the parts of a study: each refusal is one sentence."""
+"""A study is checked as a whole here; each refusal is one sentence."""
 
 import re
 from collections.abc import Callable, Mapping

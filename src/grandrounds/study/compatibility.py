@@ -1,4 +1,4 @@
-"""Which choices go together, and why others do not: each refusal is one sentence."""
+"""These checks say which method, topology, task and cut go together, and why others do not."""
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -25,10 +25,10 @@ from grandrounds.tasks.synthesis.networks import CONTRASTS
 from grandrounds.tasks.task import Task
 
 NOT_FEDERATED = ("local", "central", "pgan", "pix2pix")
-Problem: TypeAlias = Iterator[str]
+Problems: TypeAlias = Iterator[str]
 
 
-def method_problems(options: Mapping[str, object]) -> Problem:
+def method_problems(options: Mapping[str, object]) -> Problems:
     """Find options of a method that make no sense."""
     least = {"mu": 0, "strength": 0, "beta": 0, "head_epochs": 1}
     for name, low in least.items():
@@ -45,7 +45,7 @@ def method_problems(options: Mapping[str, object]) -> Problem:
             yield f"method.{name} is {value:g}; it must be from 0 to below 1"
 
 
-def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -> Problem:
+def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -> Problems:
     """Find an aggregation that fails, or that would change nothing."""
     kind, trim, shares = aggregation.kind, aggregation.trim, aggregation.shares
     plain = Aggregation(trim=trim)
@@ -76,9 +76,45 @@ def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -
         )
 
 
+def topology_problems(topology: Topology, sites: int) -> Problems:
+    """Find options of a topology that make no sense."""
+    if isinstance(topology, Star):
+        yield from _star_problems(topology, sites)
+    if isinstance(topology, Cyclic):
+        yield from _turn_problems(topology)
+
+
+def _star_problems(star: Star, sites: int) -> Problems:
+    if star.require != "all" and not 1 <= star.require <= sites:
+        yield (
+            f'topology.require is {star.require}; it must be "all" or a number from 1 to {sites}, '
+            "the sites of the study"
+        )
+    if star.patience < 0:
+        yield f"topology.patience is {star.patience:g} s; it must be 0 (wait for ever) or more"
+    if star.patience and star.require == "all":
+        yield (
+            'topology.patience would do nothing with topology.require = "all": '
+            "every site is waited for"
+        )
+
+
+def _turn_problems(cyclic: Cyclic) -> Problems:
+    for name, value in {"length": cyclic.length, "monitor": cyclic.monitor}.items():
+        if value < 0:
+            yield f"topology.{name} is {value}; it must be 0 or more"
+    if cyclic.turn == "steps" and cyclic.length < 1:
+        yield 'topology.turn = "steps" needs topology.length, the steps of a turn, 1 or more'
+    if cyclic.proportional and cyclic.turn == "epochs":
+        yield (
+            'topology.proportional would do nothing with topology.turn = "epochs": '
+            "an epoch is in proportion to the site already"
+        )
+
+
 def pair_problems(
     kind: str, method: Method, aggregation: Aggregation, topology: Topology
-) -> Problem:
+) -> Problems:
     """Find why a method cannot go over a topology."""
     name = type(topology).__name__.lower()
     if kind in NOT_FEDERATED and not isinstance(topology, Star):
@@ -92,7 +128,7 @@ def pair_problems(
         yield from _quorum_problems(kind, method)
 
 
-def _cyclic_problems(kind: str, method: Method, aggregation: Aggregation) -> Problem:
+def _cyclic_problems(kind: str, method: Method, aggregation: Aggregation) -> Problems:
     if method.plan.controls:
         yield (
             f'method "{kind}" makes no sense over topology "cyclic": control variates are means '
@@ -117,7 +153,7 @@ def _cyclic_problems(kind: str, method: Method, aggregation: Aggregation) -> Pro
         yield 'aggregation would do nothing over topology "cyclic": nothing is averaged there'
 
 
-def _quorum_problems(kind: str, method: Method) -> Problem:
+def _quorum_problems(kind: str, method: Method) -> Problems:
     if method.plan.controls:
         yield (
             f'method "{kind}" needs topology.require = "all": its control variates must hold '
@@ -125,45 +161,6 @@ def _quorum_problems(kind: str, method: Method) -> Problem:
         )
     if kind in NOT_FEDERATED:
         yield f'topology.require would do nothing for method "{kind}": no site waits for another'
-
-
-def topology_problems(topology: Topology, sites: int) -> Problem:
-    """Find options of a topology that make no sense."""
-    if isinstance(topology, Star):
-        yield from _star_problems(topology, sites)
-    if isinstance(topology, Cyclic):
-        yield from _turn_problems(topology)
-
-
-def _star_problems(star: Star, sites: int) -> Problem:
-    if star.require != "all" and not 1 <= star.require <= sites:
-        yield (
-            f'topology.require is {star.require}; it must be "all" or a number from 1 to {sites}, '
-            "the sites of the study"
-        )
-    if star.patience < 0:
-        yield f"topology.patience is {star.patience:g} s; it must be 0 (wait for ever) or more"
-    if star.patience and star.require == "all":
-        yield (
-            'topology.patience would do nothing with topology.require = "all": '
-            "every site is waited for"
-        )
-
-
-def _turn_problems(cyclic: Cyclic) -> Problem:
-    for name, value in {"length": cyclic.length, "monitor": cyclic.monitor}.items():
-        if value < 0:
-            yield f"topology.{name} is {value}; it must be 0 or more"
-    if cyclic.turn == "steps" and cyclic.length < 1:
-        yield 'topology.turn = "steps" needs topology.length, the steps of a turn, 1 or more'
-    if cyclic.proportional and cyclic.turn == "epochs":
-        yield (
-            'topology.proportional would do nothing with topology.turn = "epochs": '
-            "an epoch is in proportion to the site already"
-        )
-
-
-Problems: TypeAlias = Iterator[str]
 
 
 def check_split(study: Study) -> None:

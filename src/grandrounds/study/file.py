@@ -1,4 +1,4 @@
-"""Files that the package brings along."""
+"""A study file (TOML) becomes a checked study here, and a study becomes a file again."""
 
 import json
 import tomllib
@@ -10,7 +10,8 @@ from hashlib import sha256
 from importlib.resources import files
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import GenericAlias
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
@@ -18,14 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from grandrounds.algorithms import METHODS, TOPOLOGIES
 from grandrounds.core.errors import BadStudy
 from grandrounds.study.checks import resolved
-from grandrounds.study.study import Choice, Study
+from grandrounds.study.study import Study
 from grandrounds.tasks import TASKS, AnyTask
-
-
-def example(name: str) -> Path:
-    """Return the path of an example study that the package brings along, such as "tiny"."""
-    return Path(str(files("grandrounds.study"))) / "examples" / f"{name}.toml"
-
 
 Table = dict[str, Any]
 T = TypeVar("T")
@@ -35,6 +30,7 @@ CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
 }
 DEFAULTS = {"method": "pflsynth", "topology": "star"}
 DEFAULT_TASK = "synthesis"
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls such keys
 UNCHOSEN = ("seed", "server")  # the study's own seed; what a run builds for a split
 # Each switch can be set alone; together they are the settings of the code released with Dalmaz
 # et al. 2024, with a mapper that works.
@@ -48,6 +44,11 @@ PARITY: Table = {
     },
     "training": {"batch_size": 1, "schedule": "reference", "first_broadcast": False},
 }
+
+
+def example(name: str) -> Path:
+    """Return the path of an example study that the package brings along, such as "tiny"."""
+    return Path(str(files("grandrounds.study"))) / "examples" / f"{name}.toml"
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -84,31 +85,6 @@ def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "s
         raise BadStudy(f"{source}: {error}") from None
 
 
-def _task(table: object) -> AnyTask:
-    """Make a task's options: the table's, over the defaults of the size that it chose."""
-    if not isinstance(table, dict):
-        raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
-    given = cast(Table, table)
-    kind = given.get("kind", DEFAULT_TASK)
-    options = TASKS[_known("task.kind", kind, TASKS)]
-    size = options.sizes.get(given.get("model", ""), {})
-    return parse_table(options, _under(dict(size), given), "task.")
-
-
-def _known(path: str, word: object, words: Mapping[str, object]) -> str:
-    if not isinstance(word, str) or word not in words:
-        near = get_close_matches(str(word), words, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(words)}"
-        raise BadStudy(f"{path} = '{word}' is unknown; {hint}")
-    return word
-
-
-def parse_table(kind: type[T], table: Table, where: str = "") -> T:
-    """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
-    _refuse_unknown(kind, table, where)
-    return _checked(TypeAdapter(kind), table, where)
-
-
 def _apply(table: Table, override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
@@ -142,32 +118,23 @@ def _under(defaults: Table, table: Table) -> Table:
     return merged
 
 
-def _refuse_unknown(kind: type, table: Table, where: str) -> None:
-    hints = get_type_hints(kind)
-    for key, value in table.items():
-        if key not in hints:
-            raise _unknown(where + key, key, hints)
-        _refuse_unknown_in(hints[key], value, where + key)
+def _task(table: object) -> AnyTask:
+    """Make a task's options: the table's, over the defaults of the size that it chose."""
+    if not isinstance(table, dict):
+        raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
+    given = cast(Table, table)
+    kind = given.get("kind", DEFAULT_TASK)
+    options = TASKS[_known("task.kind", kind, TASKS)]
+    size = options.sizes.get(given.get("model", ""), {})
+    return parse_table(options, _under(dict(size), given), "task.")
 
 
-def _refuse_unknown_in(hint: Any, value: object, where: str) -> None:
-    arguments = get_args(hint)
-    if hint is Choice:
-        return
-    if is_dataclass(hint) and isinstance(value, dict):
-        _refuse_unknown(cast(type, hint), cast(Table, value), f"{where}.")
-    elif get_origin(hint) is tuple and isinstance(value, list):
-        for number, item in enumerate(cast(list[object], value)):
-            _refuse_unknown_in(arguments[0], item, f"{where}[{number}]")
-    elif get_origin(hint) is Mapping and isinstance(value, dict):
-        for key, item in cast(Table, value).items():
-            _refuse_unknown_in(arguments[1], item, f"{where}.{key}")
-
-
-def _unknown(path: str, key: str, known: Mapping[str, object]) -> BadStudy:
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"valid here: {', '.join(known)}"
-    return BadStudy(f"unknown key '{path}'; {hint}")
+def _known(path: str, word: object, words: Mapping[str, object]) -> str:
+    if not isinstance(word, str) or word not in words:
+        near = get_close_matches(str(word), words, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(words)}"
+        raise BadStudy(f"{path} = '{word}' is unknown; {hint}")
+    return word
 
 
 def _choice(key: str, table: object) -> Table:
@@ -179,11 +146,7 @@ def _choice(key: str, table: object) -> Table:
     given = dict(cast(Table, table))
     kind = _known(f"{key}.kind", given.pop("kind"), CHOICES[key])
     preset = CHOICES[key][kind]
-    known = _options(preset)
-    for name in given:
-        if name not in known:
-            raise _unknown(f"{key}.{name}", name, known or {"kind": ...})
-    options = _checked(TypeAdapter(options_model(kind, preset)), given, f"{key}.")
+    options = parse_table(options_model(kind, preset), given, f"{key}.")
     return {"kind": kind, "options": options.model_dump()}
 
 
@@ -200,20 +163,47 @@ def options_model(kind: str, preset: Callable[..., object]) -> Any:
     return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
 
 
-def _checked(adapter: TypeAdapter[Any], table: Table, where: str) -> Any:
+def parse_table(kind: type[T], table: Table, where: str = "") -> T:
+    """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
+    # In a tuple, as pydantic gives a dataclass no configuration; that of the tuple holds inside.
+    row: Any = GenericAlias(tuple, (kind,))
+    adapter: TypeAdapter[tuple[T]] = TypeAdapter(row, config=ConfigDict(extra="forbid"))
     try:
-        return adapter.validate_json(json.dumps(table, default=str), strict=True)
+        [made] = adapter.validate_json(json.dumps([table], default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
-        raise BadStudy(_sentence(where + path.removeprefix("."), cast(Table, first))) from None
+        problems = cast(list[Table], error.errors())
+        problem = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
+        raise BadStudy(_sentence(kind, where, problem)) from None
+    return made
 
 
-def _sentence(path: str, problem: Table) -> str:
+def _sentence(kind: type, where: str, problem: Table) -> str:
+    """Say what is wrong of what pydantic found in a table of this kind, with its dotted path."""
+    [_, *place] = problem["loc"]
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    path = where + path.removeprefix(".")
+    if problem["type"] in UNKNOWN:
+        return _unknown(path, place[-1], _keys(kind, place[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
         return f"'{path}' is missing; it is needed"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{path} = {problem['input']!r} is wrong; it should be {message}"
+
+
+def _unknown(path: str, key: str, known: Sequence[str]) -> str:
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid here: {', '.join(known)}"
+    return f"unknown key '{path}'; {hint}"
+
+
+def _keys(kind: Any, place: Sequence[str | int]) -> Sequence[str]:
+    """List the keys that are known at a place below a table of this kind."""
+    for step in place:
+        if is_dataclass(kind):
+            kind = get_type_hints(kind)[str(step)]
+        else:  # a tuple's item by its number, a mapping's by its key
+            kind = get_args(kind)[0 if isinstance(step, int) else 1]
+    return tuple(signature(kind).parameters) or ("kind",)  # a preset without options has its kind
 
 
 def to_table(study: Study) -> Table:

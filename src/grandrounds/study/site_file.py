@@ -1,4 +1,4 @@
-"""A site's own file: where its data lies. It never leaves the site."""
+"""A site's own file says where its data lies; it never leaves the site."""
 
 import os
 import tomllib

@@ -1,4 +1,4 @@
-"""What a consortium agrees on: the study as frozen dataclasses."""
+"""A study is what a consortium agrees on, in frozen dataclasses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

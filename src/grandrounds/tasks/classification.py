@@ -1,7 +1,8 @@
 """Classification: a small residual network tells from an image whether something is the case."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan
 from typing import ClassVar, Literal
 
@@ -14,7 +15,7 @@ from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, among, starting_with
 from grandrounds.data.availability import serves
-from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
+from grandrounds.data.cohort import Cohort, Session, Split
 from grandrounds.data.elements import Elements
 from grandrounds.models.classifiers import (
     CLASSIFIER,
@@ -33,9 +34,14 @@ from grandrounds.tasks.task import (
     Case,
     Labels,
     Picture,
+    Slice,
+    Visit,
     check_contrasts,
     check_counts,
     check_shares,
+    draw_index,
+    list_slices,
+    list_visits,
     require,
 )
 
@@ -112,28 +118,13 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Image:
-    """One slice of one session, and the findings that it can serve at its site.
-
-    `patient` is a pseudonym and `visit` a number: what the site calls either says too much.
-    """
-
-    site: str
-    patient: str
-    visit: int
-    session: Session
-    index: int
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True)
 class Images:
     """Examples of classification, flipped left to right with probability `flip` in training.
 
     Of an image with several findings one is drawn when a generator is given.
     """
 
-    images: tuple[Image, ...]
+    images: tuple[Slice[Finding], ...]
     reading: Reading
     flip: float
 
@@ -144,10 +135,11 @@ class Images:
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
         """Collate images: source (B, C, H, W) in [0, 1] and target (B, 1), 0 or 1."""
         chosen = [self.images[index] for index in indices]
-        findings = [_drawn(each.findings, generator) for each in chosen]
+        choices = [each.visit.labels for each in chosen]
+        findings = [labels[draw_index(len(labels), generator)] for labels in choices]
         pairs = list(zip(chosen, findings, strict=True))
-        sources = [self.reading.source(i.session, i.index, f) for i, f in pairs]
-        labels = [self.reading.label(i.session, i.index, f) for i, f in pairs]
+        sources = [self.reading.source(i.visit.session, i.index, f) for i, f in pairs]
+        labels = [self.reading.label(i.visit.session, i.index, f) for i, f in pairs]
         return {
             "source": torch.stack([self._flipped(source, generator) for source in sources]),
             "target": torch.tensor(labels)[:, None],
@@ -160,44 +152,19 @@ class Images:
 
     def case(self, index: int) -> Case:
         """Name an example."""
-        each = self.images[index]
-        label = f"{each.visit}/{each.index:03d}"
-        return Case(each.site, each.patient, label, each.findings[0].label)
+        return self.images[index].case()
 
 
-def _drawn(findings: tuple[Finding, ...], generator: Generator | None) -> Finding:
-    if generator is None or len(findings) == 1:
-        return findings[0]
-    return findings[int(torch.randint(len(findings), (), generator=generator))]
-
-
-def images_of(
-    cohort: Cohort, split: Split, findings: Sequence[Finding], *, each: bool
-) -> tuple[Image, ...]:
-    """List a split's slices that can serve at least one finding; `each` lists one for every one.
-
-    Raises `BadSite` where a patient's variable is neither 0 nor 1.
-    """
-    pseudonyms, visits = pseudonyms_of(cohort), visits_of(cohort)
-    found: list[Image] = []
-    for session in cohort.splits[split]:
-        served = tuple(_served(cohort.site, session, findings))
-        choices = [(finding,) for finding in served] if each else [served] if served else []
-        who = (cohort.site, pseudonyms[session.patient], visits[session.label], session)
-        found += [Image(*who, i, choice) for choice in choices for i in range(session.num_slices)]
-    return tuple(found)
-
-
-def _served(site: str, session: Session, findings: Sequence[Finding]) -> Iterator[Finding]:
-    for finding in findings:
-        value = session.values.get(finding.target, 0.0)
-        if serves(session, finding.label) and not isnan(value):
-            if value not in (0.0, 1.0):
-                raise BadSite(
-                    f"site '{site}': a patient's {finding.target} is {value:g}; "
-                    "classification needs 0 or 1."
-                )
-            yield finding
+def _is_known(site: str, session: Session, finding: Finding) -> bool:
+    """Tell whether a session serves a finding. Raises `BadSite` for a variable not 0 or 1."""
+    value = session.values.get(finding.target, 0.0)
+    known = serves(session, finding.label) and not isnan(value)
+    if known and value not in (0.0, 1.0):
+        raise BadSite(
+            f"site '{site}': a patient's {finding.target} is {value:g}; "
+            "classification needs 0 or 1."
+        )
+    return known
 
 
 @dataclass(frozen=True)
@@ -321,5 +288,9 @@ class ClassificationTask(BinaryTask):
         return self._images(cohorts, split, each=True)
 
     def _images(self, cohorts: Sequence[Cohort], split: Split, *, each: bool) -> Images:
-        found = [images_of(c, split, self.findings[c.site], each=each) for c in cohorts]
-        return Images(sum(found, ()), self.reading, self.options.flip)
+        visits = sum((self._visits(cohort, split, each=each) for cohort in cohorts), ())
+        return Images(list_slices(visits), self.reading, self.options.flip)
+
+    def _visits(self, cohort: Cohort, split: Split, *, each: bool) -> tuple[Visit[Finding], ...]:
+        known = partial(_is_known, cohort.site)
+        return list_visits(cohort, split, self.findings[cohort.site], each=each, served=known)

@@ -14,8 +14,7 @@ from torch.nn import functional
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, among, starting_with
-from grandrounds.data.availability import serves
-from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
+from grandrounds.data.cohort import Cohort, Session, Split
 from grandrounds.data.elements import Elements
 from grandrounds.models.layers import batch_norm_names
 from grandrounds.models.segmentation_unet import (
@@ -36,10 +35,15 @@ from grandrounds.tasks.task import (
     Case,
     Labels,
     Picture,
+    Slice,
     StagedTask,
+    Visit,
     check_contrasts,
     check_shares,
     check_size,
+    draw_index,
+    list_slices,
+    list_visits,
     require,
 )
 
@@ -148,20 +152,6 @@ def check_label(site: str, label: str, elements: Elements) -> None:
 THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
 
 
-@dataclass(frozen=True)
-class Volume:
-    """One session, and the delineations that it can serve at its site.
-
-    `patient` is a pseudonym and `visit` a number: what the site calls either says too much.
-    """
-
-    site: str
-    patient: str
-    visit: int
-    session: Session
-    delineations: tuple[Delineation, ...]
-
-
 def as_volume(batch: Batch) -> Batch:
     """Stack the slices of a batch to one volume: (1, C, D, H, W)."""
     return {
@@ -177,14 +167,6 @@ def as_slices(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one training example is cut from: a volume, and the slice where it begins."""
-
-    volume: Volume
-    first: int
-
-
-@dataclass(frozen=True)
 class Parts:
     """Training examples, flipped left to right with probability `flip`.
 
@@ -193,7 +175,7 @@ class Parts:
     delineations is drawn each time.
     """
 
-    volumes: tuple[Volume, ...]
+    volumes: tuple[Visit[Delineation], ...]
     channels: Channels
     flip: float
     patch: tuple[int, int, int] | None = None
@@ -203,9 +185,8 @@ class Parts:
         return len(self._parts)
 
     @cached_property
-    def _parts(self) -> list[Part]:
-        step = self.patch[0] if self.patch else 1
-        return [Part(v, k) for v in self.volumes for k in range(0, v.session.num_slices, step)]
+    def _parts(self) -> tuple[Slice[Delineation], ...]:
+        return list_slices(self.volumes, step=self.patch[0] if self.patch else 1)
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
         """Collate slices (B, C, H, W) or patches (B, C, D, H, W), as `Channels` describes them."""
@@ -213,21 +194,21 @@ class Parts:
         samples = [self._sample(self._parts[index], draw) for index in indices]
         return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
 
-    def _sample(self, part: Part, draw: Generator) -> Batch:
-        choices = part.volume.delineations
-        delineation = choices[_drawn(len(choices), draw)]
+    def _sample(self, part: Slice[Delineation], draw: Generator) -> Batch:
+        labels = part.visit.labels
+        delineation = labels[draw_index(len(labels), draw)]
         sample = self._cut(part, delineation, draw)
         if float(torch.rand((), generator=draw)) >= self.flip:
             return sample
         return {n: t if n == "asked" else t.flip(-1) for n, t in sample.items()}
 
-    def _cut(self, part: Part, delineation: Delineation, draw: Generator) -> Batch:
-        session = part.volume.session
+    def _cut(self, part: Slice[Delineation], delineation: Delineation, draw: Generator) -> Batch:
+        session = part.visit.session
         if self.patch is None:
-            return self.channels.batch(session, slice(part.first, part.first + 1), delineation)
+            return self.channels.batch(session, slice(part.index, part.index + 1), delineation)
         depth, height, width = self.patch
         first, top, left = (
-            _drawn(max(1, whole - own + 1), draw)
+            draw_index(max(1, whole - own + 1), draw)
             for whole, own in zip(_shape(session), self.patch, strict=True)
         )
         found = as_volume(self.channels.batch(session, slice(first, first + depth), delineation))
@@ -239,10 +220,7 @@ class Parts:
 
     def case(self, index: int) -> Case:
         """Name an example."""
-        part = self._parts[index]
-        volume = part.volume
-        label = f"{volume.visit}/{part.first:03d}"
-        return Case(volume.site, volume.patient, label, volume.delineations[0].label)
+        return self._parts[index].case()
 
 
 def _shape(session: Session) -> tuple[int, int, int]:
@@ -250,15 +228,11 @@ def _shape(session: Session) -> tuple[int, int, int]:
     return slices, height, width
 
 
-def _drawn(count: int, generator: Generator) -> int:
-    return int(torch.randint(count, (), generator=generator)) if count > 1 else 0
-
-
 @dataclass(frozen=True)
 class Volumes:
     """Cases to score: each is a whole session with one delineation."""
 
-    volumes: tuple[Volume, ...]
+    volumes: tuple[Visit[Delineation], ...]
     channels: Channels
     dims: int
 
@@ -271,31 +245,12 @@ class Volumes:
         assert generator is None, "what is scored is never drawn"
         [index] = indices
         volume = self.volumes[index]
-        found = self.channels.batch(volume.session, slice(None), volume.delineations[0])
+        found = self.channels.batch(volume.session, slice(None), volume.labels[0])
         return as_volume(found) if self.dims == 3 else found
 
     def case(self, index: int) -> Case:
         """Name a case."""
-        volume = self.volumes[index]
-        label = volume.delineations[0].label
-        return Case(volume.site, volume.patient, str(volume.visit), label)
-
-
-def volumes_of(
-    cohort: Cohort, split: Split, delineations: Sequence[Delineation], *, each: bool
-) -> tuple[Volume, ...]:
-    """List a split's sessions that can serve at least one delineation.
-
-    `each` lists a session once for every delineation.
-    """
-    pseudonyms, visits = pseudonyms_of(cohort), visits_of(cohort)
-    found: list[Volume] = []
-    for session in cohort.splits[split]:
-        served = tuple(d for d in delineations if serves(session, d.label))
-        choices = [(d,) for d in served] if each else [served] if served else []
-        who = (cohort.site, pseudonyms[session.patient], visits[session.label])
-        found += [Volume(*who, session, choice) for choice in choices]
-    return tuple(found)
+        return self.volumes[index].case()
 
 
 def greys(structures_SHW: Tensor) -> Tensor:
@@ -485,9 +440,9 @@ class SegmentationTask(StagedTask):
 
     def _volumes(
         self, cohorts: Sequence[Cohort], split: Split, *, each: bool
-    ) -> tuple[Volume, ...]:
-        found = [volumes_of(c, split, self.delineations[c.site], each=each) for c in cohorts]
-        return sum(found, ())
+    ) -> tuple[Visit[Delineation], ...]:
+        visits = [list_visits(c, split, self.delineations[c.site], each=each) for c in cohorts]
+        return sum(visits, ())
 
 
 def _only(name: str, scores: Sequence[CaseScore]) -> list[CaseScore]:

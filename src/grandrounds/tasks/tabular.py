@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, among, starting_with
-from grandrounds.data.availability import VARIABLES, serves
-from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
+from grandrounds.data.availability import VARIABLES
+from grandrounds.data.cohort import Cohort, Session, Split
 from grandrounds.data.elements import Elements
 from grandrounds.models.classifiers import HIDDEN, OUTPUT, Perceptron, build_perceptron
 from grandrounds.tasks.binary import METRIC, BinaryTask, binary_summary
@@ -25,6 +25,7 @@ from grandrounds.tasks.task import (
     Labels,
     Picture,
     check_shares,
+    list_visits,
     require,
 )
 
@@ -115,30 +116,14 @@ class Rows:
 
 
 def rows_of(cohort: Cohort, split: Split, variables: Variables) -> tuple[Row, ...]:
-    """List the patients of a split whose target is known, on the site's own scale.
-
-    `patient` is a pseudonym and `visit` a number: what the site calls either says too much.
-    """
-    pseudonyms, visits = pseudonyms_of(cohort), visits_of(cohort)
+    """List the patients of a split whose target is known, on the site's own scale."""
     scale = Scale.of(variables.values(cohort.splits["train"]))
-    served = [session for session in cohort.splits[split] if serves(session, variables.label)]
-    sources = scale(variables.values(served))
+    visits = list_visits(cohort, split, (variables,), each=True)
+    sources = scale(variables.values([visit.session for visit in visits]))
     return tuple(
-        Row(
-            Case(
-                cohort.site,
-                pseudonyms[session.patient],
-                str(visits[session.label]),
-                variables.label,
-            ),
-            source,
-            session.values[variables.target] > variables.threshold,
-        )
-        for session, source in zip(served, sources, strict=True)
+        Row(v.case(), source, v.session.values[variables.target] > variables.threshold)
+        for v, source in zip(visits, sources, strict=True)
     )
-
-
-NONE = among(frozenset())
 
 
 @dataclass(frozen=True)
@@ -250,7 +235,7 @@ class TabularTask(BinaryTask):
         return {
             "hidden": starting_with(f"{PART}.{HIDDEN}"),
             "output": starting_with(output),
-            "norm": NONE,
+            "norm": among(frozenset()),
             "head": starting_with(output),
             "upper": starting_with(last, output),
             "all": starting_with(f"{PART}."),

@@ -1,19 +1,20 @@
 """A task knows models, losses and scores. It knows nothing of federations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.weights import Filter, Weights, starting_with
-from grandrounds.data.cohort import Cohort, Split
+from grandrounds.data.availability import serves
+from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
 from grandrounds.data.elements import Elements
 from grandrounds.models.layers import Staged
 
@@ -74,6 +75,85 @@ class Case:
     task: str
 
 
+class TaskLabel(Protocol):
+    """What a site's task label in the study says, such as "T1w->T2w"."""
+
+    @property
+    def label(self) -> str:
+        """Write the label."""
+        ...
+
+
+AnyLabel = TypeVar("AnyLabel", bound=TaskLabel)
+
+
+def has_all(session: Session, label: TaskLabel) -> bool:
+    """Tell whether a session has all that a task label names."""
+    return serves(session, label.label)
+
+
+@dataclass(frozen=True)
+class Visit(Generic[AnyLabel]):
+    """One session of a patient, and the task labels that it serves at its site.
+
+    `patient` is a pseudonym and `number` counts the patient's sessions: what the site calls either
+    says too much.
+    """
+
+    site: str
+    patient: str
+    number: int
+    session: Session
+    labels: tuple[AnyLabel, ...]
+
+    def case(self) -> Case:
+        """Name the session with the first of its labels as one case."""
+        return Case(self.site, self.patient, str(self.number), self.labels[0].label)
+
+
+@dataclass(frozen=True)
+class Slice(Generic[AnyLabel]):
+    """One slice of a visit, or the first one of a patch."""
+
+    visit: Visit[AnyLabel]
+    index: int
+
+    def case(self) -> Case:
+        """Name the slice as one case."""
+        return replace(self.visit.case(), case=f"{self.visit.number}/{self.index:03d}")
+
+
+def list_visits(
+    cohort: Cohort,
+    split: Split,
+    labels: Sequence[AnyLabel],
+    *,
+    each: bool,
+    served: Callable[[Session, AnyLabel], bool] = has_all,
+) -> tuple[Visit[AnyLabel], ...]:
+    """List a split's sessions that serve a label; `each` lists one once for every label."""
+    pseudonyms, numbers = pseudonyms_of(cohort), visits_of(cohort)
+    visits: list[Visit[AnyLabel]] = []
+    for session in cohort.splits[split]:
+        usable = tuple(label for label in labels if served(session, label))
+        choices = [(label,) for label in usable] if each else [usable] if usable else []
+        who = (cohort.site, pseudonyms[session.patient], numbers[session.label], session)
+        visits += [Visit(*who, choice) for choice in choices]
+    return tuple(visits)
+
+
+def list_slices(visits: Sequence[Visit[AnyLabel]], *, step: int = 1) -> tuple[Slice[AnyLabel], ...]:
+    """List every slice of some visits, or every `step`-th one."""
+    return tuple(Slice(v, index) for v in visits for index in range(0, v.session.num_slices, step))
+
+
+def draw_index(count: int, generator: Generator | None) -> int:
+    """Draw one of `count` indices; it is the first without a generator, or where there is one."""
+    if generator is None or count == 1:
+        return 0
+    return int(torch.randint(count, (), generator=generator))
+
+
 class Examples(Protocol):
     """What a site trains on or is scored on; example i is the same at any time."""
 
@@ -81,7 +161,7 @@ class Examples(Protocol):
         """Count the examples."""
         ...
 
-    def batch(self, indices: Sequence[int], generator: torch.Generator | None) -> Batch:
+    def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
         """Collate examples; a generator draws tasks and augmentation, without it all is fixed."""
         ...
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.cli.commands import check_study, run_study
-from grandrounds.core.errors import BadSite
 from grandrounds.core.events import Failed
 from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Request, Train
@@ -20,17 +18,19 @@ from tests.helpers.federation import fail_when
 TINY = example("tiny")
 
 
-def test_check_prints_the_study_and_what_it_costs(capsys: pytest.CaptureFixture[str]):
-    check_study(TINY, overrides=[], sites=[], as_json=False, quiet=False)
-    said = capsys.readouterr().out
+def test_check_prints_the_study_and_what_it_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    said = inside(monkeypatch, capsys, "check", TINY).out
     for words in ("Tensor policy", "bottleneck_late", "a round:", "memory: about", "SHA-256"):
         assert words in said
 
 
-def test_check_says_what_may_surprise(capsys: pytest.CaptureFixture[str]):
-    fedbn = 'method={kind="fedbn"}'
-    check_study(TINY, overrides=[fedbn, "task.norm=instance"], sites=[], as_json=True, quiet=False)
-    facts = json.loads(capsys.readouterr().out)
+def test_check_says_what_may_surprise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ("--set", 'method={kind="fedbn"}', "--set", "task.norm=instance", "--json")
+    facts = json.loads(inside(monkeypatch, capsys, "check", TINY, *words).out)
     assert facts["notes"] == [
         "fedbn changes nothing here: the network has no batch norm, so this is FedAvg"
     ]
@@ -40,46 +40,46 @@ def test_check_says_what_may_surprise(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.slow
 def test_check_counts_what_a_real_site_has_and_names_nobody(
-    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    real_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     site = tmp_path / "site.toml"
     site.write_text(f'name = "ljubljana-15t"\ndata = "{real_data}/mri/site-lju15t"\n')
-    check_study(example("real"), overrides=[], sites=[site], as_json=False, quiet=False)
-    said = capsys.readouterr().out
+    said = inside(monkeypatch, capsys, "check", example("real"), "--site", site).out
     assert "2 of 7 sessions lack T2w" in said
     assert "sub-" not in said
     assert str(real_data) not in said
 
 
-def test_a_site_file_of_another_study_is_refused(tmp_path: Path):
+def test_a_site_file_of_another_study_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     site = tmp_path / "site.toml"
     site.write_text('name = "elsewhere"\ndata = "."\n')
-    with pytest.raises(BadSite, match="no real site named 'elsewhere'"):
-        check_study(example("real"), overrides=[], sites=[site], as_json=False, quiet=True)
+    done = inside(monkeypatch, capsys, "check", example("real"), "--site", site)
+    assert done.code == 2
+    assert "no real site named 'elsewhere'" in done.err
 
 
-def test_a_run_prints_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    made = {"sites": [], "resume": False, "workers": 1, "as_json": False, "quiet": False}
-    run_study(
-        TINY,
-        out=tmp_path / "run",
-        overrides=["rounds=1", "task.norm=instance", 'method={kind="fedbn"}'],
-        **made,
-    )
-    said = capsys.readouterr()
+def test_a_run_prints_its_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    overrides = ("--rounds", "1", "--set", "task.norm=instance", "--set", 'method={kind="fedbn"}')
+    said = inside(monkeypatch, capsys, "run", TINY, "--out", tmp_path / "run", *overrides)
     assert "Test PSNR in dB" in said.out
     assert "report.html" in said.out
     assert "note: fedbn changes nothing here" in said.err
 
 
 def test_the_report_the_table_and_the_check_count_the_same_bytes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    options = {"overrides": ["rounds=2"], "sites": [], "quiet": True}
-    run_study(TINY, out=tmp_path / "run", resume=False, workers=1, as_json=False, **options)
-    capsys.readouterr()
-    check_study(TINY, as_json=True, **options)
-    promised = json.loads(capsys.readouterr().out)["bytes_per_run"]
+    words = (TINY, "--set", "rounds=2", "--quiet")
+    inside(monkeypatch, capsys, "run", *words, "--out", tmp_path / "run")
+    checked = inside(monkeypatch, capsys, "check", *words, "--json").out
+    promised = json.loads(checked)["bytes_per_run"]
     with (tmp_path / "run" / "rounds.csv").open() as file:
         rows = list(csv.DictReader(file))
     [arm] = read_facts(tmp_path / "run").arms

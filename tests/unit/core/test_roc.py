@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grandrounds.core.roc import auc, balanced_accuracy, bootstrap_interval, sensitivity_at
+from grandrounds.core.roc import auc, balanced_accuracy, sensitivity_at
 
 FOUND = [0.1, 0.4, 0.35, 0.8]
 REAL = [0, 0, 1, 1]
@@ -74,39 +74,3 @@ def test_one_class_only_is_undefined(real: list[int]):
     assert math.isnan(auc(FOUND, real))
     assert math.isnan(balanced_accuracy(FOUND, real))
     assert math.isnan(sensitivity_at(FOUND, real, specificity=0.9))
-
-
-def patients(count: int, cases: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Patients whose cases all are the same, half of them positive and a little higher."""
-    draw = np.random.default_rng(2)
-    real = np.arange(count) % 2
-    found = draw.normal(0.5 + 0.2 * real, 0.2)
-    return [(np.full(cases, f), np.full(cases, float(r))) for f, r in zip(found, real, strict=True)]
-
-
-def test_an_interval_covers_the_value_is_seeded_and_shrinks_with_more_patients():
-    few, many = patients(20), patients(320)
-    low, high = bootstrap_interval(few, auc, seed=1)
-    value = auc(*(np.concatenate(each) for each in zip(*few, strict=True)))
-    assert 0 < low < value < high <= 1
-    assert bootstrap_interval(few, auc, seed=1) == (low, high)
-    assert bootstrap_interval(few, auc, seed=2) != (low, high)
-    narrow_low, narrow_high = bootstrap_interval(many, auc, seed=1)
-    assert narrow_high - narrow_low < (high - low) / 2
-
-
-def test_an_interval_is_over_patients_not_over_their_cases():
-    """Ten copies of each case tell nothing new."""
-    once, often = (bootstrap_interval(patients(20, n), auc, seed=1) for n in (1, 10))
-    assert once == pytest.approx(often, abs=1e-12)
-
-
-def test_draws_of_one_class_are_left_out():
-    two = patients(2)
-    assert (
-        bootstrap_interval(two, auc, seed=1)
-        == (auc(*map(np.concatenate, zip(*two, strict=True))),) * 2
-    )
-    low, high = bootstrap_interval([two[0]], auc, seed=1)
-    assert math.isnan(low)
-    assert math.isnan(high)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, tensor
 
 from grandrounds.core.errors import BadFolder, BadUpdate, DiskFailed
-from grandrounds.core.files import write_atomically
+from grandrounds.core.files import write_bytes
 from grandrounds.core.weights import (
     Weights,
     among,
@@ -209,14 +209,14 @@ def test_a_disk_that_fails_to_flush_leaves_the_old_file_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = tmp_path / "study.toml"
-    write_atomically(path, b"old")
+    write_bytes(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DiskFailed, match="No space left on device; what was saved before is"):
-        write_atomically(path, b"new")
+        write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from grandrounds.core.errors import BadFolder
-from grandrounds.data.cohort import Session
+from grandrounds.data.cohort import HEADROOM, Session
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import (
-    HEADROOM,
     cache_key,
     cached_session,
     prepare_cohort,

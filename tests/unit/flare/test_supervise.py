@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from grandrounds.core.errors import BadStudy, RunFailed
+from grandrounds.core.errors import RunFailed
 from grandrounds.engines.remote import Patience
+from tests.helpers.command import inside
 from tests.helpers.federation import tiny
 from tests.helpers.flare_federation import needs_flare
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
-from grandrounds.cli.federating import Submission
 from grandrounds.flare import supervise as steady
 from grandrounds.flare.session import DONE, LOST, Job, NoServer
 from grandrounds.flare.supervise import Steady, is_loss
@@ -152,8 +152,10 @@ def test_what_counts_as_a_loss(status: str, reason: str, expected: bool):
     assert is_loss(Job("1", "tiny", status, "", {}), reason) is expected
 
 
-def test_who_does_not_wait_cannot_resume_by_itself(tmp_path: Path):
-    with pytest.raises(BadStudy, match="leave out --no-wait"):
-        Submission(tmp_path, tmp_path, (), 20.0, 0.0, quiet=True).go(
-            resume=False, wait=False, on_loss="wait", as_json=False
-        )
+def test_who_does_not_wait_cannot_resume_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ("federation", "submit", tmp_path, "--kit", tmp_path, "--on-loss", "wait", "--no-wait")
+    done = inside(monkeypatch, capsys, *words)
+    assert done.code == 2
+    assert "leave out --no-wait" in done.err

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.errors import BadFolder
+from grandrounds.core.run_folder import SCORE_COLUMNS
 from grandrounds.report.analysis.cross_site import Crossing, crossings
 from grandrounds.report.analysis.facts import read_facts
-from grandrounds.report.analysis.folder import COLUMNS
 from grandrounds.report.page.html import write_report
 from grandrounds.report.prose.generalisation import alike, travels
 from tests.helpers.run_folders import FEDAVG, PFLSYNTH, Plan, run_folder, write_comparison
@@ -34,7 +34,7 @@ def write_matrix(
     """Write two patients of each site, one of them with two slices."""
     with (folder / "matrix.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("model", *COLUMNS))
+        writer.writerow(("model", *SCORE_COLUMNS))
         for model, row in means.items():
             for site, mean in row.items():
                 head = [model, "an-arm", seed, site]
@@ -142,6 +142,6 @@ def test_without_a_matrix_there_is_no_section(tmp_path: Path):
 
 def test_a_matrix_without_its_first_column_is_explained(tmp_path: Path):
     folder = crossed(tmp_path)
-    (run_folder(folder, "pflsynth") / "matrix.csv").write_text(",".join(COLUMNS) + "\n")
+    (run_folder(folder, "pflsynth") / "matrix.csv").write_text(",".join(SCORE_COLUMNS) + "\n")
     with pytest.raises(BadFolder, match=r"matrix\.csv: no column model"):
         read_facts(folder)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from grandrounds.cli.output import show
+from grandrounds.core.run_folder import SCORE_COLUMNS
 from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.facts import Facts, read_facts
-from grandrounds.report.analysis.folder import COLUMNS
 from grandrounds.report.page.html import write_report
 from grandrounds.report.prose import sentences as verdicts
 from grandrounds.report.prose.summary import summary
@@ -38,7 +38,7 @@ def classified(folder: Path, rows: Iterable[Row], *, task: str = TASK, plan: Pla
     (folder / "study.toml").write_text(f'{text}\n[elements]\nvariables = ["age", "pneumonia"]\n')
     with (folder / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(SCORE_COLUMNS)
         for site, patient, case, probability, label in rows:
             right = float((probability >= 0.5) == (label > 0))
             values = {"log_loss": abs(label - probability), "accuracy": right}

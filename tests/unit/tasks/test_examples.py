@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from grandrounds.data.cohort import Cohort, Session
-from grandrounds.tasks.synthesis.examples import Augmentation, Coding, Pair, Slices, slices_of
+from grandrounds.data.cohort import Cohort, Session, Split
+from grandrounds.tasks.synthesis.examples import Augmentation, Coding, Pair, Slices
+from grandrounds.tasks.task import Slice, list_slices, list_visits
 
 T1_T2, T2_PD, PD_T1 = Pair("T1w", "T2w"), Pair("T2w", "PDw"), Pair("PDw", "T1w")
 CONTRASTS = ("T1w", "T2w", "PDw")
@@ -33,8 +34,14 @@ COHORT = Cohort(
 )
 
 
-def examples(*pairs: Pair, split: str = "train", each_pair: bool = False, **change: object):
-    found = slices_of(COHORT, split, pairs, each_pair=each_pair)  # pyright: ignore[reportArgumentType]
+def slices_of(
+    cohort: Cohort, split: Split, pairs: tuple[Pair, ...], *, each: bool = False
+) -> tuple[Slice[Pair], ...]:
+    return list_slices(list_visits(cohort, split, pairs, each=each))
+
+
+def examples(*pairs: Pair, split: Split = "train", each: bool = False, **change: object):
+    found = slices_of(COHORT, split, pairs, each=each)
     return Slices(found, CODING, replace(STILL, **change))  # pyright: ignore[reportArgumentType]
 
 
@@ -70,19 +77,19 @@ def test_a_label_reads_back():
 
 def test_training_lists_each_slice_once_and_evaluation_once_for_each_pair():
     assert len(examples(T1_T2, T2_PD)) == 4
-    assert len(examples(T1_T2, T2_PD, each_pair=True)) == 6
-    assert len(examples(T1_T2, T2_PD, split="test", each_pair=True)) == 4
+    assert len(examples(T1_T2, T2_PD, each=True)) == 6
+    assert len(examples(T1_T2, T2_PD, split="test", each=True)) == 4
     assert len(examples(T1_T2, split="validation")) == 0
 
 
 def test_a_slice_serves_only_pairs_whose_contrasts_its_session_has():
-    served = {e.patient: e.pairs for e in examples(T1_T2, T2_PD).slices}
+    served = {e.visit.patient: e.visit.labels for e in examples(T1_T2, T2_PD).slices}
     assert sorted(served.values(), key=len) == [(T1_T2,), (T1_T2, T2_PD)]
     assert len(examples(T2_PD)) == 2
 
 
 def test_a_batch_pairs_source_and_target_with_their_codes():
-    batch = examples(T1_T2, PD_T1, split="test", each_pair=True).batch([0, 1, 3], None)
+    batch = examples(T1_T2, PD_T1, split="test", each=True).batch([0, 1, 3], None)
     source, target = batch["source"][:, 0, 0, 0], batch["target"][:, 0, 0, 0]
     assert batch["source"].shape == batch["target"].shape == (3, 1, 4, 6)
     assert ((source + 1) / 2).tolist() == pytest.approx([0.0, 0.1, 0.6])
@@ -158,13 +165,13 @@ def test_resize_and_crop_keeps_the_size_and_the_range_and_moves_both_images_toge
 
 
 def test_evaluation_without_a_generator_is_the_same_every_time():
-    found = examples(T1_T2, split="test", each_pair=True, flip=1.0, crop="resize-crop")
+    found = examples(T1_T2, split="test", each=True, flip=1.0, crop="resize-crop")
     first, again = found.batch([0, 1], None), found.batch([0, 1], None)
     assert torch.equal(first["source"], again["source"])
 
 
 def test_a_case_is_named_by_pseudonyms():
-    found = examples(T1_T2, split="test", each_pair=True)
+    found = examples(T1_T2, split="test", each=True)
     case = found.case(1)
     assert (case.site, case.case, case.task) == ("alder", "1/001", "T1w->T2w")
     assert case.patient in {"p001", "p002", "p003"}
@@ -173,20 +180,20 @@ def test_a_case_is_named_by_pseudonyms():
 def test_pseudonyms_hold_no_patient_label_and_do_not_follow_the_alphabet():
     patients = tuple(session(f"sub-{number:02d}") for number in range(20))
     cohort = Cohort("alder", {"train": patients, "validation": (), "test": ()})
-    found = slices_of(cohort, "train", (T1_T2,), each_pair=False)
-    given = {each.session.patient: each.patient for each in found}
+    found = slices_of(cohort, "train", (T1_T2,))
+    given = {each.visit.session.patient: each.visit.patient for each in found}
     assert sorted(given.values()) == [f"p{number:03d}" for number in range(1, 21)]
     assert [given[patient] for patient in sorted(given)] != sorted(given.values())
 
 
 def test_pseudonyms_tell_nothing_of_the_split_and_differ_between_sites():
     """The numbers of a patient must not change when another split is listed."""
-    train = slices_of(COHORT, "train", (T1_T2,), each_pair=False)
-    test = slices_of(COHORT, "test", (T1_T2,), each_pair=True)
-    assert len({each.patient for each in (*train, *test)}) == 3
+    train = slices_of(COHORT, "train", (T1_T2,))
+    test = slices_of(COHORT, "test", (T1_T2,), each=True)
+    assert len({each.visit.patient for each in (*train, *test)}) == 3
     patients = tuple(session(f"sub-{number:02d}") for number in range(20))
     orders = [
-        [each.patient for each in slices_of(cohort, "train", (T1_T2,), each_pair=False)]
+        [each.visit.patient for each in slices_of(cohort, "train", (T1_T2,))]
         for cohort in (Cohort(s, {"train": patients}) for s in ("alder", "birch"))
         for cohort in (replace(cohort, splits={**cohort.splits, "validation": (), "test": ()}),)
     ]
@@ -197,14 +204,14 @@ def test_a_case_does_not_carry_the_sites_own_label_of_a_session():
     """Session labels are often dates; a case is a pseudonym that only the site can resolve."""
     dated = replace(session("sub-smith"), session="ses-20240131")
     cohort = Cohort("alder", {"train": (), "validation": (), "test": (dated,)})
-    found = slices_of(cohort, "test", (T1_T2,), each_pair=True)
+    found = slices_of(cohort, "test", (T1_T2,), each=True)
     assert "20240131" not in Slices(found, CODING, STILL).case(0).case
 
 
 def test_two_sessions_of_a_patient_are_one_patient_and_different_cases():
     twice = tuple(replace(session("sub-smith"), session=label) for label in ("ses-1", "ses-2"))
     cohort = Cohort("alder", {"train": (), "validation": (), "test": twice})
-    found = Slices(slices_of(cohort, "test", (T1_T2,), each_pair=True), CODING, STILL)
+    found = Slices(slices_of(cohort, "test", (T1_T2,), each=True), CODING, STILL)
     cases = [found.case(index) for index in range(len(found))]
     assert {case.patient for case in cases} == {"p001"}
     assert len({case.case for case in cases}) == len(cases) == 4

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.seeds import seed_for
-from grandrounds.data.cohort import Session, Split
+from grandrounds.data.cohort import HEADROOM, Session, Split
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulation.anatomy import (
     BRAIN,
@@ -24,7 +24,6 @@ from grandrounds.data.simulation.fields import Array, Axes, blurred, random_fiel
 from grandrounds.data.simulation.signal import FIELDS, TISSUES, Properties, Sequence
 
 SIMULATOR_VERSION = 2  # part of every cache key: raise it whenever voxels or masks would change
-HEADROOM = 1.2  # the 99th percentile inside the brain becomes 1 / HEADROOM
 SLAB, SHIFT = 24.0, 2.5  # mm above and below the middle; mm by which a patient's slab moves
 BIAS_RADIUS = 80.0  # mm; within it the bias is at most as large as the scanner says
 TEXTURE, TEXTURE_WIDTH = 0.025, 2.0  # share of the signal, mm

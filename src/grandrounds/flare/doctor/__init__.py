@@ -1,4 +1,4 @@
-"""What may stop a party of a federation, looked for before it does: a line each, with the mend."""
+"""The doctor looks for what may stop a party of a federation, and says how to mend it."""
 
 from collections.abc import Callable, Mapping
 

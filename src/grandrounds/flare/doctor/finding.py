@@ -1,4 +1,4 @@
-"""What a check looks at, and what it says."""
+"""Each check of the doctor looks at a party and returns a finding."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checks of who a party is: its certificate, its private key, and the clock that judges them."""
+"""These checks ask who a party is: its certificate, its private key, and the clock."""
 
 import json
 import stat
@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509.oid import NameOID
 
 from grandrounds.core.errors import BadSite
 from grandrounds.flare.doctor.finding import Finding, Party, bad, ok
 from grandrounds.flare.kit import Kit
+from grandrounds.study.acceptance import common_name
 
 NEW_KIT = "ask the coordinator for a new kit (grandrounds federation provision)"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -25,10 +25,10 @@ def chain(party: Party) -> Finding:
         own.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError):
         return bad(f"{party.certificate.name} was not issued by the kit's rootCA.pem", NEW_KIT)
-    named, name = _common_name(own), _name(party.kit)
+    named, name = common_name(own), _name(party.kit)
     if named != name:
         return bad(f"{party.certificate.name} is made out to '{named}', not to '{name}'", NEW_KIT)
-    return ok(f"issued to '{name}' by the federation's authority, '{_common_name(authority)}'")
+    return ok(f"issued to '{name}' by the federation's authority, '{common_name(authority)}'")
 
 
 def dates(party: Party) -> Finding:
@@ -73,11 +73,6 @@ def _read(party: Party) -> tuple[x509.Certificate, x509.Certificate]:
         return x509.load_pem_x509_certificate(own), x509.load_pem_x509_certificate(authority)
     except (OSError, ValueError) as error:
         raise BadSite(f"a certificate cannot be read ({error}); {NEW_KIT}") from None
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    [name] = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(name.value)
 
 
 def _name(kit: Kit) -> str:

@@ -1,4 +1,4 @@
-"""Checks of the machine: what is installed, and what there is room for."""
+"""These checks ask what is installed on a machine, and what it has room for."""
 
 import platform
 import shutil
@@ -9,7 +9,7 @@ import torch
 
 from grandrounds.core.device import choose_device, num_cores, physical_memory
 from grandrounds.flare.doctor.finding import GIB, Finding, Party, bad, ok, skipped
-from grandrounds.runs.costs import estimate
+from grandrounds.runs.costs import estimate, plan_run
 
 NVFLARE = "2.9"
 LEAST_DISK = 2 * GIB  # for NVFlare's logs and jobs, and a run without its states
@@ -30,7 +30,7 @@ def versions(_: Party) -> Finding:
 
 def disk(party: Party) -> Finding:
     """Check the disk that the kit, and so its runs, lie on."""
-    need = LEAST_DISK + (STATES * estimate(party.study).weights if party.study else 0)
+    need = LEAST_DISK + (STATES * estimate(plan_run(party.study)).weights if party.study else 0)
     free = shutil.disk_usage(party.kit.folder).free
     found = f"{free / GIB:.1f} GiB free where runs lie, {need / GIB:.1f} GiB wanted"
     if free < need:
@@ -43,7 +43,7 @@ def memory(party: Party) -> Finding:
     have = physical_memory()
     if party.study is None:
         return skipped(f"{have / GIB:.1f} GiB; with --study it is compared with the estimate")
-    need = estimate(party.study).memory
+    need = estimate(plan_run(party.study)).memory
     found = f"{have / GIB:.1f} GiB, {need / GIB:.1f} GiB wanted"
     if have < need:
         return bad(found, "take a larger machine, or agree on a smaller size, network or batch")

@@ -1,4 +1,4 @@
-"""Checks of the way between a site and the server."""
+"""These checks try the way between a site and the server."""
 
 import socket
 import ssl

@@ -1,4 +1,4 @@
-"""Checks of what a party decides for itself: which code may run, which study, on which data."""
+"""These checks ask what a party allows: which code may run, which study, on which data."""
 
 import json
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from grandrounds.core.events import RunStarted, SiteReady
 from grandrounds.report.analysis.auc import Discrimination, merged
-from grandrounds.report.analysis.folder import ArmEntry, ArmFolder, StudyFile
+from grandrounds.report.analysis.folder import ArmEntry, ArmRecord, StudyFile
 from grandrounds.report.analysis.metrics import METRICS, Metric
 from grandrounds.report.analysis.run import Cell, Run, Scores, Work, run_of
 from grandrounds.report.analysis.statistics import Spread, interval, spread
@@ -166,7 +166,7 @@ class Arm:
         return tuple(work for work in self.runs[0].work if 0 < work.steps <= FEW_STEPS)
 
 
-def arm_of(folder: ArmFolder) -> Arm:
+def arm_of(folder: ArmRecord) -> Arm:
     """Compute the facts of one arm. Raises `BadFolder` where a score is of no known site."""
     return Arm(folder.entry, tuple(run_of(run) for run in folder.runs), folder.waiting)
 

@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from grandrounds.core.roc import Values, auc, bootstrap_interval
+from grandrounds.core.roc import Values, auc
 from grandrounds.report.analysis.folder import CaseRow, StudyFile
 from grandrounds.report.analysis.metrics import CASE_DATA
+from grandrounds.report.analysis.statistics import Interval, bootstrap
 
-LEVEL = 95  # per cent
-SEED = 1  # of the resampling: the same table gives the same interval
+RESAMPLES = 1000
 MEANING = (
     "from 0 to 1, higher is better, 0.5 is guessing: the chance that a positive case is given a "
     "higher probability than a negative one. It needs cases of both classes."
@@ -63,12 +63,31 @@ def _cases(cases: Mapping[str, Mapping[str, float]], *, whole: bool) -> Cases:
 
 
 def _discrimination(patients: Sequence[Cases]) -> Discrimination:
-    probabilities, labels = (np.concatenate(values) for values in zip(*patients, strict=True))
+    labels = np.concatenate([labels for _, labels in patients])
     positives, count = int((labels > 0).sum()), len(labels)
     if positives in (0, count):
         return Discrimination(positives, count, None)
-    low, high = bootstrap_interval(patients, auc, seed=SEED, level=LEVEL / 100)
-    return Discrimination(positives, count, auc(probabilities, labels), low, high)
+    interval = auc_interval(patients)
+    return Discrimination(positives, count, _auc_of(patients), interval.low, interval.high)
+
+
+def auc_interval(patients: Sequence[Cases]) -> Interval:
+    """Return the interval of an AUC, by drawing patients with all their cases.
+
+    Draws of one class only are left out.
+    """
+    if len(patients) < 2:  # one patient, drawn again and again, is one patient
+        return Interval(_auc_of(patients), _auc_of(patients))
+
+    def drawn(places: Iterable[int]) -> float:
+        return _auc_of([patients[place] for place in places])
+
+    return bootstrap([np.arange(len(patients))], drawn, resamples=RESAMPLES)
+
+
+def _auc_of(patients: Sequence[Cases]) -> float:
+    probabilities, labels = zip(*patients, strict=True)
+    return auc(np.concatenate(probabilities), np.concatenate(labels))
 
 
 def merged(seeds: Sequence[Discrimination]) -> Discrimination:

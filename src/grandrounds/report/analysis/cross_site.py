@@ -1,4 +1,4 @@
-"""TODO report/analysis/cross_site.py."""
+"""How each site's model does at every other site, and at sites that it was trained without."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

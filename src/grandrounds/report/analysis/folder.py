@@ -1,4 +1,4 @@
-"""Finding the run that a card is about, and reading its study, its events and its test scores."""
+"""The folder of a run or of a comparison, read: studies, events, test scores, pictures."""
 
 import csv
 import math
@@ -7,14 +7,14 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grandrounds.core.errors import BadFolder, BadInput
-from grandrounds.core.events import Event, RunStarted
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.events import RunStarted
 from grandrounds.core.journal import Stamped, read_journal, surviving
+from grandrounds.core.run_folder import SCORE_COLUMNS, ComparisonFolder, RunFolder, SiteFolder
 
 Image = NDArray[np.float32]
 IMAGES = ("source", "target", "prediction")
@@ -52,9 +52,9 @@ class KeptPanel:
         return Panel(self.site, self.task, self.patient, *images)
 
 
-def kept_panels(folder: Path, site: str) -> list[KeptPanel]:
+def kept_panels(folder: SiteFolder) -> list[KeptPanel]:
     """List the pictures that a site kept in a run folder. Raises `BadFolder`."""
-    path = folder / "sites" / site / "panels.npz"
+    site, path = folder.path.name, folder.panels
     if not path.exists():  # a site with real patients shows images only where it was allowed
         return []
     try:
@@ -76,105 +76,6 @@ def _kept(
 
 def _not_panels(path: Path, error: Exception) -> BadFolder:
     return BadFolder(f"{path}: not a file of panels ({error}); remove it or test again")
-
-
-Table: TypeAlias = Mapping[str, Any]
-Row: TypeAlias = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What lies in the folder of a finished run; `began` and `ended` are in unix seconds."""
-
-    study: Table
-    events: tuple[Event, ...]
-    began: float
-    ended: float
-    scores: tuple[Row, ...]
-    unseen: tuple[Row, ...]
-    pictured: tuple[str, ...]  # sites that allow pictures of test cases
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The run that a card is about; `alone` are the runs of a comparison that trained alone."""
-
-    run: RunFiles
-    title: str = ""
-    description: str = ""
-    seeds: tuple[int, ...] = ()
-    alone: tuple[RunFiles, ...] = ()
-
-
-def read_chosen(folder: Path, *, arm: str | None, seed: int | None) -> Chosen:
-    """Read the run of a folder, or one of a comparison.
-
-    Raises `BadInput` where an arm or seed is missing or unknown, `BadFolder` for no finished run.
-    """
-    if (folder / "arms.toml").exists():
-        return _of_comparison(folder, arm, seed)
-    if arm is not None or seed is not None:
-        raise BadInput(f"{folder}: is a single run; --arm and --seed choose from a comparison")
-    return Chosen(read_run(folder))
-
-
-def _of_comparison(folder: Path, arm: str | None, seed: int | None) -> Chosen:
-    plan = _toml(folder / "arms.toml")
-    entries = {str(entry["name"]): entry for entry in plan["arm"]}
-    if arm not in entries:
-        found = f"has no arm '{arm}'" if arm else "is a comparison, and a card is about one arm"
-        raise BadInput(f"{folder}: {found}; give --arm, one of {', '.join(entries)}")
-    seeds = tuple(int(known) for known in plan["seeds"])
-    picked = seeds[0] if seed is None else seed
-    if picked not in seeds:
-        raise BadInput(f"{folder}: has no seed {picked}; its seeds: {', '.join(map(str, seeds))}")
-    paths = {name: folder / "arms" / name / f"seed-{picked}" for name in entries}
-    others = [read_run(path) for name, path in paths.items() if name != arm and _is_alone(path)]
-    entry = entries[arm]
-    description = str(entry.get("description", ""))
-    return Chosen(read_run(paths[arm]), entry["title"], description, seeds, tuple(others))
-
-
-def _is_alone(folder: Path) -> bool:
-    done = (folder / "scores.csv").exists()
-    return done and _toml(folder / "study.toml")["method"]["kind"] == "local"
-
-
-def read_run(folder: Path) -> RunFiles:
-    """Read the folder of a finished run. Raises `BadFolder`."""
-    if not (folder / "scores.csv").exists():
-        raise BadFolder(
-            f"{folder}: holds no finished run (no scores.csv), so there is nothing to put on a "
-            "card; give a run's folder, or go on with the run (--resume) first"
-        )
-    study = _toml(folder / "study.toml")
-    stamped = surviving(read_journal(folder / "journal.jsonl"))
-    unseen = folder / "unseen.csv"
-    names = [str(site["name"]) for site in study["site"]]
-    return RunFiles(
-        study=study,
-        events=tuple(event for _, event in stamped),
-        began=stamped[0][0],
-        ended=stamped[-1][0],
-        scores=_rows(folder / "scores.csv"),
-        unseen=_rows(unseen) if unseen.exists() else (),
-        pictured=tuple(n for n in names if (folder / "sites" / n / "panels.npz").exists()),
-    )
-
-
-def _toml(path: Path) -> Table:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise BadFolder(f"{path}: cannot be read ({error}); restore it from a copy") from None
-
-
-def _rows(path: Path) -> tuple[Row, ...]:
-    with path.open(newline="") as file:
-        return tuple(csv.DictReader(file))
-
-
-COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
 
 
 @dataclass(frozen=True)
@@ -221,7 +122,7 @@ class ArmEntry:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunRecord:
     """Everything that a report reads of one run.
 
     `unseen` are scores at sites that its model, or one trained for this purpose, was trained
@@ -240,11 +141,11 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class ArmFolder:
+class ArmRecord:
     """The runs of an arm that have started, and the seeds that have not."""
 
     entry: ArmEntry
-    runs: tuple[RunFolder, ...]
+    runs: tuple[RunRecord, ...]
     waiting: tuple[int, ...] = ()
 
 
@@ -252,7 +153,7 @@ class ArmFolder:
 class Runs:
     """The arms of a folder in order; `terms` says on what terms they are compared."""
 
-    arms: tuple[ArmFolder, ...]
+    arms: tuple[ArmRecord, ...]
     terms: tuple[str, ...] = ()
 
     @property
@@ -274,48 +175,49 @@ def read_runs(folder: Path) -> Runs:
     """Read a run folder, or each arm and seed of a comparison folder. Raises `BadFolder`."""
     if not folder.is_dir():
         raise BadFolder(f"{folder}: no such folder; give the folder that a run was written to")
-    if (folder / "arms.toml").exists():
-        return _comparison(folder)
-    run = _read_run(folder)
-    entry = ArmEntry(run.started.arm, run.started.title or run.started.arm)
-    return Runs((ArmFolder(entry, (run,)),))
+    if ComparisonFolder(folder).exists:
+        return _comparison(ComparisonFolder(folder))
+    run = read_run(RunFolder(folder))
+    return Runs((ArmRecord(entry_of(run), (run,)),))
 
 
-def _comparison(folder: Path) -> Runs:
-    plan = _plan(folder / "arms.toml")
-    arms = tuple(_arm(folder / "arms" / entry.name, entry, plan.seeds) for entry in plan.entries)
+def entry_of(run: RunRecord) -> ArmEntry:
+    """Return how a run that is part of no comparison calls its arm."""
+    return ArmEntry(run.started.arm, run.started.title or run.started.arm)
+
+
+def _comparison(folder: ComparisonFolder) -> Runs:
+    plan = read_plan(folder)
+    arms = tuple(_arm(folder, entry, plan.seeds) for entry in plan.entries)
     if not any(arm.runs for arm in arms):
         raise BadFolder(
-            f"{folder / 'arms'}: none of the {len(plan.entries)} arms in arms.toml has started"
+            f"{folder.path / 'arms'}: none of the {len(plan.entries)} arms in arms.toml has started"
         )
     return Runs(arms, plan.terms)
 
 
-def _arm(folder: Path, entry: ArmEntry, seeds: Iterable[int]) -> ArmFolder:
-    folders = {seed: folder / f"seed-{seed}" for seed in seeds}
-    begun = [path for path in folders.values() if (path / "journal.jsonl").exists()]
-    waiting = tuple(seed for seed, path in folders.items() if path not in begun)
-    return ArmFolder(entry, tuple(_with_left_out(path) for path in begun), waiting)
+def _arm(folder: ComparisonFolder, entry: ArmEntry, seeds: Iterable[int]) -> ArmRecord:
+    begun = [seed for seed in seeds if folder.run(entry.name, seed).journal.exists()]
+    waiting = tuple(seed for seed in seeds if seed not in begun)
+    runs = tuple(_with_left_out(folder, entry.name, seed) for seed in begun)
+    return ArmRecord(entry, runs, waiting)
 
 
-def _with_left_out(folder: Path) -> RunFolder:
-    """Add what the arm's models score with this seed at the sites that they were trained without.
-
-    These are DIR/without/SITE/arms/ARM/seed-S of the comparison DIR.
-    """
-    run, comparison = _read_run(folder), folder.parents[2]
+def _with_left_out(folder: ComparisonFolder, arm: str, seed: int) -> RunRecord:
+    """Add what an arm's models score with a seed at the sites that they were trained without."""
+    run = read_run(folder.run(arm, seed))
     found = [
         row
         for site in run.study.sites
-        for row in _cases(
-            comparison / "without" / site / folder.relative_to(comparison) / "unseen.csv"
-        )
+        for row in _cases(folder.run(arm, seed, without=site).unseen)
         if row.site == site  # other sites of that table never train: the run has them itself
     ]
     return replace(run, unseen=(*run.unseen, *found))
 
 
-def _plan(path: Path) -> Plan:
+def read_plan(folder: ComparisonFolder) -> Plan:
+    """Read what a comparison is made of. Raises `BadFolder`."""
+    path = folder.arms
     try:
         table = tomllib.loads(path.read_text())
         entries = tuple(ArmEntry(**arm) for arm in table["arm"])
@@ -330,24 +232,27 @@ def _plan(path: Path) -> Plan:
     return Plan(entries, seeds, tuple(table.get("terms", ())))
 
 
-def _read_run(folder: Path) -> RunFolder:
-    study = _study(folder / "study.toml")
-    events = tuple(surviving(read_journal(folder / "journal.jsonl")))
+def read_run(folder: RunFolder) -> RunRecord:
+    """Read one run that has started. Raises `BadFolder`."""
+    study = read_study(folder)
+    events = tuple(surviving(read_journal(folder.journal)))
     started = [event for _, event in events if isinstance(event, RunStarted)]
     if not started:
-        raise BadFolder(f"{folder / 'journal.jsonl'}: no run has started here yet; start it first")
-    return RunFolder(
+        raise BadFolder(f"{folder.journal}: no run has started here yet; start it first")
+    return RunRecord(
         study=study,
         started=started[-1],
         events=events,
-        cases=tuple(_cases(folder / "scores.csv")),
-        panels=tuple(panel for site in study.sites for panel in kept_panels(folder, site)),
-        unseen=tuple(_cases(folder / "unseen.csv")),
-        crossed=_crossed(folder / "matrix.csv"),
+        cases=tuple(_cases(folder.scores)),
+        panels=tuple(panel for site in study.sites for panel in kept_panels(folder.site(site))),
+        unseen=tuple(_cases(folder.unseen)),
+        crossed=_crossed(folder.matrix),
     )
 
 
-def _study(path: Path) -> StudyFile:
+def read_study(folder: RunFolder) -> StudyFile:
+    """Read the study of a run. Raises `BadFolder`."""
+    path = folder.study
     try:
         text = path.read_text()
         table = tomllib.loads(text)
@@ -372,13 +277,13 @@ def _study(path: Path) -> StudyFile:
 
 
 def _cases(path: Path) -> list[CaseRow]:
-    return [case for _, case in _table(path, COLUMNS)]
+    return [case for _, case in _table(path, SCORE_COLUMNS)]
 
 
 def _crossed(path: Path) -> dict[str, tuple[CaseRow, ...]]:
     """Read whose model scored what."""
     found: dict[str, list[CaseRow]] = {}
-    for row, case in _table(path, ("model", *COLUMNS)):
+    for row, case in _table(path, ("model", *SCORE_COLUMNS)):
         found.setdefault(row["model"], []).append(case)
     return {model: tuple(cases) for model, cases in found.items()}
 

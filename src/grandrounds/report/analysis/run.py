@@ -1,4 +1,4 @@
-"""What a model that travels from site to site forgets: its score everywhere after each turn."""
+"""One run as numbers: who did what, how it ended, its curves, and its test scores by patient."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,8 +27,9 @@ from grandrounds.core.events import (
     WorkSet,
 )
 from grandrounds.core.journal import Traffic, absent_of, traffic_of
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.report.analysis.auc import Discrimination, discriminations
-from grandrounds.report.analysis.folder import CaseRow, KeptPanel, RunFolder, StudyFile
+from grandrounds.report.analysis.folder import CaseRow, KeptPanel, RunRecord, StudyFile
 from grandrounds.report.analysis.metrics import METRICS, is_known
 
 
@@ -219,7 +220,7 @@ class Run:
         return self.workload.flops_per_step * sum(work.steps for work in self.work)
 
 
-def run_of(folder: RunFolder) -> Run:
+def run_of(folder: RunRecord) -> Run:
     """Compute the facts of one run. Raises `BadFolder` where a score is of no known site."""
     events = [event for _, event in folder.events]
     rounds = {event.round: event for event in _of(events, RoundFinished)}
@@ -239,13 +240,13 @@ def run_of(folder: RunFolder) -> Run:
         absences=absences_of(events),
         cycles=cycles_of(_of(events, SiteMonitored), [number for number in rounds if number]),
         tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
-        scores=_patient_means(folder.cases, folder.study.sites, "scores.csv"),
+        scores=_patient_means(folder.cases, folder.study.sites, RunFolder.scores),
         discrimination=discriminations(folder.cases, folder.study),
         scored_rounds=tuple(sorted({case.round for case in folder.cases})),
         panels=folder.panels,
-        unseen=_patient_means(folder.unseen, everyone, "unseen.csv"),
+        unseen=_patient_means(folder.unseen, everyone, RunFolder.unseen),
         crossed={
-            model: _patient_means(cases, everyone, "matrix.csv")
+            model: _patient_means(cases, everyone, RunFolder.matrix)
             for model, cases in folder.crossed.items()
         },
     )

@@ -4,7 +4,8 @@ Intervals are percentile bootstraps: Efron 1979. Tests are signed-rank tests: Wi
 of them are corrected together: Holm 1979.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TypeVar
@@ -43,16 +44,29 @@ def interval(strata: Sequence[Sequence[float]]) -> Interval | None:
     """
     if any(len(values) < 2 for values in strata):
         return None
-    found = stats.bootstrap(  # pyright: ignore[reportUnknownMemberType]
-        [np.asarray(values, np.float64) for values in strata],
-        _mean_of_means,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        confidence_level=LEVEL / 100,
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    low, high = found  # pyright: ignore[reportUnknownVariableType]
-    return Interval(float(low), float(high))  # pyright: ignore[reportUnknownArgumentType]
+    samples = [np.asarray(values, np.float64) for values in strata]
+    return bootstrap(samples, _mean_of_means, resamples=RESAMPLES)
+
+
+def bootstrap(
+    samples: Sequence[NDArray[np.generic]], statistic: Callable[..., object], *, resamples: int
+) -> Interval:
+    """Return the percentile interval of a statistic, drawing within each sample with replacement.
+
+    Draws for which the statistic is nan are left out.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # which scipy has of any nan
+        found = stats.bootstrap(  # pyright: ignore[reportUnknownMemberType]
+            samples,
+            statistic,
+            n_resamples=resamples,
+            method="percentile",
+            rng=np.random.default_rng(SEED),
+        ).bootstrap_distribution
+    tail = (1 - LEVEL / 100) / 2
+    low, high = stats.quantile(found, [tail, 1 - tail], nan_policy="omit")  # pyright: ignore[reportUnknownMemberType]
+    return Interval(float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -1,167 +1,100 @@
 """What a card says, as values: who took part, what was trained, what left each site."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from statistics import fmean, stdev
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from grandrounds.core.events import (
-    Event,
-    PolicySet,
-    RoundFinished,
-    RunFinished,
-    RunStarted,
-    SiteExchanged,
-    SiteMissed,
-    SiteMonitored,
-    SiteReady,
-    SiteTrained,
-    SiteValidated,
-    TopologySet,
-    WorkSet,
+from grandrounds.core.errors import BadFolder, BadInput
+from grandrounds.core.events import RunFinished, SiteReady
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder
+from grandrounds.report.analysis.arm import Arm
+from grandrounds.report.analysis.folder import (
+    ArmEntry,
+    RunRecord,
+    entry_of,
+    read_plan,
+    read_run,
+    read_study,
 )
-from grandrounds.report.analysis.folder import Chosen, Row, RunFiles, Table
 from grandrounds.report.analysis.metrics import METRICS, Metric
+from grandrounds.report.analysis.run import Run, Scores, run_of
+from grandrounds.report.analysis.statistics import Spread, spread
+
+Table: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric at one site: mean and standard deviation over `patients`; none for a single one.
-
-    `task` is empty where a patient's tasks are averaged.
-    """
+    """One metric at one site, over its patients; `task` is empty where their tasks are averaged."""
 
     site: str
     task: str
     metric: Metric
-    mean: float
-    sd: float | None
-    patients: int
+    spread: Spread
 
+    @property
+    def mean(self) -> str:
+        """Write the mean, for example "24.31 dB"; without a unit it has a digit more."""
+        return f"{self.spread.mean:.{self._digits}f} {self.metric.unit}".rstrip()
 
-def scores_by_task(rows: Iterable[Row]) -> list[Score]:
-    """Describe every site, task and metric, in the table's order."""
-    found: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for row in rows:
-        if row["metric"] in METRICS:
-            key = row["site"], row["task"], row["metric"]
-            found[key][row["patient"]].append(float(row["value"]))
-    means = {key: [fmean(values) for values in each.values()] for key, each in found.items()}
-    return [_score(site, task, METRICS[key], m) for (site, task, key), m in means.items()]
+    @property
+    def sd(self) -> str:
+        """Write the standard deviation; a single patient has none."""
+        return "none" if self.spread.sd is None else f"{self.spread.sd:.{self._digits}f}"
 
+    @property
+    def worth(self) -> float:
+        """Return a number that is higher for a better mean."""
+        return self.spread.mean if self.metric.higher_is_better else -self.spread.mean
 
-def scores_by_site(rows: Sequence[Row], metric: Metric) -> dict[str, Score]:
-    """Describe every site by one metric, each patient's tasks averaged."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
-    for row in rows:
-        if row["metric"] == metric.key:
-            found[row["site"]][row["patient"]][row["task"]].append(float(row["value"]))
-    return {site: _score(site, "", metric, _patients(each)) for site, each in found.items()}
-
-
-def _patients(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
-    return [fmean(fmean(values) for values in tasks.values()) for tasks in found.values()]
-
-
-def _score(site: str, task: str, metric: Metric, means: Sequence[float]) -> Score:
-    sd = stdev(means) if len(means) > 1 else None
-    return Score(site, task, metric, fmean(means), sd, len(means))
-
-
-def main_metric(rows: Iterable[Row]) -> Metric | None:
-    """Give the first metric that a report would show; none where nothing was scored."""
-    present = {row["metric"] for row in rows}
-    return next((metric for key, metric in METRICS.items() if key in present), None)
-
-
-def worst(found: Mapping[str, Score]) -> Score:
-    """Give the site with the worst mean."""
-    return _ranked(found)[0]
-
-
-def best(found: Mapping[str, Score]) -> Score:
-    """Give the site with the best mean."""
-    return _ranked(found)[-1]
-
-
-def _ranked(found: Mapping[str, Score]) -> list[Score]:
-    way = {score.site: 1 if score.metric.higher_is_better else -1 for score in found.values()}
-    return sorted(found.values(), key=lambda score: way[score.site] * score.mean)
-
-
-def written(score: Score) -> str:
-    """Write a mean, for example "24.31 dB"; without a unit it has a digit more."""
-    return f"{score.mean:.{_digits(score)}f} {score.metric.unit}".rstrip()
-
-
-def spread(score: Score) -> str:
-    """Write a standard deviation; a single patient has none."""
-    return "none" if score.sd is None else f"{score.sd:.{_digits(score)}f}"
-
-
-def _digits(score: Score) -> int:
-    return 2 if score.metric.unit else 3
-
-
-Kind = TypeVar("Kind", bound=Event)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one site did in a run, all rounds together."""
-
-    site: str
-    rounds: int
-    steps: int
-    bytes_up: int
-    bytes_down: int
+    @property
+    def _digits(self) -> int:
+        return 2 if self.metric.unit else 3
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a card is filled from."""
+    """All that a card is filled from: a run, as one of `seeds` of the arm `entry`.
 
-    chosen: Chosen
+    `alone` are the arms of its comparison that trained alone, with the same seed.
+    """
 
-    @property
-    def run(self) -> RunFiles:
-        """Give the run's files."""
-        return self.chosen.run
+    folder: RunFolder
+    record: RunRecord
+    entry: ArmEntry
+    seeds: tuple[int, ...] = ()
+    alone: tuple[Arm, ...] = ()
 
-    @property
+    @cached_property
+    def run(self) -> Run:
+        """Return the run, as numbers."""
+        return run_of(self.record)
+
+    @cached_property
+    def arm(self) -> Arm:
+        """Return the run as an arm of its own."""
+        return Arm(self.entry, (self.run,))
+
+    @cached_property
     def study(self) -> Table:
-        """Give the resolved study."""
-        return self.run.study
-
-    @property
-    def started(self) -> RunStarted:
-        """Tell how the run began."""
-        return self._all(RunStarted)[-1]
-
-    @property
-    def title(self) -> str:
-        """Name the method for people."""
-        return self.chosen.title or self.started.title or self.started.arm
+        """Return the resolved study."""
+        return tomllib.loads(self.record.study.text)
 
     @property
     def dates(self) -> str:
         """Write the days on which the run began and ended, in UTC."""
-        days = [
-            f"{datetime.fromtimestamp(m, UTC):%Y-%m-%d}" for m in (self.run.began, self.run.ended)
-        ]
+        moments = (self.run.began, self.record.events[-1][0])
+        days = [f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}" for moment in moments]
         return " to ".join(dict.fromkeys(days))
 
     @property
     def ready(self) -> list[SiteReady]:
         """List what each site delivered."""
-        return list({event.site: event for event in self._all(SiteReady)}.values())
+        return list(self.run.ready.values())
 
     @property
     def simulated(self) -> list[str]:
@@ -169,118 +102,122 @@ class Facts:
         return [ready.site for ready in self.ready if ready.simulated]
 
     @property
-    def policy(self) -> PolicySet | None:
-        """Tell what travels; none where the run did not tell."""
-        return next(reversed(self._all(PolicySet)), None)
-
-    @property
-    def topology(self) -> TopologySet | None:
-        """Tell who sees what; none where the run did not tell."""
-        return next(reversed(self._all(TopologySet)), None)
-
-    @property
-    def work_set(self) -> WorkSet | None:
-        """Tell the number of parameters; none where the run did not tell."""
-        return next(reversed(self._all(WorkSet)), None)
-
-    @property
-    def rounds(self) -> list[RoundFinished]:
-        """List the rounds that stand."""
-        return [event for event in self._all(RoundFinished) if event.round]
-
-    @property
-    def ending(self) -> RunFinished | None:
-        """Tell how the run ended."""
-        return next(reversed(self._all(RunFinished)), None)
+    def pictured(self) -> list[str]:
+        """Name the sites that allow pictures of test cases."""
+        names = [str(site["name"]) for site in self.study["site"]]
+        return [name for name in names if self.folder.site(name).panels.exists()]
 
     @property
     def tested_round(self) -> str:
         """Name the round whose model was tested."""
-        return next((row["round"] for row in self.run.scores), "unknown")
+        return str(next(iter(self.run.scored_rounds), "unknown"))
 
     @property
     def tested_digest(self) -> str:
-        """Give the digest of the round that was tested."""
-        found = (e.digest for e in self.rounds if str(e.round) == self.tested_round)
-        return next(found, "unknown")
+        """Return the digest of the round that was tested."""
+        finished = self.run.finished_rounds
+        return next((e.digest for e in finished if str(e.round) == self.tested_round), "unknown")
 
     @property
-    def missed(self) -> dict[str, list[int]]:
+    def last_digest(self) -> str:
+        """Return the digest of the last model."""
+        ending = self.run.ending
+        return ending.digest if isinstance(ending, RunFinished) else "unknown"
+
+    @property
+    def missed(self) -> Mapping[str, set[int]]:
         """Map each site that did not answer to the rounds that went on without it."""
-        found: dict[str, list[int]] = {}
-        for event in self._all(SiteMissed):
-            found.setdefault(event.site, []).append(event.round)
+        found: dict[str, set[int]] = {}
+        for absence in self.run.absences:
+            found.setdefault(absence.site, set()).update(absence.rounds)
         return found
 
     @property
-    def work(self) -> list[Work]:
-        """Add up each site's rounds, steps and bytes."""
-        return [self._work(site) for site in self.started.sites]
-
-    def _work(self, site: str) -> Work:
-        trained = {e.round: e for e in self._all(SiteTrained) if e.site == site}
-        up = [e for kind in (SiteTrained, SiteExchanged, SiteValidated) for e in self._all(kind)]
-        return Work(
-            site=site,
-            rounds=len(trained),
-            steps=sum(event.steps for event in trained.values()),
-            bytes_up=sum(event.bytes_up for event in up if event.site == site),
-            bytes_down=sum(
-                e.bytes_down for e in [*up, *self._all(SiteMonitored)] if e.site == site
-            ),
-        )
-
-    @cached_property
     def scores(self) -> list[Score]:
         """Describe the test scores of every site, task and metric."""
-        return scores_by_task(self.run.scores)
+        return _scores(self.run.scores)
 
-    @cached_property
+    @property
     def unseen(self) -> list[Score]:
         """Describe the test scores of the sites that did not train."""
-        return scores_by_task(self.run.unseen)
+        return _scores(self.run.unseen)
 
     @cached_property
     def sites(self) -> Mapping[str, Score]:
         """Describe every site by the main metric, each patient's tasks averaged."""
-        metric = main_metric(self.run.scores)
-        return scores_by_site(self.run.scores, metric) if metric else {}
+        return self._sites(self.arm)
 
     @property
-    def worst(self) -> Score | None:
-        """Give the worst site; none where nothing was scored."""
-        return worst(self.sites) if self.sites else None
+    def ranked(self) -> list[Score]:
+        """List the scores of the sites, the worst first."""
+        return sorted(self.sites.values(), key=lambda score: score.worth)
 
-    @property
-    def alone(self) -> Mapping[str, Score]:
+    @cached_property
+    def best_alone(self) -> Mapping[str, Score]:
         """Map each site to its best score by training alone, where the comparison knows one."""
-        metric, found = main_metric(self.run.scores), dict[str, Score]()
-        each = [scores_by_site(run.scores, metric) for run in self.chosen.alone] if metric else []
-        for site, score in (pair for scores in each for pair in scores.items()):
-            found[site] = better(found.get(site, score), score)
+        found: dict[str, Score] = {}
+        for site, score in (pair for arm in self.alone for pair in self._sites(arm).items()):
+            found[site] = max(found.get(site, score), score, key=lambda each: each.worth)
         return found
 
-    @property
-    def pooled(self) -> bool:
-        """Tell whether all sites' data lay in one place."""
-        return self.study["method"]["kind"] == "central"
-
-    def _all(self, kind: type[Kind]) -> list[Kind]:
-        return [event for event in self.run.events if isinstance(event, kind)]
-
-
-def better(first: Score, second: Score) -> Score:
-    """Give the better one of two scores; the first where they are equal."""
-    return second if is_better(second, first) else first
+    def _sites(self, arm: Arm) -> dict[str, Score]:
+        metric = METRICS[self.arm.metrics[0]] if self.arm.metrics else None
+        if metric is None:
+            return {}
+        found = {site: arm.site_spread(site, metric.key) for site in arm.study.sites}
+        return {site: Score(site, "", metric, each) for site, each in found.items() if each}
 
 
-def is_better(first: Score, second: Score) -> bool:
-    """Tell whether the first score's mean is better."""
-    if first.metric.higher_is_better:
-        return first.mean > second.mean
-    return first.mean < second.mean
+def _scores(scores: Scores) -> list[Score]:
+    return [
+        Score(site, task, METRICS[key], spread(list(patients.values())))
+        for (site, task, key), patients in scores.items()
+        if key in METRICS
+    ]
 
 
 def totals(ready: Iterable[SiteReady], split: str) -> int:
     """Count the patients of a split over all sites."""
     return sum(each.patients.get(split, 0) for each in ready)
+
+
+def read_card_facts(folder: Path, *, arm: str | None, seed: int | None) -> Facts:
+    """Read the run of a folder, or one of a comparison.
+
+    Raises `BadInput` where an arm or seed is missing or unknown, `BadFolder` for no finished run.
+    """
+    comparison = ComparisonFolder(folder)
+    if comparison.exists:
+        return _of_comparison(comparison, arm, seed)
+    if arm is not None or seed is not None:
+        raise BadInput(f"{folder}: is a single run; --arm and --seed choose from a comparison")
+    record = _finished(RunFolder(folder))
+    return Facts(RunFolder(folder), record, entry_of(record))
+
+
+def _of_comparison(folder: ComparisonFolder, arm: str | None, seed: int | None) -> Facts:
+    plan = read_plan(folder)
+    entries = {entry.name: entry for entry in plan.entries}
+    if arm not in entries:
+        found = f"has no arm '{arm}'" if arm else "is a comparison, and a card is about one arm"
+        raise BadInput(f"{folder.path}: {found}; give --arm, one of {', '.join(entries)}")
+    picked = plan.seeds[0] if seed is None else seed
+    if picked not in plan.seeds:
+        known = ", ".join(map(str, plan.seeds))
+        raise BadInput(f"{folder.path}: has no seed {picked}; its seeds: {known}")
+    runs = {name: folder.run(name, picked) for name in entries}
+    alone = [
+        Arm(entries[name], (run_of(read_run(run)),))
+        for name, run in runs.items()
+        if name != arm and run.scores.exists() and read_study(run).method == "local"
+    ]
+    return Facts(runs[arm], _finished(runs[arm]), entries[arm], plan.seeds, tuple(alone))
+
+
+def _finished(folder: RunFolder) -> RunRecord:
+    if not folder.scores.exists():
+        raise BadFolder(
+            f"{folder.path}: holds no finished run (no scores.csv), so there is nothing to put on "
+            "a card; give a run's folder, or go on with the run (--resume) first"
+        )
+    return read_run(folder)

@@ -1,13 +1,13 @@
-"""The limitations that follow from the facts, as sentences."""
+"""The two cards as text: templates that the facts fill, and limitations that follow from them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from grandrounds.core.errors import DiskFailed
-from grandrounds.report.analysis.folder import read_chosen
-from grandrounds.report.cards.facts import Facts, best, is_better, spread, totals, written
+from grandrounds.core.files import write_text
+from grandrounds.core.run_folder import ResultFolder
+from grandrounds.report.cards.facts import Facts, read_card_facts, totals
+from grandrounds.report.prose.vocabulary import listed
 
 FEW_PATIENTS = 20  # a mean over fewer says little about a hospital
 
@@ -31,47 +31,47 @@ def _simulated(facts: Facts) -> str:
     if not facts.simulated:
         return ""
     return (
-        f"The data of {_listed(facts.simulated)} are simulated: no patient was scanned. Scores on "
+        f"The data of {listed(facts.simulated)} are simulated: no patient was scanned. Scores on "
         "simulated data say little about real patients."
     )
 
 
 def _few(facts: Facts) -> str:
-    few = [f"{site} {s.patients}" for site, s in facts.sites.items() if s.patients < FEW_PATIENTS]
+    few = [f"{site} {s.spread.n}" for site, s in facts.sites.items() if s.spread.n < FEW_PATIENTS]
     if not few:
         return ""
     return (
-        f"Few test patients: {_listed(few)}. With fewer than {FEW_PATIENTS}, a site's mean may lie "
+        f"Few test patients: {listed(few)}. With fewer than {FEW_PATIENTS}, a site's mean may lie "
         "far from what its other patients would give."
     )
 
 
 def _apart(facts: Facts) -> str:
-    if facts.worst is None or len(facts.sites) < 2:
+    if len(facts.sites) < 2:
         return ""
-    top, metric = best(facts.sites), facts.worst.metric
+    worst, *_, best = facts.ranked
     return (
-        f"Sites differ: the worst is {facts.worst.site} with {written(facts.worst)}, the best "
-        f"{top.site} with {written(top)} ({metric.label}, mean over patients)."
+        f"Sites differ: the worst is {worst.site} with {worst.mean}, the best "
+        f"{best.site} with {best.mean} ({worst.metric.label}, mean over patients)."
     )
 
 
 def _worse_off(facts: Facts) -> str:
-    if facts.study["method"]["kind"] == "local":
+    if facts.arm.local:
         return "Every site trained alone: nothing was learned from another site."
-    if not facts.alone:
+    if not facts.best_alone:
         return (
             "Whether a site would have been better off training alone is unknown: no finished run "
             "beside this one trained alone."
         )
     worse = [
-        f"{site} ({written(facts.sites[site])}; alone {written(alone)})"
-        for site, alone in facts.alone.items()
-        if site in facts.sites and is_better(alone, facts.sites[site])
+        f"{site} ({facts.sites[site].mean}; alone {alone.mean})"
+        for site, alone in facts.best_alone.items()
+        if site in facts.sites and alone.worth > facts.sites[site].worth
     ]
     if not worse:
         return "No site scored better by training alone, in the same comparison."
-    return f"By training alone, these sites scored better: {_listed(worse)}."
+    return f"By training alone, these sites scored better: {listed(worse)}."
 
 
 def _unseen(facts: Facts) -> str:
@@ -81,31 +81,27 @@ def _unseen(facts: Facts) -> str:
 
 
 def _seeds(facts: Facts) -> str:
-    if len(facts.chosen.seeds) > 1:
+    if len(facts.seeds) > 1:
         return (
-            f"This card is about seed {facts.started.seed}; the comparison has seeds "
-            f"{_listed([str(seed) for seed in facts.chosen.seeds])}."
+            f"This card is about seed {facts.run.seed}; the comparison has seeds "
+            f"{listed([str(seed) for seed in facts.seeds])}."
         )
     return "One random seed: what another one would change is unknown."
 
 
 def _missed(facts: Facts) -> str:
-    found = [f"{site} ({len(set(rounds))} rounds)" for site, rounds in facts.missed.items()]
-    return f"Rounds went on without these sites: {_listed(found)}." if found else ""
+    found = [f"{site} ({len(rounds)} rounds)" for site, rounds in facts.missed.items()]
+    return f"Rounds went on without these sites: {listed(found)}." if found else ""
 
 
 def _exposed(facts: Facts) -> str:
-    travels = sum(work.bytes_up for work in facts.work)
+    travels = sum(work.bytes_up for work in facts.run.work)
     if not travels or facts.study["privacy"]["kind"] != "none":
         return ""
     return (
         'What left a site was not protected by noise or masks (privacy.kind = "none"); updates '
         "may tell something about the patients that they were trained on."
     )
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 BLANK = "to be completed by the site"
@@ -117,9 +113,12 @@ def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | 
 
     Raises `BadInput`, `BadFolder` or `DiskFailed`.
     """
-    facts = Facts(read_chosen(folder, arm=arm, seed=seed))
-    target = out or folder / "card"
-    return [_write(target / name, render(facts, name)) for name in CARDS]
+    facts = read_card_facts(folder, arm=arm, seed=seed)
+    target = out or ResultFolder(folder).card
+    texts = {target / name: render(facts, name) for name in CARDS}
+    for path, text in texts.items():
+        write_text(path, text, refusal="{path}: the card cannot be written: {reason}")
+    return list(texts)
 
 
 def render(facts: Facts, name: str) -> str:
@@ -136,19 +135,6 @@ def render(facts: Facts, name: str) -> str:
     return template.render(
         facts=facts,
         limits=limits(facts),
-        written=written,
-        spread=spread,
         totals=totals,
         blank=f"*{BLANK}*",
     )
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DiskFailed(f"{path}: the card cannot be written: {error.strerror}") from error
-    return path

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from grandrounds.core.errors import DiskFailed
+from grandrounds.core.files import write_text
+from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis import cross_site
-from grandrounds.report.analysis.auc import LEVEL, MEANING
+from grandrounds.report.analysis.auc import MEANING
 from grandrounds.report.analysis.facts import MANY, Facts, read_facts
-from grandrounds.report.analysis.statistics import FEWEST
+from grandrounds.report.analysis.statistics import FEWEST, LEVEL
 from grandrounds.report.page import charts, style, tables
 from grandrounds.report.page.pictures import PanelRow, choices, panel_rows, panels_of, rule
 from grandrounds.report.page.tables import ArmRow
@@ -35,12 +36,8 @@ def write_report(folder: Path, *, include_images: bool = False) -> Path:
     `DiskFailed`.
     """
     page = render(read_facts(folder), include_images=include_images)
-    path, partial = folder / "report.html", folder / "report.html.partial"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DiskFailed(f"{path}: the report cannot be written: {error}") from error
+    path = ResultFolder(folder).report
+    write_text(path, page, refusal="{path}: the report cannot be written: {reason}")
     return path
 
 

@@ -21,12 +21,11 @@ from urllib.parse import parse_qs
 
 from grandrounds.core.errors import BadFolder, BadStudy
 from grandrounds.core.events import Failed, Interrupted, RunFinished, StoppedEarly
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.analysis.run import Ending, Run
 from grandrounds.report.page.html import render
 
-JOURNALS = ("journal.jsonl", "arms/*/seed-*/journal.jsonl")
-WATCHED = (*JOURNALS, "arms.toml", "scores.csv", "arms/*/seed-*/scores.csv")
 PAUSE = 1.0  # seconds between two looks, at least
 SHARE = 4  # a pause is so many times as long as the look before it: training needs the cores
 PATIENCE = 3  # looks in a row that may find a file half written
@@ -42,8 +41,16 @@ p {{ overflow-wrap: anywhere; }}</style></head>
 
 def stamp_of(folder: Path) -> Stamp:
     """Tell the state of the files that a report is made of, by their sizes and times."""
-    paths = sorted(path for pattern in WATCHED for path in folder.glob(pattern))
-    return tuple((str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in paths)
+    runs = _runs_in(folder)
+    paths = [ComparisonFolder(folder).arms, *(run.journal for run in runs)]
+    paths += [run.scores for run in runs]
+    found = sorted(path for path in paths if path.exists())
+    return tuple((str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in found)
+
+
+def _runs_in(folder: Path) -> list[RunFolder]:
+    """List where runs may be: in the folder itself, and below it as a comparison's."""
+    return [RunFolder(folder), *ComparisonFolder(folder).runs()]
 
 
 def progress(facts: Facts) -> str:
@@ -134,7 +141,7 @@ class Watch:
 
 def sight_of(folder: Path) -> Sight:
     """Make the report of a folder as it is now. Raises `BadFolder`."""
-    if not any(path for pattern in JOURNALS for path in folder.glob(pattern)):
+    if not any(run.journal.exists() for run in _runs_in(folder)):
         return waiting(folder)
     facts = read_facts(folder)
     return Sight(render(facts), progress(facts))

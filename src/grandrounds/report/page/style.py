@@ -2,12 +2,12 @@
 
 import base64
 import math
-import struct
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from grandrounds.report.analysis.facts import Facts
@@ -63,18 +63,11 @@ def tint(share: float) -> str:
 
 def png(pixels: NDArray[np.uint8], palette: bytes = b"") -> str:
     """Encode (H, W) bytes as a PNG in a data: URI: grey, or by a palette of 256 RGB colours."""
-    height, width = pixels.shape
-    colour_type = 3 if palette else 0
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    rows = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each row starts with its filter, 0
-    chunks = [_chunk(b"IHDR", header), _chunk(b"PLTE", palette) if palette else b""]
-    chunks += [_chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b"")]
-    raw = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-    return f"data:image/png;base64,{base64.b64encode(raw).decode()}"
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    picture, file = PIL.Image.fromarray(pixels), BytesIO()
+    if palette:
+        picture.putpalette(palette)
+    picture.save(file, "png", compress_level=9)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def grey(image: Image) -> str:

@@ -6,7 +6,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grandrounds.core.errors import DiskFailed
+from grandrounds.core.files import remove, write_bytes
+from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis.cross_site import crossings
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.page.pictures import Choice, choices
@@ -33,10 +34,10 @@ def publish(folder: Path, *, figures: bool = True, include_images: bool = False)
     or `DiskFailed`.
     """
     facts = read_facts(folder)
-    files = {f"tables/{name}": data for name, data in tables(facts).items()}
+    files = {f"{ResultFolder.tables}/{name}": data for name, data in tables(facts).items()}
     if figures:
         found = _figures(facts, include_images=include_images)
-        files |= {f"figures/{name}": data for name, data in found.items()}
+        files |= {f"{ResultFolder.figures}/{name}": data for name, data in found.items()}
     for name, data in files.items():
         _write(folder / name, data)
     return [folder / name for name, data in files.items() if data]
@@ -107,13 +108,8 @@ def typical(facts: Facts, *, include_images: bool) -> list[Choice]:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; without data there is none."""
-    try:
-        if not data:
-            path.unlink(missing_ok=True)
-            return
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise DiskFailed(f"{path}: cannot be written: {error}") from error
+    refusal = "{path}: cannot be written: {reason}"
+    if data:
+        write_bytes(path, data, refusal=refusal)
+    else:
+        remove(path, refusal=refusal)

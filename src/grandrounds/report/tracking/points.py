@@ -12,7 +12,6 @@ from grandrounds.core.events import (
     RoundFinished,
     RunFinished,
     RunResumed,
-    SiteExchanged,
     SiteMissed,
     SiteMonitored,
     SiteTested,
@@ -21,6 +20,7 @@ from grandrounds.core.events import (
     SiteValidated,
     StoppedEarly,
 )
+from grandrounds.core.journal import traffic_of
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 EVERY_ROUND = "round/seconds"  # the point that each round has: it tells which rounds are logged
@@ -142,15 +142,9 @@ class Gathering:
         self._count_bytes(event)
 
     def _count_bytes(self, event: Event) -> None:
-        """Add up what a site sends and receives in a round, whatever it is for."""
-        match event:
-            case SiteTrained() | SiteExchanged() | SiteValidated():
-                self._metrics[f"bytes_up/{event.site}"] += event.bytes_up
-                self._metrics[f"bytes_down/{event.site}"] += event.bytes_down
-            case SiteMonitored():
-                self._metrics[f"bytes_down/{event.site}"] += event.bytes_down
-            case _:
-                pass
+        for (_, site), (up, down) in traffic_of([event]).items():
+            self._metrics[f"bytes_up/{site}"] += up
+            self._metrics[f"bytes_down/{site}"] += down
 
 
 def _at_the_end(name: str) -> str:

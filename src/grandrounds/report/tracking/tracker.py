@@ -17,11 +17,12 @@ from typing import Protocol, TypeAlias, cast
 
 from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import Event, Failed, Interrupted, RunStarted
+from grandrounds.core.files import write_text
 from grandrounds.core.journal import Stamped, read_journal, surviving
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder, comparison_of
 from grandrounds.report.tracking.points import Batch, Beginning, Gathering, Logged
 
 Tell: TypeAlias = Callable[[str], None]
-RECORD = "tracking.json"
 
 
 class Store(Protocol):
@@ -131,7 +132,7 @@ class Tracker:
 
 def beginning(folder: Path, moment: float, started: RunStarted) -> Beginning:
     """Tell what a run is, from its first event and the study in its folder."""
-    study = tomllib.loads((folder / "study.toml").read_text("utf-8"))
+    study = tomllib.loads(RunFolder(folder).study.read_text("utf-8"))
     made = {
         "fingerprint": started.study,
         "grandrounds": started.version,
@@ -148,13 +149,12 @@ def beginning(folder: Path, moment: float, started: RunStarted) -> Beginning:
 
 
 def _comparison(folder: Path) -> dict[str, str]:
-    """Name the comparison of a run, if it has one: FOLDER[/without/SITE]/arms/ARM/seed-N."""
-    above = folder.resolve().parents
-    if len(above) > 2 and (above[2] / "arms.toml").exists():
-        return {"comparison": above[2].name}
-    if len(above) > 4 and (above[4] / "arms.toml").exists():
-        return {"comparison": above[4].name, "left_out": above[2].name}
-    return {}
+    """Name the comparison of a run, if it has one, and the site that it was trained without."""
+    found = comparison_of(folder)
+    if found is None:
+        return {}
+    comparison, left_out = found
+    return {"comparison": comparison.path.name} | ({"left_out": left_out} if left_out else {})
 
 
 def flattened(value: object, where: str = "") -> dict[str, str]:
@@ -175,15 +175,15 @@ def flattened(value: object, where: str = "") -> dict[str, str]:
 
 def recorded(folder: Path) -> dict[str, str]:
     """Read which run of which tracker a run folder is."""
-    path = folder / RECORD
+    path = RunFolder(folder).tracking
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def record(folder: Path, known: dict[str, str]) -> None:
     """Keep which run of which tracker a run folder is, whole or not at all."""
-    partial = folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
-    partial.replace(folder / RECORD)
+    text = json.dumps(known, indent=2) + "\n"
+    path = RunFolder(folder).tracking
+    write_text(path, text, refusal="{path}: cannot be written: {reason}")
 
 
 def shown(uri: str) -> str:
@@ -267,7 +267,7 @@ def replay(folder: Path, uri: str, tell: Tell) -> bool:
     Raises `BadInput` for a tracker that is unknown or not installed, `BadFolder` for no run.
     """
     check([uri])
-    tracker, journal = _tracker(folder, uri, tell), folder / "journal.jsonl"
+    tracker, journal = _tracker(folder, uri, tell), RunFolder(folder).journal
     events = surviving(read_journal(journal))
     if not any(isinstance(event, RunStarted) for _, event in events):
         raise BadFolder(f"{journal}: no run has started here yet; start it first")
@@ -293,9 +293,10 @@ def _is_stop(event: Event) -> bool:
 
 def runs_in(folder: Path) -> list[Path]:
     """Find the run in a folder, or all that have begun of a comparison's. Raises `BadFolder`."""
-    if not (folder / "arms.toml").exists():
+    comparison = ComparisonFolder(folder)
+    if not comparison.exists:
         return [folder]
-    found = sorted(path.parent for path in folder.glob("**/arms/*/seed-*/journal.jsonl"))
+    found = [run.path for run in comparison.all_runs() if run.journal.exists()]
     if not found:
         raise BadFolder(f"{folder}: none of its arms has begun, so there is nothing to track")
     return found

@@ -10,9 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from grandrounds.core.errors import BadSite
-from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
+from grandrounds.data.cohort import Cohort
 from grandrounds.data.elements import Elements
-from grandrounds.tasks.task import Batch, Case, check_contrasts, require
+from grandrounds.tasks.task import Batch, Case, Slice, check_contrasts, draw_index, require
 
 
 @dataclass(frozen=True)
@@ -130,21 +130,6 @@ def _resized_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One slice of one session, and the pairs that it can serve at its site.
-
-    `patient` is a pseudonym and `visit` a number: what the site calls either says too much.
-    """
-
-    site: str
-    patient: str
-    visit: int
-    session: Session
-    index: int
-    pairs: tuple[Pair, ...]
-
-
-@dataclass(frozen=True)
 class Slices:
     """Examples of translation.
 
@@ -152,7 +137,7 @@ class Slices:
     that each batch brings with it where nothing is drawn.
     """
 
-    slices: tuple[Slice, ...]
+    slices: tuple[Slice[Pair], ...]
     coding: Coding
     augmentation: Augmentation
     mask: str = ""
@@ -168,7 +153,8 @@ class Slices:
         """
         chosen = [self.slices[index] for index in indices]
         draw = generator or Generator().manual_seed(0)
-        pairs = [_drawn(each.pairs, draw) for each in chosen]
+        choices = [each.visit.labels for each in chosen]
+        pairs = [labels[draw_index(len(labels), draw)] for labels in choices]
         images = [self._images(s, p, draw, generator) for s, p in zip(chosen, pairs, strict=True)]
         images_BCHW = torch.stack(images).mul_(2).sub_(1)
         contrasts = self.coding.contrasts
@@ -177,63 +163,28 @@ class Slices:
             "source": images_BCHW[:, :1].contiguous(),
             "target": images_BCHW[:, 1:].contiguous(),
             "code": torch.stack(
-                [self.coding.code(s.site, p) for s, p in zip(chosen, pairs, strict=True)]
+                [self.coding.code(s.visit.site, p) for s, p in zip(chosen, pairs, strict=True)]
             ),
             "pair": torch.tensor(
                 [[contrasts.index(p.source), contrasts.index(p.target)] for p in pairs]
             ),
         }
 
-    def _inside(self, chosen: Sequence[Slice]) -> Batch:
-        masks = [each.session.masks[self.mask][each.index] > 0 for each in chosen]
+    def _inside(self, chosen: Sequence[Slice[Pair]]) -> Batch:
+        masks = [each.visit.session.masks[self.mask][each.index] > 0 for each in chosen]
         return {"mask": torch.from_numpy(np.stack(masks))[:, None]}  # pyright: ignore[reportUnknownMemberType]
 
     def _images(
-        self, each: Slice, pair: Pair, draw: Generator, training: Generator | None
+        self, each: Slice[Pair], pair: Pair, draw: Generator, training: Generator | None
     ) -> Tensor:
         contrasts = (pair.source, pair.target)
-        both = [each.session.image(each.index, contrast) for contrast in contrasts]
+        both = [each.visit.session.image(each.index, contrast) for contrast in contrasts]
         images_CHW = torch.from_numpy(np.stack(both))  # pyright: ignore[reportUnknownMemberType]
         return self.augmentation(images_CHW, draw, training=training is not None)
 
     def case(self, index: int) -> Case:
         """Name an example."""
-        each = self.slices[index]
-        label = f"{each.visit}/{each.index:03d}"
-        return Case(each.site, each.patient, label, each.pairs[0].label)
-
-
-def _drawn(pairs: tuple[Pair, ...], generator: Generator) -> Pair:
-    if len(pairs) == 1:
-        return pairs[0]
-    return pairs[int(torch.randint(len(pairs), (), generator=generator))]
-
-
-def slices_of(
-    cohort: Cohort, split: Split, pairs: Sequence[Pair], *, each_pair: bool
-) -> tuple[Slice, ...]:
-    """List a split's slices that can serve at least one pair.
-
-    `each_pair` lists a slice once for every pair.
-    """
-    pseudonyms, visits = pseudonyms_of(cohort), visits_of(cohort)
-    found: list[Slice] = []
-    for session in cohort.splits[split]:
-        served = tuple(p for p in pairs if {p.source, p.target} <= set(session.contrasts))
-        choices = [(pair,) for pair in served] if each_pair else [served] if served else []
-        found += [
-            Slice(
-                cohort.site,
-                pseudonyms[session.patient],
-                visits[session.label],
-                session,
-                index,
-                choice,
-            )
-            for choice in choices
-            for index in range(session.num_slices)
-        ]
-    return tuple(found)
+        return self.slices[index].case()
 
 
 def check_masks(cohorts: Sequence[Cohort], mask: str) -> None:

@@ -1,4 +1,4 @@
-"""FedMed-GAN's protection of what a generator learns from its critics. Wang et al. 2023."""
+"""The losses of image translation: of a generator and of the critics that judge its images."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,30 +118,20 @@ class Cycle:
         for side, fakes, reals in sides:
             for name, rows in side.judged.items():
                 shown = self.pool.shown(name, fakes[rows])
-                yield f"critics.{name}", _cycle_critic_loss(critics[name], reals[rows], shown)
+                on_fake, on_real = critics[name](shown.detach()), critics[name](reals[rows])
+                yield f"critics.{name}", _critic_loss(on_real, on_fake)
         total = torch.zeros((), device=there.images.device)
         for side, fakes, other in ((there, made["there"], back), (back, made["back"], there)):
             again = translate(fakes, other.code)
-            total = total + self.adversarial * _cycle_realism(critics, side, self.guard(fakes))
+            total = total + self.adversarial * _realism_loss(
+                critics, side.judged, self.guard(fakes)
+            )
             total = total + self.cycle * (full(again) - side.images).abs().mean()
             total = (
                 total
                 + self.identity * (full(fakes) - full(translate(fakes, side.code))).abs().mean()
             )
         yield "generator", total
-
-
-def _cycle_critic_loss(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    on_fake, on_real = critic(fake.detach()), critic(real)
-    return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
-
-
-def _cycle_realism(critics: nn.ModuleDict, side: Side, fakes: Tensor) -> Tensor:
-    verdicts: list[Tensor] = []
-    for name, rows in side.judged.items():
-        with frozen(critics[name]):
-            verdicts.append((critics[name](fakes[rows]) - 1).square().flatten(1).mean(1).sum())
-    return torch.stack(verdicts).sum() / len(fakes)
 
 
 @dataclass(frozen=True)
@@ -163,29 +153,35 @@ class Paired:
         """Yield the loss of every critic concerned, then that of the images (B, 1, H, W)."""
         source, target = batch["source"], batch["target"]
         for name, rows in judged.items():
-            images = source[rows], target[rows], fake[rows]
-            yield f"critics.{name}", _critic_loss(critics[name], *images, apart=self.apart)
-        shown = self.guard(fake)
-        verdicts = [_realism(critics[n], source[r], shown[r]) for n, r in judged.items()]
+            real = torch.cat([source[rows], target[rows]], 1)
+            made = torch.cat([source[rows], fake[rows].detach()], 1)
+            yield f"critics.{name}", _critic_loss(*self._verdicts(critics[name], real, made))
+        shown = torch.cat([source, self.guard(fake)], 1)
+        adversarial = _realism_loss(critics, judged, shown)
         distance = (full(fake) - target).abs().mean()
-        adversarial = torch.stack(verdicts).sum() / len(source) if verdicts else 0.0
         yield "generator", self.adversarial * adversarial + self.l1 * distance
 
+    def _verdicts(self, critic: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+        if self.apart:
+            return critic(real), critic(made)
+        on_real, on_made = critic(torch.cat([real, made])).chunk(2)
+        return on_real, on_made
 
-def _critic_loss(
-    critic: nn.Module, source: Tensor, target: Tensor, fake: Tensor, *, apart: bool
-) -> Tensor:
-    """Give the loss of a critic that takes the target for real and the fake for made."""
-    real_BCHW, fake_BCHW = torch.cat([source, target], 1), torch.cat([source, fake.detach()], 1)
-    if apart:
-        on_real, on_fake = critic(real_BCHW), critic(fake_BCHW)
-    else:
-        on_real, on_fake = critic(torch.cat([real_BCHW, fake_BCHW])).chunk(2)
+
+def _critic_loss(on_real: Tensor, on_fake: Tensor) -> Tensor:
+    """Return the loss of a critic that takes real images for 1 and made ones for 0."""
     return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
 
 
-def _realism(critic: nn.Module, source: Tensor, fake: Tensor) -> Tensor:
-    """Give the generator's loss against a critic that learns nothing from it, summed over cases."""
-    with frozen(critic):
-        verdict = critic(torch.cat([source, fake], 1))
-    return (verdict - 1).square().flatten(1).mean(1).sum()
+def _realism_loss(
+    critics: nn.ModuleDict, judged: Mapping[str, Tensor], images: Tensor
+) -> Tensor | float:
+    """Return how far images are from passing for real, over those that a critic judges.
+
+    The critics learn nothing from it. Without any it is 0.
+    """
+    losses: list[Tensor] = []
+    for name, rows in judged.items():
+        with frozen(critics[name]):
+            losses.append((critics[name](images[rows]) - 1).square().flatten(1).mean(1).sum())
+    return torch.stack(losses).sum() / len(images) if losses else 0.0

@@ -23,7 +23,6 @@ from grandrounds.tasks.synthesis.examples import (
     Slices,
     check_masks,
     check_pair,
-    slices_of,
 )
 from grandrounds.tasks.synthesis.losses import Cycle, Guarded, ImagePool, Paired, Side
 from grandrounds.tasks.synthesis.networks import (
@@ -48,6 +47,8 @@ from grandrounds.tasks.task import (
     check_counts,
     check_shares,
     check_size,
+    list_slices,
+    list_visits,
     require,
 )
 
@@ -282,19 +283,19 @@ class SynthesisTask:
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Slices:
         """Give each training slice once; its task is drawn when it is used."""
-        return self._examples(cohorts, "train", each_pair=False)
+        return self._examples(cohorts, "train", each=False)
 
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Slices:
         """Give each slice of a split once for each of its site's tasks that it can serve."""
-        return self._examples(cohorts, split, each_pair=True)
+        return self._examples(cohorts, split, each=True)
 
-    def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each_pair: bool) -> Slices:
-        found = [slices_of(c, split, self._known[c.site], each_pair=each_pair) for c in cohorts]
+    def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each: bool) -> Slices:
+        visits = [list_visits(c, split, self._known[c.site], each=each) for c in cohorts]
         o = self.options
         mask = "" if o.masked == "none" else o.masked
         check_masks(cohorts, mask)
         augmentation = Augmentation(o.flip, o.intensity, o.crop)
-        return Slices(sum(found, ()), self.coding, augmentation, mask)
+        return Slices(list_slices(sum(visits, ())), self.coding, augmentation, mask)
 
 
 SMALL = {

@@ -1,0 +1,183 @@
+"""What a study costs, what a site can deliver and who answers in a federation is printed here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from grandrounds.core.events import TopologySet
+from grandrounds.data.availability import SiteSummary
+from grandrounds.runs.costs import Estimate, RunPlan, estimate, plan_run, topologies
+from grandrounds.study.checks import notes
+from grandrounds.study.file import fingerprint, to_table, to_toml
+from grandrounds.study.study import Study
+
+MIB, GIB = 2**20, 2**30
+COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
+
+
+def study_as_json(
+    plan: RunPlan, cost: Estimate, summaries: Sequence[SiteSummary]
+) -> dict[str, object]:
+    """Return what `check` says as JSON of a study, its cost and its sites."""
+    study = plan.study
+    machine = study.training.machine()
+    return {
+        "study": to_table(study),
+        "sha256": fingerprint(study),
+        "notes": notes(study),
+        "policy": asdict(cost.policy),
+        "topology": asdict(cost.topology),
+        "topologies": {kind: _topology(found) for kind, found in topologies(plan).items()},
+        "bytes_per_round": cost.bytes_per_round,
+        "bytes_per_run": cost.bytes_per_run,
+        "memory": cost.memory,
+        "device": str(machine.device),
+        "precision": machine.precision_name,
+        "sites": [asdict(summary) for summary in summaries],
+    }
+
+
+def _topology(found: TopologySet | str) -> dict[str, object]:
+    return {"refused": found} if isinstance(found, str) else asdict(found)
+
+
+def print_study(plan: RunPlan, cost: Estimate) -> None:
+    """Print what a study means and costs, and what its other topologies would cost."""
+    study, console = plan.study, Console()
+    machine = study.training.machine()
+    console.print(to_toml(study), markup=False, highlight=False)
+    table = Table("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
+    for group in cost.policy.groups:
+        table.add_row(group.group, group.policy, str(group.tensors), f"{group.parameters:,}")
+    console.print(table)
+    console.print(f"norm buffers: {cost.policy.norm_buffers}")
+    _print_topologies(console, plan, cost)
+    console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB over all links")
+    console.print(f"the run: {cost.bytes_per_run / MIB:,.1f} MiB in {cost.rounds} rounds")
+    console.print(
+        f"memory: about {cost.memory / GIB:.1f} GiB where one process simulates all sites"
+    )
+    console.print(f"here: {machine.device}, {machine.precision_name}, {machine.threads} threads")
+    console.print(f"SHA-256 of the resolved study: {fingerprint(study)}")
+    for note in notes(study):
+        console.print(f"note: {note}", style="yellow")
+
+
+def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
+    seen = Table("who", "sees", title=f"Who sees what over topology '{cost.topology.kind}'")
+    for who, what in cost.topology.sees.items():
+        seen.add_row(who, what)
+    if cost.bytes_per_round:
+        console.print(seen)
+    table = Table("topology", "a round", "takes", "the coordinator sees", title="Topologies")
+    refused: list[str] = []
+    for kind, found in topologies(plan).items():
+        if isinstance(found, str):
+            refused.append(f"not {kind}: {found}")
+            continue
+        moved = f"{found.bytes_per_round / MIB:,.1f} MiB"
+        sees = next(iter(found.sees.values())) if found.bytes_per_round else "nothing"
+        table.add_row(kind, moved, found.wall_clock, sees)
+    console.print(table)
+    for sentence in refused:
+        console.print(sentence, markup=False)
+
+
+def print_site(summary: SiteSummary) -> None:
+    """Print what a site can deliver, in counts."""
+    console = Console()
+    table = Table("", "patients", "sessions", "slices", title=f"Site '{summary.site}'")
+    counts = [*summary.splits.items(), *summary.contents.items()]
+    for task, splits in summary.tasks.items():
+        counts += [(f"{task} {split}", count) for split, count in splits.items()]
+    for name, count in counts:
+        table.add_row(name, str(count.patients), str(count.sessions), str(count.slices))
+    console.print(table)
+    if geometry := summary.geometry:
+        console.print(
+            f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
+        )
+    for note in summary.notes:
+        console.print(note)
+
+
+def _ranges(ranges: Sequence[tuple[float, float]]) -> str:
+    return " x ".join(f"{low:g}" if low == high else f"{low:g}-{high:g}" for low, high in ranges)
+
+
+def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> None:
+    """Print how many patients of each label every pseudo-site was dealt."""
+    labels = tuple(next(iter(patients.values())))
+    table = Table("site", *(f"{variable} {label}" for label in labels), title="Patients")
+    for site, counts in patients.items():
+        table.add_row(site, *(str(counts[label]) for label in labels))
+    Console().print(table)
+
+
+def print_kits(kits: Mapping[str, Path]) -> None:
+    """Print whose each startup kit is, and what its owner does with it."""
+    table = Table("kit", "for", "there, once", title="Startup kits: each holds a private key")
+    for name, kit in kits.items():
+        whose, once = _handed_to(name)
+        table.add_row(str(kit), whose, once)
+    Console().print(table)
+
+
+def _handed_to(name: str) -> tuple[str, str]:
+    if name == "server":
+        return "the machine that the sites reach", "grandrounds federation start KIT"
+    if name == "admin":
+        return "who submits the study", "grandrounds federation submit STUDY --kit KIT"
+    return f"site '{name}'", "grandrounds site accept STUDY --kit KIT, then federation start KIT"
+
+
+def leaving_as_json(study: Study) -> dict[str, object]:
+    """Return, as JSON, what will leave each site that accepts a study."""
+    cost = estimate(plan_run(study))
+    shared = [group for group in cost.policy.groups if group.policy != "private"]
+    return {
+        "groups": {group.group: group.parameters for group in shared},
+        "bytes_per_round": cost.bytes_per_round // len(study.trainers),
+        "rounds": study.rounds,
+        "scores": f"of each test case, {study.task.metric} and others, by pseudonyms",
+    }
+
+
+def print_leaving(study: Study, site: str) -> None:
+    """Print what a study asks of a site and what will leave it."""
+    console, cost = Console(), estimate(plan_run(study))
+    console.print(to_toml(study), markup=False, highlight=False)
+    table = Table("parameter group", "policy", "parameters", title=f"What leaves '{site}'")
+    for group in cost.policy.groups:
+        table.add_row(group.group, group.policy, f"{group.parameters:,}")
+    console.print(table)
+    mib = cost.bytes_per_round / len(study.trainers) / MIB
+    console.print(f"about {mib:,.1f} MiB a round, both ways, in {study.rounds} rounds")
+    console.print(f"the scores of each test case ({study.task.metric} and others), by pseudonyms")
+    console.print("counts of patients, sessions and slices; if something fails, its failure card")
+    console.print("no image, no path, no name of a patient")
+
+
+def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:
+    """Print which sites answer, and each job's id, study, status, round and time."""
+    console = Console()
+    console.print(f"there: {', '.join(sites) or 'no site'}")
+    whole = Column("job", no_wrap=True)  # to be copied
+    table = Table(whole, "study", "status", "round", "submitted")
+    for job in jobs:
+        table.add_row(*job)
+    console.print(table)
+
+
+def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
+    """Print what each check of the doctor found, and what mends it."""
+    table = Table.grid("", "", "", padding=(0, 2, 0, 0))
+    for name, finding in findings.items():
+        mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""
+        verdict = Text(finding["verdict"], COLOURS[finding["verdict"]])
+        table.add_row(verdict, Text(name), Text(f"{finding['found']}{mend}"))
+    Console().print(table)

@@ -1,0 +1,127 @@
+"""The names of all files and folders of a run and of a comparison stand here, and here alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, overload
+
+# Of scores.csv and unseen.csv; in matrix.csv "model" stands before them.
+SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
+
+
+class _Folder(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name in every folder of a kind: the path there for a folder, the name for its class."""
+
+    name: str
+
+    @overload
+    def __get__(self, folder: None, kind: type) -> str: ...
+    @overload
+    def __get__(self, folder: _Folder, kind: type) -> Path: ...
+    def __get__(self, folder: _Folder | None, kind: type) -> Path | str:
+        return folder.path / self.name if folder else self.name
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """What a run keeps of one site, or of one that joined: models, private state, pictures."""
+
+    path: Path
+
+    state = Entry("state")  # its private state, round by round
+    merged = Entry("merged")  # what it merged where it led
+    tuned = Entry("tuned.safetensors")
+    panels = Entry("panels.npz")
+
+    def private(self, version: str = "") -> Path:
+        """Return where the site's own part lies of the tested model, or of another version."""
+        return self.path / f"private{version}.safetensors"
+
+    def shared(self, version: str = "") -> Path:
+        """Return where the shared part lies, if the site itself holds it."""
+        return self.path / f"shared{version}.safetensors"
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """What a run and a comparison both have: tables of test scores, and what reports make."""
+
+    path: Path
+
+    scores = Entry("scores.csv")  # a run's is written last: it marks that the run is finished
+    unseen = Entry("unseen.csv")
+    matrix = Entry("matrix.csv")
+    report = Entry("report.html")
+    figures = Entry("figures")
+    tables = Entry("tables")
+    card = Entry("card")
+
+
+@dataclass(frozen=True)
+class RunFolder(ResultFolder):
+    """The folder of one run."""
+
+    study = Entry("study.toml")
+    journal = Entry("journal.jsonl")
+    lock = Entry(".lock")
+    state = Entry("state")  # the coordinator's, round by round
+    shared = Entry("model/shared.safetensors")  # of the tested model
+    last = Entry("model/last.safetensors")
+    sites = Entry("sites")
+    rounds = Entry("rounds.csv")
+    digests = Entry("digests.csv")
+    forgetting = Entry("forgetting.csv")
+    tracking = Entry("tracking.json")
+
+    def site(self, name: str) -> SiteFolder:
+        """Return the folder of a site that trained."""
+        return SiteFolder(self.sites / name)
+
+    def adapted(self, name: str) -> SiteFolder:
+        """Return the folder of a site that joined afterwards."""
+        return SiteFolder(self.path / "adapted" / name)
+
+    def evaluated(self, name: str) -> Path:
+        """Return the table of the scores at a site that was tested afterwards."""
+        return self.path / "evaluated" / f"{name}.csv"
+
+
+@dataclass(frozen=True)
+class ComparisonFolder(ResultFolder):
+    """The folder of a comparison: runs as arms/ARM/seed-S, or as without/SITE/arms/ARM/seed-S."""
+
+    arms = Entry("arms.toml")
+
+    @property
+    def exists(self) -> bool:
+        """Tell whether there is a comparison, and not a single run."""
+        return self.arms.exists()
+
+    def run(self, arm: str, seed: int, *, without: str = "") -> RunFolder:
+        """Return the folder of one run, perhaps trained without one of the sites."""
+        below = self.path / "without" / without if without else self.path
+        return RunFolder(below / "arms" / arm / f"seed-{seed}")
+
+    def runs(self) -> list[RunFolder]:
+        """List the runs with all sites that have a folder."""
+        return [RunFolder(path) for path in sorted(self.path.glob("arms/*/seed-*"))]
+
+    def all_runs(self) -> list[RunFolder]:
+        """List the runs that have a folder, those without one of the sites last."""
+        parts = [ComparisonFolder(path) for path in sorted(self.path.glob("without/*"))]
+        return [run for part in (self, *parts) for run in part.runs()]
+
+
+def comparison_of(run: Path) -> tuple[ComparisonFolder, str] | None:
+    """Find the comparison that a run belongs to, and the site that the run was trained without."""
+    above = run.resolve().parents
+    if len(above) > 2 and ComparisonFolder(above[2]).exists:
+        return ComparisonFolder(above[2]), ""
+    if len(above) > 4 and ComparisonFolder(above[4]).exists:
+        return ComparisonFolder(above[4]), above[2].name
+    return None

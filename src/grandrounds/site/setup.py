@@ -1,0 +1,75 @@
+"""A site is set up with its data, its task, the model in memory and its folder on disk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from grandrounds.algorithms.methods import Method
+from grandrounds.core.messages import Forward, Request, Tail
+from grandrounds.core.seeds import seed_for
+from grandrounds.core.weights import Filter, Weights
+from grandrounds.data.cohort import Cohort, Split
+from grandrounds.site.cut import Cut
+from grandrounds.site.training import Bench, Lesson, Training
+from grandrounds.tasks.task import Examples, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSetup:
+    """What a site has, the same in every round, and what a round takes of it.
+
+    `cohorts` is the site's own data (several only where a comparison pools them). `travels` selects
+    the tensors that may leave, `method` combines updates where this site leads. `first_weights`
+    gives the model before any training; `bench` holds the model in memory and may be shared with
+    other sites of the same process. `cut` says which stages of a split network are the site's.
+    """
+
+    name: str
+    task: Task
+    cohorts: tuple[Cohort, ...]
+    training: Training
+    rounds: int
+    seed: int
+    travels: Filter
+    method: Method
+    first_weights: Callable[[], Weights]
+    bench: Bench
+    folder: Path
+    shows_images: bool = True
+    cut: Cut | None = None
+
+    @cached_property
+    def training_examples(self) -> Examples:
+        """Return the examples that the site trains on."""
+        return self.task.training_examples(self.cohorts)
+
+    def cases(self, split: Split) -> Examples:
+        """Return every case of a split."""
+        return self.task.evaluation_examples(self.cohorts, split)
+
+    @cached_property
+    def uses(self) -> Filter:
+        """Select the tensors that the site's tasks need, without those of a server."""
+        uses = self.task.uses(self.name)
+        return self.cut.at_site(uses) if self.cut else uses
+
+    def learning_rate(self, round: int) -> float:
+        """Return the learning rate of a round, counted from 1."""
+        return self.training.rate(round, self.rounds)
+
+    def lesson(self, round: int) -> Lesson:
+        """Return a round's training examples in batches, in the same order at every call."""
+        seed = seed_for(self.seed, self.name, round, "batches")
+        generator = torch.Generator().manual_seed(seed)
+        return Lesson(self.task, self.training_examples, self.training.batch_size, generator)
+
+    def answer_seed(self, request: Request) -> int:
+        """Return the seed of what an answer draws without a generator, such as dropout."""
+        # The name of the request's class is in it, since a round asks a site several times: what
+        # tuning draws must not repeat what training drew. So the name of a class of requests is
+        # data, and another name would change the numbers of every run.
+        step = (request.step,) if isinstance(request, Forward | Tail) else ()
+        return seed_for(self.seed, self.name, request.round, type(request).__name__, *step)
