@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from grandrounds.core.device import repeatable
+from grandrounds.core.device import deterministic
 from grandrounds.core.events import Event, SiteTested
 from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Evaluate
 from grandrounds.core.weights import read
-from grandrounds.runs.arms import Arm
+from grandrounds.runs.arms import ArmChoice
 from grandrounds.runs.build import build_federation
-from grandrounds.runs.comparison import Cell, Comparison
+from grandrounds.runs.comparison import Comparison, ComparisonRun
 from grandrounds.runs.costs import plan_run
-from grandrounds.runs.listeners import Unheard
+from grandrounds.runs.listeners import SilentListener
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.file import read_table
 from grandrounds.study.site_file import SiteFile, read_site
@@ -64,26 +64,29 @@ def _seed(
 ) -> dict[str, dict[str, Summary]]:
     """Run one seed's arms; give for each its scores on own and on all test sets."""
     table = read_table(path)
-    arms = [Arm(label) for label in labels]
+    arms = [ArmChoice(label) for label in labels]
     own = (*overrides, f"seed={seed}", "training.threads=1")
     studies = {arm: arm.study(table, own) for arm in arms}
     folder = out / path.stem / f"seed-{seed}"
     comparison = Comparison(folder, studies, files, workers=2)
     comparison.run(_unheard)
-    found = {arm.label: _scores(comparison.run_folder(Cell(arm, seed))) for arm in arms}
+    found = {arm.label: _scores(comparison.run_folder(ComparisonRun(arm, seed))) for arm in arms}
     star, swarm = (
-        comparison.run_folder(Cell(Arm(label), seed)) for label in ("fedavg", "fedavg@swarm")
+        comparison.run_folder(ComparisonRun(ArmChoice(label), seed))
+        for label in ("fedavg", "fedavg@swarm")
     )
     equal = (star / "digests.csv").read_bytes() == (swarm / "digests.csv").read_bytes()
     found["fedavg@swarm"]["bitwise"] = {"equal": float(equal)}
     for label in ("central", "local"):
-        trained = comparison.run_folder(Cell(Arm(label), seed)) / "sites"
+        trained = comparison.run_folder(ComparisonRun(ArmChoice(label), seed)) / "sites"
         models = sorted(trained.glob("*/private.safetensors"))
-        found[label]["all"] = _scored_everywhere(studies[Arm("fedavg")], files, models, folder)
+        found[label]["all"] = _scored_everywhere(
+            studies[ArmChoice("fedavg")], files, models, folder
+        )
     return found
 
 
-def _unheard(cell: Cell, event: Event) -> None:
+def _unheard(cell: ComparisonRun, event: Event) -> None:
     """Hear an event and do nothing."""
 
 
@@ -102,9 +105,9 @@ def _scored_everywhere(
 ) -> Summary:
     """Score each whole model on every site's test cases."""
     machine = study.training.machine()
-    with repeatable(machine):
+    with deterministic(machine):
         federation = build_federation(
-            plan_run(study), open_sites(study, files), folder / "crossed", machine, Unheard()
+            plan_run(study), open_sites(study, files), folder / "crossed", machine, SilentListener()
         )
         orders = [Evaluate(round=0, since=0, split="test", weights=read(m)[0]) for m in models]
         replies = [site.answer(order) for order in orders for site in federation.sites.sites]

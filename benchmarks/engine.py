@@ -29,7 +29,7 @@ import torch
 from overhead import federated, in_turns
 from recipe_client import Net, local_round, optimizer_of
 
-from grandrounds.core.device import repeatable
+from grandrounds.core.device import deterministic
 from grandrounds.core.events import RoundFinished
 from grandrounds.core.journal import read_journal
 from grandrounds.flare.job import ALLOWED, export_job, run_name
@@ -144,7 +144,7 @@ def patients_for(steps: int, batch: int) -> int:
 
 
 def in_process(study: Study, files: Sequence[SiteFile]) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder, repeatable(study.training.machine()):
+    with tempfile.TemporaryDirectory() as folder, deterministic(study.training.machine()):
         one, other = federated(study, Path(folder), files), bare(study, rows_of(study, files))
         ratio, ours, plain = in_turns(one, other, REPEATS)
     return {"ratio": ratio, "seconds": ours, "bare_seconds": plain}
@@ -152,7 +152,7 @@ def in_process(study: Study, files: Sequence[SiteFile]) -> dict[str, float]:
 
 def rows_of(study: Study, files: Sequence[SiteFile]) -> dict[str, Batch]:
     """Give each site's training rows."""
-    task = study.bound()
+    task = study.make_task()
     found = {
         name: task.training_examples(o.cohorts) for name, o in open_sites(study, files).items()
     }
@@ -160,7 +160,7 @@ def rows_of(study: Study, files: Sequence[SiteFile]) -> dict[str, Batch]:
 
 
 def widths_of(study: Study) -> list[int]:
-    shapes = [p.shape for p in study.bound().build(study.seed).parameters() if p.ndim == 2]
+    shapes = [p.shape for p in study.make_task().build(study.seed).parameters() if p.ndim == 2]
     return [shapes[0][1], *(shape[0] for shape in shapes)]
 
 

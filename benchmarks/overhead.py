@@ -22,16 +22,16 @@ from statistics import median
 
 import torch
 
-from grandrounds.core.device import peak_memory, repeatable
+from grandrounds.core.device import deterministic, peak_memory
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import save_state
 from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
 from grandrounds.runs.build import build_bench, build_federation
 from grandrounds.runs.costs import plan_run
-from grandrounds.runs.listeners import Unheard
+from grandrounds.runs.listeners import SilentListener
 from grandrounds.runs.site_data import open_sites
-from grandrounds.site.training import Lesson, train
+from grandrounds.site.training import BatchSource, train
 from grandrounds.study.file import example, read_study
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
@@ -52,7 +52,7 @@ def study_of(sites: int) -> Study:
 def federated(study: Study, folder: Path, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
     machine = study.training.machine()
     federation = build_federation(
-        plan_run(study), open_sites(study, files), folder, machine, Unheard()
+        plan_run(study), open_sites(study, files), folder, machine, SilentListener()
     )
     states = [federation.start]
 
@@ -78,7 +78,7 @@ def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
         for site, own in zip(study.site, examples, strict=True):
             seed = seed_for(study.seed, site.name, number, "batches")
             generator = torch.Generator().manual_seed(seed)
-            lesson = Lesson(task, own, study.training.batch_size, generator)
+            lesson = BatchSource(task, own, study.training.batch_size, generator)
             train(bench, lesson, lesson.batches(epochs=study.training.epochs))
 
     return one_round
@@ -86,7 +86,7 @@ def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
 
 def ratio(sites: int) -> tuple[float, float, float]:
     study = study_of(sites)
-    with tempfile.TemporaryDirectory() as folder, repeatable(study.training.machine()):
+    with tempfile.TemporaryDirectory() as folder, deterministic(study.training.machine()):
         return in_turns(federated(study, Path(folder)), bare(study), REPEATS[sites])
 
 
@@ -108,7 +108,7 @@ def in_turns(
 def peak(sites: int) -> None:
     """Print the peak memory of a process after two rounds, and the size of a private state."""
     study = study_of(sites)
-    with tempfile.TemporaryDirectory() as folder, repeatable(study.training.machine()):
+    with tempfile.TemporaryDirectory() as folder, deterministic(study.training.machine()):
         one_round = federated(study, Path(folder))
         one_round()
         one_round()

@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from grandrounds.core.device import repeatable
+from grandrounds.core.device import deterministic
 from grandrounds.core.state import save_state
 from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
-from grandrounds.runs.build import build_federation, spread_out
+from grandrounds.runs.build import build_federation, distribute
 from grandrounds.runs.costs import plan_run
-from grandrounds.runs.listeners import Unheard
+from grandrounds.runs.listeners import SilentListener
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.file import example, read_study
 from grandrounds.study.study import Study
@@ -48,14 +48,14 @@ def rounds_of(
     folder: Path, processes: int, threads: int
 ) -> Generator[Callable[[], str], None, None]:
     """Give a function that plays the next round, and the digest that it comes to."""
-    study, listener = study_of(threads), Unheard()
+    study, listener = study_of(threads), SilentListener()
     machine = study.training.machine(processes=processes)
     built = build_federation(plan_run(study), open_sites(study, ()), folder, machine, listener)
-    with spread_out(built, study, (), folder, listener, processes=processes) as federation:
+    with distribute(built, study, (), folder, listener, processes=processes) as federation:
         states = [federation.start]
 
         def one_round() -> str:
-            with repeatable(machine):
+            with deterministic(machine):
                 outcome = federation.topology.round(states[-1], federation.sites, federation.method)
                 save_state(folder, outcome.state)
             states[:] = [outcome.state]

@@ -14,10 +14,10 @@ from grandrounds.core import state as checkpoints
 from grandrounds.core.messages import Reply, Request, decode, encode
 from grandrounds.core.weights import Weights
 from grandrounds.engines import remote_site as attendant
-from grandrounds.engines.envelope import READY, Answer, unseal
+from grandrounds.engines.envelope import READY, ReplyEnvelope, unpack
 from grandrounds.site import training
 from grandrounds.site.local_round import LocalRound
-from grandrounds.site.training import Trained
+from grandrounds.site.training import TrainingResult
 
 FOR_EVER = 3600.0  # seconds
 
@@ -29,29 +29,29 @@ def hold(round: int, marker: str) -> None:
 
 def hold_sending(round: int, marker: str) -> None:
     """Stand still when the first part of a round's large update is sent, and say so by a file."""
-    from grandrounds.flare.transport import Post
+    from grandrounds.flare.transport import Transport
 
-    hand_out, begun = Post._hand_out, Event()
+    hand_out, begun = Transport._hand_out, Event()
 
-    def part(self: Post, request: Any) -> Any:
+    def part(self: Transport, request: Any) -> Any:
         if begun.is_set() and request["start"]:
             stand(marker)
         return hand_out(self, request)
 
-    Post._hand_out = part
+    Transport._hand_out = part
     in_training(round, begun.set)
 
 
 def hold_saving(round: int, marker: str) -> None:
     """Stand still when a round's file is written but has not got its name, and say so by a file."""
-    save = checkpoints.Rounds.save
+    save = checkpoints.RoundStore.save
 
-    def saved(self: checkpoints.Rounds, number: int, *others: Any) -> None:
+    def saved(self: checkpoints.RoundStore, number: int, *others: Any) -> None:
         if number == round:
             os.fsync = lambda _: stand(marker)
         save(self, number, *others)
 
-    checkpoints.Rounds.save = saved  # pyright: ignore[reportAttributeAccessIssue]
+    checkpoints.RoundStore.save = saved  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def stand(marker: str) -> None:
@@ -62,12 +62,12 @@ def stand(marker: str) -> None:
 
 def garble(round: int, marker: str) -> None:
     """Cut the first answer of a round in half, and send an older one in place of the second."""
-    answer, older = attendant.Attendant.answer, list[bytes]()
+    answer, older = attendant.SiteAgent.answer, list[bytes]()
     harms = {"cut": lambda sealed: sealed[: len(sealed) // 2], "replayed": lambda _: older[-1]}
 
-    def garbled(self: attendant.Attendant, sealed: bytes) -> bytes:
+    def garbled(self: attendant.SiteAgent, sealed: bytes) -> bytes:
         found = answer(self, sealed)
-        said = unseal(found, Answer)
+        said = unpack(found, ReplyEnvelope)
         if said.state != "done" or said.number == READY:
             return found
         if decode(said.body).round != round:
@@ -78,7 +78,7 @@ def garble(round: int, marker: str) -> None:
             return harms.pop(next(iter(harms)))(found)
         return found
 
-    attendant.Attendant.answer = garbled
+    attendant.SiteAgent.answer = garbled
 
 
 def slow(round: int, seconds: float) -> None:
@@ -108,7 +108,7 @@ def in_training(round: int, happens: Callable[[], None]) -> None:
         training.step = step
         happens()
 
-    def disturbed(self: LocalRound) -> tuple[Trained, Weights, Weights]:
+    def disturbed(self: LocalRound) -> tuple[TrainingResult, Weights, Weights]:
         if self.request.round == round:
             training.step = first_step
         return train(self)

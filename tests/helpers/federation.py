@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from grandrounds.algorithms.topology import EVERYONE, Links, Outcome, Quorum
+from grandrounds.algorithms.topology import EVERYONE, Links, Quorum, RoundResult
 from grandrounds.core.errors import FailureCard, SiteFailed
 from grandrounds.core.events import Event
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.state import State
 from grandrounds.core.weights import first_not_finite
-from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.runs.build import Federation, build_federation
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.loop import run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.site import model_state as kept
-from grandrounds.site.model_state import Kept
+from grandrounds.site.model_state import SiteStore
 from grandrounds.site.site import Promise, Site
 from grandrounds.study.file import read_study
 from grandrounds.study.study import Study
@@ -94,7 +94,7 @@ def stopped(study: Study, folder: Path, moment: Callable[[Event], bool]) -> None
 class Spy:
     """Sites, and all that was said between them and the coordinator."""
 
-    sites: Simulation
+    sites: InProcessEngine
     asked: list[tuple[str, Request]] = field(default_factory=list[tuple[str, Request]])
     replies: list[Reply] = field(default_factory=list[Reply])
 
@@ -121,12 +121,12 @@ class Spy:
 
 def with_sites(federation: Federation, *sites: Site) -> Federation:
     """The same federation of other sites."""
-    return replace(federation, sites=Simulation(sites, ignore))
+    return replace(federation, sites=InProcessEngine(sites, ignore))
 
 
-def played(federation: Federation, rounds: int) -> list[Outcome]:
+def played(federation: Federation, rounds: int) -> list[RoundResult]:
     """The outcome of every round from the first."""
-    outcomes: list[Outcome] = []
+    outcomes: list[RoundResult] = []
     state = federation.start
     for _ in range(rounds):
         outcomes.append(federation.topology.round(state, federation.sites, federation.method))
@@ -136,8 +136,8 @@ def played(federation: Federation, rounds: int) -> list[Outcome]:
 
 def private_weights(site: Site, round: int) -> dict[str, Tensor]:
     """What a site keeps of its model after a round, without optimiser state."""
-    saved, _ = Kept(site.folder).private.load(round)
-    return kept.model_of(saved)
+    saved, _ = SiteStore(site.folder).private.load(round)
+    return kept.model_tensors(saved)
 
 
 def model_of(site: Site, state: State) -> dict[str, Tensor]:

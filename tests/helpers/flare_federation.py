@@ -19,7 +19,7 @@ import pytest
 
 from grandrounds.core.events import Event
 from grandrounds.flare.job import ALLOWED, run_name
-from grandrounds.study.acceptance import accept, keep
+from grandrounds.study.acceptance import accept, save_acceptance
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
 from tests.helpers.command import PROGRAM, Done, events
@@ -192,7 +192,7 @@ class Town:
         for site in sites or study.trainers:
             startup = self.kit(site) / "startup"
             word = accept(fingerprint(study), startup / "client.key", startup / "client.crt")
-            keep(word, self.kit(site) / "local")
+            save_acceptance(word, self.kit(site) / "local")
 
     def submit(self, study: Study, *, resume: bool = False) -> Done:
         """Submit a study or resume its run, and wait for its end."""

@@ -9,12 +9,12 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
-from grandrounds.engines.remote_site import Attendant
+from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.flare.controller import StudyController
 from grandrounds.flare.executor import SiteExecutor
-from grandrounds.flare.job import places
-from grandrounds.flare.transport import ASK, MAIL, SERVER, Post
-from grandrounds.runs.remote import attended, conduct
+from grandrounds.flare.job import job_paths
+from grandrounds.flare.transport import ASK, MAIL, SERVER, Transport
+from grandrounds.runs.remote import run_remotely, serve_site
 from grandrounds.study.file import read_study
 
 CLASSES = ("tests.helpers.flare_grid.GridController", "tests.helpers.flare_grid.GridExecutor")
@@ -28,21 +28,21 @@ class GridController(StudyController):
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run them all. Raises what stops the first that fails."""
-        here, post = places(fl_ctx, self.run), Post(fl_ctx, SERVER)
+        here, post = job_paths(fl_ctx, self.run), Transport(fl_ctx, SERVER)
         for path in sorted((here.study.parent / STUDIES).iterdir()):
             study = read_study(path)
             for site in study.trainers:
                 told_to_open(post, site, path.stem)
-            call = partial(post.bring, ASK)
-            conduct(study, here.run / path.stem, call, patience=self.patience)
+            call = partial(post.send, ASK)
+            run_remotely(study, here.run / path.stem, call, patience=self.patience)
 
 
-def told_to_open(post: Post, site: str, arm: str) -> None:
+def told_to_open(post: Transport, site: str, arm: str) -> None:
     """Tell a site which study comes next, as soon as its process is there."""
     end = time.monotonic() + SECONDS
     while True:
         try:
-            post.bring(OPEN, site, arm.encode(), SECONDS)
+            post.send(OPEN, site, arm.encode(), SECONDS)
         except ConnectionError:
             if time.monotonic() > end:
                 raise
@@ -58,27 +58,27 @@ class GridExecutor(SiteExecutor):
         """Be ready for the first study at the start of the job, and close the last at its end."""
         if event_type == EventType.START_RUN:
             self._overdue.cancel()
-            post = Post(fl_ctx, str(fl_ctx.get_identity_name()))
+            post = Transport(fl_ctx, str(fl_ctx.get_identity_name()))
             post.answer(OPEN, partial(self._next, fl_ctx, post))
             post.answer(ASK, lambda sealed: self._now.answer(sealed))
-            post.answer(MAIL, lambda sealed: self._now.take(sealed))
+            post.answer(MAIL, lambda sealed: self._now.receive_update(sealed))
         else:
             super().handle_event(event_type, fl_ctx)
 
     @property
-    def _now(self) -> Attendant:
+    def _now(self) -> SiteAgent:
         assert self._attendant
         return self._attendant
 
-    def _next(self, context: FLContext, post: Post, arm: bytes) -> bytes:
+    def _next(self, context: FLContext, post: Transport, arm: bytes) -> bytes:
         if self._attendant:
             self._attendant.close()
-        here, name = places(context, self.run), arm.decode()
+        here, name = job_paths(context, self.run), arm.decode()
         study = read_study(here.study.parent / STUDIES / f"{name}.toml")
         site = cast(str, context.get_identity_name())
 
         def mail(peer: str, sealed: bytes) -> bytes:
-            return post.bring(MAIL, peer, sealed, SECONDS)
+            return post.send(MAIL, peer, sealed, SECONDS)
 
-        self._attendant = Attendant(attended(study, site, (), Path(here.run) / name), mail)
+        self._attendant = SiteAgent(serve_site(study, site, (), Path(here.run) / name), mail)
         return b""

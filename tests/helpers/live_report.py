@@ -9,11 +9,11 @@ from pathlib import Path
 from threading import Thread
 
 from grandrounds.core.journal import Journal
-from grandrounds.report.page.live import Board, Server, Watch, waiting
+from grandrounds.report.page.live import FolderWatch, LiveServer, SnapshotBoard, waiting
 from tests.helpers.run_folders import PFLSYNTH, one_round
 
 
-class Cuttable(Server):
+class Cuttable(LiveServer):
     """A server whose connections can be cut, as a network does."""
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
@@ -32,7 +32,7 @@ class Shown:
     """A folder on a server of this process; `watch.look()` is what the server does by itself."""
 
     folder: Path
-    watch: Watch
+    watch: FolderWatch
     server: Cuttable
 
     def get(
@@ -46,10 +46,10 @@ class Shown:
 
 @contextmanager
 def shown(folder: Path) -> Generator[Shown]:
-    board = Board(waiting(folder))
+    board = SnapshotBoard(waiting(folder))
     with Cuttable(0, board) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield Shown(folder, Watch(folder, board), server)
+        yield Shown(folder, FolderWatch(folder, board), server)
         server.shutdown()
 
 

@@ -15,10 +15,10 @@ from torch import tensor
 from grandrounds.core.errors import FailureCard, SiteFailed
 from grandrounds.core.messages import LocalPlan, Reply, Request, Train
 from grandrounds.core.weights import digest
-from grandrounds.engines.envelope import Answer, Ask, seal, unseal
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.remote import Call, Line, Patience, Remote
-from grandrounds.engines.remote_site import Attendant, Post
+from grandrounds.engines.envelope import ReplyEnvelope, RequestEnvelope, pack, unpack
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, Timeouts
+from grandrounds.engines.remote_site import SendToPeer, SiteAgent
 from grandrounds.site.site import Promise, Site
 from tests.helpers.federation import built, ignore, tiny
 
@@ -26,7 +26,7 @@ ORDER = Train(round=1, since=0, plan=LocalPlan())
 NEXT = replace(ORDER, round=2)
 NAMES = ("alder", "birch", "cedar")
 LONG = 10.0  # seconds; nobody waits for so long unless something is wrong
-QUICK = Patience(poll=0.05, silence=2.0, start=2.0, knock=0.01, pause=0.01)
+QUICK = Timeouts(poll=0.05, silence=2.0, start=2.0, connect_every=0.01, pause=0.01)
 Happens: TypeAlias = Callable[[int, bytes], bytes]
 Act: TypeAlias = Callable[[str, Request], Reply]
 
@@ -63,11 +63,11 @@ class Attend:
 
     sites: Mapping[str, Site]
     gate: Event = field(default_factory=Event)
-    opened: list[Attendant] = field(default_factory=list[Attendant])
+    opened: list[SiteAgent] = field(default_factory=list[SiteAgent])
 
-    def __call__(self, name: str, act: Act = answered, post: Post = nowhere) -> Attendant:
-        simulation = Simulation((odd(self.sites[name], act),), ignore)
-        self.opened.append(Attendant(nullcontext((simulation, name.encode())), post))
+    def __call__(self, name: str, act: Act = answered, post: SendToPeer = nowhere) -> SiteAgent:
+        simulation = InProcessEngine((odd(self.sites[name], act),), ignore)
+        self.opened.append(SiteAgent(nullcontext((simulation, name.encode())), post))
         return self.opened[-1]
 
 
@@ -97,14 +97,14 @@ def unharmed(number: int, sealed: bytes) -> bytes:
 class Way:
     """The way to sites in this process; each call may suffer `there` and `back`, by its number."""
 
-    attendants: Mapping[str, Attendant]
+    attendants: Mapping[str, SiteAgent]
     there: Happens = unharmed
     back: Happens = unharmed
-    letters: list[Ask] = field(default_factory=list[Ask])
+    letters: list[RequestEnvelope] = field(default_factory=list[RequestEnvelope])
 
     def __call__(self, site: str, sealed: bytes, timeout: float) -> bytes:
         """Bring a letter to its site, and the answer back."""
-        self.letters.append(unseal(sealed, Ask))
+        self.letters.append(unpack(sealed, RequestEnvelope))
         number = len(self.letters)
         return self.back(number, self.attendants[site].answer(self.there(number, sealed)))
 
@@ -140,22 +140,24 @@ def failing(error: Exception) -> Act:
     return fail
 
 
-def engine(call: Call, *sites: str, patience: Patience = QUICK) -> Remote:
-    return Remote(tuple(Line(site, call, patience) for site in sites or ("alder",)), ignore)
+def engine(call: Call, *sites: str, patience: Timeouts = QUICK) -> RemoteEngine:
+    return RemoteEngine(
+        tuple(SiteConnection(site, call, patience) for site in sites or ("alder",)), ignore
+    )
 
 
-def reached(*attendants: tuple[str, Attendant], patience: Patience = QUICK) -> Remote:
+def reached(*attendants: tuple[str, SiteAgent], patience: Timeouts = QUICK) -> RemoteEngine:
     return engine(Way(dict(attendants)), *dict(attendants), patience=patience)
 
 
-def card_of(engine: Remote, request: Request = ORDER) -> FailureCard:
+def card_of(engine: RemoteEngine, request: Request = ORDER) -> FailureCard:
     with pytest.raises(SiteFailed) as stopped:
         engine.ask(dict.fromkeys(engine.names, request))
     return stopped.value.card
 
 
-def state_of(attendant: Attendant, ask: Ask) -> str:
-    return unseal(attendant.answer(seal(ask)), Answer).state
+def state_of(attendant: SiteAgent, ask: RequestEnvelope) -> str:
+    return unpack(attendant.answer(pack(ask)), ReplyEnvelope).state
 
 
 @contextmanager

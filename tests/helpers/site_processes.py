@@ -11,17 +11,17 @@ from pathlib import Path
 from threading import Thread
 from typing import TypeAlias, cast
 
-from grandrounds.core.device import repeatable
+from grandrounds.core.device import deterministic
 from grandrounds.core.journal import Journal
 from grandrounds.core.processes import end_with_parent
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.remote import Line, Patience, Remote, ready
-from grandrounds.engines.remote_site import Attendant
-from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.remote import RemoteEngine, SiteConnection, Timeouts, ready
+from grandrounds.engines.remote_site import SiteAgent
+from grandrounds.runs.build import host_sites, make_blueprint, make_federation
 from grandrounds.runs.costs import plan_run
-from grandrounds.runs.folder import claimed
-from grandrounds.runs.listeners import Teller
-from grandrounds.runs.loop import Course, followed
+from grandrounds.runs.folder import lock_folder
+from grandrounds.runs.listeners import EventBus
+from grandrounds.runs.loop import RunLoop, run_recorded
 from grandrounds.study.study import Study
 
 Link: TypeAlias = "Connection[object, object]"
@@ -31,9 +31,9 @@ CALL, MAIL = b"c", b"m"
 @contextmanager
 def one_site(
     study: Study, folder: Path, site: str
-) -> Generator[tuple[Simulation, bytes], None, None]:
+) -> Generator[tuple[InProcessEngine, bytes], None, None]:
     """One site of a study, opened as its hospital would, and what it says of itself."""
-    with hosted(study, (), folder, 1, (site,)) as simulation:
+    with host_sites(study, (), folder, 1, (site,)) as simulation:
         yield simulation, site.encode()
 
 
@@ -44,12 +44,12 @@ class House:
     site: str
     listener: Listener
     ports: Mapping[str, int]
-    _attendant: list[Attendant] = field(default_factory=list[Attendant])
+    _attendant: list[SiteAgent] = field(default_factory=list[SiteAgent])
 
     def open(self, study: Study, folder: Path) -> None:
         """Host the site of this study, and of none before."""
         self.close()
-        self._attendant.append(Attendant(one_site(study, folder, self.site), self._post))
+        self._attendant.append(SiteAgent(one_site(study, folder, self.site), self._post))
 
     def close(self) -> None:
         """Host no site."""
@@ -66,7 +66,7 @@ class House:
         [attendant] = self._attendant
         with caller, suppress(ConnectionError, EOFError):
             letter = caller.recv_bytes()
-            answers = {CALL: attendant.answer, MAIL: attendant.take}
+            answers = {CALL: attendant.answer, MAIL: attendant.receive_update}
             caller.send_bytes(answers[letter[:1]](letter[1:]))
 
     def _post(self, peer: str, letter: bytes) -> bytes:
@@ -105,13 +105,15 @@ class Town:
     links: Mapping[str, Link]
     ports: Mapping[str, int]
 
-    def open(self, study: Study, folder: Path) -> tuple[Line, ...]:
+    def open(self, study: Study, folder: Path) -> tuple[SiteConnection, ...]:
         """Let every house host its site of this study, and give the lines to them."""
         for site in study.trainers:
             self.links[site].send((study, folder))
         for site in study.trainers:
             self.links[site].recv()
-        return tuple(Line(site, self._call, Patience(poll=0.2)) for site in study.trainers)
+        return tuple(
+            SiteConnection(site, self._call, Timeouts(poll=0.2)) for site in study.trainers
+        )
 
     def _call(self, site: str, sealed: bytes, timeout: float) -> bytes:
         return carried(self.ports[site], CALL + sealed, timeout)
@@ -144,12 +146,12 @@ def _ended(process: BaseProcess) -> None:
     process.close()
 
 
-def run_elsewhere(study: Study, folder: Path, lines: Sequence[Line]) -> None:
+def run_elsewhere(study: Study, folder: Path, lines: Sequence[SiteConnection]) -> None:
     """Run a study with sites at the end of lines."""
     machine = study.training.machine()
-    with claimed(folder, study, resume=False), repeatable(machine):
+    with lock_folder(folder, study, resume=False), deterministic(machine):
         assert ready(lines) == {line.site: line.site.encode() for line in lines}
-        teller = Teller((Journal(folder / "journal.jsonl"),), study)
-        remote = Remote(tuple(lines), teller.hear, teller.miss)
-        federation = federated(draw_up(plan_run(study), machine), remote)
-        followed(Course(study, folder, federation, machine, teller, resumes=False))
+        teller = EventBus((Journal(folder / "journal.jsonl"),), study)
+        remote = RemoteEngine(tuple(lines), teller.on_reply, teller.on_missing)
+        federation = make_federation(make_blueprint(plan_run(study), machine), remote)
+        run_recorded(RunLoop(study, folder, federation, machine, teller, resumes=False))

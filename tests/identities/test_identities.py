@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from grandrounds.algorithms import METHODS
 from grandrounds.algorithms.aggregation import Combine
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.topology import Outcome
+from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.events import Event, RoundFinished, SiteTrained, SiteValidated
 from grandrounds.core.messages import LocalPlan, Train
 from grandrounds.core.state import State, load_state, save_state
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
 ROUNDS = 2
 
 
-def models(federation: Federation, outcome: Outcome) -> list[str]:
+def models(federation: Federation, outcome: RoundResult) -> list[str]:
     """The digest of every site's whole model, after asserting that it trained."""
     found: list[str] = []
     for site in federation.sites.sites:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from grandrounds.algorithms import METHODS
 from grandrounds.algorithms.aggregation import Combine, ServerStep
-from grandrounds.algorithms.topology import Outcome
+from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.state import State
 from grandrounds.core.weights import OPTIMIZER, digest, select
 from grandrounds.runs.build import Federation
-from grandrounds.site.model_state import Kept, personal_of
+from grandrounds.site.model_state import SiteStore, personal_tensors
 from grandrounds.site.peers import Mailbox
 from grandrounds.site.site import Site
 from grandrounds.study.checks import notes
@@ -62,7 +62,7 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
         torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-def fingerprints(federation: Federation, outcomes: list[Outcome]) -> list[list[str]]:
+def fingerprints(federation: Federation, outcomes: list[RoundResult]) -> list[list[str]]:
     """Every round's digests: the shared model, then each site's private state."""
     first = federation.sites.sites[0].first_weights()
     for site in federation.sites.sites:
@@ -70,9 +70,9 @@ def fingerprints(federation: Federation, outcomes: list[Outcome]) -> list[list[s
     return [[o.state.fingerprint, *(reply.digest for reply in o.replies)] for o in outcomes]
 
 
-def model(site: Site, outcome: Outcome) -> dict[str, Tensor]:
+def model(site: Site, outcome: RoundResult) -> dict[str, Tensor]:
     """The shared model, from the site where the sites hold it."""
-    kept, round = Kept(site.folder), outcome.state.round
+    kept, round = SiteStore(site.folder), outcome.state.round
     return kept.merged(round).weights if kept.has_merged(round) else outcome.state.weights
 
 
@@ -177,7 +177,7 @@ def test_row_5_scaffold_with_one_site_is_plain_training(tmp_path: Path, kind: st
 def test_row_5_scaffold_without_drift_yet_is_fedavg_and_later_is_not(tmp_path: Path):
     """In round 1 all control variates are zero; from round 2 on they correct."""
     options = ("training.optimizer=sgd", "training.learning_rate=0.01")
-    played_by: dict[str, list[Outcome]] = {}
+    played_by: dict[str, list[RoundResult]] = {}
     for method in ("fedavg", "scaffold"):
         study = tiny_of("synthesis", f"method.kind={method}", *options, sites=3)
         played_by[method] = played(built(study, tmp_path / method), 2)
@@ -235,7 +235,7 @@ def test_row_18_ditto_without_a_pull_is_fedavg_beside_local_training(tmp_path: P
     states = {name: played(arm, ROUNDS)[-1].state for name, arm in arms.items()}
     assert digest(states["ditto"].weights) == digest(states["fedavg"].weights)
     for mine, alone in zip(arms["ditto"].sites.sites, arms["local"].sites.sites, strict=True):
-        personal = personal_of(Kept(mine.folder).private.load(ROUNDS)[0])
+        personal = personal_tensors(SiteStore(mine.folder).private.load(ROUNDS)[0])
         own = select(personal, lambda name: not name.startswith(OPTIMIZER))
         assert_trained(mine.first_weights(), own)
         assert digest(own) == digest(private_weights(alone, ROUNDS))
@@ -248,7 +248,9 @@ def test_dittos_pull_brings_the_personal_model_nearer_to_the_shared_one(tmp_path
         study = tiny_of("synthesis", "method.kind=ditto", f"method.strength={strength}", sites=2)
         federation = built(study, tmp_path / str(strength))
         state = played(federation, ROUNDS)[-1].state
-        personal = personal_of(Kept(federation.sites.sites[0].folder).private.load(ROUNDS)[0])
+        personal = personal_tensors(
+            SiteStore(federation.sites.sites[0].folder).private.load(ROUNDS)[0]
+        )
         apart.append(float(sum((personal[n] - t).square().sum() for n, t in state.weights.items())))
     assert apart[1] < apart[0]
 
@@ -290,7 +292,7 @@ def test_row_20_twins_stay_equal_and_their_average_is_either(tmp_path: Path, kin
     first, second = outcome.replies
     assert first.digest == second.digest
     assert digest(first.weights) == digest(second.weights) == outcome.state.fingerprint
-    mine, other = (Kept(site.folder).private.load(ROUNDS)[0] for site in (alder, twin))
+    mine, other = (SiteStore(site.folder).private.load(ROUNDS)[0] for site in (alder, twin))
     assert digest(mine) == digest(other)
 
 

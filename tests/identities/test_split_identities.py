@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grandrounds.core.messages import Evaluate, Reply
-from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.runs.build import Federation
 from grandrounds.tasks import TASKS
 from tests.helpers import task_studies as kinds
@@ -27,7 +27,7 @@ FEDAVG = ("method.kind=fedavg", "training.precision=fp32")
 def stages(kind: str) -> tuple[str, ...]:
     """The names of a task's stages."""
     study = tiny_of(kind, *FEDAVG)
-    task = study.bound()
+    task = study.make_task()
     return tuple(task.stages(task.build(study.seed)))
 
 
@@ -48,7 +48,7 @@ REPRESENTATIVES = (  # each task; the cut in encoder and decoder, with the end a
 
 def trained(
     folder: Path, kind: str, *options: str, sites: int = 1
-) -> tuple[Federation[Simulation], dict[str, Tensor]]:
+) -> tuple[Federation[InProcessEngine], dict[str, Tensor]]:
     """A federation after some rounds, and the models that it came to, all parts moved."""
     federation = built(tiny_of(kind, *FEDAVG, *options, sites=sites), folder)
     state = played(federation, ROUNDS)[-1].state
@@ -181,7 +181,7 @@ def features(reply: Reply) -> list[Tensor]:
     return [t for name, t in reply.weights.items() if name == "cut/features"]
 
 
-def held(federation: Federation[Simulation], name: str) -> bool:
+def held(federation: Federation[InProcessEngine], name: str) -> bool:
     """Whether a tensor lies at the server."""
     cut = federation.sites.sites[0].cut
     assert cut is not None

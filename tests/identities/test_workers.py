@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.algorithms.topology import Outcome
+from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.weights import digest
-from grandrounds.engines.process_pool import Workers
-from grandrounds.runs.build import spread_out
+from grandrounds.engines.process_pool import ProcessPoolEngine
+from grandrounds.runs.build import distribute
 from grandrounds.site.site import Site
 from grandrounds.study.study import Study
 from tests.helpers.federation import NOBODY, assert_trained, built, model_of, played, tiny
@@ -23,17 +23,17 @@ ARMS = {
 }
 
 
-def spread(study: Study, folder: Path, workers: int) -> tuple[list[Outcome], tuple[Site, ...]]:
+def spread(study: Study, folder: Path, workers: int) -> tuple[list[RoundResult], tuple[Site, ...]]:
     """The rounds that so many processes play, and the sites as this process finds them on disk."""
     federation = built(study, folder)
-    with spread_out(federation, study, (), folder, NOBODY, processes=workers) as shared:
+    with distribute(federation, study, (), folder, NOBODY, processes=workers) as shared:
         if workers > 1:
-            assert isinstance(shared.sites, Workers)
+            assert isinstance(shared.sites, ProcessPoolEngine)
             assert len(shared.sites.crew) == workers
         return played(shared, ROUNDS), federation.sites.sites
 
 
-def traces(outcomes: list[Outcome]) -> list[list[str]]:
+def traces(outcomes: list[RoundResult]) -> list[list[str]]:
     """What each round comes to: the shared model, and what each site sent and keeps."""
     return [
         [o.state.fingerprint, *(f"{r.site} {r.digest} {digest(r.weights)}" for r in o.replies)]

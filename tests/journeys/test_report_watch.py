@@ -9,7 +9,7 @@ import pytest
 from grandrounds.core.events import Event, Failed, Interrupted, StoppedEarly
 from grandrounds.core.journal import Journal
 from grandrounds.report.analysis.facts import read_facts
-from grandrounds.report.page.live import Board, Watch, progress, waiting
+from grandrounds.report.page.live import FolderWatch, SnapshotBoard, progress, waiting
 from tests.helpers.live_report import Shown, go_on
 from tests.helpers.run_folders import FEDAVG, PFLSYNTH, ending, run_folder, write_arms, write_run
 
@@ -30,8 +30,8 @@ def told_by(stream: HTTPResponse) -> str:
 
 
 def test_a_folder_half_written_is_read_again_and_a_damaged_one_is_told(tmp_path: Path):
-    board = Board(waiting(tmp_path))
-    watch = Watch(tmp_path, board)
+    board = SnapshotBoard(waiting(tmp_path))
+    watch = FolderWatch(tmp_path, board)
     write_run(run_folder(tmp_path, "pflsynth"), PFLSYNTH, until=2)
     (tmp_path / "arms.toml").write_text("seeds = [7")
     for _ in range(2):

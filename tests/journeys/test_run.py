@@ -14,7 +14,7 @@ import pytest
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import Failed, Interrupted, RoundFinished, RunFinished, SiteTrained
 from grandrounds.core.weights import read
-from grandrounds.runs.folder import claimed
+from grandrounds.runs.folder import lock_folder
 from grandrounds.runs.loop import run
 from grandrounds.study.file import fingerprint, read_study
 from grandrounds.study.study import Study
@@ -307,7 +307,7 @@ def test_a_line_that_a_kill_left_unfinished_is_cut(tmp_path: Path):
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):
     busy = pytest.raises(BadFolder, match="another process is running in it")
-    with claimed(tmp_path, tiny(), resume=False), busy:
+    with lock_folder(tmp_path, tiny(), resume=False), busy:
         run(tiny(), tmp_path, resume=True)
     assert not (tmp_path / "journal.jsonl").exists()
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from grandrounds.data.nifti import SessionFiles, read_voxels
 from grandrounds.data.prepare import prepare_volumes
 from grandrounds.data.resample import Pixels, in_plane, smooth
-from grandrounds.inference.trained_model import trained_at
+from grandrounds.inference.trained_model import load_trained_model
 from grandrounds.runs.loop import run
 from grandrounds.runs.site_data import open_sites
-from grandrounds.tasks.synthesis.examples import Pair
+from grandrounds.tasks.synthesis.examples import ContrastPair
 from grandrounds.tasks.synthesis.task import SynthesisTask
 from tests.conftest import SaveVolume
 from tests.helpers.command import Done, inside
@@ -59,8 +59,8 @@ def ask(
 
 def expected(folder: Path, source: Path, **masks: Path) -> NDArray[np.float32]:
     """Predict every prepared slice by itself, with the code of alder."""
-    trained = trained_at(folder, "alder")
-    task, pair = trained.task, Pair("T1w", "T2w")
+    trained = load_trained_model(folder, "alder")
+    task, pair = trained.task, ContrastPair("T1w", "T2w")
     assert isinstance(task, SynthesisTask)
     files = SessionFiles("", "", {"T1w": source}, masks)
     images = torch.from_numpy(prepare_volumes(files, trained.study.elements))

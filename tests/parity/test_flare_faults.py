@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from grandrounds.core.events import Failed, RunResumed
-from grandrounds.core.state import Rounds
+from grandrounds.core.state import RoundStore
 from grandrounds.runs.loop import run
 from grandrounds.study.acceptance import FOLDER
 from grandrounds.study.file import fingerprint
@@ -130,7 +130,7 @@ def test_a_site_killed_while_it_sends_is_missed_and_the_run_resumes(town: Town, 
         done = submitted_and_held(town, study, marker, "birch")
     failed = card_of(town, study, done)
     assert failed.error == "SiteSilent"
-    assert Rounds(town.run(study, "birch") / "sites" / "birch" / "state").held() == (1, 2)
+    assert RoundStore(town.run(study, "birch") / "sites" / "birch" / "state").rounds() == (1, 2)
     assert_resumes_as_undisturbed(town, study, tmp_path)
 
 
@@ -158,7 +158,7 @@ def test_a_server_killed_during_a_checkpoint_resumes_from_the_one_before(
         done = submitted_and_held(town, study, marker, SERVER)
         assert_nothing_is_lost(town, study, done, told=2)
         state = town.run(study) / "state"
-        assert Rounds(state).held() == (1,)
+        assert RoundStore(state).rounds() == (1,)
         assert [path.suffix for path in state.glob(".round-000002*")] == [".tmp"]
     town.kill("alder", "birch")
     town.start("alder", "birch")
@@ -301,7 +301,7 @@ def test_a_site_whose_certificate_has_expired_is_not_let_in(
 ):
     from nvflare.lighter.impl.cert import CertBuilder
 
-    from grandrounds.flare.provision import provision
+    from grandrounds.flare.provision import provision_kits
 
     issue, now = CertBuilder._generate_cert, datetime.now(UTC)
     expired = {"not_valid_before": now - timedelta(2), "not_valid_after": now - timedelta(1)}
@@ -311,7 +311,7 @@ def test_a_site_whose_certificate_has_expired_is_not_let_in(
 
     monkeypatch.setattr(CertBuilder, "_generate_cert", staticmethod(issued))
     town = Town(tmp_path, free_port())
-    provision(small(), "localhost", tmp_path / "kits", port=town.port)
+    provision_kits(small(), "localhost", tmp_path / "kits", port=town.port)
     try:
         town.start(SERVER)
         ours = ("127.0.0.1", town.port)

@@ -15,20 +15,20 @@ from grandrounds.core.messages import Evaluate, Reply, Train
 from grandrounds.core.state import State
 from grandrounds.core.weights import (
     Weights,
-    below,
     digest,
     first_not_finite,
+    name_starts,
     read,
     select,
-    starting_with,
+    without_prefix,
 )
 from grandrounds.runs.loop import run
-from grandrounds.site.gradient_terms import Contrast
-from grandrounds.site.model_state import MEMORY, Kept
+from grandrounds.site.gradient_terms import ContrastiveTerm
+from grandrounds.site.model_state import MEMORY, SiteStore
 from grandrounds.study.file import Table, parse_study, read_table
 from grandrounds.study.study import Study
-from grandrounds.tasks.synthesis.losses import Guarded, ImagePool
-from grandrounds.tasks.synthesis.networks import Translator, TwoWay, chosen, spread
+from grandrounds.tasks.synthesis.losses import GradientGuard, ImagePool
+from grandrounds.tasks.synthesis.networks import Translator, TwoWay, one_channel_each, own_channel
 from tests.helpers.federation import TINY, Spy, built, digests, played, stopped, synthesis_of, tiny
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def test_fedgan_averages_a_critic_over_the_sites_of_its_task_alone(tmp_path: Pat
     owners = [s for s in sent if any(n.startswith(alone) for n in sent[s])]
     assert owners == [list(sent)[1]]
     assert all(set(filter(tasks[s].uses(s), sent[s])) == set(sent[s]) for s in sent)
-    for name, tensor in select(sent[owners[0]], starting_with(alone)).items():
+    for name, tensor in select(sent[owners[0]], name_starts(alone)).items():
         assert torch.equal(outcome.state.weights[name], tensor)
     shared = next(n for n in sent[owners[0]] if n.startswith("critics.T1w->T2w."))
     assert not torch.equal(outcome.state.weights[shared], sent[owners[0]][shared])
@@ -180,7 +180,7 @@ def test_the_contrast_s_gradient_is_autograd_s():
     wanted = {n: p.grad for n, p in layer.named_parameters()}
     for parameter in layer.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    Contrast(0.7, start, others)(dict(layer.named_parameters()))
+    ContrastiveTerm(0.7, start, others)(dict(layer.named_parameters()))
     for name, parameter in layer.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-9, atol=1e-12)
 
@@ -213,11 +213,11 @@ def test_fedmri_s_term_changes_what_is_learned_from_the_second_round_on(tmp_path
 
 def test_images_enter_by_their_own_channel_and_leave_by_the_target_s():
     images = torch.rand(2, 1, 2, 2)
-    channels = spread(images, torch.tensor([2, 0]), 3)
+    channels = one_channel_each(images, torch.tensor([2, 0]), 3)
     assert torch.equal(channels[0, 2], images[0, 0])
     assert torch.equal(channels[1, 0], images[1, 0])
     assert float(channels.sum()) == pytest.approx(float(images.sum()) - 4 * 4)
-    assert torch.equal(chosen(channels, torch.tensor([2, 0])), images)
+    assert torch.equal(own_channel(channels, torch.tensor([2, 0])), images)
 
 
 def unpaired(*overrides: str) -> Study:
@@ -247,7 +247,7 @@ def test_without_pairs_the_generators_learn_guarded_from_their_critics(tmp_path:
     gradients: list[Tensor] = []
     for clip in (0.0, 1e-9):
         study = unpaired(f"task.critic_clip={clip}", "task.cycle=0", "task.identity=0")
-        task = study.bound()
+        task = study.make_task()
         model = task.build(1).eval()
         *_, (_, loss) = task.losses(
             model, {**task.blank((32, 32)), "source": torch.rand(1, 1, 32, 32)}
@@ -279,8 +279,8 @@ def test_a_pool_stays_at_its_site_and_comes_back_with_a_resumed_run(tmp_path: Pa
     study = unpaired("task.image_pool=3", "rounds=3")
     run(study, tmp_path / "whole")
     stopped(study, tmp_path / "parts", lambda e: isinstance(e, SiteTrained) and e.round == 3)
-    kept = Kept(tmp_path / "parts" / "sites" / study.trainers[0])
-    held = below(MEMORY, kept.private.load(2)[0])
+    kept = SiteStore(tmp_path / "parts" / "sites" / study.trainers[0])
+    held = without_prefix(MEMORY, kept.private.load(2)[0])
     assert set(held) == {"T1w->T2w", "T2w->T1w"}
     assert {tuple(images.shape) for images in held.values()} == {(3, 1, *study.elements.size)}
     run(study, tmp_path / "parts", resume=True)
@@ -296,14 +296,14 @@ def test_a_pool_stays_at_its_site_and_comes_back_with_a_resumed_run(tmp_path: Pa
 def test_what_each_image_learns_from_its_critic_is_clipped_and_noised():
     images = torch.randn(4, 1, 8, 8, requires_grad=True)
     (
-        Guarded(1.0, 0.0)(images) * torch.tensor([1e-3, 1.0, 2.0, 3.0])[:, None, None, None]
+        GradientGuard(1.0, 0.0)(images) * torch.tensor([1e-3, 1.0, 2.0, 3.0])[:, None, None, None]
     ).sum().backward()
     assert images.grad is not None
     norms = images.grad.flatten(1).norm(dim=1)
     torch.testing.assert_close(norms, torch.tensor([8e-3, 0.25, 0.25, 0.25]))
     images.grad = None
     torch.manual_seed(0)
-    Guarded(1.0, 2.14)(images).mean().backward()
+    GradientGuard(1.0, 2.14)(images).mean().backward()
     assert isinstance(images.grad, torch.Tensor)
     assert images.grad.std() == pytest.approx(2.14 / 4, rel=0.1)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from grandrounds.algorithms.cyclic import Cyclic
-from grandrounds.algorithms.topology import Outcome
+from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.events import SiteMonitored
 from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Evaluate, Train
 from grandrounds.core.weights import OPTIMIZER, num_bytes
 from grandrounds.runs.loop import run
-from grandrounds.site.model_state import Kept, moments_of
+from grandrounds.site.model_state import SiteStore, optimizer_tensors
 from grandrounds.study.study import Study
 from tests.helpers.federation import (
     Spy,
@@ -64,10 +64,10 @@ def test_the_studys_seed_shuffles():
     assert cycle("seed=9", "topology.order=shuffled").build_topology() == Cyclic("shuffled", seed=9)
 
 
-def spied(study: Study, folder: Path, rounds: int = 1) -> tuple[Spy, list[Outcome]]:
+def spied(study: Study, folder: Path, rounds: int = 1) -> tuple[Spy, list[RoundResult]]:
     federation = built(study, folder)
     spy, state = Spy(federation.sites), federation.start
-    outcomes: list[Outcome] = []
+    outcomes: list[RoundResult] = []
     for _ in range(rounds):
         outcomes.append(federation.topology.round(state, spy, federation.method))
         state = outcomes[-1].state
@@ -117,8 +117,8 @@ def test_an_optimiser_that_travels_counts_every_sites_steps(tmp_path: Path):
     federation = built(study, tmp_path)
     state = played(federation, 2)[-1].state
     assert counted(state.memory, "generator/") == {12.0}
-    private = Kept(federation.sites.sites[0].folder).private.load(2)[0]
-    own = moments_of(private)
+    private = SiteStore(federation.sites.sites[0].folder).private.load(2)[0]
+    own = optimizer_tensors(private)
     assert set(state.memory).isdisjoint(state.weights)
     assert counted({n: t for n, t in own.items() if n not in state.memory}, "") == {4.0}
 
@@ -128,7 +128,7 @@ def test_an_optimiser_that_stays_counts_its_own_sites_steps(tmp_path: Path):
     state = played(federation, 2)[-1].state
     assert state.memory == {}
     for site in federation.sites.sites:
-        assert counted(Kept(site.folder).private.load(2)[0], "") == {4.0}
+        assert counted(SiteStore(site.folder).private.load(2)[0], "") == {4.0}
 
 
 def test_an_optimiser_that_travels_makes_another_model(tmp_path: Path):

@@ -10,10 +10,10 @@ import torch
 from grandrounds.core.errors import BadFolder, BadSite
 from grandrounds.core.weights import read
 from grandrounds.runs.adapt import ADAPTED, ALONE, AS_IT_CAME, adapt
-from grandrounds.runs.evaluate import at_site, matrix
-from grandrounds.runs.folder import Finished, finished_runs
+from grandrounds.runs.evaluate import matrix, score_at_site
+from grandrounds.runs.folder import FinishedRun, find_runs
 from grandrounds.runs.loop import run
-from grandrounds.runs.site_data import guest_of
+from grandrounds.runs.site_data import find_site
 from tests.helpers.federation import stopped, tiny
 
 pytestmark = pytest.mark.slow
@@ -21,9 +21,9 @@ Case = tuple[str, ...]
 CASE = ("site", "patient", "case", "task", "metric")
 
 
-def trained(folder: Path, *options: str) -> Finished:
+def trained(folder: Path, *options: str) -> FinishedRun:
     run(tiny("rounds=1", *options, sites=3), folder)
-    return Finished(folder)
+    return FinishedRun(folder)
 
 
 def new_site(folder: Path, real_data: Path, tasks: str) -> Path:
@@ -85,7 +85,7 @@ def test_a_new_hospital_s_own_data_test_a_finished_model(tmp_path: Path, real_da
         tmp_path / "run", "method.kind=fedavg", "elements.contrasts=['T1w','T2w','PDw','FLAIR']"
     )
     site = new_site(tmp_path, real_data, '["T1w->T2w"]')
-    found = at_site(finished, guest_of(finished.study, str(site)))
+    found = score_at_site(finished, find_site(finished.study, str(site)))
     assert {(score.site, score.task) for score in found} == {("new", "T1w->T2w")}
     assert len({score.patient for score in found}) > 1, "all patients of a new site are tested"
     assert values(tmp_path / "run/evaluated/new.csv")
@@ -104,12 +104,12 @@ def test_a_task_that_cannot_be_tested_is_refused(
     finished = trained(tmp_path / "run", "method.kind=fedavg")
     site = new_site(tmp_path, real_data, tasks)
     with pytest.raises(BadSite, match=sentence.replace("(", r"\(")):
-        at_site(finished, guest_of(finished.study, str(site)))
+        score_at_site(finished, find_site(finished.study, str(site)))
 
 
 def test_a_newcomer_trains_its_private_part_and_nothing_else(tmp_path: Path):
     finished = trained(tmp_path, "method.kind=pflsynth", "holdout_sites=['birch']")
-    came, adapted, alone = adapt(finished, guest_of(finished.study, "birch"), epochs=2)
+    came, adapted, alone = adapt(finished, find_site(finished.study, "birch"), epochs=2)
     assert [came.name, adapted.name, alone.name] == [AS_IT_CAME, ADAPTED, ALONE]
     assert (came.steps, adapted.steps) == (0, 2 * 2)
     assert alone.steps == 1 * 2  # one round of one epoch, as the others trained
@@ -136,14 +136,14 @@ def test_who_has_nothing_to_adapt_is_told(
 ):
     finished = trained(tmp_path, *options)
     with pytest.raises(BadSite, match=sentence):
-        adapt(finished, guest_of(finished.study, site), epochs=1)
+        adapt(finished, find_site(finished.study, site), epochs=1)
 
 
 def test_only_a_run_that_came_to_its_end_has_a_model(tmp_path: Path):
     with pytest.raises(BadFolder, match=r"no study\.toml, so no run"):
-        Finished(tmp_path)
+        FinishedRun(tmp_path)
     stopped(
         tiny("rounds=2", sites=1), tmp_path / "run", lambda event: getattr(event, "round", 0) == 2
     )
     with pytest.raises(BadFolder, match="its run is not finished"):
-        finished_runs(tmp_path / "run")
+        find_runs(tmp_path / "run")

@@ -11,7 +11,7 @@ from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Evaluate, LocalPlan, Reply, Train, Tune
 from grandrounds.core.weights import Weights, digest, read, select
 from grandrounds.runs.loop import run
-from grandrounds.site.model_state import Kept, model_of, personal_of
+from grandrounds.site.model_state import SiteStore, model_tensors, personal_tensors
 from grandrounds.site.site import Site
 from tests.helpers.federation import (
     assert_trained,
@@ -70,7 +70,7 @@ def test_a_tuned_model_is_all_of_the_sites_own_and_moved(tmp_path: Path):
     alder = federation.sites.sites[0]
     before = alder.bench.weights(lambda _: False) | state.weights
     reply = alder.answer(Tune(round=1, since=1, epochs=1, weights=state.weights))
-    tuned = Kept(alder.folder).tuned()
+    tuned = SiteStore(alder.folder).load_tuned()
     assert (reply.digest, reply.steps, reply.weights) == (digest(tuned), 2, {})
     assert set(tuned) == {n for n in alder.first_weights() if alder.task.uses("alder")(n)}
     assert_trained(before, select(tuned, before.__contains__))
@@ -121,7 +121,7 @@ def test_dittos_tested_model_is_the_personal_one(tmp_path: Path):
     state = played(federation, 2)[-1].state
     for site in federation.sites.sites:
         site.answer(Evaluate(round=2, since=2, split="test", weights=state.weights))
-        personal = model_of(personal_of(Kept(site.folder).private.load(2)[0]))
+        personal = model_tensors(personal_tensors(SiteStore(site.folder).private.load(2)[0]))
         assert digest(on_the_bench(site)) == digest(personal)
         assert differing(state.weights, personal)
 
@@ -141,7 +141,11 @@ def trained(folder: Path, *, epochs: int, private_epochs: int) -> tuple[Weights,
     plan = LocalPlan(epochs=epochs, private_epochs=private_epochs)
     start = federation.start.weights
     reply: Reply = site.answer(Train(round=1, since=0, plan=plan, weights=start))
-    return dict(site.first_weights()), reply.weights, model_of(Kept(site.folder).private.load(1)[0])
+    return (
+        dict(site.first_weights()),
+        reply.weights,
+        model_tensors(SiteStore(site.folder).private.load(1)[0]),
+    )
 
 
 def test_fedrep_trains_first_what_stays_alone_and_then_what_is_shared(tmp_path: Path):

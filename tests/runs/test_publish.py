@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from grandrounds.cli.app import app
 from grandrounds.core.errors import DiskFailed
-from grandrounds.report.analysis.cross_site import crossings
+from grandrounds.report.analysis.cross_site import cross_site_matrices
 from grandrounds.report.analysis.facts import read_facts
 from grandrounds.report.analysis.statistics import Interval, paired
 from grandrounds.report.paper.figures import gains_figure, matrix_figure
-from grandrounds.report.paper.latex import best, digits, escaped, number, probability
+from grandrounds.report.paper.latex import best_rows, digits, escaped, number, p_value_text
 from grandrounds.report.paper.publish import publish
 from grandrounds.report.paper.style import MIDDLE, WIDE, house_style
 from tests.helpers.run_folders import (
@@ -212,7 +212,7 @@ def test_numbers_have_real_signs_and_a_rounded_zero_has_none():
     assert number(-1.25, 1) == "$-$1.2"
     assert number(0.31, 2, signed=True) == "$+$0.31"
     assert number(-0.001, 2, signed=True) == "0.00"
-    assert (probability(None), probability(0.0002), probability(0.04)) == (
+    assert (p_value_text(None), p_value_text(0.0002), p_value_text(0.04)) == (
         "--",
         "$<$0.001",
         "0.040",
@@ -221,12 +221,12 @@ def test_numbers_have_real_signs_and_a_rounded_zero_has_none():
 
 
 def test_all_that_print_as_the_best_are_best():
-    assert best([1.004, 1.0, None, 0.9], 2, highest=True) == [True, True, False, False]
-    assert best([1.0, 0.9], 2, highest=False) == [False, True]
+    assert best_rows([1.004, 1.0, None, 0.9], 2, highest=True) == [True, True, False, False]
+    assert best_rows([1.0, 0.9], 2, highest=False) == [False, True]
 
 
 def test_the_matrix_figure_draws_the_means_and_frames_each_own_model(published: Path):
-    [crossing] = crossings(read_facts(published))
+    [crossing] = cross_site_matrices(read_facts(published))
     with house_style():
         axes = matrix_figure(crossing).axes[0]
     drawn = np.asarray(axes.images[0].get_array())

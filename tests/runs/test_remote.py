@@ -26,12 +26,12 @@ from grandrounds.core.messages import (
 from grandrounds.core.state import State
 from grandrounds.core.weights import digest
 from grandrounds.engines import remote
-from grandrounds.engines.envelope import Answer, Ask, seal, unseal
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.remote import Call, Line, Remote, ready
-from grandrounds.engines.remote_site import Attendant
-from grandrounds.engines.replies import in_turn
-from grandrounds.runs.build import draw_up, hosted
+from grandrounds.engines.envelope import ReplyEnvelope, RequestEnvelope, pack, unpack
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, ready
+from grandrounds.engines.remote_site import SiteAgent
+from grandrounds.engines.replies import in_roster_order
+from grandrounds.runs.build import host_sites, make_blueprint
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.loop import run
 from grandrounds.site.site import Site
@@ -72,7 +72,9 @@ def attend(sites: Mapping[str, Site]) -> Iterator[Attend]:
         yield attend
 
 
-def asked_in_turn(sites: Simulation | Remote, start: State, plan: LocalPlan) -> list[Reply]:
+def asked_in_turn(
+    sites: InProcessEngine | RemoteEngine, start: State, plan: LocalPlan
+) -> list[Reply]:
     """What alder answers when it is described, trained and scored."""
 
     def ask(request: Request) -> Reply:
@@ -86,14 +88,14 @@ def asked_in_turn(sites: Simulation | Remote, start: State, plan: LocalPlan) -> 
 
 def test_a_site_elsewhere_answers_what_it_answers_in_this_process_to_the_bit(tmp_path: Path):
     study = tiny(sites=2)
-    drawn = draw_up(plan_run(study), study.training.machine())
-    with hosted(study, (), tmp_path / "here", 1, ("alder",)) as simulation:
+    drawn = make_blueprint(plan_run(study), study.training.machine())
+    with host_sites(study, (), tmp_path / "here", 1, ("alder",)) as simulation:
         here = asked_in_turn(simulation, drawn.start, drawn.plan.method.plan)
-    attendant = Attendant(one_site(study, tmp_path / "there", "alder"), nowhere)
+    attendant = SiteAgent(one_site(study, tmp_path / "there", "alder"), nowhere)
     heard: list[Reply] = []
-    line = Line("alder", Way({"alder": attendant}), replace(QUICK, start=LONG))
+    line = SiteConnection("alder", Way({"alder": attendant}), replace(QUICK, start=LONG))
     assert ready([line]) == {"alder": b"alder"}
-    engine = Remote((line,), lambda _, reply: heard.append(reply))
+    engine = RemoteEngine((line,), lambda _, reply: heard.append(reply))
     there = asked_in_turn(engine, drawn.start, drawn.plan.method.plan)
     attendant.close()
     assert [traits(reply) for reply in there] == [traits(reply) for reply in here]
@@ -110,8 +112,8 @@ def saying(message: Message | bytes) -> Call:
     body = message if isinstance(message, bytes) else encode(message)
 
     def call(site: str, sealed: bytes, timeout: float) -> bytes:
-        number = unseal(sealed, Ask).number
-        return seal(Answer(number=number, state="done", body=body))
+        number = unpack(sealed, RequestEnvelope).number
+        return pack(ReplyEnvelope(number=number, state="done", body=body))
 
     return call
 
@@ -149,7 +151,7 @@ def test_a_reply_that_cannot_be_right_is_a_failure_of_its_site(odd: str):
 def test_a_sites_own_failure_arrives_with_its_whole_card(attend: Attend, sites: Mapping[str, Site]):
     act = failing(FloatingPointError("loss is nan"))
     with pytest.raises(SiteFailed) as here:
-        Simulation((odd(sites["alder"], act),), ignore).ask({"alder": NEXT})
+        InProcessEngine((odd(sites["alder"], act),), ignore).ask({"alder": NEXT})
     card = card_of(reached(("alder", attend("alder", act))), NEXT)
     assert card == here.value.card
     assert card.trace[-1].startswith("remote_sites.py:")
@@ -171,7 +173,9 @@ def test_a_quorum_leaves_a_slow_site_behind_and_takes_no_late_answer_for_a_later
     slow = Slow(attend.gate)
     way = Way({"alder": attend("alder", slow), "birch": attend("birch")})
     missed: list[FailureCard] = []
-    engine = Remote(tuple(Line(n, way, QUICK) for n in ("alder", "birch")), ignore, missed.append)
+    engine = RemoteEngine(
+        tuple(SiteConnection(n, way, QUICK) for n in ("alder", "birch")), ignore, missed.append
+    )
     began = time.monotonic()
     with no_thread_left():
         replies = engine.ask(dict.fromkeys(engine.names, ORDER), quorum=Quorum(1, patience=0.3))
@@ -201,7 +205,9 @@ def test_patience_waits_until_enough_have_answered(attend: Attend):
 def test_a_quorum_goes_on_without_a_site_that_fails_or_hears_that_too_many_did(attend: Attend):
     acts = {"alder": failing(ValueError("out of luck")), "birch": answered, "cedar": answered}
     way, missed = Way({name: attend(name, act) for name, act in acts.items()}), list[FailureCard]()
-    engine = Remote(tuple(Line(name, way, QUICK) for name in NAMES), ignore, missed.append)
+    engine = RemoteEngine(
+        tuple(SiteConnection(name, way, QUICK) for name in NAMES), ignore, missed.append
+    )
     replies = engine.ask(dict.fromkeys(NAMES, ORDER), quorum=Quorum(2))
     assert [reply.site for reply in replies] == ["birch", "cedar"]
     assert [card.site for card in missed] == ["alder"]
@@ -232,7 +238,7 @@ def test_no_thread_asks_on_when_who_hears_the_replies_stops_the_run(attend: Atte
         raise KeyboardInterrupt
 
     way = Way({"alder": attend("alder"), "birch": attend("birch", Slow(attend.gate))})
-    engine = Remote(tuple(Line(name, way, QUICK) for name in way.attendants), stop)
+    engine = RemoteEngine(tuple(SiteConnection(name, way, QUICK) for name in way.attendants), stop)
     with no_thread_left(), pytest.raises(KeyboardInterrupt) as stopped:
         engine.ask(dict.fromkeys(engine.names, ORDER))
     assert stopped.value.__traceback__ is not None
@@ -277,7 +283,7 @@ def test_replies_are_heard_in_roster_order_as_soon_as_those_before_are_there(att
             attend.gate.set()
 
     way = Way({name: attend(name, Slow(gates[name])) for name in NAMES})
-    engine = Remote(tuple(Line(name, way, QUICK) for name in NAMES), hear)
+    engine = RemoteEngine(tuple(SiteConnection(name, way, QUICK) for name in NAMES), hear)
     threading.Timer(0.2, alder.set).start()
     replies = engine.ask(dict.fromkeys(reversed(NAMES), ORDER))
     assert [reply.site for reply in replies] == heard == list(NAMES)
@@ -293,7 +299,7 @@ def test_only_who_is_asked_is_asked(attend: Attend):
 @pytest.mark.parametrize("came", list(permutations(NAMES)))
 def test_results_come_in_turn_whatever_order_they_come_in(came: Sequence[str]):
     results = [(name, name.upper()) for name in came]
-    turns = list(in_turn((*NAMES, "elder"), set(NAMES), results, hurried=True))
+    turns = list(in_roster_order((*NAMES, "elder"), set(NAMES), results, hurried=True))
     assert turns == [(name, name.upper()) for name in NAMES]
 
 

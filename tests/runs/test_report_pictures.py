@@ -11,7 +11,7 @@ from grandrounds.cli.app import app
 from grandrounds.core.errors import BadFolder, BadStudy
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.page.html import write_report
-from grandrounds.report.page.pictures import Choice, choices, panel_rows, panels_of, rule
+from grandrounds.report.page.pictures import PanelChoice, choices, panel_rows, panels_of, rule
 from tests.helpers.run_folders import (
     ALONE_PLAIN,
     ARMS,
@@ -34,7 +34,7 @@ def pictured(folder: Path, *, seeds: tuple[int, ...] = (7,)) -> Facts:
     return read_facts(write_comparison(folder, arms, seeds=seeds))
 
 
-def at(chosen: list[Choice], site: str, task: str = TASK) -> dict[str, set[str]]:
+def at(chosen: list[PanelChoice], site: str, task: str = TASK) -> dict[str, set[str]]:
     found = [choice for choice in chosen if (choice.site, choice.task) == (site, task)]
     return {choice.role: {p.patient for _, _, p in choice.panels} for choice in found}
 

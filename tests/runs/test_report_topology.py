@@ -86,7 +86,7 @@ def test_a_shade_is_a_place_between_a_sites_worst_and_best(tmp_path: Path):
 
 def test_forgetting_is_told_hospital_by_hospital(tmp_path: Path):
     arm = arm_with(tmp_path, *cycle(3))
-    assert sentences.forgetting(arm).replace("\u00a0", " ") == (
+    assert sentences.forgetting_sentence(arm).replace("\u00a0", " ") == (
         "Between its own turn and the end of cycle 3, Alder lost 2.5 dB, Birch lost nothing and "
         "Cedar gained 0.5 dB (PSNR); Dogwood's turn was the last."
     )
@@ -105,14 +105,14 @@ def test_the_matrix_says_in_words_what_its_colours_say(tmp_path: Path):
 
 def test_forgetting_over_cycles_is_a_line(tmp_path: Path):
     folder = folder_with(tmp_path, [*cycle(9), *cycle(10)])
-    chart = charts.forgetting(read_facts(folder))
+    chart = charts.forgetting_chart(read_facts(folder))
     assert chart is not None
     assert chart.description.endswith("fedavg from 0.667 to 0.667.")
     assert len(chart.lines[0].points.split()) == 2
 
 
 def test_one_cycle_is_no_line_and_no_cycle_is_no_section(tmp_path: Path):
-    assert charts.forgetting(read_facts(folder_with(tmp_path / "a", cycle(10)))) is None
+    assert charts.forgetting_chart(read_facts(folder_with(tmp_path / "a", cycle(10)))) is None
     assert "forgetting" not in page_with(tmp_path / "b", STAR)
 
 
@@ -230,7 +230,7 @@ def test_every_policy_of_a_group_is_told(tmp_path: Path):
         ]
     )
     arm = arm_with(tmp_path, PolicySet(groups, "reset", 1))
-    assert sentences.policy(arm) == (
+    assert sentences.policy_sentence(arm) == (
         "Travels each round: decoder (1,000); travels in part: encoder (1,000); starts anew in "
         "every round, at each hospital: running statistics (1,000); stays at the hospital: "
         "head (1,000) (in brackets: numbers of parameters)."
@@ -240,7 +240,7 @@ def test_every_policy_of_a_group_is_told(tmp_path: Path):
 def test_pooled_data_are_no_federation(tmp_path: Path):
     folder = write_run(tmp_path / "run", replace(PFLSYNTH, method="central", steps=1))
     arm = read_facts(folder).arms[0]
-    assert "lie in one place" in sentences.policy(arm)
+    assert "lie in one place" in sentences.policy_sentence(arm)
     assert arm.few_steps() == ()
 
 

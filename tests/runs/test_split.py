@@ -17,8 +17,8 @@ from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
 from grandrounds.runs.costs import estimate, plan_run
 from grandrounds.runs.loop import run
-from grandrounds.site.cut import CUT, begun_at, cut_at, go_back, gradients_at
-from grandrounds.site.model_state import Kept
+from grandrounds.site.cut import CUT, backpropagate, cut_at, leaf_gradients, leaves_from
+from grandrounds.site.model_state import SiteStore
 from grandrounds.study.file import read_study
 from grandrounds.study.study import Study
 from tests.helpers.federation import TINY, Spy, built, digests, played, rows, stopped, tiny
@@ -176,7 +176,7 @@ def test_a_site_keeps_only_what_is_its_own_of_a_split_network(tmp_path: Path):
     federation = built(split(sites=1), tmp_path)
     state = played(federation, 1)[-1].state
     [site] = federation.sites.sites
-    private = Kept(site.folder).private.load(1)[0]
+    private = SiteStore(site.folder).private.load(1)[0]
     assert not [name for name in private if "bottleneck" in name or "decoder" in name]
     assert [name for name in private if name.startswith("critics.")]
     assert not [name for name in state.weights if "critics" in name]
@@ -348,12 +348,12 @@ def test_the_file_of_a_study_holds_the_cut_and_not_the_servers_part(tmp_path: Pa
 
 def test_stages_are_dealt_out_in_their_order():
     study = split()
-    task = study.bound()
+    task = study.make_task()
     stages = task.stages(task.build(1))
     cut = cut_at(stages, cut="encoder.2", back="decoder.1", labels="site")
-    assert (*cut.front, *cut.middle, *cut.end) == tuple(stages)
-    assert cut.front == ("encoder.0", "encoder.1")
-    assert cut.end == ("decoder.1", "decoder.2")
+    assert (*cut.head, *cut.body, *cut.tail) == tuple(stages)
+    assert cut.head == ("encoder.0", "encoder.1")
+    assert cut.tail == ("decoder.1", "decoder.2")
     assert cut.at_server("generator.decoder.0.weight")
     assert not cut.at_server("critics.any.entry.weight")
     assert not cut.at_site(lambda name: True)("generator.decoder.0.weight")
@@ -363,11 +363,11 @@ def test_gradients_cross_the_cut_as_if_it_were_not_there():
     entered = torch.tensor([1.0, 2.0], requires_grad=True)
     made = {"features": entered.square(), "count": torch.tensor(3)}
     sent = {f"{CUT}{name}": tensor.detach() for name, tensor in made.items()}
-    begun = begun_at(sent, torch.device("cpu"))
+    begun = leaves_from(sent, torch.device("cpu"))
     (3 * begun["features"]).sum().backward()
-    came = {f"{CUT}{name}": tensor for name, tensor in gradients_at(begun).items()}
+    came = {f"{CUT}{name}": tensor for name, tensor in leaf_gradients(begun).items()}
     assert list(came) == ["cut/features"]
-    go_back(made, came)
+    backpropagate(made, came)
     assert entered.grad is not None
     assert entered.grad.tolist() == [6.0, 12.0]
 

@@ -16,7 +16,7 @@ from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Adopt, Merge, Reply, Request, Train
 from grandrounds.core.weights import digest, num_bytes, read
 from grandrounds.runs.loop import run
-from grandrounds.site.model_state import Kept
+from grandrounds.site.model_state import SiteStore
 from grandrounds.site.peers import Mailbox
 from grandrounds.site.site import Site
 from grandrounds.study.study import Study
@@ -202,7 +202,7 @@ def test_a_mailbox_is_empty_after_a_round(tmp_path: Path):
     [outcome] = played(federation, 1)
     for site in federation.sites.sites:
         assert site.mailbox == Mailbox()
-        assert Kept(site.folder).merged(1).fingerprint == outcome.state.held
+        assert SiteStore(site.folder).merged(1).fingerprint == outcome.state.held
 
 
 def test_what_a_server_step_remembers_goes_with_the_merged_model(tmp_path: Path):
@@ -213,6 +213,6 @@ def test_what_a_server_step_remembers_goes_with_the_merged_model(tmp_path: Path)
     assert isinstance(star.topology, Star)
     memory = played(star, 2)[-1].state.memory
     played(federation, 2)
-    kept = Kept(federation.sites.sites[1].folder).merged(2)
+    kept = SiteStore(federation.sites.sites[1].folder).merged(2)
     assert memory
     assert digest(kept.memory) == digest(memory)

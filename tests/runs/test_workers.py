@@ -18,10 +18,15 @@ from grandrounds.core.errors import BadImage, FailureCard, SiteFailed
 from grandrounds.core.events import Event, RoundFinished, SiteTrained
 from grandrounds.core.messages import Describe, LocalPlan, Reply, Request, Train
 from grandrounds.data.simulation.simulate import Patients
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.process_pool import Share, Workers, crew_of, shared_out
-from grandrounds.runs.build import hosted, num_processes, spread_out
-from grandrounds.runs.listeners import Unheard
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.process_pool import (
+    Assignment,
+    ProcessPoolEngine,
+    assign_sites,
+    start_workers,
+)
+from grandrounds.runs.build import distribute, host_sites, num_processes
+from grandrounds.runs.listeners import SilentListener
 from grandrounds.runs.loop import run
 from grandrounds.site.site import Promise, Site
 from grandrounds.study.study import Study
@@ -46,9 +51,9 @@ NAMES = ("alder", "birch", "cedar")
     ],
 )
 def test_the_largest_site_goes_first_to_who_has_the_least_to_do(
-    examples: Mapping[str, int], workers: int, shares: tuple[Share, ...]
+    examples: Mapping[str, int], workers: int, shares: tuple[Assignment, ...]
 ):
-    assert shared_out(examples, workers) == shares
+    assert assign_sites(examples, workers) == shares
 
 
 def test_there_are_never_more_processes_than_sites_and_pooled_data_is_one_sites():
@@ -80,10 +85,10 @@ class Odd(Site):
 
 @contextmanager
 def rehearsed(
-    study: Study, folder: Path, odd: str, error: Exception | None, share: Share
-) -> Generator[Simulation, None, None]:
+    study: Study, folder: Path, odd: str, error: Exception | None, share: Assignment
+) -> Generator[InProcessEngine, None, None]:
     """A share of a study's sites, one of which is odd."""
-    with hosted(study, (), folder, 2, share) as simulation:
+    with host_sites(study, (), folder, 2, share) as simulation:
         sites = [
             Odd(**{f.name: getattr(site, f.name) for f in fields(Site)}, error=error)
             if site.name == odd
@@ -94,7 +99,7 @@ def rehearsed(
 
 
 @contextmanager
-def unreadable(share: Share) -> Generator[Simulation, None, None]:
+def unreadable(share: Assignment) -> Generator[InProcessEngine, None, None]:
     raise BadImage(f"{share[0]}/t1.nii.gz: cannot be read; correct it.")
     yield
 
@@ -113,11 +118,11 @@ class Heard:
 @contextmanager
 def three_sites(
     folder: Path, odd: str, error: Exception | None = None
-) -> Generator[tuple[Workers, Heard], None, None]:
+) -> Generator[tuple[ProcessPoolEngine, Heard], None, None]:
     """Three sites in two processes: alder and cedar in one, birch in the other."""
     host, heard = partial(rehearsed, tiny(sites=3), folder, odd, error), Heard()
-    with crew_of([("alder", "cedar"), ("birch",)], host) as crew:
-        yield Workers(NAMES, crew, heard.hear, heard.cards.append), heard
+    with start_workers([("alder", "cedar"), ("birch",)], host) as crew:
+        yield ProcessPoolEngine(NAMES, crew, heard.hear, heard.cards.append), heard
 
 
 def names(replies: list[Reply]) -> list[str]:
@@ -171,8 +176,8 @@ def test_a_process_that_is_killed_fails_its_sites_at_once_and_no_others(tmp_path
 
 
 def test_what_is_wrong_with_a_sites_images_comes_back_as_itself():
-    with crew_of([("alder",), ("birch",)], unreadable) as crew:
-        engine = Workers(("alder", "birch"), crew, Unheard().hear)
+    with start_workers([("alder",), ("birch",)], unreadable) as crew:
+        engine = ProcessPoolEngine(("alder", "birch"), crew, SilentListener().on_reply)
         with pytest.raises(BadImage, match=r"birch/t1\.nii\.gz: cannot be read"):
             engine.ask({"birch": Describe()})
 
@@ -197,7 +202,7 @@ def test_no_process_is_left_when_the_work_is_stopped(tmp_path: Path):
 def test_one_process_is_this_one(tmp_path: Path):
     study = tiny(sites=2)
     federation = built(study, tmp_path)
-    with spread_out(federation, study, (), tmp_path, Unheard(), processes=1) as same:
+    with distribute(federation, study, (), tmp_path, SilentListener(), processes=1) as same:
         assert same is federation
     assert mp.active_children() == []
 
@@ -207,8 +212,8 @@ def test_sites_are_balanced_by_their_training_examples(tmp_path: Path):
     many = replace(study.site[1], patients=Patients(train=5, validation=1, test=2))
     study = replace(study, site=(study.site[0], many, study.site[2]))
     federation = built(study, tmp_path)
-    with spread_out(federation, study, (), tmp_path, Unheard(), processes=2) as spread:
-        assert isinstance(spread.sites, Workers)
+    with distribute(federation, study, (), tmp_path, SilentListener(), processes=2) as spread:
+        assert isinstance(spread.sites, ProcessPoolEngine)
         assert [worker.share for worker in spread.sites.crew] == [("birch",), ("alder", "cedar")]
 
 

@@ -21,11 +21,11 @@ TOPOLOGIES: dict[str, Callable[..., Topology]] = {
 }
 
 
-def seeded(topology: Topology, seed: int) -> Topology:
+def with_seed(topology: Topology, seed: int) -> Topology:
     """Give a topology that draws leaders or orders the study's seed."""
     return (
         replace(topology, seed=seed) if isinstance(topology, Swarm | Cyclic | Split) else topology
     )
 
 
-__all__ = ["METHODS", "TOPOLOGIES", "seeded"]
+__all__ = ["METHODS", "TOPOLOGIES", "with_seed"]

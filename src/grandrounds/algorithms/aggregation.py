@@ -14,12 +14,12 @@ from grandrounds.core.state import State
 from grandrounds.core.weights import (
     Filter,
     Weights,
-    below,
     mean,
     median,
-    named,
     select,
     trimmed_mean,
+    with_prefix,
+    without_prefix,
 )
 
 CONTROL = "control/"
@@ -118,12 +118,12 @@ class Combine:
         is c + mean(c_i+ - c_i) of Karimireddy et al. 2020.
         """
         average = self._average(replies) if self.uses is None else self._among_users(state, replies)
-        controls = below(CONTROL, average)
+        controls = without_prefix(CONTROL, average)
         state = self.step(state, select(average, lambda name: not name.startswith(CONTROL)))
-        memory = {**state.memory, **named(CONTROL, controls)}
+        memory = {**state.memory, **with_prefix(CONTROL, controls)}
         if self.uploads:
             for reply in replies:
-                memory |= named(f"{UPLOAD}{reply.site}/", reply.weights)
+                memory |= with_prefix(f"{UPLOAD}{reply.site}/", reply.weights)
         return replace(state, memory=memory, round=state.round + 1)
 
     def of_site(self, weights: Weights, site: str) -> Weights:

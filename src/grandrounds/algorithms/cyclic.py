@@ -6,11 +6,18 @@ from random import Random
 from typing import Literal
 
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.topology import EVERYONE, Account, Links, Load, Outcome, Sites
+from grandrounds.algorithms.topology import (
+    EVERYONE,
+    Links,
+    RoundCost,
+    RoundLoad,
+    RoundResult,
+    Sites,
+)
 from grandrounds.core.messages import Describe, Evaluate, LocalPlan, Reply, Train
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
-from grandrounds.core.weights import OPTIMIZER, select, starting_with
+from grandrounds.core.weights import OPTIMIZER, name_starts, select
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Cyclic:
     model_at_sites = False
     quorum = EVERYONE
 
-    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+    def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Let each site train in turn, from what the one before it left."""
         number = state.round + 1
         plans = self.plans(number, sites, method.plan)
@@ -56,7 +63,7 @@ class Cyclic:
             travelling = _left_by(replies[name], travelling)
             self._watch(number, name, travelling, sites, set(replies))
         state = replace(travelling, round=number)
-        return Outcome(state, [replies[name] for name in sites.names])
+        return RoundResult(state, [replies[name] for name in sites.names])
 
     def order_of(self, round: int, names: tuple[str, ...]) -> tuple[str, ...]:
         """Give the order of a cycle's turns."""
@@ -99,10 +106,10 @@ class Cyclic:
         """Send the model to be scored."""
         return sites.ask(orders)
 
-    def account(self, load: Load) -> Account:
+    def account(self, load: RoundLoad) -> RoundCost:
         """Count each turn's model in and out, and what the monitor and the validation send."""
         scored = load.validations + (load.sites / self.monitor if self.monitor else 0)
-        return Account(
+        return RoundCost(
             int(load.sites * (load.both_ways + scored * load.model)),
             "the sum of all sites' times",
             {
@@ -113,7 +120,7 @@ class Cyclic:
 
 
 def _left_by(reply: Reply, state: State) -> State:
-    moments = starting_with(OPTIMIZER)
+    moments = name_starts(OPTIMIZER)
     weights = select(reply.weights, lambda name: not moments(name))
     memory = state.memory | select(reply.weights, moments)
     return replace(state, weights=state.weights | weights, memory=memory)

@@ -8,7 +8,7 @@ from grandrounds.algorithms.aggregation import CONTROL, UPLOAD, Combine, ServerS
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.messages import LocalPlan
 from grandrounds.core.state import State
-from grandrounds.core.weights import OPTIMIZER, Filter, Weights, select, starting_with
+from grandrounds.core.weights import OPTIMIZER, Filter, Weights, name_starts, select
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Method:
         plan, told = self.plan, self.plan.contrast > 0 and self.plan.negatives == "all"
         names = (CONTROL,) * plan.controls + (OPTIMIZER,) * plan.carries + (UPLOAD,) * told
         own = self.combine.of_site(state.weights, site)
-        return own | select(state.memory, starting_with(*names))
+        return own | select(state.memory, name_starts(*names))
 
     def travels(self, groups: Mapping[str, Filter]) -> Filter:
         """Build the filter of what leaves a site. Raises `BadStudy` for an unknown group."""
@@ -112,7 +112,7 @@ def ditto(*, strength: float = 0.1) -> Method:
     return Method("Ditto", shared=("all",), plan=LocalPlan(personal=strength))
 
 
-SPLITS: dict[str, tuple[str, ...]] = {
+PARAMETER_SPLITS: dict[str, tuple[str, ...]] = {
     "decoder": ("mapper", "decoder"),
     "paper": ("mapper", "bottleneck_late", "decoder"),
     "bottleneck": ("mapper", "bottleneck_early", "bottleneck_late", "decoder"),
@@ -133,7 +133,7 @@ def pflsynth(
     patients, and `everything` these too; `share` names the parameter groups instead.
     """
     private = () if share or split == "everything" else ("personal",)
-    return Method("pFLSynth", shared=share or SPLITS[split], private=private)
+    return Method("pFLSynth", shared=share or PARAMETER_SPLITS[split], private=private)
 
 
 def fedgan(*, share_discriminator: bool = True) -> Method:

@@ -13,7 +13,7 @@ from grandrounds.core.weights import Filter, Weights, num_bytes, select
 UNIONS = ("all", "head", "upper")  # other words for groups that are told of by themselves
 
 
-def travelling(
+def sharing_filter(
     model: nn.Module, groups: Mapping[str, Filter], method: Method, *, norm_buffers: str
 ) -> Filter:
     """Build the filter of the tensors that leave a site.
@@ -48,7 +48,7 @@ def travelling(
     return leaves
 
 
-def described(
+def describe_sharing(
     model: nn.Module,
     groups: Mapping[str, Filter],
     travels: Filter,

@@ -6,14 +6,29 @@ from random import Random
 from typing import Literal, Protocol
 
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.topology import EVERYONE, Account, Crossing, Links, Load, Outcome, Sites
+from grandrounds.algorithms.topology import (
+    EVERYONE,
+    CutTraffic,
+    Links,
+    RoundCost,
+    RoundLoad,
+    RoundResult,
+    Sites,
+)
 from grandrounds.core.messages import Backward, Evaluate, Forward, LocalPlan, Reply, Tail
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
-from grandrounds.core.weights import OPTIMIZER, Weights, below, named, select, starting_with
+from grandrounds.core.weights import (
+    OPTIMIZER,
+    Weights,
+    name_starts,
+    select,
+    with_prefix,
+    without_prefix,
+)
 
 KIB = 2**10
-SERVER = "server/"  # before the names of the server's optimiser state
+SERVER_STATE = "server/"  # before the names of the server's optimiser state
 
 
 class ServerPart(Protocol):
@@ -57,7 +72,7 @@ class ServerPart(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
+class ServerTurn:
     """What a site's turn left: its reply, the server's part, and that part's optimiser state."""
 
     reply: Reply
@@ -93,7 +108,7 @@ class Split:
         assert self.server is not None, "only a topology with its server's part plays rounds"
         return self.server
 
-    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+    def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Let each site train its part in turn, batch by batch, together with the server's."""
         plays = {
             "sequential": self._handed_on,
@@ -101,35 +116,37 @@ class Split:
             "splitfed2": self._on_one,
         }
         state, replies = plays[self.variant](state, sites, method)
-        return Outcome(state, [replies[name] for name in sites.names])
+        return RoundResult(state, [replies[name] for name in sites.names])
 
     def _handed_on(
         self, state: State, sites: Sites, method: Method
     ) -> tuple[State, dict[str, Reply]]:
-        plan, moments = replace(method.plan, carries=True), starting_with(OPTIMIZER)
+        plan, moments = replace(method.plan, carries=True), name_starts(OPTIMIZER)
         replies: dict[str, Reply] = {}
         left = state
         for name in sites.names:
             turn = self._turn(name, state, left, plan, sites)
             replies[name], came = turn.reply, turn.reply.weights
             weights = select(came, lambda tensor: not moments(tensor)) | turn.served
-            memory = select(came, moments) | named(SERVER, turn.moments)
+            memory = select(came, moments) | with_prefix(SERVER_STATE, turn.moments)
             left = replace(left, weights=weights, memory=memory)
         return replace(left, round=state.round + 1), replies
 
     def _on_copies(
         self, state: State, sites: Sites, method: Method
     ) -> tuple[State, dict[str, Reply]]:
-        turns: dict[str, Turn] = {}
+        turns: dict[str, ServerTurn] = {}
         for name in sites.names:
-            memory = named(SERVER, below(f"{SERVER}{name}/", state.memory))
+            memory = with_prefix(
+                SERVER_STATE, without_prefix(f"{SERVER_STATE}{name}/", state.memory)
+            )
             start = replace(state, memory=memory)
             turns[name] = self._turn(name, state, start, method.plan, sites)
         whole = [replace(t.reply, weights=t.reply.weights | t.served) for t in turns.values()]
         memory = {
             address: tensor
             for name, turn in turns.items()
-            for address, tensor in named(f"{SERVER}{name}/", turn.moments).items()
+            for address, tensor in with_prefix(f"{SERVER_STATE}{name}/", turn.moments).items()
         }
         combined = replace(method.combine(state, whole), memory=memory)
         return combined, {name: turn.reply for name, turn in turns.items()}
@@ -137,26 +154,28 @@ class Split:
     def _on_one(self, state: State, sites: Sites, method: Method) -> tuple[State, dict[str, Reply]]:
         draw = Random(seed_for(self.seed, "order", state.round + 1))
         replies: dict[str, Reply] = {}
-        served, left = dict[str, Turn](), state
+        served, left = dict[str, ServerTurn](), state
         for name in draw.sample(sites.names, len(sites.names)):
             turn = self._turn(name, state, left, method.plan, sites)
             replies[name], served["last"] = turn.reply, turn
-            memory = named(SERVER, turn.moments)
+            memory = with_prefix(SERVER_STATE, turn.moments)
             left = replace(left, weights=left.weights | turn.served, memory=memory)
         combined = method.combine(state, [replies[name] for name in sites.names])
         part = select(left.weights, self._server.holds)
         return replace(combined, weights=combined.weights | part, memory=left.memory), replies
 
-    def _turn(self, name: str, state: State, start: State, plan: LocalPlan, sites: Sites) -> Turn:
+    def _turn(
+        self, name: str, state: State, start: State, plan: LocalPlan, sites: Sites
+    ) -> ServerTurn:
         """Let one site train on all its batches, from where `start` left both parts."""
         number, server = state.round + 1, self._server
-        server.load(start.weights, below(SERVER, start.memory), number)
+        server.load(start.weights, without_prefix(SERVER_STATE, start.memory), number)
         opening = Forward(
             round=number,
             since=state.round,
             keep=state.best_round,
             plan=plan,
-            weights=self._at_site(start.weights) | select(start.memory, starting_with(OPTIMIZER)),
+            weights=self._at_site(start.weights) | select(start.memory, name_starts(OPTIMIZER)),
         )
         replies: list[Reply] = []
         for step, last, came in _batches(name, opening, sites):
@@ -165,7 +184,7 @@ class Split:
             order = replace(order, losses=server.losses()) if last else order
             replies = sites.ask({name: order})
         [reply] = replies
-        return Turn(reply, server.weights(), server.moments())
+        return ServerTurn(reply, server.weights(), server.moments())
 
     def _exchange(self, name: str, round: int, step: int, came: Weights, sites: Sites) -> Weights:
         """Train the server's part on one batch, and give the gradients for the site's front."""
@@ -199,7 +218,7 @@ class Split:
             sites.ask({name: Tail(round=order.round, step=step, weights=made)})
         return sites.ask({name: replace(order, weights={})})
 
-    def account(self, load: Load) -> Account:
+    def account(self, load: RoundLoad) -> RoundCost:
         """Count what crosses the cut with every batch, and the site's part as it is handed on."""
         crossing = load.crossing
         assert crossing is not None, "a network that is split has a cut"
@@ -209,7 +228,7 @@ class Split:
         cases = crossing.cases or load.sites * crossing.batch_size
         scored = crossing.validated * crossing.scored + load.sites * crossing.part
         total = case * cases + 2 * load.sites * handed + load.validations * scored
-        return Account(
+        return RoundCost(
             int(total),
             f"the sum of all sites' times, with {2 if self.labels == 'server' else 3} exchanges "
             "for each batch",
@@ -228,7 +247,7 @@ class Split:
     def _parts(self) -> str:
         return "the site's part after each turn" if self._hands_on else "every site's own part"
 
-    def _crossing(self, crossing: Crossing) -> str:
+    def _crossing(self, crossing: CutTraffic) -> str:
         """Say what the server sees of every batch, and what it weighs."""
         tensors = dict(crossing.up)
         if self.labels == "server":

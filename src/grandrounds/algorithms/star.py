@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.topology import Account, Links, Load, Outcome, Quorum, Sites
+from grandrounds.algorithms.topology import Links, Quorum, RoundCost, RoundLoad, RoundResult, Sites
 from grandrounds.core.messages import Evaluate, Reply, Train
 from grandrounds.core.state import State
 
@@ -29,7 +29,7 @@ class Star:
         """Give the sites that a round needs."""
         return Quorum(None if self.require == "all" else self.require, self.patience)
 
-    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+    def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Broadcast, let every site train, combine in roster order."""
         order = Train(
             round=state.round + 1,
@@ -48,16 +48,16 @@ class Star:
         replies = sites.ask(orders, quorum=self.quorum)
         absent = set(sites.names) - {reply.site for reply in replies}
         seen = {name: state.last_of(name) for name in sites.names if name in absent}
-        return Outcome(replace(method.combine(state, replies), seen=seen), replies)
+        return RoundResult(replace(method.combine(state, replies), seen=seen), replies)
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
         """Send the model to be scored."""
         return sites.ask(orders, quorum=self.quorum)
 
-    def account(self, load: Load) -> Account:
+    def account(self, load: RoundLoad) -> RoundCost:
         """Count the model down, the update up, and the model down again to be scored."""
         others = "other sites' own updates" if load.reveals else "no other site's update"
-        return Account(
+        return RoundCost(
             int(load.sites * (load.both_ways + load.validations * load.model)),
             "the slowest site's time",
             {

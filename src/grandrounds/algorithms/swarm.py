@@ -6,13 +6,21 @@ from random import Random
 from typing import Literal
 
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.topology import EVERYONE, Account, Links, Load, Outcome, Quorum, Sites
+from grandrounds.algorithms.topology import (
+    EVERYONE,
+    Links,
+    Quorum,
+    RoundCost,
+    RoundLoad,
+    RoundResult,
+    Sites,
+)
 from grandrounds.core.errors import BadUpdate, RunFailed
 from grandrounds.core.messages import Adopt, Describe, Evaluate, Merge, Reply, Train
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 
-NOBODY = Quorum(0)
+_NOBODY = Quorum(0)
 
 
 @dataclass(frozen=True)
@@ -31,14 +39,14 @@ class Swarm:
     model_at_sites = True
     quorum = EVERYONE
 
-    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+    def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Train everywhere, deliver to the leader, merge there, deliver to all."""
         number = state.round + 1
         order = Train(round=number, since=state.round, plan=method.plan, keep=state.best_round)
         for leader in self.line(number, sites):
             replies = sites.ask(dict.fromkeys(sites.names, order), deliver_to=(leader,))
             merge = Merge(round=number, since=state.round, peers=sites.names)
-            merged = sites.ask({leader: merge}, deliver_to=sites.names, quorum=NOBODY)
+            merged = sites.ask({leader: merge}, deliver_to=sites.names, quorum=_NOBODY)
             if merged:
                 break
         else:
@@ -46,7 +54,7 @@ class Swarm:
         adopt = Adopt(round=number, leader=leader, keep=state.best_round)
         adopted = sites.ask(dict.fromkeys(sites.names, adopt))
         _check_alike(leader, merged[0], adopted)
-        return Outcome(replace(state, round=number, held=merged[0].shared), replies)
+        return RoundResult(replace(state, round=number, held=merged[0].shared), replies)
 
     def line(self, round: int, sites: Sites) -> list[str]:
         """Give the round's leader, then who follows if that one fails."""
@@ -70,10 +78,10 @@ class Swarm:
         """Let each site score the merged model that it holds."""
         return sites.ask({n: replace(order, weights={}) for n, order in orders.items()})
 
-    def account(self, load: Load) -> Account:
+    def account(self, load: RoundLoad) -> RoundCost:
         """Count the updates to the leader and the merged model from it; scoring needs nothing."""
         others = ", and other sites' own updates" if load.reveals else ""
-        return Account(
+        return RoundCost(
             (load.sites - 1) * load.both_ways,
             "the slowest site's time, and the leader's merging",
             {

@@ -62,7 +62,7 @@ class Sites(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RoundResult:
     """What a round came to: the next state, and the sites' replies in roster order."""
 
     state: State
@@ -70,7 +70,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Crossing:
+class CutTraffic:
     """What crosses the cut of a split network, in bytes.
 
     `up` (by tensor), `down` and `labels` are one training case's, `scored` both ways of a case that
@@ -90,7 +90,7 @@ class Crossing:
 
 
 @dataclass(frozen=True)
-class Load:
+class RoundLoad:
     """What a round has to carry, in bytes.
 
     `model` is what a site and the server exchange one way, `extra` what a method adds to it each
@@ -103,7 +103,7 @@ class Load:
     model: int
     extra: int
     validations: float
-    crossing: Crossing | None = None
+    crossing: CutTraffic | None = None
     told: int = 0
     reveals: bool = False
 
@@ -114,7 +114,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Account:
+class RoundCost:
     """What a round costs and shows: bytes over all links, wall-clock, and who sees what."""
 
     bytes_per_round: int
@@ -140,7 +140,7 @@ class Topology(Protocol):
         """Tell whether the sites hold the shared model, and the coordinator never does."""
         ...
 
-    def round(self, state: State, sites: Sites, method: Method) -> Outcome:
+    def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Play one round: from one state to the next."""
         ...
 
@@ -148,6 +148,6 @@ class Topology(Protocol):
         """Let each site score its cases."""
         ...
 
-    def account(self, load: Load) -> Account:
+    def account(self, load: RoundLoad) -> RoundCost:
         """Say what a round costs and shows."""
         ...

@@ -42,5 +42,5 @@ Track = Annotated[
 Workers = Annotated[
     int, typer.Option("--workers", help="How many arms train at a time; 0: one for each core.")
 ]
-FinishedRun = Annotated[Path, typer.Argument(help="A finished run's folder.")]
+FinishedRunFolder = Annotated[Path, typer.Argument(help="A finished run's folder.")]
 AnyFolder = Annotated[Path, typer.Argument(help="A run folder, or a comparison's.")]

@@ -16,7 +16,7 @@ from grandrounds.cli.app import Json, Out, Quiet, Set, StudyPath, app
 from grandrounds.core.errors import BadStudy
 
 if TYPE_CHECKING:
-    from grandrounds.flare.session import Desk
+    from grandrounds.flare.session import AdminSession
 
 federation = typer.Typer(
     help="Run a study across hospitals, on NVIDIA FLARE.", no_args_is_help=True
@@ -65,12 +65,12 @@ def provision(
     _need_flare()
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import print_kits
-    from grandrounds.flare.provision import provision as make_kits
-    from grandrounds.runs.remote import check_apart
+    from grandrounds.flare.provision import provision_kits as make_kits
+    from grandrounds.runs.remote import check_remote
     from grandrounds.study.file import read_study
 
     resolved = read_study(study)
-    check_apart(resolved)
+    check_remote(resolved)
     kits = make_kits(resolved, server, out, port=port)
     if json:
         print_json({name: str(kit) for name, kit in kits.items()})
@@ -83,7 +83,7 @@ def start(kit: AnyKit) -> None:
     """Run the server, or a site, in the foreground until it is stopped."""
     _need_flare()
     from grandrounds.flare.kit import Kit
-    from grandrounds.flare.processes import start as become
+    from grandrounds.flare.processes import run_kit as become
 
     become(Kit(kit))
 
@@ -114,28 +114,28 @@ def submit(
     from rich.console import Console
 
     from grandrounds.cli.output import print_line
-    from grandrounds.engines.remote import Patience
+    from grandrounds.engines.remote import Timeouts
     from grandrounds.flare.kit import Kit
-    from grandrounds.flare.session import desk
-    from grandrounds.flare.supervise import Rounds, Steady, see
-    from grandrounds.runs.remote import check_apart
+    from grandrounds.flare.session import open_session
+    from grandrounds.flare.supervise import RoundReporter, Supervisor, raise_if_failed
+    from grandrounds.runs.remote import check_remote
     from grandrounds.study.file import read_study
 
     resumes = context.command.name == "resume"
     resolved, admin = read_study(study, set or []), Kit(kit)
-    check_apart(resolved)
-    patience = Patience(silence=silence, deadline=deadline)
+    check_remote(resolved)
+    patience = Timeouts(silence=silence, deadline=deadline)
     console = Console(stderr=True, quiet=quiet or json)
     tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     begun = partial(print_line, "job", as_json=json)
     if on_loss == "wait":
-        Steady(admin, resolved, patience, tell, begun, resumes).see_through()
+        Supervisor(admin, resolved, patience, tell, begun, resumes).run_to_end()
         return
-    with desk(admin) as session:
+    with open_session(admin) as session:
         id = session.submit(resolved, patience, resume=resumes)
         begun(id)
         if not no_wait:
-            see(*session.wait(id, look=Rounds(tell)))
+            raise_if_failed(*session.wait(id, look=RoundReporter(tell)))
 
 
 @federation.command()
@@ -145,7 +145,7 @@ def status(kit: AdminKit, json: Json = False) -> None:
     from grandrounds.cli.study_output import print_jobs
 
     with _session(kit) as session:
-        sites, jobs = session.there(), session.jobs()
+        sites, jobs = session.responding_sites(), session.jobs()
     if json:
         print_json({"sites": sites, "jobs": [asdict(job) for job in jobs]})
     else:
@@ -195,11 +195,11 @@ def export(
     _need_flare()
     from grandrounds.cli.output import print_line
     from grandrounds.flare.job import export_job
-    from grandrounds.runs.remote import check_apart
+    from grandrounds.runs.remote import check_remote
     from grandrounds.study.file import read_study
 
     resolved = read_study(study, set or [])
-    check_apart(resolved)
+    check_remote(resolved)
     export_job(resolved, out)
     print_line("job", str(out), as_json=json)
 
@@ -211,17 +211,17 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
     from rich.console import Console
 
     from grandrounds.cli.output import show
-    from grandrounds.engines.remote import Patience
+    from grandrounds.engines.remote import Timeouts
     from grandrounds.flare.kit import Kit, accept_study
-    from grandrounds.flare.processes import everyone, free_port, hosted
-    from grandrounds.flare.provision import provision as make_kits
-    from grandrounds.flare.supervise import see
+    from grandrounds.flare.processes import free_port, run_kits, wait_for_sites
+    from grandrounds.flare.provision import provision_kits as make_kits
+    from grandrounds.flare.supervise import raise_if_failed
     from grandrounds.report.page.html import write_report
-    from grandrounds.runs.remote import check_apart
+    from grandrounds.runs.remote import check_remote
     from grandrounds.study.file import example, read_study
 
     study, top = read_study(example("tiny"), set or []), out or Path("runs/federation")
-    check_apart(study)
+    check_remote(study)
     console = Console(stderr=True, quiet=quiet)
     kits = make_kits(study, "localhost", top / "kits", port=free_port())
     console.print(f"startup kits with keys and certificates in {top / 'kits'}")
@@ -229,12 +229,12 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
         accept_study(study, Kit(kits[site]))
     console.print(f"accepted by {', '.join(study.trainers)}")
     with (
-        hosted(kit for name, kit in kits.items() if name != "admin"),
-        everyone(Kit(kits["admin"]), study.trainers, within=_START) as session,
+        run_kits(kit for name, kit in kits.items() if name != "admin"),
+        wait_for_sites(Kit(kits["admin"]), study.trainers, within=_START) as session,
     ):
         console.print("server and sites run, each in a process of its own")
-        id = session.submit(study, Patience())
-        see(*session.wait(id))
+        id = session.submit(study, Timeouts())
+        raise_if_failed(*session.wait(id))
         folder = session.fetch(id, top / "run")
     show(folder, write_report(folder), as_json=json, quiet=quiet)
 
@@ -296,10 +296,10 @@ def _need_flare() -> None:
         raise BadStudy("NVIDIA FLARE is not installed here: pip install 'grandrounds[flare]'")
 
 
-def _session(kit: Path) -> "AbstractContextManager[Desk]":
+def _session(kit: Path) -> "AbstractContextManager[AdminSession]":
     """Open a session with the server of an admin's kit. Raises `BadStudy` without NVFlare."""
     _need_flare()
     from grandrounds.flare.kit import Kit
-    from grandrounds.flare.session import desk
+    from grandrounds.flare.session import open_session
 
-    return desk(Kit(kit))
+    return open_session(Kit(kit))

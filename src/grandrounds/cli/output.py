@@ -10,12 +10,12 @@ from rich.table import Table
 
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
 from grandrounds.report.analysis.auc import Discrimination
-from grandrounds.report.analysis.cross_site import LeftOut, crossings, left_out
+from grandrounds.report.analysis.cross_site import LeftOut, cross_site_matrices, left_out
 from grandrounds.report.analysis.facts import Difference, Facts, read_facts
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.statistics import LEVEL, Spread
 from grandrounds.report.prose.sentences import unfinished
-from grandrounds.report.prose.summary import summary
+from grandrounds.report.prose.summary import summary_sentences
 
 MOST_COLUMNS = 5  # more arms than these are rows
 
@@ -50,7 +50,7 @@ def _as_json(facts: Facts, folder: Path, report: Path) -> dict[str, object]:
         "report": str(report),
         "seeds": list(facts.seeds),
         "metric": facts.main_metric.key if facts.main_metric else None,
-        "summary": [sentence.replace("\u00a0", " ") for sentence in summary(facts)],
+        "summary": [sentence.replace("\u00a0", " ") for sentence in summary_sentences(facts)],
         "unfinished": unfinished(facts),
         "arms": {arm.name: _arm(facts, arm) for arm in facts.arms},
     }
@@ -129,7 +129,7 @@ def _difference(found: Difference | None) -> dict[str, object] | None:
 
 def _matrix(facts: Facts, arm: Arm) -> dict[str, dict[str, float]]:
     """Give the means of every site's model at every site, by the main metric."""
-    found = [crossing.means for crossing in crossings(facts) if crossing.arm is arm]
+    found = [crossing.means for crossing in cross_site_matrices(facts) if crossing.arm is arm]
     return {model: dict(row) for means in found for model, row in means.items()}
 
 

@@ -42,11 +42,11 @@ VERBS: dict[type, str] = {
     SiteTuned: "fine-tuned",
     SiteTested: "tested",
 }
-AT_ONCE = 6  # more runs than these are shown only while they are at work
+_AT_ONCE = 6  # more runs than these are shown only while they are at work
 
 
 @contextmanager
-def stoppable(how: str) -> Generator[None, None, None]:
+def resumable_interrupt(how: str) -> Generator[None, None, None]:
     """Turn Ctrl-C into a sentence that says how to go on. Raises `Stopped`."""
     try:
         yield
@@ -61,7 +61,7 @@ def warn(sentence: str) -> None:
     Console(stderr=True).print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
 
 
-class Bars:
+class ProgressBars:
     """One bar for each run: rounds done, time left, who is at work, and the score so far.
 
     Of `runs` more than a few, those at work are shown, below a bar for all of them together.
@@ -82,7 +82,7 @@ class Bars:
         self._scores: dict[str, str] = {}
         self._done: dict[str, int] = {}
         self._finished = self._left = 0
-        self._all = self._row_of_all(runs) if runs > AT_ONCE else None
+        self._all = self._row_of_all(runs) if runs > _AT_ONCE else None
 
     def _row_of_all(self, runs: int) -> TaskID:
         return self._progress.add_task(f"all {runs} runs", total=0, score="", doing="")
@@ -119,7 +119,7 @@ class Bars:
             self._progress.update(self._all, total=self._left)
         self._count(arm, 0)
 
-    def hear(self, arm: str, event: Event) -> None:
+    def show(self, arm: str, event: Event) -> None:
         """Show what an event says."""
         row = self._rows[arm]
         match event:
@@ -130,7 +130,7 @@ class Bars:
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
                 self._count(arm, event.round)
             case PolicySet():
-                self._progress.console.print(f"{arm}: {policy(event)}", markup=False)
+                self._progress.console.print(f"{arm}: {policy_line(event)}", markup=False)
             case SiteMissed():
                 self._progress.console.print(missed(event), style="yellow", markup=False)
             case RoundFinished():
@@ -171,7 +171,7 @@ def _doing(event: Event) -> str:
             return "starting"
 
 
-def policy(event: PolicySet) -> str:
+def policy_line(event: PolicySet) -> str:
     """Say in one line which parameter groups are shared, private or reset."""
     groups: dict[str, list[str]] = {}
     for group in event.groups:

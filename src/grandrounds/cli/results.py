@@ -10,7 +10,7 @@ import typer
 
 from grandrounds.cli.app import (
     AnyFolder,
-    FinishedRun,
+    FinishedRunFolder,
     IncludeImages,
     Json,
     NoFigures,
@@ -73,10 +73,10 @@ def evaluate(
         raise BadInput("evaluate: say what to test on: --site SITE.toml, or --matrix for all sites")
     from grandrounds.cli.output import print_json, print_means
     from grandrounds.runs.evaluate import mean_matrix, means_at_sites
-    from grandrounds.runs.folder import finished_runs
+    from grandrounds.runs.folder import find_runs
 
     results: list[dict[str, object]] = []
-    for run in finished_runs(folder):
+    for run in find_runs(folder):
         paths = site or []
         means = mean_matrix(run, paths) if matrix else {"its model": means_at_sites(run, paths)}
         scores = means if matrix else means["its model"]
@@ -90,7 +90,7 @@ def evaluate(
 
 @app.command()
 def adapt(
-    folder: FinishedRun,
+    folder: FinishedRunFolder,
     site: Annotated[
         str, typer.Option(help="The new site's file, or the name of a held-out simulated site.")
     ],
@@ -102,11 +102,11 @@ def adapt(
     from grandrounds.cli.output import print_adaptation, print_json
     from grandrounds.core.run_folder import RunFolder
     from grandrounds.runs.adapt import adapt as adapt_model
-    from grandrounds.runs.folder import Finished
-    from grandrounds.runs.site_data import guest_of
+    from grandrounds.runs.folder import FinishedRun
+    from grandrounds.runs.site_data import find_site
 
-    run = Finished(folder)
-    guest, task = guest_of(run.study, site), run.study.bound()
+    run = FinishedRun(folder)
+    guest, task = find_site(run.study, site), run.study.make_task()
     models = adapt_model(run, guest, epochs=epochs)
     steps = {model.name: model.steps for model in models}
     scores = {model.name: task.summary(model.scores) for model in models}
@@ -120,7 +120,7 @@ def adapt(
 
 @app.command()
 def export(
-    folder: FinishedRun,
+    folder: FinishedRunFolder,
     site: Annotated[str, typer.Option(help="The site whose model it is.")],
     out: Annotated[Path, typer.Option("--out", help="A new file, or a folder for a bundle.")],
     task: Annotated[str, typer.Option(help="One of the site's tasks, for example T1w->T2w.")] = "",
@@ -133,15 +133,15 @@ def export(
     """Write a site's trained model for other programs; they need no grandrounds."""
     from grandrounds.cli.output import print_json
     from grandrounds.inference.export import FORMATS
-    from grandrounds.inference.export import export as export_file
+    from grandrounds.inference.export import export_program as export_file
     from grandrounds.inference.monai_bundle import export_bundle
-    from grandrounds.inference.predictor import inference_of
-    from grandrounds.inference.trained_model import trained_at
+    from grandrounds.inference.predictor import predictor_for
+    from grandrounds.inference.trained_model import load_trained_model
 
     if format not in (*FORMATS, BUNDLE):
         known = ", ".join((*FORMATS, BUNDLE))
         raise BadInput(f"--format {format}: is unknown; known: {known}")
-    model = inference_of(trained_at(folder, site), task)
+    model = predictor_for(load_trained_model(folder, site), task)
     bundled = format == BUNDLE
     error = export_bundle(model, out) if bundled else export_file(model, format, out)
     if json:
@@ -161,7 +161,7 @@ def export(
 
 @app.command()
 def synthesize(
-    folder: FinishedRun,
+    folder: FinishedRunFolder,
     volume: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI volume.")],
     out: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A new NIfTI volume.")],
     site: Annotated[str, typer.Option(help="The site whose model it is.")],
@@ -175,12 +175,12 @@ def synthesize(
 ) -> None:
     """Make a contrast that was not measured, on the grid of the volume that was."""
     from grandrounds.cli.output import print_json
-    from grandrounds.inference.synthesize import synthesize as synthesize_volume
-    from grandrounds.inference.trained_model import trained_at
-    from grandrounds.tasks.synthesis.examples import Pair
+    from grandrounds.inference.synthesize import synthesize_volume as synthesize_volume
+    from grandrounds.inference.trained_model import load_trained_model
+    from grandrounds.tasks.synthesis.examples import ContrastPair
 
-    pair = Pair(source, target)
-    synthesize_volume(trained_at(folder, site), pair, volume, out, brain=brain)
+    pair = ContrastPair(source, target)
+    synthesize_volume(load_trained_model(folder, site), pair, volume, out, brain=brain)
     if json:
         print_json({"path": str(out), "site": site, "task": f"{source}->{target}"})
     elif not quiet:

@@ -30,7 +30,7 @@ from grandrounds.core.events import Event, RunFinished
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from grandrounds.runs.comparison import Cell, Comparison
+    from grandrounds.runs.comparison import Comparison, ComparisonRun
 
 
 @app.command()
@@ -77,7 +77,7 @@ def run(
     from rich.console import Console
 
     from grandrounds.cli.output import show
-    from grandrounds.cli.progress import Bars, stoppable, warn
+    from grandrounds.cli.progress import ProgressBars, resumable_interrupt, warn
     from grandrounds.core.device import num_cores
     from grandrounds.report.page.html import write_report
     from grandrounds.report.tracking.tracker import tracked
@@ -93,11 +93,11 @@ def run(
     console = Console(stderr=True, quiet=quiet)
     for note in notes(resolved):
         console.print(f"note: {note}", style="yellow")
-    with tracked(folder, track or [], warn) as trackers, Bars(console) as bars:
+    with tracked(folder, track or [], warn) as trackers, ProgressBars(console) as bars:
         bars.add(resolved.title, resolved.build_method().title, resolved.rounds)
-        listeners = [partial(bars.hear, resolved.title), *trackers]
+        listeners = [partial(bars.show, resolved.title), *trackers]
         at_once = workers or num_cores()
-        with stoppable("with --resume"):
+        with resumable_interrupt("with --resume"):
             train(
                 resolved, folder, files=files, resume=resume, listeners=listeners, workers=at_once
             )
@@ -172,8 +172,8 @@ def compare(
     """Train several arms on the same data, splits and seeds, and report them side by side."""
     from rich.console import Console
 
-    from grandrounds.report.tracking.tracker import check as check_trackers
-    from grandrounds.runs.arms import arms_of, check_equal, terms
+    from grandrounds.report.tracking.tracker import check_trackers as check_trackers
+    from grandrounds.runs.arms import arms_of, check_equal, comparison_terms
     from grandrounds.runs.comparison import Comparison
     from grandrounds.study.file import read_table
     from grandrounds.study.site_file import read_site
@@ -190,7 +190,7 @@ def compare(
     at_once = min(workers or os.cpu_count() or 1, len(studies) * seeds)
     comparison = Comparison(folder, studies, files, at_once, seeds, leave_one_out, matrix)
     console = Console(stderr=True, quiet=quiet)
-    for sentence in terms(studies):
+    for sentence in comparison_terms(studies):
         console.print(sentence, markup=False, highlight=False)
     _run_shown(comparison, console, track or [])
     report(folder, include_images=include_images, no_figures=no_figures, json=json, quiet=quiet)
@@ -198,22 +198,22 @@ def compare(
 
 def _run_shown(comparison: "Comparison", console: "Console", track: list[str]) -> None:
     """Run a comparison with a bar for each of its runs; trackers get each run once it is over."""
-    from grandrounds.cli.progress import Bars, stoppable, warn
+    from grandrounds.cli.progress import ProgressBars, resumable_interrupt, warn
     from grandrounds.report.tracking.tracker import replay
 
     cells = comparison.cells
-    with Bars(console, runs=len(cells)) as bars:
+    with ProgressBars(console, runs=len(cells)) as bars:
         for cell, study in cells.items():
             title, done = comparison.title(cell), comparison.is_done(cell)
             bars.add(cell.name, title, study.rounds, done=done)
 
-        def hear(cell: "Cell", event: Event) -> None:
-            bars.hear(cell.name, event)
+        def hear(cell: "ComparisonRun", event: Event) -> None:
+            bars.show(cell.name, event)
             if isinstance(event, RunFinished):
                 for uri in track:
                     replay(comparison.run_folder(cell), uri, warn)
 
-        with stoppable("as it was"):
+        with resumable_interrupt("as it was"):
             comparison.run(hear)
 
 
@@ -235,11 +235,11 @@ def partition(
     """Deal one dataset to pseudo-sites with unlike label proportions (Hsu et al. 2019)."""
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import print_patients
-    from grandrounds.data.partition import Deal, counts, deal, read_pool, write_sites
+    from grandrounds.data.partition import PartitionPlan, assign, counts, read_dataset, write_sites
 
-    plan = Deal(sites, alpha, seed, least=least, cases=cases)
-    pool = read_pool(source, variable)
-    dealt = deal(pool.labels, plan)
+    plan = PartitionPlan(sites, alpha, seed, least=least, cases=cases)
+    pool = read_dataset(source, variable)
+    dealt = assign(pool.labels, plan)
     write_sites(pool, dealt, plan, out)
     patients = dict(zip(plan.names, counts(pool.labels, dealt), strict=True))
     if json:
@@ -252,6 +252,6 @@ def partition(
 def schema() -> None:
     """Print the JSON Schema of the study file, for editors."""
     from grandrounds.cli.output import print_json
-    from grandrounds.study.file import schema as study_schema
+    from grandrounds.study.file import study_schema as study_schema
 
     print_json(study_schema())

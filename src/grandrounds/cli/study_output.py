@@ -15,8 +15,8 @@ from grandrounds.study.checks import notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
 
-MIB, GIB = 2**20, 2**30
-COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
+MIB, _GIB = 2**20, 2**30
+VERDICT_COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
 
 
 def study_as_json(
@@ -59,7 +59,7 @@ def print_study(plan: RunPlan, cost: Estimate) -> None:
     console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB over all links")
     console.print(f"the run: {cost.bytes_per_run / MIB:,.1f} MiB in {cost.rounds} rounds")
     console.print(
-        f"memory: about {cost.memory / GIB:.1f} GiB where one process simulates all sites"
+        f"memory: about {cost.memory / _GIB:.1f} GiB where one process simulates all sites"
     )
     console.print(f"here: {machine.device}, {machine.precision_name}, {machine.threads} threads")
     console.print(f"SHA-256 of the resolved study: {fingerprint(study)}")
@@ -178,6 +178,6 @@ def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
     table = Table.grid("", "", "", padding=(0, 2, 0, 0))
     for name, finding in findings.items():
         mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""
-        verdict = Text(finding["verdict"], COLOURS[finding["verdict"]])
+        verdict = Text(finding["verdict"], VERDICT_COLOURS[finding["verdict"]])
         table.add_row(verdict, Text(name), Text(f"{finding['found']}{mend}"))
     Console().print(table)

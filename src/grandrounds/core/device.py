@@ -80,14 +80,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     )
 
 
-def exactly(device: torch.device) -> AbstractContextManager[object]:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the weights' own type inside this context, whatever the precision around it."""
     if device.type == "meta":  # where nothing is computed, and autocast is not known
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-def full(tensor: Tensor) -> Tensor:
+def to_float32(tensor: Tensor) -> Tensor:
     """Bring a result of bfloat16 arithmetic to float32; float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -127,7 +127,7 @@ def machine_for(device: str, precision: Precision, threads: int, *, processes: i
 
 
 @contextmanager
-def repeatable(machine: Machine) -> Generator[None, None, None]:
+def deterministic(machine: Machine) -> Generator[None, None, None]:
     """Fix the threads and ask for deterministic algorithms; put both back afterwards.
 
     On accelerators some operations have no deterministic form: there a warning is given, and equal

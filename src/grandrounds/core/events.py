@@ -249,4 +249,4 @@ Event: TypeAlias = (
     | RunFinished
 )
 Listener: TypeAlias = Callable[[Event], None]
-KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
+EVENT_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}

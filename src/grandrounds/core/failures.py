@@ -37,12 +37,12 @@ class Redactor:
         return text
 
 
-def whole(text: str) -> str:
+def unredacted(text: str) -> str:
     """Leave a text as it is: for simulated sites, and sites that allow it."""
     return text
 
 
-def card_of(site: str, request: Request, error: BaseException, message: str) -> FailureCard:
+def failure_card(site: str, request: Request, error: BaseException, message: str) -> FailureCard:
     """Fill in the card of an error at a site; `message` has been redacted there."""
     kind = type(error).__name__
     stage = type(request).__name__.lower()

@@ -15,7 +15,7 @@ STOPS_RUN = (
 
 
 @contextmanager
-def placed(out: Path) -> Generator[Path, None, None]:
+def create_whole(out: Path) -> Generator[Path, None, None]:
     """Give a name to write to; it becomes `out` at the end, or nothing is left of it.
 
     Raises `BadInput` where something is there already, or where nothing can be written.

@@ -10,7 +10,7 @@ from typing import BinaryIO, TypeAlias, cast
 
 from grandrounds.core.errors import BadFolder, DiskFailed
 from grandrounds.core.events import (
-    KINDS,
+    EVENT_KINDS,
     Event,
     PolicySet,
     RunResumed,
@@ -24,7 +24,7 @@ from grandrounds.core.events import (
     TopologySet,
     WorkSet,
 )
-from grandrounds.core.serialization import revive
+from grandrounds.core.serialization import from_plain
 
 Stamped: TypeAlias = tuple[float, Event]  # unix seconds, event
 
@@ -86,8 +86,8 @@ def read_journal(path: Path) -> list[Stamped]:
 def _event(line: bytes, place: str) -> Stamped:
     try:
         record = json.loads(line)
-        kind, moment = KINDS[record.pop("event")], float(record.pop("time"))
-        return moment, cast(Event, revive(kind, record))
+        kind, moment = EVENT_KINDS[record.pop("event")], float(record.pop("time"))
+        return moment, cast(Event, from_plain(kind, record))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFolder(
             f"{place} is no event that this version knows ({type(error).__name__}: {error}); "
@@ -95,7 +95,7 @@ def _event(line: bytes, place: str) -> Stamped:
         ) from None
 
 
-def surviving(events: Iterable[Stamped]) -> list[Stamped]:
+def without_superseded(events: Iterable[Stamped]) -> list[Stamped]:
     """Drop what did not survive: at each resume, the earlier events of rounds after its own."""
     kept: list[Stamped] = []
     for stamped in events:
@@ -118,7 +118,7 @@ Place: TypeAlias = tuple[int, str]  # round, site
 Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
 
 
-def traffic_of(events: Iterable[Event]) -> dict[Place, Traffic]:
+def bytes_by_site(events: Iterable[Event]) -> dict[Place, Traffic]:
     """Add up what each site sent and received in each round, whatever it was for."""
     found: dict[Place, Traffic] = {}
     for event in events:
@@ -134,7 +134,7 @@ def traffic_of(events: Iterable[Event]) -> dict[Place, Traffic]:
     return found
 
 
-def absent_of(events: Iterable[Event]) -> set[Place]:
+def absences(events: Iterable[Event]) -> set[Place]:
     """Find who missed a round's training."""
     missed = (event for event in events if isinstance(event, SiteMissed))
     return {(event.round, event.site) for event in missed if event.stage == "train"}

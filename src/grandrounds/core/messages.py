@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grandrounds.core.events import SiteReady
-from grandrounds.core.serialization import revive
+from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import Weights
 
 
@@ -206,7 +206,7 @@ class Reply:
 
 
 Message: TypeAlias = Request | Reply
-KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
+MESSAGE_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
@@ -225,6 +225,6 @@ def decode(data: bytes) -> Message:
     """Unpack a message. The inverse of `encode`."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
-    message = revive(KINDS[header["kind"]], header["fields"])
+    message = from_plain(MESSAGE_KINDS[header["kind"]], header["fields"])
     weights = load(data)
     return replace(message, weights=weights) if weights else message

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 THRESHOLD = 0.5
-Values: TypeAlias = NDArray[np.float64]
+FloatArray: TypeAlias = NDArray[np.float64]
 
 
 def auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -42,7 +42,7 @@ def sensitivity_at(probabilities: ArrayLike, labels: ArrayLike, *, specificity: 
     return float((found >= specificity).mean())
 
 
-def _by_class(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Values, Values]:
+def _by_class(probabilities: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Give the probabilities of the positive cases and of the negative ones, each in order."""
     values, positive = np.asarray(probabilities, np.float64), np.asarray(labels) > 0
     return np.sort(values[positive]), np.sort(values[~positive])

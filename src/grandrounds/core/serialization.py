@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def revive(kind: type[T], value: Any) -> T:
+def from_plain(kind: type[_T], value: Any) -> _T:
     """Rebuild `kind` from what `dataclasses.asdict` and JSON made of it.
 
     Understands nested dataclasses, tuples and mappings.
     """
-    return cast(T, _revive(kind, value))
+    return cast(_T, _revive(kind, value))
 
 
 def _revive(hint: Any, value: Any) -> Any:

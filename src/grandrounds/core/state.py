@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.run_folder import RunFolder
-from grandrounds.core.weights import Weights, below, digest, named, read, write
+from grandrounds.core.weights import Weights, digest, read, with_prefix, without_prefix, write
 
 NO_SCORE = float("-inf")
 
@@ -52,7 +52,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RoundStore:
     """A folder with one safetensors file a round."""
 
     folder: Path
@@ -61,7 +61,7 @@ class Rounds:
         """Name the file of a round."""
         return self.folder / f"round-{round:06d}.safetensors"
 
-    def held(self) -> tuple[int, ...]:
+    def rounds(self) -> tuple[int, ...]:
         """List the rounds that can be read, oldest first."""
         names = self.folder.glob("round-*.safetensors")
         return tuple(sorted(int(name.stem.removeprefix("round-")) for name in names))
@@ -69,37 +69,37 @@ class Rounds:
     def save(self, round: int, weights: Weights, notes: dict[str, str], keep: set[int]) -> None:
         """Save a round; drop all but this one, the one before and `keep`. Raises `DiskFailed`."""
         write(self.path(round), weights, notes)
-        for old in set(self.held()) - {round, round - 1} - keep:
+        for old in set(self.rounds()) - {round, round - 1} - keep:
             self.path(old).unlink()
 
     def load(self, round: int) -> tuple[Weights, dict[str, str]]:
         """Read a round. Raises `BadFolder` where it is missing or damaged."""
         if not self.path(round).exists():
-            held = ", ".join(str(r) for r in self.held()) or "none"
+            held = ", ".join(str(r) for r in self.rounds()) or "none"
             raise BadFolder(f"{self.folder}: round {round} is not here; held: {held}")
         return read(self.path(round))
 
 
-def flattened(state: State) -> Weights:
+def to_tensors(state: State) -> Weights:
     """Lay a state's tensors in one set of names."""
-    return named("weights/", state.weights) | named("memory/", state.memory)
+    return with_prefix("weights/", state.weights) | with_prefix("memory/", state.memory)
 
 
-def unflattened(tensors: Weights, round: int) -> State:
+def from_tensors(tensors: Weights, round: int) -> State:
     """Give the state whose tensors `flattened` laid together."""
-    return State(below("weights/", tensors), round, below("memory/", tensors))
+    return State(without_prefix("weights/", tensors), round, without_prefix("memory/", tensors))
 
 
-def saved_rounds(folder: Path) -> Rounds:
+def saved_rounds(folder: Path) -> RoundStore:
     """Return the rounds of the coordinator's state in a run folder."""
-    return Rounds(RunFolder(folder).state)
+    return RoundStore(RunFolder(folder).state)
 
 
 def save_state(folder: Path, state: State) -> None:
     """Save the coordinator's state of one round. Raises `DiskFailed`."""
     facts = (state.best_round, state.best_score, state.held, state.seen, state.best_seen)
     notes = {"state": json.dumps(facts)}
-    saved_rounds(folder).save(state.round, flattened(state), notes, {state.best_round})
+    saved_rounds(folder).save(state.round, to_tensors(state), notes, {state.best_round})
 
 
 def load_state(folder: Path, round: int) -> State:
@@ -107,7 +107,7 @@ def load_state(folder: Path, round: int) -> State:
     tensors, notes = saved_rounds(folder).load(round)
     best_round, best_score, held, seen, best_seen = json.loads(notes["state"])
     return replace(
-        unflattened(tensors, round),
+        from_tensors(tensors, round),
         best_round=best_round,
         best_score=best_score,
         held=held,
@@ -121,7 +121,7 @@ def newest_complete_round(folder: Path, sites: Mapping[str, tuple[int, ...]]) ->
 
     `sites` maps each site to the rounds whose private state it holds.
     """
-    for round in reversed(saved_rounds(folder).held()):
+    for round in reversed(saved_rounds(folder).rounds()):
         state = load_state(folder, round)
         if all(state.last_of(site) in {0, *held} for site, held in sites.items()):
             return round

@@ -21,12 +21,12 @@ _BLOCK = 2**16  # numbers that are averaged at a time
 OPTIMIZER = "optimizer/"  # before the names of an optimiser's tensors, where they lie with weights
 
 
-def starting_with(*prefixes: str) -> Filter:
+def name_starts(*prefixes: str) -> Filter:
     """Select names by how they start, for example `starting_with("generator.decoder.")`."""
     return lambda name: name.startswith(prefixes)
 
 
-def among(names: frozenset[str]) -> Filter:
+def name_in(names: frozenset[str]) -> Filter:
     """Select exactly these names."""
     return lambda name: name in names
 
@@ -36,17 +36,17 @@ def select(weights: Mapping[str, Tensor], keep: Filter) -> Weights:
     return {name: tensor for name, tensor in weights.items() if keep(name)}
 
 
-def named(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+def with_prefix(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
     """Put a prefix before every name."""
     return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
 
 
-def below(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+def without_prefix(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
     """Select the names that start with a prefix, and take it off."""
     return {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
 
 
-def copied(weights: Mapping[str, Tensor]) -> Weights:
+def to_cpu(weights: Mapping[str, Tensor]) -> Weights:
     """Copy every tensor to contiguous memory of the CPU, detached from any graph."""
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in weights.items()}
 

@@ -6,7 +6,7 @@ from math import isnan, nan
 from typing import TypeAlias
 
 from grandrounds.core.errors import BadSite
-from grandrounds.data.cohort import SPLITS, Cohort, Session, Split
+from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, SessionFiles, read_grid
 from grandrounds.data.prepare import used_contrasts
@@ -49,9 +49,9 @@ class SiteSummary:
 
     site: str
     simulated: bool
-    splits: Mapping[Split, Count]
+    splits: Mapping[SplitName, Count]
     contents: Mapping[str, Count]
-    tasks: Mapping[str, Mapping[Split, Count]]
+    tasks: Mapping[str, Mapping[SplitName, Count]]
     geometry: Geometry | None
     notes: tuple[str, ...]
 
@@ -66,7 +66,7 @@ def serves(session: Session, task: str) -> bool:
     return all(_has(session, name) for name in needs(task))
 
 
-def describe(
+def summarise(
     cohort: Cohort, files: Sequence[SessionFiles], *, elements: Elements, tasks: Sequence[str]
 ) -> SiteSummary:
     """Count what a site's files (of `find_sessions`) and the cohort made of them hold."""
@@ -76,7 +76,7 @@ def describe(
     return _summary(cohort, elements, tasks, simulated=False, geometry=geometry, notes=left_out)
 
 
-def describe_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
+def summarise_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
     """Count what a simulated cohort holds; its spacing and size are the study's."""
     (rows, columns), (height, width) = elements.spacing, elements.size
     geometry = Geometry(
@@ -85,7 +85,7 @@ def describe_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[st
     return _summary(cohort, elements, tasks, simulated=True, geometry=geometry, notes=())
 
 
-def describe_arrays(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
+def summarise_arrays(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
     """Count what a cohort made of an image stack or a table holds."""
     return _summary(cohort, elements, tasks, simulated=False, geometry=None, notes=())
 
@@ -94,7 +94,7 @@ def check_elements(
     summary: SiteSummary,
     elements: Elements,
     tasks: Sequence[str],
-    splits: Sequence[Split] = ("train", "test"),
+    splits: Sequence[SplitName] = ("train", "test"),
 ) -> None:
     """Raise `BadSite` where a site has no case of a task in one of the splits."""
     for task in tasks:
@@ -108,7 +108,7 @@ def check_elements(
 
 
 def _check_cases(
-    summary: SiteSummary, elements: Elements, task: str, splits: Sequence[Split]
+    summary: SiteSummary, elements: Elements, task: str, splits: Sequence[SplitName]
 ) -> None:
     slices = {split: summary.tasks[task][split].slices for split in SPLITS}
     if not any(slices.values()):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from grandrounds.core.errors import BadSite
 from grandrounds.data.elements import Fractions
 
-Split: TypeAlias = Literal["train", "validation", "test"]
+SplitName: TypeAlias = Literal["train", "validation", "test"]
 HEADROOM = 1.2  # in images, the 99th percentile inside the brain becomes 1 / HEADROOM
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,21 @@ class Cohort:
     """All prepared sessions of one site, split by patient: no patient is in two splits."""
 
     site: str
-    splits: Mapping[Split, tuple[Session, ...]]
+    splits: Mapping[SplitName, tuple[Session, ...]]
 
     def __iter__(self) -> Iterator[Session]:
         """Walk through the sessions of all splits."""
         for split in SPLITS:
             yield from self.splits[split]
 
-    def patients(self, split: Split) -> tuple[str, ...]:
+    def patients(self, split: SplitName) -> tuple[str, ...]:
         """Name the patients of a split, each once, in order of appearance."""
         return tuple(dict.fromkeys(session.patient for session in self.splits[split]))
 
 
-def split_patients(patients: Iterable[str], fractions: Fractions, *, site: str) -> dict[str, Split]:
+def split_patients(
+    patients: Iterable[str], fractions: Fractions, *, site: str
+) -> dict[str, SplitName]:
     """Give each patient one split, the same on every machine and in any order of `patients`.
 
     The patients are ranked by the SHA-256 of "site/patient" and the fractions' salt, and dealt out
@@ -83,7 +85,7 @@ def split_patients(patients: Iterable[str], fractions: Fractions, *, site: str) 
             "cannot be split into train and test; a site needs at least 2 patients."
         )
     counts = _counts(len(ranked), fractions)
-    dealt: list[Split] = [split for split in SPLITS for _ in range(counts[split])]
+    dealt: list[SplitName] = [split for split in SPLITS for _ in range(counts[split])]
     return dict(zip(ranked, dealt, strict=True))
 
 
@@ -91,14 +93,14 @@ def _rank(patient: str) -> str:
     return hashlib.sha256(patient.encode()).hexdigest()
 
 
-def _counts(total: int, fractions: Fractions) -> dict[Split, int]:
+def _counts(total: int, fractions: Fractions) -> dict[SplitName, int]:
     # Exact decimals: 0.7 of 10 patients is 7, whatever 0.7 is in binary.
-    shares: dict[Split, Fraction] = {
+    shares: dict[SplitName, Fraction] = {
         "train": Fraction(str(fractions.train)) * total,
         "validation": Fraction(str(fractions.validation)) * total,
         "test": Fraction(str(fractions.test)) * total,
     }
-    counts: dict[Split, int] = {split: int(share) for split, share in shares.items()}
+    counts: dict[SplitName, int] = {split: int(share) for split, share in shares.items()}
     # Of equal remainders the emptier split wins, so that 5 patients give 3, 1 and 1.
     by_remainder = sorted(SPLITS, key=lambda s: (counts[s] - shares[s], counts[s]))
     for split in by_remainder[: total - sum(counts.values())]:

@@ -24,7 +24,7 @@ RULE = (
     "sub-ID[_ses-ID]_CONTRAST.nii.gz (or .nii), a mask's with brainmask or lesionmask as CONTRAST"
 )
 LISTED = 5  # names spelled out in one message
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
     try:
         _check_compression(path)
         data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise _damaged(path, error) from None
     if bad := int(np.count_nonzero(~np.isfinite(data))):
         raise BadImage(
@@ -178,7 +178,7 @@ def _session(patient: str, session: str, *, found: Mapping[str, Path]) -> Sessio
 def _open(path: Path) -> tuple[nib.Nifti1Image, NDArray[np.float64]]:
     try:
         image = nib.load(path)  # pyright: ignore[reportUnknownMemberType]
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise _damaged(path, error) from None
     if not isinstance(image, nib.Nifti1Image) or np.dtype(image.get_data_dtype()).kind not in "iuf":
         raise BadImage(f"{path}: holds no grey values; it must be a NIfTI volume of numbers.")

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder, BadImage, BadSite, BadStudy
 from grandrounds.core.seeds import seed_for
-from grandrounds.data.stack import IMAGES, PATIENT, Arrays, Stack, read_arrays, stack_of
+from grandrounds.data.stack import IMAGE_ARRAY, PATIENT_ROW, Arrays, Stack, read_arrays, stack_of
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 TRIES = 10_000  # draws of the proportions, of which the first that may do is taken
 MEDMNIST = ("train", "val", "test")  # parts of a MedMNIST file; Yang et al. 2023
 
 
 @dataclass(frozen=True)
-class Deal:
+class PartitionPlan:
     """How patients are dealt: to how many sites, and how unlike these are.
 
     `alpha` is the concentration of the Dirichlet distribution about the dataset's own proportions;
@@ -50,7 +50,7 @@ class Deal:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Dataset:
     """A dataset before it is dealt: its arrays, one row for each image, checked as a stack."""
 
     arrays: Arrays
@@ -63,10 +63,10 @@ class Pool:
         return np.array([values[self.variable] for values in self.stack.values.values()])
 
 
-def read_pool(path: Path, variable: str) -> Pool:
+def read_dataset(path: Path, variable: str) -> Dataset:
     """Read a stack, or a MedMNIST file, whose parts are laid together. Raises `BadImage`."""
     arrays = read_arrays(path)
-    if f"{MEDMNIST[0]}_{IMAGES}" in arrays:
+    if f"{MEDMNIST[0]}_{IMAGE_ARRAY}" in arrays:
         arrays = _merged(arrays, variable, path)
     stack = stack_of(arrays, (variable,), path)
     if any(np.isnan(values[variable]) for values in stack.values.values()):
@@ -74,10 +74,10 @@ def read_pool(path: Path, variable: str) -> Pool:
     if len({values[variable] for values in stack.values.values()}) < 2:
         raise BadImage(f"{path}: '{variable}' is the same for all; sites must differ in something.")
     own = {name: a for name, a in arrays.items() if a.shape[:1] == stack.images.shape[:1]}
-    return Pool(own, stack, variable)
+    return Dataset(own, stack, variable)
 
 
-def deal(labels: NDArray[np.float64], plan: Deal) -> tuple[NDArray[np.int64], ...]:
+def assign(labels: NDArray[np.float64], plan: PartitionPlan) -> tuple[NDArray[np.int64], ...]:
     """Deal patients, each to exactly one site; the sites are of equal size, but for one patient.
 
     Each site draws its class proportions from a Dirichlet distribution, anew where they would give
@@ -101,7 +101,9 @@ def counts(labels: NDArray[np.float64], dealt: Sequence[NDArray[np.int64]]) -> l
     return [{f"{c:g}": int(np.sum(labels[hand] == c)) for c in classes} for hand in dealt]
 
 
-def write_sites(pool: Pool, dealt: Sequence[NDArray[np.int64]], plan: Deal, folder: Path) -> None:
+def write_sites(
+    pool: Dataset, dealt: Sequence[NDArray[np.int64]], plan: PartitionPlan, folder: Path
+) -> None:
     """Write each site's stack, folder/NAME/images.npz, and its site file, folder/NAME.toml.
 
     Raises `BadFolder` where the folder holds something already.
@@ -112,20 +114,20 @@ def write_sites(pool: Pool, dealt: Sequence[NDArray[np.int64]], plan: Deal, fold
     for name, hand in zip(plan.names, dealt, strict=True):
         own = [(who, row) for who, rows in _picked(patients, hand) for row in rows]
         arrays = {key: array[[row for _, row in own]] for key, array in pool.arrays.items()}
-        arrays[PATIENT] = np.array([who for who, _ in own])
+        arrays[PATIENT_ROW] = np.array([who for who, _ in own])
         (folder / name).mkdir(parents=True)
         np.savez_compressed(folder / name / "images.npz", **arrays)  # pyright: ignore[reportArgumentType]
         text = f'name = "{name}"\ndata = "{name}/images.npz"\n'
         (folder / f"{name}.toml").write_text(text, "utf-8")
 
 
-def _picked(items: Sequence[T], where: NDArray[np.int64]) -> list[T]:
+def _picked(items: Sequence[_T], where: NDArray[np.int64]) -> list[_T]:
     return [items[int(index)] for index in where]
 
 
 def _merged(arrays: Arrays, variable: str, path: Path) -> dict[str, NDArray[Any]]:
     """Lay the parts of a MedMNIST file together: the study splits patients itself."""
-    names = [f"{part}_{kind}" for kind in (IMAGES, "labels") for part in MEDMNIST]
+    names = [f"{part}_{kind}" for kind in (IMAGE_ARRAY, "labels") for part in MEDMNIST]
     if missing := [name for name in names if name not in arrays]:
         raise BadImage(f"{path}: there is no array '{missing[0]}'; a MedMNIST file has all six.")
     images, labels = (np.concatenate([arrays[n] for n in own]) for own in (names[:3], names[3:]))
@@ -133,10 +135,10 @@ def _merged(arrays: Arrays, variable: str, path: Path) -> dict[str, NDArray[Any]
         raise BadImage(
             f"{path}: the labels have shape {labels.shape}; each image must have one, (N, 1)."
         )
-    return {IMAGES: images, variable: labels[:, 0]}
+    return {IMAGE_ARRAY: images, variable: labels[:, 0]}
 
 
-def _wanted(there: int, plan: Deal) -> int:
+def _wanted(there: int, plan: PartitionPlan) -> int:
     wanted = plan.sites * plan.cases or there
     if wanted > there:
         raise BadStudy(
@@ -147,7 +149,7 @@ def _wanted(there: int, plan: Deal) -> int:
 
 
 def _proportions(
-    sizes: NDArray[np.int64], size: int, plan: Deal, draw: np.random.Generator
+    sizes: NDArray[np.int64], size: int, plan: PartitionPlan, draw: np.random.Generator
 ) -> NDArray[np.float64]:
     """Draw each site's class proportions, (site, class), until all sites may expect enough."""
     natural = sizes / sizes.sum()
@@ -174,7 +176,7 @@ def _taken_turns(
 
 
 def _check_least(
-    labels: NDArray[np.float64], dealt: Sequence[NDArray[np.int64]], plan: Deal
+    labels: NDArray[np.float64], dealt: Sequence[NDArray[np.int64]], plan: PartitionPlan
 ) -> None:
     for name, found in zip(plan.names, counts(labels, dealt), strict=True):
         for label, count in found.items():

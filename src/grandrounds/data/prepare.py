@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder, BadImage, BadSite
-from grandrounds.data.cohort import HEADROOM, SPLITS, Cohort, Session, Split, split_patients
+from grandrounds.data.cohort import HEADROOM, SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, SessionFiles, find_sessions, read_grid, read_voxels
 from grandrounds.data.resample import Pixels, in_plane, nearest, smooth
@@ -37,7 +37,7 @@ def prepare_cohort(site: str, folder: Path, elements: Elements, *, cache: Path) 
             f"({', '.join(elements.contrasts)}); the names must spell them exactly so."
         )
     split_of = split_patients((found.patient for found in files), elements.split, site=site)
-    splits: dict[Split, list[Session]] = {split: [] for split in SPLITS}
+    splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
     for found in files:
         splits[split_of[found.patient]].append(_cached_files(found, elements, cache))
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadImage, BadSite
-from grandrounds.data.cohort import SPLITS, Cohort, Session, Split, split_patients
+from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
-IMAGES, PATIENT = "images", "patient"
-UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile)
+IMAGE_ARRAY, PATIENT_ROW = "images", "patient"
+_UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise BadImage(
             f"{path}: cannot be read ({error}); it must be an .npz file of plain arrays."
         ) from None
@@ -45,12 +45,12 @@ def stack_of(arrays: Arrays, variables: Sequence[str], path: Path) -> Stack:
 
     Without the array `patient` each image is of another one. Raises `BadImage`.
     """
-    for name in (IMAGES, *variables):
+    for name in (IMAGE_ARRAY, *variables):
         if name not in arrays:
             found = ", ".join(arrays) or "none"
             raise BadImage(f"{path}: there is no array '{name}'; the file must have one ({found}).")
-    images = _images(arrays[IMAGES], path)
-    for name in (PATIENT, *variables):
+    images = _images(arrays[IMAGE_ARRAY], path)
+    for name in (PATIENT_ROW, *variables):
         if name in arrays and arrays[name].shape != (len(images),):
             raise BadImage(
                 f"{path}: '{name}' has shape {arrays[name].shape}; it must have one value for each "
@@ -77,7 +77,7 @@ def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
     stack = stack_of(read_arrays(path), elements.variables, path)
     images = _padded(stack.images, elements.size, path)
     split_of = split_patients(stack.rows, elements.split, site=site)
-    splits: dict[Split, list[Session]] = {split: [] for split in SPLITS}
+    splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
     for patient, rows in stack.rows.items():
         own, values = images[list(rows), None], stack.values[patient]
         session = Session(patient, "", elements.contrasts[:1], own, values=values)
@@ -89,23 +89,23 @@ def _images(images: NDArray[Any], path: Path) -> NDArray[np.float32]:
     single = images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images
     if single.ndim != 3 or not single.size:
         raise BadImage(
-            f"{path}: '{IMAGES}' has shape {images.shape}; it must be (N, H, W) or (N, 1, H, W)."
+            f"{path}: '{IMAGE_ARRAY}' has shape {images.shape}; it must be (N, H, W) or (N, 1, H, W)."
         )
     if single.dtype == np.uint8:
         return single.astype(np.float32) / np.float32(255)
     if single.dtype.kind != "f" or not (single.min() >= 0 and single.max() <= 1):
         raise BadImage(
-            f"{path}: '{IMAGES}' is {single.dtype} from {single.min():g} to {single.max():g}; "
+            f"{path}: '{IMAGE_ARRAY}' is {single.dtype} from {single.min():g} to {single.max():g}; "
             "it must be uint8, or floating-point from 0 to 1."
         )
     return single.astype(np.float32)
 
 
 def _rows_of(arrays: Arrays, count: int) -> dict[str, tuple[int, ...]]:
-    if PATIENT not in arrays:
+    if PATIENT_ROW not in arrays:
         return {f"image-{row:06d}": (row,) for row in range(count)}
     rows: dict[str, list[int]] = {}
-    for row, patient in enumerate(arrays[PATIENT]):
+    for row, patient in enumerate(arrays[PATIENT_ROW]):
         rows.setdefault(str(patient), []).append(row)
     return {patient: tuple(own) for patient, own in rows.items()}
 

@@ -10,17 +10,17 @@ from typing import TypeAlias
 import numpy as np
 
 from grandrounds.core.errors import BadSite
-from grandrounds.data.cohort import SPLITS, Cohort, Session, Split, split_patients
+from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
 
-Values: TypeAlias = Mapping[str, float]
+_Values: TypeAlias = Mapping[str, float]
 PARTICIPANTS = "participants.tsv"
 PATIENT = "participant_id"
 MISSING = ("n/a", "")
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 
 
-def read_table(path: Path, variables: Sequence[str]) -> dict[str, Values]:
+def read_participants(path: Path, variables: Sequence[str]) -> dict[str, _Values]:
     """Read each patient's variables from a .tsv or .csv file; n/a and empty cells become nan.
 
     Other columns are not read. Raises `BadSite` where a column, a name or a number is missing, and
@@ -37,7 +37,7 @@ def read_table(path: Path, variables: Sequence[str]) -> dict[str, Values]:
                 f"(n/a where a value is missing). Found: {found}."
             )
     columns = {name: header.index(name) for name in variables}
-    table: dict[str, Values] = {}
+    table: dict[str, _Values] = {}
     for number, row in enumerate(rows, start=2):
         patient = _patient(path, number, row, header, known=table)
         cells = {name: row[column] for name, column in columns.items()}
@@ -45,7 +45,7 @@ def read_table(path: Path, variables: Sequence[str]) -> dict[str, Values]:
     return table
 
 
-def with_values(cohort: Cohort, table: Mapping[str, Values], variables: Sequence[str]) -> Cohort:
+def with_values(cohort: Cohort, table: Mapping[str, _Values], variables: Sequence[str]) -> Cohort:
     """Give the sessions of a cohort the variables of their patients, nan for one without a row."""
     unknown = dict.fromkeys(variables, nan)
     splits = {
@@ -67,9 +67,9 @@ def table_cohort(site: str, data: Path, elements: Elements) -> Cohort:
     `data` is the table, or a folder that holds it as participants.tsv. Raises `BadSite`.
     """
     path = data / PARTICIPANTS if data.is_dir() else data
-    table = read_table(path, elements.variables)
+    table = read_participants(path, elements.variables)
     split_of = split_patients(table, elements.split, site=site)
-    splits: dict[Split, list[Session]] = {split: [] for split in SPLITS}
+    splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
     for patient, values in table.items():
         splits[split_of[patient]].append(Session(patient, "", (), _no_image(), values=values))
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
@@ -98,7 +98,7 @@ def _patient(
     row: Sequence[str],
     header: Sequence[str],
     *,
-    known: Mapping[str, Values],
+    known: Mapping[str, _Values],
 ) -> str:
     if len(row) != len(header):
         raise BadSite(

@@ -5,20 +5,22 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Literal, TypeAlias, TypeVar
 
-from grandrounds.core.serialization import revive
+from grandrounds.core.serialization import from_plain
 
-State: TypeAlias = Literal["done", "working", "unknown", "damaged", "stale", "failed", "refused"]
+ReplyState: TypeAlias = Literal[
+    "done", "working", "unknown", "damaged", "stale", "failed", "refused"
+]
 READY = 0  # the number of the request that asks whether a site is ready
 _SEAL = sha256().digest_size
 _LENGTH = 4
 
 
-class BadLetter(ValueError):  # noqa: N818 - the word that a failure card shows
+class CorruptEnvelope(ValueError):  # noqa: N818 - the word that a failure card shows
     """A letter did not arrive as it was sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class RequestEnvelope:
     """To a site: its request of this number, as bytes; without them, how far it has come.
 
     Number 0 asks whether the site is ready. The site waits up to `wait` seconds before it says that
@@ -32,29 +34,29 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ReplyEnvelope:
     """From a site: what has become of the request of this number.
 
     `body` is the reply where it is done, else the failure card or refusal as JSON, or nothing.
     """
 
     number: int
-    state: State
+    state: ReplyState
     body: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mail:
+class PeerEnvelope:
     """From one site to another: an update for its mailbox."""
 
     body: bytes
 
 
-Letter: TypeAlias = Ask | Answer | Mail
-Kind = TypeVar("Kind", bound=Letter)
+Envelope: TypeAlias = RequestEnvelope | ReplyEnvelope | PeerEnvelope
+EnvelopeKind = TypeVar("Kind", bound=Envelope)
 
 
-def seal(letter: Letter) -> bytes:
+def pack(letter: Envelope) -> bytes:
     """Pack a letter: SHA-256 of the rest, length of the header, header as JSON, body."""
     fields = asdict(replace(letter, body=b""))
     del fields["body"]
@@ -66,11 +68,11 @@ def seal(letter: Letter) -> bytes:
     return b"".join((found.digest(), *parts))
 
 
-def unseal(data: bytes, kind: type[Kind]) -> Kind:
+def unpack(data: bytes, kind: type[EnvelopeKind]) -> EnvelopeKind:
     """Unpack a letter. Raises `BadLetter` where it was truncated or changed on its way."""
     rest = memoryview(data)[_SEAL:]
     if sha256(rest).digest() != data[:_SEAL]:
-        raise BadLetter(f"a letter of {len(data)} bytes came damaged")
+        raise CorruptEnvelope(f"a letter of {len(data)} bytes came damaged")
     start = _LENGTH + int.from_bytes(rest[:_LENGTH], "little")
     header = json.loads(bytes(rest[_LENGTH:start]))
-    return revive(kind, header | {"body": bytes(rest[start:])})
+    return from_plain(kind, header | {"body": bytes(rest[start:])})

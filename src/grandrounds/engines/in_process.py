@@ -10,17 +10,17 @@ from typing import TypeAlias
 
 from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, SiteFailed
-from grandrounds.core.failures import card_of
+from grandrounds.core.failures import failure_card
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.weights import first_not_finite
-from grandrounds.engines.replies import OnFailure, OnReply, Roll, untold
+from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, fail_if_missing
 from grandrounds.site.site import Promise, Site
 
 Begun: TypeAlias = tuple[Site, Request, Promise]
 
 
 @dataclass(frozen=True)
-class Simulation:
+class InProcessEngine:
     """The sites of a study in one process.
 
     `on_reply` hears of every reply as it comes; `on_failure` of every site that a quorum goes on
@@ -29,7 +29,7 @@ class Simulation:
 
     sites: tuple[Site, ...]
     on_reply: OnReply
-    on_failure: OnFailure = untold
+    on_failure: OnFailure = fail_if_missing
 
     links = Links.MESH
 
@@ -50,7 +50,7 @@ class Simulation:
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
         without it.
         """
-        roll = Roll(quorum, self.on_reply, self.on_failure)
+        roll = ReplyCollector(quorum, self.on_reply, self.on_failure)
         begun: list[Begun] = []
         try:
             for site in (site for site in self.sites if site.name in requests):
@@ -67,7 +67,12 @@ class Simulation:
         return roll.answered()
 
     def _finish(
-        self, site: Site, request: Request, promise: Promise, roll: Roll, deliver_to: Sequence[str]
+        self,
+        site: Site,
+        request: Request,
+        promise: Promise,
+        roll: ReplyCollector,
+        deliver_to: Sequence[str],
     ) -> None:
         with roll.call():
             reply = self._delivered(_finished(site, request, promise), deliver_to)
@@ -114,5 +119,5 @@ def _carded(site: Site, request: Request) -> Generator[None, None, None]:
     except BadInput as error:
         raise type(error)(site.redact(str(error))) from error
     except Exception as error:
-        card = card_of(site.name, request, error, site.redact(str(error)))
+        card = failure_card(site.name, request, error, site.redact(str(error)))
         raise SiteFailed(card) from error

@@ -17,36 +17,36 @@ from typing import TypeAlias, cast
 
 from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, SiteFailed
-from grandrounds.core.failures import card_of
+from grandrounds.core.failures import failure_card
 from grandrounds.core.messages import Reply, Request, decode, encode
 from grandrounds.core.processes import SPAWN, start_process
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.replies import OnFailure, OnReply, Result, Roll, untold
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, Result, fail_if_missing
 
-Share: TypeAlias = tuple[str, ...]
-Host: TypeAlias = Callable[[Share], AbstractContextManager[Simulation]]
+Assignment: TypeAlias = tuple[str, ...]
+WorkerSites: TypeAlias = Callable[[Assignment], AbstractContextManager[InProcessEngine]]
 Link: TypeAlias = "Connection[object, object]"
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerRequest:
     """To a worker: a site and its request as bytes; with peers to deliver to, a receipt returns."""
 
     site: str
     request: bytes
-    deliver_to: Share = ()
+    deliver_to: Assignment = ()
 
 
 @dataclass(frozen=True)
-class Mail:
+class WorkerDelivery:
     """To a worker: an update as bytes, for the mailboxes of those of these sites that it hosts."""
 
-    sites: Share
+    sites: Assignment
     update: bytes
 
 
 @dataclass(frozen=True)
-class Answer:
+class WorkerReply:
     """From a worker: a reply as bytes, and the update that it is the receipt of, if it is one."""
 
     reply: bytes
@@ -61,34 +61,34 @@ class WorkerDied(RuntimeError):  # noqa: N818 - the word that a failure card sho
 class Worker:
     """One process that hosts a share of the sites and does one thing at a time."""
 
-    share: Share
+    share: Assignment
     process: BaseProcess
     link: Link
-    owes: tuple[str, Request] | None = None
+    pending: tuple[str, Request] | None = None
 
-    def begin(self, site: str, request: Request, deliver_to: Share) -> None:
+    def begin(self, site: str, request: Request, deliver_to: Assignment) -> None:
         """Let a site answer; `result` gives what comes of it."""
-        if self.owes:  # an earlier question, given up when another site failed
+        if self.pending:  # an earlier question, given up when another site failed
             self.result()
-        self.owes = (site, request)
-        self.send(Order(site, encode(request), deliver_to))
+        self.pending = (site, request)
+        self.send(WorkerRequest(site, encode(request), deliver_to))
 
-    def send(self, task: Order | Mail) -> None:
+    def send(self, task: WorkerRequest | WorkerDelivery) -> None:
         """Hand a task over; where the process has ended, `result` tells."""
         with suppress(ConnectionError):
             self.link.send(task)
 
-    def result(self) -> tuple[str, Answer | Exception]:
+    def result(self) -> tuple[str, WorkerReply | Exception]:
         """Wait for the site's answer or failure; a process that has ended fails at once."""
-        assert self.owes is not None
-        site, request = self.owes
-        self.owes = None
+        assert self.pending is not None
+        site, request = self.pending
+        self.pending = None
         try:
-            return site, cast(Answer | Exception, self.link.recv())
+            return site, cast(WorkerReply | Exception, self.link.recv())
         except (EOFError, OSError):  # the latter in the middle of an answer
             self.process.join()
             error = WorkerDied(f"its process ended with exit code {self.process.exitcode}")
-            return site, SiteFailed(card_of(site, request, error, str(error)))
+            return site, SiteFailed(failure_card(site, request, error, str(error)))
 
     def end(self) -> None:
         """End the process, wherever it is: what it keeps on disk is there whole or not at all."""
@@ -98,7 +98,9 @@ class Worker:
 
 
 @contextmanager
-def crew_of(shares: Iterable[Share], host: Host) -> Generator[tuple[Worker, ...], None, None]:
+def start_workers(
+    shares: Iterable[Assignment], host: WorkerSites
+) -> Generator[tuple[Worker, ...], None, None]:
     """Start a process for each share, which `host` opens there; in the end all are gone."""
     crew: list[Worker] = []
     try:
@@ -122,26 +124,26 @@ def _interrupts_held() -> Generator[None, None, None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _started(share: Share, host: Host) -> Worker:
+def _started(share: Assignment, host: WorkerSites) -> Worker:
     ours, theirs = SPAWN.Pipe()
     process = start_process(_work, share, host, theirs)
     theirs.close()
     return Worker(share, process, ours)
 
 
-def _work(share: Share, host: Host, link: Link) -> None:
+def _work(share: Assignment, host: WorkerSites, link: Link) -> None:
     """Open a share of the sites, and do what is asked for as long as the coordinator lives."""
     with suppress(EOFError, ConnectionError):
         try:
             with host(share) as sites:
                 while True:
-                    _do(sites, cast(Order | Mail, link.recv()), link)
+                    _do(sites, cast(WorkerRequest | WorkerDelivery, link.recv()), link)
         except BadInput as error:
             link.send(error)
 
 
-def _do(sites: Simulation, task: Order | Mail, link: Link) -> None:
-    if isinstance(task, Order):
+def _do(sites: InProcessEngine, task: WorkerRequest | WorkerDelivery, link: Link) -> None:
+    if isinstance(task, WorkerRequest):
         link.send(_result_of(sites, task))
         return
     update = cast(Reply, decode(task.update))
@@ -150,18 +152,18 @@ def _do(sites: Simulation, task: Order | Mail, link: Link) -> None:
             site.receive(update)
 
 
-def _result_of(sites: Simulation, order: Order) -> Answer | Exception:
+def _result_of(sites: InProcessEngine, order: WorkerRequest) -> WorkerReply | Exception:
     try:
         [reply] = sites.ask({order.site: cast(Request, decode(order.request))})
     except (SiteFailed, BadInput) as failure:
         return failure
     if not order.deliver_to:
-        return Answer(encode(reply))
+        return WorkerReply(encode(reply))
     peers = set(order.deliver_to) - {order.site}
-    return Answer(encode(reply.receipt(num_peers=len(peers))), encode(reply))
+    return WorkerReply(encode(reply.receipt(num_peers=len(peers))), encode(reply))
 
 
-def shared_out(examples: Mapping[str, int], workers: int) -> tuple[Share, ...]:
+def assign_sites(examples: Mapping[str, int], workers: int) -> tuple[Assignment, ...]:
     """Share sites out, the largest first, each to the worker that has the least to do so far.
 
     `examples` counts what each site trains on. Each share is in roster order; none is empty.
@@ -174,7 +176,7 @@ def shared_out(examples: Mapping[str, int], workers: int) -> tuple[Share, ...]:
 
 
 @dataclass(frozen=True)
-class Workers:
+class ProcessPoolEngine:
     """The sites of a study, hosted by several processes; each process trains one site at a time.
 
     Messages cross as bytes of the codec; an update for peers is not decoded on its way. `on_reply`
@@ -185,7 +187,7 @@ class Workers:
     names: tuple[str, ...]
     crew: tuple[Worker, ...]
     on_reply: OnReply
-    on_failure: OnFailure = untold
+    on_failure: OnFailure = fail_if_missing
 
     links = Links.MESH
 
@@ -201,15 +203,15 @@ class Workers:
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
         without it, and the `BadInput` that a worker met, when it opened its sites too.
         """
-        roll, updates = Roll(quorum, self.on_reply, self.on_failure), list[bytes]()
+        roll, updates = ReplyCollector(quorum, self.on_reply, self.on_failure), list[bytes]()
         answers = self._answers(requests, tuple(deliver_to))
         replies = roll.collect(self.names, requests, _opened(answers, updates))
-        self._deliver([Mail(tuple(deliver_to), update) for update in updates])
+        self._deliver([WorkerDelivery(tuple(deliver_to), update) for update in updates])
         return replies
 
     def _answers(
-        self, requests: Mapping[str, Request], deliver_to: Share
-    ) -> Iterator[tuple[str, Answer | Exception]]:
+        self, requests: Mapping[str, Request], deliver_to: Assignment
+    ) -> Iterator[tuple[str, WorkerReply | Exception]]:
         """Keep every worker busy, and yield what each site answers as it comes."""
         crew = {worker.link: worker for worker in self.crew}
         todo = {link: iter([n for n in w.share if n in requests]) for link, w in crew.items()}
@@ -221,13 +223,13 @@ class Workers:
                     crew[link].begin(site, requests[site], deliver_to)
 
         begin(crew)
-        while busy := [link for link, worker in crew.items() if worker.owes]:
+        while busy := [link for link, worker in crew.items() if worker.pending]:
             ready = cast(list[Link], wait(busy))
             came = [crew[link].result() for link in ready]
             begin(ready)
             yield from came
 
-    def _deliver(self, mail: Iterable[Mail]) -> None:
+    def _deliver(self, mail: Iterable[WorkerDelivery]) -> None:
         """Forward updates; every worker has answered, so that each takes its mail at once."""
         for letter in mail:
             for worker in self.crew:
@@ -236,7 +238,7 @@ class Workers:
 
 
 def _opened(
-    answers: Iterable[tuple[str, Answer | Exception]], updates: list[bytes]
+    answers: Iterable[tuple[str, WorkerReply | Exception]], updates: list[bytes]
 ) -> Iterator[tuple[str, Result]]:
     """Decode replies as they come, and lay the updates that go to peers aside."""
     for site, answer in answers:

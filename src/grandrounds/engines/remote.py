@@ -12,12 +12,19 @@ from safetensors import SafetensorError
 
 from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, BadSite, BadUpdate, FailureCard, SiteFailed
-from grandrounds.core.failures import card_of
+from grandrounds.core.failures import failure_card
 from grandrounds.core.messages import Describe, Reply, Request, decode, encode
-from grandrounds.core.serialization import revive
+from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import Weights, first_not_finite
-from grandrounds.engines.envelope import READY, Answer, Ask, BadLetter, seal, unseal
-from grandrounds.engines.replies import OnFailure, OnReply, Result, Roll, untold
+from grandrounds.engines.envelope import (
+    READY,
+    CorruptEnvelope,
+    ReplyEnvelope,
+    RequestEnvelope,
+    pack,
+    unpack,
+)
+from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, Result, fail_if_missing
 
 Call: TypeAlias = Callable[[str, bytes, float], bytes]
 _ENDS = ("done", "failed", "refused", "stale")
@@ -28,16 +35,16 @@ class SiteSilent(RuntimeError):  # noqa: N818 - the word that a failure card sho
     """A site gave no sign of life."""
 
 
-class Interrupted(ConnectionError):  # noqa: N818 - the word for what happened
+class ConnectionInterrupted(ConnectionError):  # noqa: N818 - the word for what happened
     """A line broke after it had held for a while."""
 
 
-class GivenUp(RuntimeError):  # noqa: N818 - nobody waits for this answer any more
+class Abandoned(RuntimeError):  # noqa: N818 - nobody waits for this answer any more
     """The coordinator went on without this answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class Timeouts:
     """How long to wait for a site elsewhere, in seconds.
 
     A working site says so every `poll`; one that says nothing for `silence` is dead; one that lives
@@ -48,7 +55,7 @@ class Patience:
     poll: float = 2.0
     silence: float = 20.0
     start: float = 120.0
-    knock: float = 1.0
+    connect_every: float = 1.0
     deadline: float = 0.0
     pause: float = 0.2
 
@@ -59,11 +66,11 @@ class Patience:
 
     def before_again(self, number: int) -> float:
         """Give the seconds before this request is asked again."""
-        return self.knock if number == READY else self.pause
+        return self.connect_every if number == READY else self.pause
 
 
 @dataclass
-class Line:
+class SiteConnection:
     """The line to one site.
 
     `call` brings a sealed letter there and the sealed answer back, or raises `ConnectionError`
@@ -73,7 +80,7 @@ class Line:
 
     site: str
     call: Call
-    patience: Patience
+    patience: Timeouts
     _number: int = field(default=READY, init=False)
 
     def begin(self) -> int:
@@ -81,13 +88,13 @@ class Line:
         self._number += 1
         return self._number
 
-    def ask(self, number: int, body: bytes, deliver_to: Sequence[str] = ()) -> Answer:
+    def ask(self, number: int, body: bytes, deliver_to: Sequence[str] = ()) -> ReplyEnvelope:
         """Ask, and ask again where the line breaks, until the site has answered.
 
         Raises `SiteSilent`, `TimeoutError` past the deadline, `BadLetter` where letters come
         damaged again and again, and `GivenUp`.
         """
-        whole = Ask(
+        whole = RequestEnvelope(
             number=number,
             wait=self.patience.poll,
             deliver_to=tuple(deliver_to),
@@ -104,28 +111,30 @@ class Line:
                 watch.waiting()
             else:
                 time.sleep(self.patience.before_again(number))
-        raise GivenUp(f"request {number} of '{self.site}' was given up")
+        raise Abandoned(f"request {number} of '{self.site}' was given up")
 
     def _watch(self, number: int) -> "_Watch":
         if number == READY:
             return _Watch(self.patience.start)
         return _Watch(self.patience.silence, self.patience.deadline)
 
-    def give_up(self) -> None:
+    def abandon(self) -> None:
         """Wait no longer for an answer; the site finishes what it has begun."""
         self.begin()
 
-    def _once(self, letter: Ask, watch: "_Watch") -> Answer | None:
+    def _once(self, letter: RequestEnvelope, watch: "_Watch") -> ReplyEnvelope | None:
         """Call once; None where nothing came that answers this letter."""
         try:
-            answer = unseal(self.call(self.site, seal(letter), self.patience.per_call), Answer)
-        except Interrupted:
+            answer = unpack(
+                self.call(self.site, pack(letter), self.patience.per_call), ReplyEnvelope
+            )
+        except ConnectionInterrupted:
             watch.heard()
             return None
         except ConnectionError as error:
             watch.silent(error)
             return None
-        except BadLetter:
+        except CorruptEnvelope:
             answer = None
         if answer is None or answer.number != letter.number:
             watch.damaged()
@@ -165,11 +174,11 @@ class _Watch:
         """Note a letter that does not fit. Raises `BadLetter` at the fifth."""
         self._damaged += 1
         if self._damaged == _TOO_MANY:
-            raise BadLetter(f"{_TOO_MANY} letters came damaged, one after the other")
+            raise CorruptEnvelope(f"{_TOO_MANY} letters came damaged, one after the other")
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteEngine:
     """The sites of a study, each at the end of a line; all of them work at once.
 
     `on_reply` hears of every reply in roster order, as soon as those before it are there;
@@ -177,9 +186,9 @@ class Remote:
     left behind while it works.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[SiteConnection, ...]
     on_reply: OnReply
-    on_failure: OnFailure = untold
+    on_failure: OnFailure = fail_if_missing
 
     links = Links.MESH
 
@@ -200,7 +209,7 @@ class Remote:
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
         without it, and the `BadSite` that a site refuses with.
         """
-        roll = Roll(quorum, self.on_reply, self.on_failure)
+        roll = ReplyCollector(quorum, self.on_reply, self.on_failure)
         with closing(self._results(requests, deliver_to, quorum)) as results:
             return roll.collect(self.names, requests, results)
 
@@ -232,7 +241,7 @@ class Remote:
                     return
         finally:
             for line in open_.values():
-                line.give_up()
+                line.abandon()
             pool.shutdown(wait=False)
 
 
@@ -250,7 +259,7 @@ def _encoded(requests: Mapping[str, Request]) -> dict[str, bytes]:
 
 
 def answered(
-    line: Line, number: int, request: Request, body: bytes, deliver_to: Sequence[str]
+    line: SiteConnection, number: int, request: Request, body: bytes, deliver_to: Sequence[str]
 ) -> Result:
     """Ask one site, and give what came of it."""
     try:
@@ -258,14 +267,14 @@ def answered(
         return _read(line.site, request, _body(answer))
     except (SiteFailed, BadInput) as failure:
         return failure
-    except (SiteSilent, TimeoutError, BadLetter, BadUpdate, FloatingPointError) as error:
-        return SiteFailed(card_of(line.site, request, error, str(error)))
+    except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate, FloatingPointError) as error:
+        return SiteFailed(failure_card(line.site, request, error, str(error)))
 
 
-def _body(answer: Answer) -> bytes:
+def _body(answer: ReplyEnvelope) -> bytes:
     """Give what a site has done. Raises what it failed or refused with."""
     if answer.state == "failed":
-        raise SiteFailed(revive(FailureCard, json.loads(answer.body)))
+        raise SiteFailed(from_plain(FailureCard, json.loads(answer.body)))
     if answer.state == "refused":
         raise BadSite(answer.body.decode())
     if answer.state == "stale":
@@ -293,10 +302,10 @@ def _late(
 ) -> Iterator[tuple[str, SiteFailed]]:
     for site in sites:
         error = TimeoutError(f"has not answered in {quorum.patience:g} s, the patience")
-        yield site, SiteFailed(card_of(site, requests[site], error, str(error)))
+        yield site, SiteFailed(failure_card(site, requests[site], error, str(error)))
 
 
-def ready(lines: Sequence[Line]) -> dict[str, bytes]:
+def ready(lines: Sequence[SiteConnection]) -> dict[str, bytes]:
     """Wait until every site is open, and give what each one says of itself.
 
     Raises `BadSite` for the first in the roster that refuses, and `SiteFailed` for a silent one.
@@ -306,11 +315,11 @@ def ready(lines: Sequence[Line]) -> dict[str, bytes]:
             return dict(pool.map(_opened, lines))
         finally:
             for line in lines:
-                line.give_up()
+                line.abandon()
 
 
-def _opened(line: Line) -> tuple[str, bytes]:
+def _opened(line: SiteConnection) -> tuple[str, bytes]:
     try:
         return line.site, _body(line.ask(READY, b""))
-    except (SiteSilent, TimeoutError, BadLetter, BadUpdate) as error:
-        raise SiteFailed(card_of(line.site, Describe(), error, str(error))) from error
+    except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate) as error:
+        raise SiteFailed(failure_card(line.site, Describe(), error, str(error))) from error

@@ -11,20 +11,28 @@ from threading import Lock
 from typing import TypeAlias, cast
 
 from grandrounds.core.errors import BadInput, SiteFailed
-from grandrounds.core.failures import Redactor, card_of
+from grandrounds.core.failures import Redactor, failure_card
 from grandrounds.core.messages import Reply, Request, decode, encode
-from grandrounds.engines.envelope import READY, Answer, Ask, BadLetter, Mail, seal, unseal
-from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.envelope import (
+    READY,
+    CorruptEnvelope,
+    PeerEnvelope,
+    ReplyEnvelope,
+    RequestEnvelope,
+    pack,
+    unpack,
+)
+from grandrounds.engines.in_process import InProcessEngine
 
-Host: TypeAlias = AbstractContextManager[tuple[Simulation, bytes]]
-Post: TypeAlias = Callable[[str, bytes], bytes]
+Host: TypeAlias = AbstractContextManager[tuple[InProcessEngine, bytes]]
+SendToPeer: TypeAlias = Callable[[str, bytes], bytes]
 _log = logging.getLogger(__name__)  # the site's own: there a refusal stands with its paths
 _TRIES = 5  # to bring mail to a peer
 _PAUSE = 0.2  # seconds between them
 
 
 @dataclass
-class Attendant:
+class SiteAgent:
     """Answers the coordinator for one site, and takes its peers' mail.
 
     `host` opens the site, and says what the coordinator should know before round 1; `post` brings
@@ -33,56 +41,56 @@ class Attendant:
     """
 
     host: Host
-    post: Post
+    post: SendToPeer
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _opened: ExitStack = field(default_factory=ExitStack)
     _lock: Lock = field(default_factory=Lock)
     _number: int = READY
 
     def __post_init__(self) -> None:
-        self._answer: Future[Answer] = self._worker.submit(self._open)
+        self._answer: Future[ReplyEnvelope] = self._worker.submit(self._open)
 
     def answer(self, sealed: bytes) -> bytes:
         """Answer a sealed `Ask` with a sealed `Answer`, within the seconds that it waits."""
         try:
-            return seal(self._answered(unseal(sealed, Ask)))
-        except BadLetter:
-            return seal(Answer(number=-1, state="damaged"))
+            return pack(self._answered(unpack(sealed, RequestEnvelope)))
+        except CorruptEnvelope:
+            return pack(ReplyEnvelope(number=-1, state="damaged"))
 
-    def take(self, sealed: bytes) -> bytes:
+    def receive_update(self, sealed: bytes) -> bytes:
         """Put a peer's sealed `Mail` into the mailbox, and acknowledge it."""
         try:
-            update = cast(Reply, decode(unseal(sealed, Mail).body))
-        except BadLetter:
-            return seal(Answer(number=-1, state="damaged"))
+            update = cast(Reply, decode(unpack(sealed, PeerEnvelope).body))
+        except CorruptEnvelope:
+            return pack(ReplyEnvelope(number=-1, state="damaged"))
         self._site.receive(update)
-        return seal(Answer(number=-1, state="done"))
+        return pack(ReplyEnvelope(number=-1, state="done"))
 
     def close(self) -> None:
         """Finish what has begun, and close the site."""
         self._worker.submit(self._opened.close).result()
         self._worker.shutdown()
 
-    def _answered(self, ask: Ask) -> Answer:
+    def _answered(self, ask: RequestEnvelope) -> ReplyEnvelope:
         answer = self._begun(ask)
-        if isinstance(answer, Answer):
+        if isinstance(answer, ReplyEnvelope):
             return answer
         done, _ = wait([answer], timeout=ask.wait)
-        return answer.result() if done else Answer(number=ask.number, state="working")
+        return answer.result() if done else ReplyEnvelope(number=ask.number, state="working")
 
-    def _begun(self, ask: Ask) -> Answer | Future[Answer]:
+    def _begun(self, ask: RequestEnvelope) -> ReplyEnvelope | Future[ReplyEnvelope]:
         """Begin what is new; what was begun before is not begun again."""
         with self._lock:
             if ask.number < self._number:
-                return Answer(number=ask.number, state="stale")
+                return ReplyEnvelope(number=ask.number, state="stale")
             if ask.number > self._number:
                 if not ask.body:
-                    return Answer(number=ask.number, state="unknown")
+                    return ReplyEnvelope(number=ask.number, state="unknown")
                 self._number = ask.number
                 self._answer = self._worker.submit(self._do, ask)
             return self._answer
 
-    def _open(self) -> Answer:
+    def _open(self) -> ReplyEnvelope:
         try:
             simulation, facts = self._opened.enter_context(self.host)
         except BadInput as refusal:
@@ -93,20 +101,20 @@ class Attendant:
             return _unopened(f"the site cannot open: {type(error).__name__}: {error}")
         [self._site] = simulation.sites
         self._simulation = simulation
-        return Answer(number=READY, state="done", body=facts)
+        return ReplyEnvelope(number=READY, state="done", body=facts)
 
-    def _do(self, ask: Ask) -> Answer:
+    def _do(self, ask: RequestEnvelope) -> ReplyEnvelope:
         if ask.number < self._number:  # it was given up before its turn came
-            return Answer(number=ask.number, state="stale")
+            return ReplyEnvelope(number=ask.number, state="stale")
         request = cast(Request, decode(ask.body))
         try:
             reply = encode(self._reply(request, ask.deliver_to))
         except SiteFailed as failure:
             card = json.dumps(asdict(failure.card)).encode()
-            return Answer(number=ask.number, state="failed", body=card)
+            return ReplyEnvelope(number=ask.number, state="failed", body=card)
         except BadInput as refusal:
-            return Answer(number=ask.number, state="refused", body=str(refusal).encode())
-        return Answer(number=ask.number, state="done", body=reply)
+            return ReplyEnvelope(number=ask.number, state="refused", body=str(refusal).encode())
+        return ReplyEnvelope(number=ask.number, state="done", body=reply)
 
     def _reply(self, request: Request, deliver_to: Sequence[str]) -> Reply:
         [reply] = self._simulation.ask({self._site.name: request})
@@ -120,27 +128,27 @@ class Attendant:
 
     def _deliver(self, request: Request, reply: Reply, peers: Sequence[str]) -> None:
         """Bring an update to its peers. Raises `SiteFailed` where one cannot be reached."""
-        letter = seal(Mail(body=encode(reply))) if peers else b""
+        letter = pack(PeerEnvelope(body=encode(reply))) if peers else b""
         for peer in peers:
             try:
                 self._bring(letter, peer)
-            except (ConnectionError, BadLetter) as error:
+            except (ConnectionError, CorruptEnvelope) as error:
                 text = f"its update did not reach '{peer}': {error}"
-                raise SiteFailed(card_of(self._site.name, request, error, text)) from error
+                raise SiteFailed(failure_card(self._site.name, request, error, text)) from error
 
     def _bring(self, letter: bytes, peer: str) -> None:
         """Bring mail to a peer; it does no harm to bring it twice. Raises `ConnectionError`."""
         for tries_left in reversed(range(_TRIES)):
             try:
-                if unseal(self.post(peer, letter), Answer).state == "done":
+                if unpack(self.post(peer, letter), ReplyEnvelope).state == "done":
                     return
-            except (ConnectionError, BadLetter):
+            except (ConnectionError, CorruptEnvelope):
                 if not tries_left:
                     raise
             time.sleep(_PAUSE)
         raise ConnectionError(f"it came damaged {_TRIES} times")
 
 
-def _unopened(sentence: str) -> Answer:
+def _unopened(sentence: str) -> ReplyEnvelope:
     """Tell why without any path: what else only the site may know is known once it is open."""
-    return Answer(number=READY, state="refused", body=Redactor()(sentence).encode())
+    return ReplyEnvelope(number=READY, state="refused", body=Redactor()(sentence).encode())

@@ -12,7 +12,7 @@ from grandrounds.core.messages import Reply, Request
 Given = TypeVar("Given")
 
 
-def in_turn(
+def in_roster_order(
     roster: Sequence[str],
     asked: Container[str],
     results: Iterable[tuple[str, Given | Exception]],
@@ -25,14 +25,14 @@ def in_turn(
     came: dict[str, Given | Exception] = {}
     for site, result in results:
         if hurried:
-            given(result)
+            unwrap(result)
         came[site] = result
         while turn in came:
             yield turn, came.pop(turn)
             turn = next(turns, None)
 
 
-def given(result: Given | Exception) -> Given:
+def unwrap(result: Given | Exception) -> Given:
     """Give what a site answered. Raises what it failed with."""
     if isinstance(result, Exception):
         raise result
@@ -44,13 +44,13 @@ OnReply: TypeAlias = Callable[[Request, Reply], None]
 OnFailure: TypeAlias = Callable[[FailureCard], None]
 
 
-def untold(card: FailureCard) -> None:
+def fail_if_missing(card: FailureCard) -> None:
     """Refuse to go on without a site where nobody is told. Raises `SiteFailed`."""
     raise SiteFailed(card)
 
 
 @dataclass
-class Roll:
+class ReplyCollector:
     """The roll of one `ask`: a failure stops it, unless the quorum allows it; then it is told."""
 
     quorum: Quorum
@@ -81,9 +81,11 @@ class Roll:
         Raises `SiteFailed` for the first that fails, unless the quorum can do without it, and any
         other error that a site answered with.
         """
-        for site, result in in_turn(roster, requests, results, hurried=self.quorum.least is None):
+        for site, result in in_roster_order(
+            roster, requests, results, hurried=self.quorum.least is None
+        ):
             with self.call():
-                self.note(requests[site], given(result))
+                self.note(requests[site], unwrap(result))
         return self.answered()
 
     def note(self, request: Request, reply: Reply) -> None:

@@ -19,10 +19,10 @@ from grandrounds.core.errors import Stopped
 from grandrounds.core.events import Event, RoundFinished, SiteMissed
 from grandrounds.core.processes import end_when_orphaned
 from grandrounds.core.run_folder import RunFolder, SiteFolder
-from grandrounds.engines.remote import Patience
-from grandrounds.flare.job import STATUS, places
-from grandrounds.flare.transport import ASK, SERVER, Post
-from grandrounds.runs.remote import conduct
+from grandrounds.engines.remote import Timeouts
+from grandrounds.flare.job import STATUS, job_paths
+from grandrounds.flare.transport import ASK, SERVER, Transport
+from grandrounds.runs.remote import run_remotely
 from grandrounds.study.file import read_study
 
 
@@ -67,11 +67,11 @@ class StudyController(Controller):
         super().__init__()
         self.run = run
         self.resume = resume
-        self.patience = Patience(silence=silence, deadline=deadline)
+        self.patience = Timeouts(silence=silence, deadline=deadline)
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """See that a job's own process does not outlive its server's."""
-        if places(fl_ctx, self.run).root:
+        if job_paths(fl_ctx, self.run).root:
             end_when_orphaned()
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
@@ -80,14 +80,14 @@ class StudyController(Controller):
         def call(site: str, sealed: bytes, timeout: float) -> bytes:
             if cast(bool, abort_signal.triggered):
                 raise Stopped("the job was aborted; what is saved can be resumed")
-            return post.bring(ASK, site, sealed, timeout)
+            return post.send(ASK, site, sealed, timeout)
 
-        here, post = places(fl_ctx, self.run), Post(fl_ctx, SERVER)
+        here, post = job_paths(fl_ctx, self.run), Transport(fl_ctx, SERVER)
         study = read_study(here.study)
         progress = Progress(study.rounds)
         cast(Any, fl_ctx.get_engine()).register_app_command(STATUS, progress.answer)
         try:
-            conduct(
+            run_remotely(
                 study,
                 here.run,
                 call,

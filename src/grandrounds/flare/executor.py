@@ -16,11 +16,11 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from grandrounds.core.processes import end_when_orphaned
-from grandrounds.engines.remote import Patience
-from grandrounds.engines.remote_site import Attendant
-from grandrounds.flare.job import places
-from grandrounds.flare.transport import ASK, MAIL, Post
-from grandrounds.runs.remote import attended
+from grandrounds.engines.remote import Timeouts
+from grandrounds.engines.remote_site import SiteAgent
+from grandrounds.flare.job import job_paths
+from grandrounds.flare.transport import ASK, MAIL, Transport
+from grandrounds.runs.remote import serve_site
 from grandrounds.study.file import read_study
 from grandrounds.study.site_file import read_site
 
@@ -33,9 +33,9 @@ class SiteExecutor(Executor):
     def __init__(self, run: str) -> None:
         super().__init__()
         self.run = run
-        self._attendant: Attendant | None = None
+        self._attendant: SiteAgent | None = None
         end_when_orphaned()  # NVFlare 2.9 spins for ever in a job whose site's own process is gone
-        self._overdue = Timer(Patience().start, os._exit, [1])  # or was gone before this began
+        self._overdue = Timer(Timeouts().start, os._exit, [1])  # or was gone before this began
         self._overdue.daemon = True
         self._overdue.start()
 
@@ -57,17 +57,17 @@ class SiteExecutor(Executor):
         """Refuse: no tasks are given out."""
         return make_reply(ReturnCode.TASK_UNKNOWN)
 
-    def _attend(self, context: FLContext) -> Attendant:
-        here, name = places(context, self.run), cast(str, context.get_identity_name())
-        post = Post(context, name)
+    def _attend(self, context: FLContext) -> SiteAgent:
+        here, name = job_paths(context, self.run), cast(str, context.get_identity_name())
+        post = Transport(context, name)
 
         def mail(peer: str, sealed: bytes) -> bytes:
-            return post.bring(MAIL, peer, sealed, _PATIENCE)
+            return post.send(MAIL, peer, sealed, _PATIENCE)
 
         study = read_study(here.study)
         files = [read_site(here.site)] if here.site.exists() else []
         accepted = here.local if here.root else None
-        attendant = Attendant(attended(study, name, files, here.run, accepted), mail)
+        attendant = SiteAgent(serve_site(study, name, files, here.run, accepted), mail)
         post.answer(ASK, attendant.answer)
-        post.answer(MAIL, attendant.take)
+        post.answer(MAIL, attendant.receive_update)
         return attendant

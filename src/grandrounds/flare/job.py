@@ -62,7 +62,7 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Places:
+class JobPaths:
     """Where one party finds things: `study` as the job brought it, `run` on its own disk.
 
     `site` is its site file and `local` its own folder. A provisioned party has the certificate of
@@ -77,7 +77,7 @@ class Places:
     root: Path | None
 
 
-def places(context: FLContext, run: str) -> Places:
+def job_paths(context: FLContext, run: str) -> JobPaths:
     """Find the places of the job that is running."""
     engine = cast(Any, context.get_engine())
     workspace = engine.get_workspace()
@@ -87,7 +87,7 @@ def places(context: FLContext, run: str) -> Places:
     authority = root / "rootCA.pem"
     provisioned = authority.exists()
     site = SITE if provisioned else f"{context.get_identity_name()}.toml"
-    return Places(
+    return JobPaths(
         config / STUDY,
         local / site,
         local,

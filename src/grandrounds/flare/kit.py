@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from grandrounds.core.errors import BadSite
-from grandrounds.study.acceptance import Acceptance, accept, keep
+from grandrounds.study.acceptance import Acceptance, accept, save_acceptance
 from grandrounds.study.file import fingerprint
 from grandrounds.study.study import Study
 
@@ -77,4 +77,4 @@ def accept_study(study: Study, kit: Kit) -> tuple[Acceptance, Path]:
         raise BadSite(f"{kit.folder}: is not the kit of a site of this study; it has {known}")
     key, certificate = kit.startup / "client.key", kit.startup / "client.crt"
     acceptance = accept(fingerprint(study), key, certificate)
-    return acceptance, keep(acceptance, kit.local)
+    return acceptance, save_acceptance(acceptance, kit.local)

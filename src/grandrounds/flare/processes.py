@@ -13,24 +13,24 @@ from pathlib import Path
 from grandrounds.core.errors import BadSite, RunFailed
 from grandrounds.core.files import write_text
 from grandrounds.flare.kit import Kit
-from grandrounds.flare.session import Desk, NoServer, desk
+from grandrounds.flare.session import AdminSession, NoServer, open_session
 
 STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server keep its jobs
 LOG = "console.log"
 _GRACE = 10.0  # seconds in which a process ends by itself
 
 
-def start(kit: Kit) -> None:
+def run_kit(kit: Kit) -> None:
     """Become the kit's process: it ends when this one is told to."""
-    words = command(kit)
+    words = kit_command(kit)
     os.execv(words[0], words)
 
 
-def command(kit: Kit) -> list[str]:
+def kit_command(kit: Kit) -> list[str]:
     """Give the command that runs a kit's process in the foreground. Raises `BadSite`."""
     if kit.kind == "admin":
         raise BadSite(f"{kit.folder}: is the kit to submit studies with; nothing runs from it")
-    at_home(kit)
+    keep_storage_in_kit(kit)
     who = [f"uid={kit.name}"] if kit.kind == "client" else []
     module = f"nvflare.private.fed.app.{kit.kind}.{kit.kind}_train"
     workspace = ["-m", str(kit.folder.absolute()), "-s", f"fed_{kit.kind}.json"]
@@ -38,7 +38,7 @@ def command(kit: Kit) -> list[str]:
     return [sys.executable, "-u", "-m", module, *workspace, "--set", *settings]
 
 
-def at_home(kit: Kit) -> None:
+def keep_storage_in_kit(kit: Kit) -> None:
     """Let a server keep its jobs in its own kit, wherever that was put."""
     resources = kit.local / "resources.json"
     text = resources.read_text()
@@ -52,7 +52,7 @@ def _org(kit: Kit) -> str:
 
 
 @contextmanager
-def hosted(kits: Iterable[Path]) -> Generator[None, None, None]:
+def run_kits(kits: Iterable[Path]) -> Generator[None, None, None]:
     """Run these kits' processes, each with its output in the kit's `console.log`."""
     with ExitStack() as stack:
         for kit in kits:
@@ -64,7 +64,7 @@ def hosted(kits: Iterable[Path]) -> Generator[None, None, None]:
 def _process(kit: Kit) -> Generator[None, None, None]:
     with (kit.folder / LOG).open("w") as log:
         process = subprocess.Popen(
-            command(kit), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            kit_command(kit), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         yield
@@ -84,11 +84,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def everyone(kit: Kit, sites: Iterable[str], *, within: float) -> Generator[Desk, None, None]:
+def wait_for_sites(
+    kit: Kit, sites: Iterable[str], *, within: float
+) -> Generator[AdminSession, None, None]:
     """Open a session once the server and all sites answer. Raises `RunFailed`."""
     deadline, missing = time.monotonic() + within, set(sites)
     with _session(kit, deadline) as session:
-        while missing := missing - set(session.there()):
+        while missing := missing - set(session.responding_sites()):
             if time.monotonic() > deadline:
                 raise RunFailed(f"no answer after {within:g} s: {', '.join(sorted(missing))}")
             time.sleep(1.0)
@@ -96,11 +98,11 @@ def everyone(kit: Kit, sites: Iterable[str], *, within: float) -> Generator[Desk
 
 
 @contextmanager
-def _session(kit: Kit, deadline: float) -> Generator[Desk, None, None]:
+def _session(kit: Kit, deadline: float) -> Generator[AdminSession, None, None]:
     with ExitStack() as stack:
         while True:
             try:
-                session = stack.enter_context(desk(kit))
+                session = stack.enter_context(open_session(kit))
                 break
             except NoServer:
                 if time.monotonic() > deadline:

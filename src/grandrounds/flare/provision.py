@@ -46,7 +46,9 @@ _BUILDERS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def provision(study: Study, server: str, out: Path, *, port: int = SERVER_PORT) -> dict[str, Path]:
+def provision_kits(
+    study: Study, server: str, out: Path, *, port: int = SERVER_PORT
+) -> dict[str, Path]:
     """Make certificates and startup kits for the server, each site and the admin, below `out`.
 
     `server` is the name or address by which the sites reach the server; "localhost" keeps it on

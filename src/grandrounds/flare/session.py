@@ -31,7 +31,7 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from grandrounds.core.errors import BadFolder, BadStudy, RunFailed
-from grandrounds.engines.remote import Patience
+from grandrounds.engines.remote import Timeouts
 from grandrounds.flare.job import RESULT, STATUS, export_job
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.provision import ADMIN
@@ -86,12 +86,12 @@ def unseen(job: Job) -> None:
 
 
 @dataclass(frozen=True)
-class Desk:
+class AdminSession:
     """A session with the federation's server, by the admin's kit."""
 
     session: Session
 
-    def there(self) -> tuple[str, ...]:
+    def responding_sites(self) -> tuple[str, ...]:
         """Ask all sites, and name those that answer; a lost one is connected for minutes."""
         try:
             found = cast(dict[str, object], self.session.report_version("client"))
@@ -100,7 +100,7 @@ class Desk:
         return tuple(sorted(name for name, said in found.items() if said != _SILENT))
 
     def submit(
-        self, study: Study, patience: Patience, *, resume: bool = False, token: str = ""
+        self, study: Study, patience: Timeouts, *, resume: bool = False, token: str = ""
     ) -> str:
         """Submit a study as a job, and give its id; with a token again without a second job."""
         with TemporaryDirectory() as made:
@@ -190,7 +190,7 @@ class Desk:
 
 
 @contextmanager
-def desk(kit: Kit, *, timeout: float = 20.0) -> Generator[Desk, None, None]:
+def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, None, None]:
     """Open a session with a federation's server. Raises `NoServer`, also where it ends midway."""
     host, port = kit.address
     # What NVFlare would log here on stderr, one sentence says.
@@ -201,7 +201,7 @@ def desk(kit: Kit, *, timeout: float = 20.0) -> Generator[Desk, None, None]:
         except (NoConnection, AuthenticationError) as error:
             raise NoServer(f"the server {host}:{port} does not answer ({error})") from None
     try:
-        yield Desk(session)
+        yield AdminSession(session)
     except NoConnection as error:
         raise NoServer(
             f"the server {host}:{port} answers no longer ({error}); once it is there again, "

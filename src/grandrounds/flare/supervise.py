@@ -8,12 +8,12 @@ from typing import TypeAlias
 from uuid import uuid4
 
 from grandrounds.core.errors import RunFailed
-from grandrounds.engines.remote import Patience
+from grandrounds.engines.remote import Timeouts
 from grandrounds.flare.kit import Kit
-from grandrounds.flare.session import Job, NoServer, desk
+from grandrounds.flare.session import Job, NoServer, open_session
 from grandrounds.study.study import Study
 
-Tell: TypeAlias = Callable[[str], None]
+_Tell: TypeAlias = Callable[[str], None]
 _PAUSE = 5.0  # seconds between looks for who is missing
 _IN_VAIN = 3  # losses in a row without a further round
 _SILENT = re.compile(r" failed in round \d+ \(\w+\): (SiteSilent|ConnectionError): ")
@@ -21,10 +21,10 @@ _NOT_BEGUN = "FINISHED:FAILED_TO_RUN"  # a site was gone when the job was sent t
 
 
 @dataclass
-class Rounds:
+class RoundReporter:
     """Tells of every further round of a study's jobs."""
 
-    tell: Tell
+    tell: _Tell
     best: int = 0
 
     def __call__(self, job: Job) -> None:
@@ -35,27 +35,27 @@ class Rounds:
 
 
 @dataclass
-class Steady:
+class Supervisor:
     """A study that is to be done, whoever is lost on the way: the server, a site, or all."""
 
     kit: Kit
     study: Study
-    patience: Patience
-    tell: Tell
-    begun: Tell
+    patience: Timeouts
+    tell: _Tell
+    begun: _Tell
     resume: bool = False
 
-    def see_through(self) -> None:
+    def run_to_end(self) -> None:
         """Submit, and resume after every loss, once all are there again.
 
         Raises `RunFailed` where something else went wrong, or where three losses came in a row
         without a round between them.
         """
-        rounds, losses, best = Rounds(self.tell), 0, 0
+        rounds, losses, best = RoundReporter(self.tell), 0, 0
         while True:
             job, why = self._one_job(rounds)
             if not is_loss(job, why):
-                see(job, why)
+                raise_if_failed(job, why)
                 return
             losses = 1 if rounds.best > best else losses + 1
             best = rounds.best
@@ -64,13 +64,13 @@ class Steady:
             self.tell(f"{why}; the run is resumed as soon as all are there")
             self.resume = True
 
-    def _one_job(self, rounds: Rounds) -> tuple[Job, str]:
+    def _one_job(self, rounds: RoundReporter) -> tuple[Job, str]:
         """Submit one job and follow it to its end, through whatever breaks between here and it."""
         token, id = uuid4().hex, ""
         while True:
             wait_for_all(self.kit, self.study.trainers, self.tell)
             try:
-                with desk(self.kit) as session:
+                with open_session(self.kit) as session:
                     if not id:
                         id = session.submit(
                             self.study, self.patience, resume=self.resume, token=token
@@ -81,13 +81,13 @@ class Steady:
                 self.tell(str(error))
 
 
-def see(job: Job, why: str) -> None:
+def raise_if_failed(job: Job, why: str) -> None:
     """See that a job was done. Raises `RunFailed` with why it was not."""
     if not job.is_done:
         raise RunFailed(f"job {job.id} ended as {job.status}: {why}")
 
 
-def wait_for_all(kit: Kit, sites: Sequence[str], tell: Tell) -> None:
+def wait_for_all(kit: Kit, sites: Sequence[str], tell: _Tell) -> None:
     """Wait until the server and every site answer."""
     said = ""
     while missing := _missing(kit, sites):
@@ -100,8 +100,8 @@ def wait_for_all(kit: Kit, sites: Sequence[str], tell: Tell) -> None:
 
 def _missing(kit: Kit, sites: Sequence[str]) -> list[str]:
     try:
-        with desk(kit) as session:
-            there = session.there()
+        with open_session(kit) as session:
+            there = session.responding_sites()
     except NoServer:
         return ["the server"]
     return [site for site in sites if site not in there]

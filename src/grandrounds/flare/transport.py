@@ -17,7 +17,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 
-from grandrounds.engines.remote import Interrupted
+from grandrounds.engines.remote import ConnectionInterrupted
 
 ASK, MAIL = "grandrounds.ask", "grandrounds.mail"
 SERVER = "server"  # NVFlare's name for the server of a job
@@ -39,7 +39,7 @@ class _Coming:
     letter: Future[bytes] = field(default_factory=Future[bytes])
 
 
-class Post:
+class Transport:
     """Brings sealed letters from `name` to the other parties of a job, and answers theirs.
 
     A large letter waits here until its receiver has fetched it part by part, so that a slow line
@@ -59,7 +59,7 @@ class Post:
         """Let `answer` answer the letters of a topic from now on."""
         self._register(topic, partial(self._answered, answer))
 
-    def bring(self, topic: str, to: str, sealed: bytes, timeout: float) -> bytes:
+    def send(self, topic: str, to: str, sealed: bytes, timeout: float) -> bytes:
         """Bring a sealed letter to another party of this job, and its answer back.
 
         Raises `ConnectionError` where no sign of life comes in `timeout` seconds, and `Interrupted`
@@ -75,7 +75,9 @@ class Post:
             if reply[_CAME] > came:
                 came, since = int(reply[_CAME]), time.monotonic()
             elif time.monotonic() - since > _STALLED:
-                raise Interrupted(f"'{to}' has got {came} of {len(sealed)} bytes, and no more")
+                raise ConnectionInterrupted(
+                    f"'{to}' has got {came} of {len(sealed)} bytes, and no more"
+                )
         if self._held.get(to, ("", b""))[0] == message.get(_TICKET):  # not that of a newer letter
             del self._held[to]
         if _TICKET not in reply:
@@ -180,5 +182,5 @@ def _after(came: int) -> Generator[None, None, None]:
         yield
     except ConnectionError as error:
         if came:
-            raise Interrupted(str(error)) from error
+            raise ConnectionInterrupted(str(error)) from error
         raise

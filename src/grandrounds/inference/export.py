@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from grandrounds.core.errors import BadInput, RunFailed
-from grandrounds.core.files import placed
-from grandrounds.inference.predictor import Inference
+from grandrounds.core.files import create_whole
+from grandrounds.inference.predictor import Predictor
 
 TOLERANCE = 1e-4  # how far a file's predictions may be from the model's in float64, at any pixel
 COUNTS = (1, 3)  # images in the batches that a file is tried on
@@ -28,12 +28,12 @@ class Format:
     """One kind of file: how its name ends, how it is written, and how it is run again."""
 
     suffix: str
-    write: Callable[[Inference, Path], None]
+    write: Callable[[Predictor, Path], None]
     load: Callable[[Path], Predict]
     needs: tuple[str, ...] = ()
 
 
-def write_program(inference: Inference, path: Path) -> None:
+def write_program(inference: Predictor, path: Path) -> None:
     """Write an exported program, for `torch.export.load`."""
     program = torch.export.export(
         inference.network, (inference.example(2),), dynamic_shapes=(DYNAMIC,)
@@ -45,7 +45,7 @@ def _load_program(path: Path) -> Predict:
     return torch.export.load(path).module()
 
 
-def write_torchscript(inference: Inference, path: Path) -> None:
+def write_torchscript(inference: Predictor, path: Path) -> None:
     """Write TorchScript, for `torch.jit.load` in Python and C++."""
     with torch.no_grad(), _quiet():
         traced = cast(
@@ -60,7 +60,7 @@ def _load_torchscript(path: Path) -> Predict:
         return cast(Predict, torch.jit.load(path))  # pyright: ignore[reportUnknownMemberType]
 
 
-def write_onnx(inference: Inference, path: Path) -> None:
+def write_onnx(inference: Predictor, path: Path) -> None:
     """Write ONNX with a batch axis of any length."""
     with _quiet():
         program = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
@@ -95,7 +95,7 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def export(inference: Inference, kind: str, out: Path) -> float:
+def export_program(inference: Predictor, kind: str, out: Path) -> float:
     """Write a model, and give how far its predictions are from exact ones at the farthest pixel.
 
     Nothing is left where they differ by more than 1e-4. Raises `BadInput`, `RunFailed`.
@@ -104,7 +104,7 @@ def export(inference: Inference, kind: str, out: Path) -> float:
     if out.suffix != form.suffix:
         raise BadInput(f"--out {out}: a file of format '{kind}' must be named *{form.suffix}")
     check_packages(kind, form.needs)
-    with placed(out) as path:
+    with create_whole(out) as path:
         form.write(inference, path)
         return checked(inference, form.load(path), kind)
 
@@ -119,7 +119,7 @@ def check_packages(kind: str, needed: tuple[str, ...]) -> None:
         )
 
 
-def checked(inference: Inference, predict: Predict, kind: str) -> float:
+def checked(inference: Predictor, predict: Predict, kind: str) -> float:
     """Compare a file's predictions with the model's. Raises `RunFailed` where they differ."""
     with torch.no_grad():
         apart = max(_apart(inference, predict, count) for count in COUNTS)
@@ -131,9 +131,9 @@ def checked(inference: Inference, predict: Predict, kind: str) -> float:
     return apart
 
 
-def _apart(inference: Inference, predict: Predict, count: int) -> float:
+def _apart(inference: Predictor, predict: Predict, count: int) -> float:
     images = inference.example(count)
-    return float((predict(images) - inference.exactly(images)).abs().max())
+    return float((predict(images) - inference.predict_float64(images)).abs().max())
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from grandrounds import __version__
-from grandrounds.core.files import placed
+from grandrounds.core.files import create_whole
 from grandrounds.inference.export import FORMATS, checked
-from grandrounds.inference.predictor import Inference
+from grandrounds.inference.predictor import Predictor
 from grandrounds.study.file import fingerprint
 from grandrounds.tasks import Classification, Segmentation, Synthesis
 
@@ -22,13 +22,13 @@ DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
 INTENDED_USE = "Research only. The model is no medical device, and nobody has tested it as one."
 
 
-def export_bundle(inference: Inference, out: Path) -> float:
+def export_bundle(inference: Predictor, out: Path) -> float:
     """Write a bundle, and give how far its predictions are from exact ones at the farthest pixel.
 
     It needs MONAI and no grandrounds. Raises `BadInput`, `RunFailed`.
     """
     form = FORMATS["torchscript"]
-    with placed(out) as folder:
+    with create_whole(out) as folder:
         for name in ("configs", "models", "docs"):
             (folder / name).mkdir(parents=True)
         form.write(inference, folder / MODEL)
@@ -43,7 +43,7 @@ def _write(path: Path, table: Mapping[str, object]) -> None:
     path.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
 
 
-def metadata(inference: Inference) -> dict[str, object]:
+def metadata(inference: Predictor) -> dict[str, object]:
     """Say what the model is, and what goes in and comes out, in the terms of MONAI's schema."""
     trained, study = inference.trained, inference.trained.study
     return {
@@ -82,12 +82,12 @@ def metadata(inference: Inference) -> dict[str, object]:
     }
 
 
-def _title(inference: Inference) -> str:
+def _title(inference: Predictor) -> str:
     trained = inference.trained
     return f"{', '.join(inference.labels)} of study {trained.study.name}, site {trained.site}"
 
 
-def _image(inference: Inference) -> dict[str, object]:
+def _image(inference: Predictor) -> dict[str, object]:
     return {
         "type": "image",
         "format": "magnitude",
@@ -96,7 +96,7 @@ def _image(inference: Inference) -> dict[str, object]:
     }
 
 
-def _prediction(inference: Inference) -> dict[str, object]:
+def _prediction(inference: Predictor) -> dict[str, object]:
     study, channels = inference.trained.study, _channels(inference.outputs)
     match study.task:
         case Classification():
@@ -118,7 +118,7 @@ def _channels(names: tuple[str, ...]) -> dict[str, object]:
     }
 
 
-def configuration(inference: Inference) -> dict[str, object]:
+def configuration(inference: Predictor) -> dict[str, object]:
     """Say how MONAI runs the model on a folder of slices."""
     channel = "no_channel" if len(inference.contrasts) == 1 else 0
     return {
@@ -157,7 +157,7 @@ def configuration(inference: Inference) -> dict[str, object]:
     }
 
 
-def _saver(inference: Inference) -> dict[str, object]:
+def _saver(inference: Predictor) -> dict[str, object]:
     if isinstance(inference.trained.study.task, Classification):
         return {
             "_target_": "SaveClassificationd",
@@ -175,7 +175,7 @@ def _saver(inference: Inference) -> dict[str, object]:
     }
 
 
-def readme(inference: Inference) -> str:
+def readme(inference: Predictor) -> str:
     """Write what a person needs to know before use."""
     study = inference.trained.study
     rows, columns = study.elements.size
@@ -202,20 +202,20 @@ The prediction of each slice goes to `predictions/`: {_meaning(inference)}
 """
 
 
-def _per_slice(inference: Inference) -> str:
+def _per_slice(inference: Predictor) -> str:
     options = inference.trained.study.task
     if not isinstance(options, Synthesis) or options.intensity == "volume":
         return ""
     return " Then each slice is scaled to its own range, in steps of 1/255."
 
 
-def _layout(inference: Inference) -> str:
+def _layout(inference: Predictor) -> str:
     if len(inference.contrasts) == 1:
         return f"a {inference.contrasts[0]} image (rows, columns)"
     return f"the images {', '.join(inference.contrasts)} as one array (contrasts, rows, columns)"
 
 
-def _meaning(inference: Inference) -> str:
+def _meaning(inference: Predictor) -> str:
     names = ", ".join(inference.outputs)
     match inference.trained.study.task:
         case Classification():

@@ -11,11 +11,17 @@ from torch import Tensor, nn
 
 from grandrounds.core.errors import BadInput, BadStudy
 from grandrounds.core.seeds import seed_for
-from grandrounds.inference.trained_model import Trained
-from grandrounds.tasks.classification import ClassificationTask, Finding
-from grandrounds.tasks.segmentation import Delineation, SegmentationTask
-from grandrounds.tasks.synthesis.examples import Pair
-from grandrounds.tasks.synthesis.networks import ABSENT, CONTRASTS, Network, Translator, TwoWay
+from grandrounds.inference.trained_model import TrainedModel
+from grandrounds.tasks.classification import ClassificationLabel, ClassificationTask
+from grandrounds.tasks.segmentation import SegmentationLabel, SegmentationTask
+from grandrounds.tasks.synthesis.examples import ContrastPair
+from grandrounds.tasks.synthesis.networks import (
+    ABSENT,
+    CONTRASTS,
+    SynthesisNetwork,
+    Translator,
+    TwoWay,
+)
 from grandrounds.tasks.synthesis.task import SynthesisTask
 from grandrounds.tasks.task import Batch
 
@@ -35,14 +41,14 @@ class Module(Protocol):
 
 
 @dataclass(frozen=True)
-class Inference:
+class Predictor:
     """A module to be exported, and what goes in and comes out.
 
     `contrasts` are the input's channels, `outputs` the prediction's; `labels` the tasks that it is
     for: several only where the network is not told which.
     """
 
-    trained: Trained
+    trained: TrainedModel
     labels: tuple[str, ...]
     contrasts: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -60,7 +66,7 @@ class Inference:
         return torch.rand(count, len(self.contrasts), *size, generator=generator)
 
     @torch.no_grad()
-    def exactly(self, images: Tensor) -> Tensor:
+    def predict_float64(self, images: Tensor) -> Tensor:
         """Predict as the task does with the trained model, in float64.
 
         Two ways to compute in float32 may be farther from each other than each from this.
@@ -74,7 +80,7 @@ class Inference:
         return deepcopy(self.trained.model).double()
 
 
-def inference_of(trained: Trained, label: str = "") -> Inference:
+def predictor_for(trained: TrainedModel, label: str = "") -> Predictor:
     """Make a site's model for a task a function of images; `label` may be left out where one is.
 
     Raises `BadInput` where the task is not the site's, or must be said; `BadStudy` where the task
@@ -85,13 +91,13 @@ def inference_of(trained: Trained, label: str = "") -> Inference:
         case SynthesisTask() as task:
             return _synthesis(trained, task, labels)
         case SegmentationTask() as task if task.options.dims == 2:
-            contrasts = Delineation.parse(_one(labels, trained)).sources
+            contrasts = SegmentationLabel.parse(_one(labels, trained)).sources
             reader = _Reader(task, trained.model, contrasts, task.channels.contrasts)
-            return Inference(trained, labels, contrasts, task.channels.structures, reader)
+            return Predictor(trained, labels, contrasts, task.channels.structures, reader)
         case ClassificationTask() as task:
-            finding = Finding.parse(_one(labels, trained))
+            finding = ClassificationLabel.parse(_one(labels, trained))
             reader = _Reader(task, trained.model, finding.sources, task.reading.contrasts)
-            return Inference(trained, labels, finding.sources, (finding.target,), reader)
+            return Predictor(trained, labels, finding.sources, (finding.target,), reader)
         case SegmentationTask():
             reason = "a network of 3-D patches slides over volumes, which no exported file does"
         case _:
@@ -101,18 +107,18 @@ def inference_of(trained: Trained, label: str = "") -> Inference:
     raise BadStudy(f"study '{trained.study.name}': {reason}; export is for slices")
 
 
-def _synthesis(trained: Trained, task: SynthesisTask, labels: Sequence[str]) -> Inference:
+def _synthesis(trained: TrainedModel, task: SynthesisTask, labels: Sequence[str]) -> Predictor:
     o = task.options
     told = o.generator not in UNTOLD or o.pairing == "unpaired"
-    pairs = [Pair.parse(label) for label in ([_one(labels, trained)] if told else labels)]
+    pairs = [ContrastPair.parse(label) for label in ([_one(labels, trained)] if told else labels)]
     sources = "/".join(dict.fromkeys(pair.source for pair in pairs))
     targets = "/".join(dict.fromkeys(pair.target for pair in pairs))
     assert isinstance(trained.model, Translator)
     module = _Synthesiser(task, trained.model.generator, trained.site, pairs[0])
-    return Inference(trained, tuple(labels), (sources,), (targets,), module)
+    return Predictor(trained, tuple(labels), (sources,), (targets,), module)
 
 
-def _one(labels: Sequence[str], trained: Trained) -> str:
+def _one(labels: Sequence[str], trained: TrainedModel) -> str:
     if len(labels) > 1:
         raise BadInput(
             f"site '{trained.site}' has the tasks {', '.join(labels)}, and its model must be told "
@@ -127,7 +133,9 @@ class _Synthesiser(nn.Module):
     code_of_pair: Tensor
     contrasts: Tensor
 
-    def __init__(self, task: SynthesisTask, generator: Network, site: str, pair: Pair) -> None:
+    def __init__(
+        self, task: SynthesisTask, generator: SynthesisNetwork, site: str, pair: ContrastPair
+    ) -> None:
         super().__init__()
         self.task = task
         code, names = task.coding.code(site, pair)[None], task.coding.contrasts
@@ -151,10 +159,10 @@ class _Synthesiser(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Give the target, (B, 1, H, W) in [0, 1]."""
         batch = self.batch(images)
-        return self.task.read(self.generator(batch["source"], batch["code"]))
+        return self.task.to_prediction(self.generator(batch["source"], batch["code"]))
 
 
-def _one_way(generator: Network, code: Tensor) -> Network:
+def _one_way(generator: SynthesisNetwork, code: Tensor) -> SynthesisNetwork:
     """Choose the direction beforehand, where each has a network."""
     if not isinstance(generator, TwoWay):
         return generator
@@ -201,4 +209,4 @@ class _Reader(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Give probabilities: (B, structures, H, W), or (B, 1)."""
-        return self.task.read(self.model(self.batch(images)["source"]))
+        return self.task.to_prediction(self.model(self.batch(images)["source"]))

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 from grandrounds.core.device import choose_device
 from grandrounds.core.errors import BadInput, BadStudy
-from grandrounds.core.files import placed
+from grandrounds.core.files import create_whole
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import SessionFiles, read_grid, to_nifti
 from grandrounds.data.prepare import prepare_volumes
 from grandrounds.data.resample import Pixels, in_plane, smooth
-from grandrounds.inference.trained_model import Trained
-from grandrounds.site.evaluation import chunks_of
-from grandrounds.tasks.synthesis.examples import Pair
+from grandrounds.inference.trained_model import TrainedModel
+from grandrounds.site.evaluation import evaluation_batches
+from grandrounds.tasks.synthesis.examples import ContrastPair
 from grandrounds.tasks.synthesis.task import SynthesisTask
 
-COMPRESSED, PLAIN = ".nii.gz", ".nii"
+COMPRESSED, _PLAIN = ".nii.gz", ".nii"
 
 
-def synthesize(
-    trained: Trained, pair: Pair, source: Path, out: Path, *, brain: Path | None = None
+def synthesize_volume(
+    trained: TrainedModel, pair: ContrastPair, source: Path, out: Path, *, brain: Path | None = None
 ) -> None:
     """Write the target contrast of a volume, on its own grid.
 
@@ -34,31 +34,31 @@ def synthesize(
     `BadInput`.
     """
     task, pair = _checked(trained, pair)
-    if not out.name.endswith((COMPRESSED, PLAIN)):
+    if not out.name.endswith((COMPRESSED, _PLAIN)):
         raise BadInput(f"{out}: is no name of a NIfTI volume; it must end with .nii.gz or .nii")
-    with placed(out) as path:
+    with create_whole(out) as path:
         masks = {"brain": brain} if brain else {}
         files = SessionFiles("input", "", {pair.source: source}, masks)
         images = prepare_volumes(files, trained.study.elements)[:, 0]
-        made = predicted(trained, task, pair, images)
+        made = predict_volume(trained, task, pair, images)
         made[~images.any(axis=(1, 2))] = 0  # of nothing, a network makes something
         content = to_nifti(_on_grid_of(source, made, trained.study.elements), source)
         compressed = out.name.endswith(COMPRESSED)
         path.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
 
 
-def _checked(trained: Trained, pair: Pair) -> tuple[SynthesisTask, Pair]:
+def _checked(trained: TrainedModel, pair: ContrastPair) -> tuple[SynthesisTask, ContrastPair]:
     if not isinstance(trained.task, SynthesisTask):
         raise BadStudy(
             f"study '{trained.study.name}' is of {trained.study.task.kind}; only a model of "
             "synthesis makes a contrast"
         )
-    return trained.task, Pair.parse(trained.asked(pair.label))
+    return trained.task, ContrastPair.parse(trained.asked(pair.label))
 
 
 @torch.no_grad()
-def predicted(
-    trained: Trained, task: SynthesisTask, pair: Pair, images: NDArray[np.float32]
+def predict_volume(
+    trained: TrainedModel, task: SynthesisTask, pair: ContrastPair, images: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Predict prepared slices, (slice, height, width) in [0, 1], as the site's own are."""
     unknown = images  # nothing reads the target
@@ -70,7 +70,7 @@ def predicted(
     model = trained.model.to(device)
     found = [
         task.predict(model, {n: t.to(device) for n, t in examples.batch(chunk, None).items()})
-        for chunk in chunks_of(task, examples)
+        for chunk in evaluation_batches(task, examples)
     ]
     return torch.cat(found)[:, 0].cpu().numpy()
 

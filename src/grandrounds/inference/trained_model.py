@@ -8,7 +8,7 @@ from torch import nn
 from grandrounds.core.errors import BadFolder, BadSite, BadStudy
 from grandrounds.core.run_folder import ComparisonFolder
 from grandrounds.core.weights import Filter, Weights
-from grandrounds.runs.folder import Finished
+from grandrounds.runs.folder import FinishedRun
 from grandrounds.runs.site_data import POOLED
 from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
@@ -16,7 +16,7 @@ from grandrounds.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """The tested model of a run as one site uses it: float32, on the CPU, in evaluation mode."""
 
     study: Study
@@ -41,7 +41,7 @@ class Trained:
         return found[0]
 
 
-def trained_at(folder: Path, site: str) -> Trained:
+def load_trained_model(folder: Path, site: str) -> TrainedModel:
     """Load the model that a site uses: what is shared, with its private, personal or tuned part.
 
     Raises `BadFolder` where no finished run lies there or a part of the model is missing, `BadSite`
@@ -51,20 +51,20 @@ def trained_at(folder: Path, site: str) -> Trained:
     study = run.study
     _check_trained(study, site)
     _check_repeatable(study)
-    task = study.bound()
+    task = study.make_task()
     model = task.build(study.seed).eval()
     weights = run.own(POOLED if POOLED in run.models else site)
     _check_whole(folder, site, model, weights, task.uses(site))
     model.load_state_dict(weights, strict=False)  # the critics of others' tasks are not there
-    return Trained(study, task, site, run.told.round, model)
+    return TrainedModel(study, task, site, run.told.round, model)
 
 
-def _run_in(folder: Path) -> Finished:
+def _run_in(folder: Path) -> FinishedRun:
     comparison = ComparisonFolder(folder)
     if comparison.exists:
         first = comparison.runs()[0].path
         raise BadFolder(f"{folder}: holds a comparison; give one of its runs, such as {first}")
-    return Finished(folder)
+    return FinishedRun(folder)
 
 
 def _check_trained(study: Study, site: str) -> None:

@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from grandrounds.core.device import full
-from grandrounds.models.layers import Norm, Staged, seeded
+from grandrounds.core.device import to_float32
+from grandrounds.models.layers import Norm, StagedNetwork, isolated_seed
 
-Layer: TypeAlias = tuple[str, Mapping[str, bool]]
-ACTIVATION: Layer = ("relu", {"inplace": True})
+_Layer: TypeAlias = tuple[str, Mapping[str, bool]]
+_ACTIVATION: _Layer = ("relu", {"inplace": True})
 STEM, FEATURES, CLASSIFIER = "stem", "features_", "classifier"
 
 
@@ -26,7 +26,7 @@ class ClassifierShape:
     dropout: float = 0.0
 
 
-class Classifier(Staged):
+class Classifier(StagedNetwork):
     """Gives one logit for an image, (B, C, H, W) to (B, 1), float32 or wider.
 
     Stem and blocks each halve its rows and columns. Between stages go "features". He et al. 2016.
@@ -47,13 +47,13 @@ class Classifier(Staged):
         if stage == STEM:
             return {"features": block(carried["source"])}
         if stage == CLASSIFIER:
-            return {"output": full(block(carried["features"].mean((2, 3))))}
+            return {"output": to_float32(block(carried["features"].mean((2, 3))))}
         return {"features": block(carried["features"])}
 
 
 def build_classifier(shape: ClassifierShape, *, seed: int) -> Classifier:
     """Build an initialised classifier: equal seeds give equal bits, global draws are untouched."""
-    with seeded(seed):
+    with isolated_seed(seed):
         return Classifier(shape)
 
 
@@ -62,7 +62,7 @@ def _stem(shape: ClassifierShape) -> nn.Module:
 
     norm = (shape.norm, {"affine": True})
     return Convolution(
-        2, shape.inputs, shape.width, 2, act=ACTIVATION, norm=norm, dropout=shape.dropout
+        2, shape.inputs, shape.width, 2, act=_ACTIVATION, norm=norm, dropout=shape.dropout
     )
 
 
@@ -70,13 +70,13 @@ def _block(shape: ClassifierShape, inputs: int, outputs: int) -> nn.Module:
     from monai.networks.blocks.convolutions import ResidualUnit
 
     norm = (shape.norm, {"affine": True})
-    return ResidualUnit(2, inputs, outputs, 2, act=ACTIVATION, norm=norm, dropout=shape.dropout)
+    return ResidualUnit(2, inputs, outputs, 2, act=_ACTIVATION, norm=norm, dropout=shape.dropout)
 
 
-HIDDEN, OUTPUT = "hidden_", "output"
+HIDDEN, PERCEPTRON_OUTPUT = "hidden_", "output"
 
 
-class Perceptron(Staged):
+class Perceptron(StagedNetwork):
     """Gives one logit for a row of numbers, (B, F) to (B, 1), float32 or wider.
 
     Without hidden layers it is logistic regression. Between stages go "features".
@@ -88,20 +88,20 @@ class Perceptron(Staged):
             for level, (above, below) in enumerate(pairwise([inputs, *hidden]))
         }
         last = nn.Linear([inputs, *hidden][-1], 1)
-        super().__init__({**layers, OUTPUT: last})
+        super().__init__({**layers, PERCEPTRON_OUTPUT: last})
 
     def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run one stage."""
         (entering,) = carried.values()
         found = self.network[stage](entering)
-        return {"output": full(found)} if stage == OUTPUT else {"features": found}
+        return {"output": to_float32(found)} if stage == PERCEPTRON_OUTPUT else {"features": found}
 
 
 def build_perceptron(
     inputs: int, hidden: Sequence[int], *, dropout: float, seed: int
 ) -> Perceptron:
     """Build a perceptron: equal seeds give equal bits, global draws are untouched."""
-    with seeded(seed):
+    with isolated_seed(seed):
         return Perceptron(inputs, hidden, dropout)
 
 

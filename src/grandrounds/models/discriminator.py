@@ -10,8 +10,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.core.device import full
-from grandrounds.models.layers import Norm, channels_last, initialise, norm_layer, seeded
+from grandrounds.core.device import to_float32
+from grandrounds.models.layers import Norm, channels_last, initialise, isolated_seed, norm_layer
 
 _SLOPE = 0.2
 _WIDEST = 8  # times the width
@@ -40,7 +40,7 @@ class Discriminator(nn.Module):
         features = functional.leaky_relu(self.entry(channels_last(pair_BCHW)), _SLOPE, inplace=True)
         for layer in self.hidden:
             features = layer(features)
-        return full(self.verdict(features))
+        return to_float32(self.verdict(features))
 
 
 class _Judge(nn.Module):
@@ -64,7 +64,7 @@ def build_discriminator(
     layers: int = 3,
 ) -> Discriminator:
     """Build an initialised critic: equal seeds give equal bits, global draws are untouched."""
-    with seeded(seed):
+    with isolated_seed(seed):
         return initialise(Discriminator(width, norm=norm, in_channels=in_channels, layers=layers))
 
 

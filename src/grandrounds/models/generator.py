@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grandrounds.core.device import exactly, full
+from grandrounds.core.device import full_precision, to_float32
 from grandrounds.models.layers import (
     Norm,
     Padding,
@@ -19,9 +19,9 @@ from grandrounds.models.layers import (
     channels_last,
     downsample,
     initialise,
+    isolated_seed,
     norm_layer,
     same_size,
-    seeded,
     upsample,
 )
 from grandrounds.models.personalisation import Mapper, Modulation, PersonalBlock
@@ -83,7 +83,7 @@ class Generator(nn.Module):
         for stage, modulation in zip(stages, self._modulations(code_BK), strict=True):
             features = stage(features)
             features = modulation.apply(features) if modulation else features
-        return torch.tanh(full(to_image(features)))
+        return torch.tanh(to_float32(to_image(features)))
 
     def stages(self) -> dict[str, tuple[str, ...]]:
         """Name the stages in order, each with how the names of its parameters start."""
@@ -114,7 +114,7 @@ class Generator(nn.Module):
         features = tensors["features"] if source is None else channels_last(source)
         made = stages[number](features)
         if number == len(stages) - 1:
-            return {"output": torch.tanh(full(made))}
+            return {"output": torch.tanh(to_float32(made))}
         if self.mapper is None:
             return {"features": made}
         block = self.personal[number]
@@ -132,11 +132,11 @@ class Generator(nn.Module):
     def _style(self, code_BK: Tensor) -> Tensor:
         # In full precision: codes must stay apart, and casting these weights costs more than a use.
         assert self.mapper is not None
-        with exactly(code_BK.device):
+        with full_precision(code_BK.device):
             return self.mapper(code_BK)
 
     def _modulation(self, block: nn.Module, style_BD: Tensor) -> Modulation:
-        with exactly(style_BD.device):
+        with full_precision(style_BD.device):
             return block(style_BD)
 
     def _modulations(self, code_BK: Tensor) -> list[Modulation | None]:
@@ -148,7 +148,7 @@ class Generator(nn.Module):
 
 def build_generator(shape: GeneratorShape, *, seed: int) -> Generator:
     """Build an initialised generator: equal seeds give equal bits, global draws are untouched."""
-    with seeded(seed):
+    with isolated_seed(seed):
         return initialise(Generator(shape))
 
 

@@ -74,7 +74,7 @@ def batch_norm_names(module: nn.Module) -> frozenset[str]:
     )
 
 
-class Staged(nn.Module, ABC):
+class StagedNetwork(nn.Module, ABC):
     """Runs its stages in order, each from named tensors to named tensors.
 
     The first takes "source", the last gives "output".
@@ -211,7 +211,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 @contextmanager
-def seeded(seed: int) -> Generator[None]:
+def isolated_seed(seed: int) -> Generator[None]:
     """Draw from the CPU's global generator as if it had just been seeded, then put it back."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)

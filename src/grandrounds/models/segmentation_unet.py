@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from grandrounds.models.layers import Norm, Staged, seeded
+from grandrounds.models.layers import Norm, StagedNetwork, isolated_seed
 
-Layer: TypeAlias = tuple[str, Mapping[str, float | bool]]
-ACTIVATION: Layer = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True})
+_Layer: TypeAlias = tuple[str, Mapping[str, float | bool]]
+_ACTIVATION: _Layer = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True})
 ENCODER, BOTTLENECK, DECODER, OUTPUT = "encoder_", "bottleneck", "decoder_", "output"
 
 
@@ -29,7 +29,7 @@ class UNetShape:
     dropout: float = 0.0
 
 
-class UNet(Staged):
+class UNet(StagedNetwork):
     """Gives a logit for each structure at each pixel, (B, C, H, W) to (B, S, H, W), float32.
 
     The axes halve at every level but the first. Between stages go "features" and, from each level
@@ -57,7 +57,7 @@ class UNet(Staged):
 
 def build_unet(shape: UNetShape, *, seed: int) -> UNet:
     """Build an initialised U-Net: equal seeds give equal bits, global draws are untouched."""
-    with seeded(seed):
+    with isolated_seed(seed):
         return UNet(shape)
 
 
@@ -97,6 +97,6 @@ def _decoder(shape: UNetShape) -> dict[str, nn.Module]:
     return {**ups, OUTPUT: convolution(shape.channels[0], shape.outputs, kernel_size=1)}
 
 
-def _options(shape: UNetShape) -> tuple[Layer, Layer, bool, float]:
+def _options(shape: UNetShape) -> tuple[_Layer, _Layer, bool, float]:
     norm = (shape.norm, {"affine": True})
-    return ACTIVATION, norm, True, shape.dropout
+    return _ACTIVATION, norm, True, shape.dropout

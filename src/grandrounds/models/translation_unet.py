@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.core.device import exactly, full
-from grandrounds.models.layers import Norm, channels_last, initialise, normalise, seeded
+from grandrounds.core.device import full_precision, to_float32
+from grandrounds.models.layers import Norm, channels_last, initialise, isolated_seed, normalise
 from grandrounds.models.personalisation import Mapper, Modulation, plain_linear
 
-MAPPER, ENCODER, DECODER = "mapper", "encoder", "decoder"
+MAPPER, _ENCODER, _DECODER = "mapper", "encoder", "decoder"
 _SLOPE = 0.2
 _MAPPER_LAYERS = 2
 
 
 @dataclass(frozen=True)
-class UnetShape:
+class TranslationUNetShape:
     """The size of a U-Net: `width` channels in the finest level, twice as many in each below it.
 
     `code_size` counts the values of a code; at 0 there is no mapper and codes are ignored. Its
@@ -50,13 +50,13 @@ class UnetShape:
         return (*self.level_channels, *up[:-1], self.outputs)
 
 
-class TranslationUnet(nn.Module):
+class TranslationUNet(nn.Module):
     """Translates slices from contrasts to contrasts, with a code for the direction if it has any.
 
     Ronneberger et al. 2015; with codes, the switchable generator of Song and Ye 2021 (FedCycleGAN).
     """
 
-    def __init__(self, shape: UnetShape) -> None:
+    def __init__(self, shape: TranslationUNetShape) -> None:
         super().__init__()
         self.shape = shape
         self.encoder = _encoder(shape)
@@ -98,7 +98,7 @@ class TranslationUnet(nn.Module):
         made = self.get_submodule(stage)(entering)
         *names, last = self._names()
         if stage == last:
-            return {"output": torch.tanh(self._modulated(len(names), full(made), tensors))}
+            return {"output": torch.tanh(self._modulated(len(names), to_float32(made), tensors))}
         made = self._modulated(names.index(stage), made, tensors)
         style = {"style": tensors["style"]} if self.mapper else {}
         return {"features": made} | skips | style
@@ -111,17 +111,17 @@ class TranslationUnet(nn.Module):
     def _style(self, code_BK: Tensor) -> Tensor:
         # In full precision: codes must stay apart.
         assert self.mapper is not None
-        with exactly(code_BK.device):
+        with full_precision(code_BK.device):
             return self.mapper(code_BK)
 
     def _modulation(self, number: int, style_BD: Tensor) -> Modulation:
-        with exactly(style_BD.device):
+        with full_precision(style_BD.device):
             return self.personal[number](style_BD)
 
     def _names(self) -> list[str]:
         return [
             f"{part}.{number}"
-            for part in (ENCODER, DECODER)
+            for part in (_ENCODER, _DECODER)
             for number, _ in self.get_submodule(part).named_children()
         ]
 
@@ -139,10 +139,10 @@ class AdaptiveNorm(nn.Module):
         return Modulation(1 + scale_BC, shift_BC)
 
 
-def build_translation_unet(shape: UnetShape, *, seed: int) -> TranslationUnet:
+def build_translation_unet(shape: TranslationUNetShape, *, seed: int) -> TranslationUNet:
     """Build an initialised U-Net: equal seeds give equal bits, global draws are untouched."""
-    with seeded(seed):
-        return initialise(TranslationUnet(shape))
+    with isolated_seed(seed):
+        return initialise(TranslationUNet(shape))
 
 
 class PlainInstanceNorm(nn.Module):
@@ -151,7 +151,7 @@ class PlainInstanceNorm(nn.Module):
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Normalise every map of every sample (biased variance, eps 1e-5); same shape."""
         # In full precision: with a scale in bfloat16 the statistics would be, too.
-        ones_BC = full(features_BCHW.new_ones(features_BCHW.shape[:2]))
+        ones_BC = to_float32(features_BCHW.new_ones(features_BCHW.shape[:2]))
         return normalise(features_BCHW, ones_BC, torch.zeros_like(ones_BC))
 
 
@@ -171,9 +171,9 @@ def _entering(stage: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[s
     group, number = stage.split(".")
     skips = {name: tensor for name, tensor in tensors.items() if name.startswith("skip_")}
     features = tensors["source"] if "source" in tensors else tensors["features"]
-    if group == ENCODER and int(number) > 0:
+    if group == _ENCODER and int(number) > 0:
         return functional.avg_pool2d(features, 2), {**skips, f"skip_{len(skips)}": features}
-    if group == DECODER and int(number) % 2 == 1:
+    if group == _DECODER and int(number) % 2 == 1:
         skip = skips.pop(f"skip_{len(skips) - 1}")
         return torch.cat([features, skip], 1), skips
     return features, skips
@@ -183,12 +183,12 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return channels_last(tensor) if tensor.dim() == 4 else tensor
 
 
-def _encoder(shape: UnetShape) -> nn.ModuleList:
+def _encoder(shape: TranslationUNetShape) -> nn.ModuleList:
     channels = (shape.inputs, *shape.level_channels)
     return nn.ModuleList(_block(above, below, shape.norm) for above, below in pairwise(channels))
 
 
-def _decoder(shape: UnetShape) -> nn.ModuleList:
+def _decoder(shape: TranslationUNetShape) -> nn.ModuleList:
     steps = pairwise(reversed(shape.level_channels))
     *stages, last = [
         stage
@@ -217,9 +217,9 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
     return PlainInstanceNorm() if norm == "instance" else nn.BatchNorm2d(channels)
 
 
-def _mapper(shape: UnetShape) -> Mapper:
+def _mapper(shape: TranslationUNetShape) -> Mapper:
     return Mapper(shape.code_size, shape.latent, layers=_MAPPER_LAYERS, equalised=False)
 
 
-def _personal(shape: UnetShape) -> nn.ModuleList:
+def _personal(shape: TranslationUNetShape) -> nn.ModuleList:
     return nn.ModuleList(AdaptiveNorm(shape.latent, channels) for channels in shape.stage_channels)

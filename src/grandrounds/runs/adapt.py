@@ -13,18 +13,18 @@ from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights, select, write
 from grandrounds.data.cohort import Cohort
-from grandrounds.runs.evaluate import Examiner, Scores, as_guest, examined
-from grandrounds.runs.folder import Finished
-from grandrounds.runs.site_data import Guest
+from grandrounds.runs.evaluate import ModelScorer, Scores, model_scorer, weights_for_new_site
+from grandrounds.runs.folder import FinishedRun
+from grandrounds.runs.site_data import NewSite
 from grandrounds.runs.tables import write_scores
-from grandrounds.site.training import Lesson, own_randomness, train
+from grandrounds.site.training import BatchSource, isolated_rng, train
 from grandrounds.study.study import Study
 
 AS_IT_CAME, ADAPTED, ALONE = "as it came", "adapted", "alone"
 
 
 @dataclass(frozen=True)
-class Joined:
+class Adaptation:
     """A model at the new site, after so many steps of its own, and its scores there."""
 
     name: str
@@ -33,7 +33,7 @@ class Joined:
     scores: Scores
 
 
-def adapt(run: Finished, guest: Guest, *, epochs: int) -> tuple[Joined, ...]:
+def adapt(run: FinishedRun, guest: NewSite, *, epochs: int) -> tuple[Adaptation, ...]:
     """Let a site that never trained train its private part for some epochs.
 
     Gives the model as it came, as adapted, and as the site alone would have trained it from the
@@ -47,10 +47,10 @@ def adapt(run: Finished, guest: Guest, *, epochs: int) -> tuple[Joined, ...]:
             "is for sites that did not"
         )
     cohort = guest.cohort(study, "train", "test")
-    with examined(study, **guest.unknown_to(study)) as examiner:
+    with model_scorer(study, **guest.unknown_to(study)) as examiner:
         shared = _shared(run, examiner)
-        newcomer = Newcomer(study, examiner, cohort)
-        came = as_guest(run, examiner)
+        newcomer = JoiningSite(study, examiner, cohort)
+        came = weights_for_new_site(run, examiner)
         found = (
             newcomer.joined(AS_IT_CAME, 0, came),
             newcomer.adapted(came, epochs, shared),
@@ -60,7 +60,7 @@ def adapt(run: Finished, guest: Guest, *, epochs: int) -> tuple[Joined, ...]:
     return found
 
 
-def _shared(run: Finished, examiner: Examiner) -> Filter:
+def _shared(run: FinishedRun, examiner: ModelScorer) -> Filter:
     """Select what a newcomer leaves as it is. Raises `BadSite` where that is the whole network."""
     plan, travels = examiner.plan, examiner.plan.travels
     everything = plan.task.groups(plan.model)["all"]
@@ -72,7 +72,7 @@ def _shared(run: Finished, examiner: Examiner) -> Filter:
     return travels
 
 
-def _write(run: Finished, name: str, found: Sequence[Joined], shared: Filter) -> None:
+def _write(run: FinishedRun, name: str, found: Sequence[Adaptation], shared: Filter) -> None:
     folder = RunFolder(run.folder).adapted(name)
     for joined in found:
         path = folder.path / f"{joined.name.replace(' ', '-')}.csv"
@@ -83,29 +83,29 @@ def _write(run: Finished, name: str, found: Sequence[Joined], shared: Filter) ->
 
 
 @dataclass(frozen=True)
-class Newcomer:
+class JoiningSite:
     """A site that joins, at a bench of its own."""
 
     study: Study
-    examiner: Examiner
+    examiner: ModelScorer
     cohort: Cohort
 
-    def joined(self, name: str, steps: int, weights: Weights) -> Joined:
+    def joined(self, name: str, steps: int, weights: Weights) -> Adaptation:
         """Score a model on the site's test patients."""
         scores = self.examiner.scores(weights, [self.cohort], reader="")
-        return Joined(name, steps, weights, scores)
+        return Adaptation(name, steps, weights, scores)
 
-    def adapted(self, weights: Weights, epochs: int, shared: Filter) -> Joined:
+    def adapted(self, weights: Weights, epochs: int, shared: Filter) -> Adaptation:
         """Train what stays private, for so many epochs."""
-        with self.examiner.bench.training_only(lambda name: not shared(name)):
+        with self.examiner.bench.train_only(lambda name: not shared(name)):
             return self._trained(ADAPTED, weights, rounds=epochs, epochs=1)
 
-    def alone(self) -> Joined:
+    def alone(self) -> Adaptation:
         """Train all of the network from the first weights, for as long as the others did."""
         rounds, epochs = self.study.rounds, self.study.training.epochs
         return self._trained(ALONE, self.examiner.first_weights, rounds=rounds, epochs=epochs)
 
-    def _trained(self, name: str, weights: Weights, *, rounds: int, epochs: int) -> Joined:
+    def _trained(self, name: str, weights: Weights, *, rounds: int, epochs: int) -> Adaptation:
         bench, training, steps = self.examiner.bench, self.study.training, 0
         bench.load(weights)
         bench.load_optimizer_state({})
@@ -113,12 +113,12 @@ class Newcomer:
             bench.set_rate(training.rate(round, rounds))
             seed = seed_for(self.study.seed, self.cohort.site, round, name)
             lesson = self._lesson(seed)
-            with own_randomness(seed):
+            with isolated_rng(seed):
                 steps += train(bench, lesson, lesson.batches(epochs=epochs)).steps
         return self.joined(name, steps, bench.weights(lambda _: True))
 
-    def _lesson(self, seed: int) -> Lesson:
+    def _lesson(self, seed: int) -> BatchSource:
         task = self.examiner.plan.task
         examples = task.training_examples([self.cohort])
         generator = torch.Generator().manual_seed(seed)
-        return Lesson(task, examples, self.study.training.batch_size, generator)
+        return BatchSource(task, examples, self.study.training.batch_size, generator)

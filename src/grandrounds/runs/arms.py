@@ -15,7 +15,7 @@ EQUAL = ("rounds", "elements", "training", "stop", "site", "holdout_sites")
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmChoice:
     """One arm: a method, a topology if not the study's own, and what else differs.
 
     It is written `METHOD[@TOPOLOGY][:KEY=VALUE[:KEY=VALUE]]`. A key without a dot is an option of
@@ -75,9 +75,9 @@ def _said(pair: str) -> str:
     return f"{key.rpartition('.')[2]} {value}".replace("_", " ")
 
 
-def arms_of(labels: Sequence[str]) -> tuple[Arm, ...]:
+def arms_of(labels: Sequence[str]) -> tuple[ArmChoice, ...]:
     """Read arms, each different from the others. Raises `BadStudy`."""
-    arms = tuple(Arm(label.strip()) for label in labels if label.strip())
+    arms = tuple(ArmChoice(label.strip()) for label in labels if label.strip())
     if not arms:
         raise BadStudy("a comparison needs one arm or more, for example --arms pflsynth,fedavg")
     names = [arm.name for arm in arms]
@@ -89,9 +89,9 @@ def arms_of(labels: Sequence[str]) -> tuple[Arm, ...]:
     return arms
 
 
-def check_equal(studies: Mapping[Arm, Study]) -> None:
+def check_equal(studies: Mapping[ArmChoice, Study]) -> None:
     """Refuse arms that are not trained, fed or judged alike. Raises `BadStudy`."""
-    for arm, keys in differences(studies).items():
+    for arm, keys in budget_differences(studies).items():
         if keys:
             raise BadStudy(
                 f"arm '{arm.label}' differs from the first arm in {', '.join(keys)}, so the arms "
@@ -100,7 +100,7 @@ def check_equal(studies: Mapping[Arm, Study]) -> None:
             )
 
 
-def differences(studies: Mapping[Arm, Study]) -> dict[Arm, tuple[str, ...]]:
+def budget_differences(studies: Mapping[ArmChoice, Study]) -> dict[ArmChoice, tuple[str, ...]]:
     """Map each arm to the keys of its budget, data or evaluation that are not the first arm's."""
     budgets = {arm: _budget(study) for arm, study in studies.items()}
     first = next(iter(budgets.values()))
@@ -112,9 +112,9 @@ def _budget(study: Study) -> dict[str, object]:
     return {key: table[key] for key in EQUAL if key in table}
 
 
-def terms(studies: Mapping[Arm, Study]) -> list[str]:
+def comparison_terms(studies: Mapping[ArmChoice, Study]) -> list[str]:
     """Say what is equal for all arms, and which arms do more or other work than that."""
-    unequal = differences(studies)
+    unequal = budget_differences(studies)
     return [
         _equal(next(iter(studies.values()))),
         *chain.from_iterable(

@@ -13,7 +13,7 @@ from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.topology import Links, Sites, Topology
 from grandrounds.core.device import (
     Machine,
-    repeatable,
+    deterministic,
     weights_dtype,
 )
 from grandrounds.core.errors import BadStudy
@@ -22,15 +22,20 @@ from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 from grandrounds.core.weights import Weights, select
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.process_pool import Share, Workers, crew_of, shared_out
-from grandrounds.runs.costs import RunPlan, accounted, plan_run, workload
-from grandrounds.runs.listeners import Hearing, Unheard
-from grandrounds.runs.site_data import Opened, open_sites, pooled
-from grandrounds.runs.split_server import Server
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.process_pool import (
+    Assignment,
+    ProcessPoolEngine,
+    assign_sites,
+    start_workers,
+)
+from grandrounds.runs.costs import RunPlan, plan_run, round_cost, workload
+from grandrounds.runs.listeners import ReplyListener, SilentListener
+from grandrounds.runs.site_data import SiteData, open_sites, pool_sites
+from grandrounds.runs.split_server import SplitServer
 from grandrounds.site.cut import cut_model
 from grandrounds.site.site import Site
-from grandrounds.site.training import Bench
+from grandrounds.site.training import Trainer
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
 
@@ -47,7 +52,7 @@ class Blueprint:
     plan: RunPlan
     machine: Machine
     topology: Topology
-    bench: Bench
+    bench: Trainer
 
     @property
     def start(self) -> State:
@@ -62,7 +67,7 @@ class Blueprint:
         """Return what makes a site's first weights, or for "" those of all, each only once."""
         return cache(partial(first_weights, self.plan, self.machine))
 
-    def site(self, opened: Opened, folder: Path, disk: Executor) -> Site:
+    def site(self, opened: SiteData, folder: Path, disk: Executor) -> Site:
         """Build one site of a run in `folder` from its data, with the whole network."""
         plan, study = self.plan, self.plan.study
         own = "" if study.training.first_broadcast else opened.name
@@ -85,24 +90,26 @@ class Blueprint:
         )
 
 
-def draw_up(plan: RunPlan, machine: Machine) -> Blueprint:
+def make_blueprint(plan: RunPlan, machine: Machine) -> Blueprint:
     """Put a run's plan on this machine, with the server's part of a network that is cut."""
     bench = build_bench(plan, machine)
-    topology = with_server(plan, partial(_another_bench, plan, machine))
+    topology = with_server_part(plan, partial(_another_bench, plan, machine))
     return Blueprint(plan, machine, topology, bench)
 
 
-def with_server(plan: RunPlan, build: Callable[[], Bench]) -> Topology:
+def with_server_part(plan: RunPlan, build: Callable[[], Trainer]) -> Topology:
     """Build the topology; one that cuts the network has the server's part, whose bench `build`s."""
     study, topology = plan.study, plan.study.build_topology()
     if not isinstance(topology, Split):
         return topology
     cut = cut_model(topology, plan.task, plan.model)
-    server = Server(plan.task, cut, plan.travels, study.training, study.rounds, study.seed, build)
+    server = SplitServer(
+        plan.task, cut, plan.travels, study.training, study.rounds, study.seed, build
+    )
     return replace(topology, server=server)
 
 
-def in_parts(topology: Topology, site: Site) -> Site:
+def with_site_part(topology: Topology, site: Site) -> Site:
     """Give a site its part of a network that the topology cuts; else the site as it is."""
     if not isinstance(topology, Split):
         return site
@@ -110,13 +117,13 @@ def in_parts(topology: Topology, site: Site) -> Site:
     return replace(site, travels=cut.at_site(site.travels), cut=cut)
 
 
-def build_bench(plan: RunPlan, machine: Machine) -> Bench:
+def build_bench(plan: RunPlan, machine: Machine) -> Trainer:
     """Put the plan's model on the device, compiled if the study asks for it."""
     training = plan.study.training
     model = plan.model.to(machine.device, weights_dtype(machine.precision))
     if training.compile:
         model.compile()  # pyright: ignore[reportUnknownMemberType]
-    return Bench(
+    return Trainer(
         model,
         machine.device,
         machine.precision,
@@ -127,7 +134,7 @@ def build_bench(plan: RunPlan, machine: Machine) -> Bench:
     )
 
 
-def _another_bench(plan: RunPlan, machine: Machine) -> Bench:
+def _another_bench(plan: RunPlan, machine: Machine) -> Trainer:
     return build_bench(replace(plan, model=plan.task.build(plan.study.seed)), machine)
 
 
@@ -158,20 +165,26 @@ class Federation(Generic[Engine]):
 
 
 def build_federation(
-    plan: RunPlan, opened: Mapping[str, Opened], folder: Path, machine: Machine, listener: Hearing
-) -> Federation[Simulation]:
+    plan: RunPlan,
+    opened: Mapping[str, SiteData],
+    folder: Path,
+    machine: Machine,
+    listener: ReplyListener,
+) -> Federation[InProcessEngine]:
     """Build what a study trains on, from sites that are open. Raises `BadStudy`."""
-    drawn, holdout = draw_up(plan, machine), plan.study.holdout_sites
+    drawn, holdout = make_blueprint(plan, machine), plan.study.holdout_sites
     guests = [each for name, each in opened.items() if name in holdout]
     trainers = {name: each for name, each in opened.items() if name not in holdout}
-    members = [pooled(trainers)] if plan.method.pooled else list(trainers.values())
+    members = [pool_sites(trainers)] if plan.method.pooled else list(trainers.values())
     make = partial(drawn.site, folder=folder, disk=ThreadPoolExecutor(2))
-    hosts = tuple(in_parts(drawn.topology, make(member)) for member in members)
-    sites = Simulation(hosts, listener.hear, listener.miss)
-    return federated(drawn, sites, tuple(make(each) for each in guests))
+    hosts = tuple(with_site_part(drawn.topology, make(member)) for member in members)
+    sites = InProcessEngine(hosts, listener.on_reply, listener.on_missing)
+    return make_federation(drawn, sites, tuple(make(each) for each in guests))
 
 
-def federated(drawn: Blueprint, sites: Engine, guests: tuple[Site, ...] = ()) -> Federation[Engine]:
+def make_federation(
+    drawn: Blueprint, sites: Engine, guests: tuple[Site, ...] = ()
+) -> Federation[Engine]:
     """Join a blueprint and the engine that reaches its sites. Raises `BadStudy`."""
     plan = drawn.plan
     check_links(plan.study, drawn.topology, sites)
@@ -181,7 +194,7 @@ def federated(drawn: Blueprint, sites: Engine, guests: tuple[Site, ...] = ()) ->
         sites=sites,
         start=drawn.start,
         policy=plan.policy,
-        account=accounted(plan, plan.study),
+        account=round_cost(plan, plan.study),
         work=workload(plan),
         guests=guests,
     )
@@ -202,12 +215,12 @@ def num_processes(study: Study, workers: int) -> int:
 
 
 @contextmanager
-def spread_out(
-    federation: Federation[Simulation],
+def distribute(
+    federation: Federation[InProcessEngine],
     study: Study,
     files: Sequence[SiteFile],
     folder: Path,
-    listener: Hearing,
+    listener: ReplyListener,
     *,
     processes: int,
 ) -> Generator[Federation[Sites], None, None]:
@@ -217,18 +230,18 @@ def spread_out(
         return
     simulated = federation.sites
     examples = {s.name: len(s.task.training_examples(s.cohorts)) for s in simulated.sites}
-    host = partial(hosted, study, files, folder, processes)
-    with crew_of(shared_out(examples, processes), host) as crew:
-        sites = Workers(simulated.names, crew, listener.hear, listener.miss)
+    host = partial(host_sites, study, files, folder, processes)
+    with start_workers(assign_sites(examples, processes), host) as crew:
+        sites = ProcessPoolEngine(simulated.names, crew, listener.on_reply, listener.on_missing)
         yield replace(federation, sites=sites)
 
 
 @contextmanager
-def hosted(
-    study: Study, files: Sequence[SiteFile], folder: Path, processes: int, share: Share
-) -> Generator[Simulation, None, None]:
+def host_sites(
+    study: Study, files: Sequence[SiteFile], folder: Path, processes: int, share: Assignment
+) -> Generator[InProcessEngine, None, None]:
     """Open a share of the sites in one of several processes. Raises `BadInput`."""
     machine = study.training.machine(processes=processes)
     opened = open_sites(study, files, only=share)
-    with repeatable(machine):
-        yield build_federation(plan_run(study), opened, folder, machine, Unheard()).sites
+    with deterministic(machine):
+        yield build_federation(plan_run(study), opened, folder, machine, SilentListener()).sites

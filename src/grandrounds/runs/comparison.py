@@ -15,9 +15,9 @@ from grandrounds.core.events import Event
 from grandrounds.core.files import write_text
 from grandrounds.core.processes import process_pool
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
-from grandrounds.runs.arms import Arm, terms
+from grandrounds.runs.arms import ArmChoice, comparison_terms
 from grandrounds.runs.evaluate import matrix
-from grandrounds.runs.folder import Finished, check_unchanged, is_finished
+from grandrounds.runs.folder import FinishedRun, check_unchanged, is_finished
 from grandrounds.runs.loop import run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.runs.tables import concatenate
@@ -29,10 +29,10 @@ DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparisonRun:
     """One run of a comparison: an arm with a seed, perhaps without one of the sites."""
 
-    arm: Arm
+    arm: ArmChoice
     seed: int
     left_out: str = ""
 
@@ -53,7 +53,7 @@ class Comparison:
     """
 
     folder: Path
-    studies: Mapping[Arm, Study]
+    studies: Mapping[ArmChoice, Study]
     files: tuple[SiteFile, ...] = ()
     workers: int = 1
     num_seeds: int = 1
@@ -61,10 +61,10 @@ class Comparison:
     crosses: bool = False
 
     @property
-    def cells(self) -> dict[Cell, Study]:
+    def cells(self) -> dict[ComparisonRun, Study]:
         """List all runs: all arms with the first seed, then all with the next."""
         return {
-            Cell(arm, study.seed + more, site): _without(site, study, study.seed + more)
+            ComparisonRun(arm, study.seed + more, site): _without(site, study, study.seed + more)
             for more in range(self.num_seeds)
             for arm, study in self.studies.items()
             for site in ("", *self._left_out(study))
@@ -74,18 +74,18 @@ class Comparison:
         alone = study.method.kind == "local"
         return () if alone or not self.leave_one_out else study.trainers
 
-    def run_folder(self, cell: Cell) -> Path:
+    def run_folder(self, cell: ComparisonRun) -> Path:
         """Give the folder of one run."""
         return self.folder / cell.name
 
-    def title(self, cell: Cell) -> str:
+    def title(self, cell: ComparisonRun) -> str:
         """Write a run's name for people: its seed where there are several, and who is left out."""
         title = cell.arm.title(self.studies[cell.arm])
         seed = f", seed {cell.seed}" if self.num_seeds > 1 else ""
         without = f", without {cell.left_out}" if cell.left_out else ""
         return f"{title}{seed}{without}"
 
-    def is_done(self, cell: Cell) -> bool:
+    def is_done(self, cell: ComparisonRun) -> bool:
         """Tell whether all that a run is to give was there before."""
         folder = self.run_folder(cell)
         crossed = RunFolder(folder).matrix.exists() or not self.crosses or bool(cell.left_out)
@@ -123,12 +123,12 @@ class Comparison:
             for arm, study in self.studies.items()
         ]
         seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
-        told = {"seeds": seeds, "terms": terms(self.studies), "arm": arms}
+        told = {"seeds": seeds, "terms": comparison_terms(self.studies), "arm": arms}
         write_text(ComparisonFolder(self.folder).arms, tomli_w.dumps(told))
 
-    def _run_all(self, todo: Mapping[Cell, Study], on_event: OnEvent) -> None:
+    def _run_all(self, todo: Mapping[ComparisonRun, Study], on_event: OnEvent) -> None:
         with process_pool(self.workers) as (pool, manager):
-            line = Line(manager.Queue(), manager.Event())
+            line = Channel(manager.Queue(), manager.Event())
             jobs = [pool.submit(_run_cell, self._order(*cell), line) for cell in todo.items()]
             try:
                 _follow(jobs, line, on_event)
@@ -137,9 +137,9 @@ class Comparison:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _order(self, cell: Cell, study: Study) -> "Order":
+    def _order(self, cell: ComparisonRun, study: Study) -> "RunOrder":
         crosses = self.crosses and not cell.left_out
-        return Order(cell, study, self.run_folder(cell), self.files, crosses)
+        return RunOrder(cell, study, self.run_folder(cell), self.files, crosses)
 
 
 def _join(table: Path, parts: Sequence[Path]) -> None:
@@ -155,10 +155,10 @@ def _without(site: str, study: Study, seed: int) -> Study:
 
 
 @dataclass(frozen=True)
-class Order:
+class RunOrder:
     """What a process of the comparison has to do."""
 
-    cell: Cell
+    cell: ComparisonRun
     study: Study
     folder: Path
     files: tuple[SiteFile, ...]
@@ -166,14 +166,14 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Line:
+class Channel:
     """Between the arms' processes and this one: events come this way, "stop" goes the other."""
 
-    heard: "Queue[tuple[Cell, Event]]"
+    heard: "Queue[tuple[ComparisonRun, Event]]"
     stop: ThreadEvent
 
 
-def _follow(jobs: Sequence["Future[None]"], line: Line, on_event: OnEvent) -> None:
+def _follow(jobs: Sequence["Future[None]"], line: Channel, on_event: OnEvent) -> None:
     pending = set(jobs)
     while pending:
         done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
@@ -182,7 +182,7 @@ def _follow(jobs: Sequence["Future[None]"], line: Line, on_event: OnEvent) -> No
             job.result()
 
 
-def _drain(line: Line, on_event: OnEvent) -> None:
+def _drain(line: Channel, on_event: OnEvent) -> None:
     while True:
         try:
             on_event(*line.heard.get_nowait())
@@ -190,7 +190,7 @@ def _drain(line: Line, on_event: OnEvent) -> None:
             return
 
 
-def _run_cell(order: Order, line: Line) -> None:
+def _run_cell(order: RunOrder, line: Channel) -> None:
     def hear(event: Event) -> None:
         if line.stop.is_set():
             raise KeyboardInterrupt
@@ -201,4 +201,4 @@ def _run_cell(order: Order, line: Line) -> None:
         resume = RunFolder(folder).study.exists()
         run(order.study, folder, files=files, resume=resume, listeners=[hear])
     if order.crosses:
-        matrix(Finished(folder), files)
+        matrix(FinishedRun(folder), files)

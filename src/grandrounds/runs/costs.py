@@ -10,21 +10,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from grandrounds.algorithms import TOPOLOGIES
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.sharing import described, travelling
+from grandrounds.algorithms.sharing import describe_sharing, sharing_filter
 from grandrounds.algorithms.split import Split
-from grandrounds.algorithms.topology import Crossing, Load
+from grandrounds.algorithms.topology import CutTraffic, RoundLoad
 from grandrounds.core.device import choose_device, choose_precision, physical_memory, weights_dtype
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import PolicySet, TopologySet, WorkSet
 from grandrounds.core.weights import Filter, Weights, num_bytes, select
 from grandrounds.site.cut import case_bytes, cut_model
 from grandrounds.site.training import Training
-from grandrounds.study.checks import resolved
+from grandrounds.study.checks import complete
 from grandrounds.study.study import Choice, SiteSpec, Study
 from grandrounds.tasks import Tabular
 from grandrounds.tasks.task import Task
 
-STEP = 4  # bytes in which Adam counts a parameter's steps
+_STEP = 4  # bytes in which Adam counts a parameter's steps
 PROBE = 64  # pixels of a side, of the case on which activations are counted
 PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
 META = torch.device("meta")
@@ -46,7 +46,7 @@ class RunPlan:
     @property
     def policy(self) -> PolicySet:
         """Say what is shared, private and reset."""
-        return described(
+        return describe_sharing(
             self.model,
             self.task.groups(self.model),
             self.travels,
@@ -60,9 +60,9 @@ def plan_run(study: Study, **guests: tuple[str, ...]) -> RunPlan:
 
     Raises `BadStudy`.
     """
-    task, method = study.bound(**guests), study.build_method()
+    task, method = study.make_task(**guests), study.build_method()
     model = task.build(study.seed)
-    travels = travelling(
+    travels = sharing_filter(
         model, task.groups(model), method, norm_buffers=study.training.norm_buffers
     )
     if any(_leaves_out(task.uses(name), model, travels) for name in study.trainers):
@@ -110,7 +110,7 @@ def estimate(plan: RunPlan) -> Estimate:
     study = plan.study
     return Estimate(
         policy=plan.policy,
-        topology=accounted(plan, study),
+        topology=round_cost(plan, study),
         rounds=study.rounds,
         weights=8 * num_bytes(plan.model.state_dict()),
         activations=_activations(plan),
@@ -165,15 +165,15 @@ def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:
     found: dict[str, TopologySet | str] = {}
     for kind, choice in choices.items():
         try:
-            chosen = resolved(replace(study, topology=choice))
+            chosen = complete(replace(study, topology=choice))
         except BadStudy as refusal:
             found[kind] = str(refusal)
         else:
-            found[kind] = accounted(plan, chosen)
+            found[kind] = round_cost(plan, chosen)
     return found
 
 
-def accounted(plan: RunPlan, study: Study) -> TopologySet:
+def round_cost(plan: RunPlan, study: Study) -> TopologySet:
     """Say what a round costs and who sees what over the topology of a study.
 
     That is the plan's own study, or one that differs from it in the topology alone.
@@ -184,14 +184,14 @@ def accounted(plan: RunPlan, study: Study) -> TopologySet:
     sites, one_way = 1 if method.pooled else len(each), sum(each) // len(each)
     extra = one_way if method.plan.controls else 0
     told = sites * one_way if method.combine.uploads else 0
-    crossed = crossing(plan, topology) if isinstance(topology, Split) else None
+    crossed = cut_traffic(plan, topology) if isinstance(topology, Split) else None
     validations = 1 / study.stop.validate_every
     reveals = method.combine.uploads or method.combine.best
-    found = topology.account(Load(sites, one_way, extra, validations, crossed, told, reveals))
+    found = topology.account(RoundLoad(sites, one_way, extra, validations, crossed, told, reveals))
     return TopologySet(study.topology.kind, found.bytes_per_round, found.wall_clock, found.sees)
 
 
-def crossing(plan: RunPlan, topology: Split) -> Crossing:
+def cut_traffic(plan: RunPlan, topology: Split) -> CutTraffic:
     """Size up what crosses the cut, training in the study's precision."""
     training, size = plan.study.training, plan.study.elements.size
     task, model = plan.task, plan.model
@@ -202,7 +202,7 @@ def crossing(plan: RunPlan, topology: Split) -> Crossing:
     part = select(model.state_dict(), cut.at_site(plan.travels))
     parameters = {name for name, _ in model.named_parameters()}
     cases, validated = _cases(plan.study)
-    return Crossing(
+    return CutTraffic(
         up=trained.up,
         down=trained.down,
         labels=trained.labels,
@@ -233,7 +233,7 @@ def _counted(study: Study, site: SiteSpec, patients: int) -> int:
 def _moments(training: Training, parameters: Weights) -> int:
     """Count what the optimiser remembers of these parameters, in bytes."""
     if training.optimizer == "adam":
-        return 2 * num_bytes(parameters) + STEP * len(parameters)
+        return 2 * num_bytes(parameters) + _STEP * len(parameters)
     return num_bytes(parameters) if training.momentum else 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from grandrounds.core.device import Machine, repeatable
+from grandrounds.core.device import Machine, deterministic
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.run_folder import RunFolder
@@ -14,26 +14,26 @@ from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort
 from grandrounds.runs.build import build_bench, first_weights
 from grandrounds.runs.costs import RunPlan, plan_run
-from grandrounds.runs.folder import Finished
-from grandrounds.runs.site_data import POOLED, Guest, guest_of, open_sites
+from grandrounds.runs.folder import FinishedRun
+from grandrounds.runs.site_data import POOLED, NewSite, find_site, open_sites
 from grandrounds.runs.tables import write_matrix, write_scores
-from grandrounds.site.evaluation import scored
-from grandrounds.site.training import Bench
+from grandrounds.site.evaluation import score_examples
+from grandrounds.site.training import Trainer
 from grandrounds.study.site_file import SiteFile, read_site
 from grandrounds.study.study import Study
 
 Scores: TypeAlias = Sequence[CaseScore]
 Means: TypeAlias = dict[str, dict[str, float]]  # site -> metric -> mean
-NOBODY = ""  # reads each case as its own site does
+_NOBODY = ""  # reads each case as its own site does
 
 
 @dataclass(frozen=True)
-class Examiner:
+class ModelScorer:
     """Scores the models of a finished run, on one bench."""
 
     plan: RunPlan
     machine: Machine
-    bench: Bench
+    bench: Trainer
 
     @property
     def first_weights(self) -> Weights:
@@ -42,48 +42,50 @@ class Examiner:
 
     def scores(self, weights: Weights, cohorts: Sequence[Cohort], *, reader: str) -> Scores:
         """Score a model on the test cases of sites, each read as the reader's own would be."""
-        task = self.plan.task.seen_by(reader) if reader else self.plan.task
+        task = self.plan.task.viewed_by(reader) if reader else self.plan.task
         self.bench.load(weights)
-        return scored(self.bench, task, task.evaluation_examples(cohorts, "test"))
+        return score_examples(self.bench, task, task.evaluation_examples(cohorts, "test"))
 
 
 @contextmanager
-def examined(study: Study, **guests: tuple[str, ...]) -> Generator[Examiner, None, None]:
+def model_scorer(study: Study, **guests: tuple[str, ...]) -> Generator[ModelScorer, None, None]:
     """Set up a bench for a study's network; guests are sites that it never knew."""
     plan, machine = plan_run(study, **guests), study.training.machine()
-    with repeatable(machine):
-        yield Examiner(plan, machine, build_bench(plan, machine))
+    with deterministic(machine):
+        yield ModelScorer(plan, machine, build_bench(plan, machine))
 
 
-def mean_matrix(run: Finished, paths: Sequence[Path]) -> dict[str, Means]:
+def mean_matrix(run: FinishedRun, paths: Sequence[Path]) -> dict[str, Means]:
     """Average the scores of every site's model at every site; `paths` are real sites' files."""
     scores = matrix(run, [read_site(path) for path in paths])
     return {f"model of {site}": _means(run, own) for site, own in scores.items()}
 
 
-def matrix(run: Finished, files: Sequence[SiteFile]) -> dict[str, Scores]:
+def matrix(run: FinishedRun, files: Sequence[SiteFile]) -> dict[str, Scores]:
     """Score the model of every site on the test cases of every site, held-out ones too.
 
     It needs all data in one place, as a simulation has. Writes matrix.csv.
     """
     opened = open_sites(run.study, files)
     cohorts = [cohort for each in opened.values() for cohort in each.cohorts]
-    with examined(run.study) as examiner:
+    with model_scorer(run.study) as examiner:
         found = {
-            site: examiner.scores(run.own(site), cohorts, reader=NOBODY if site == POOLED else site)
+            site: examiner.scores(
+                run.own(site), cohorts, reader=_NOBODY if site == POOLED else site
+            )
             for site in run.models
         }
     write_matrix(RunFolder(run.folder).matrix, found, run.told)
     return found
 
 
-def means_at_sites(run: Finished, paths: Sequence[Path]) -> Means:
+def means_at_sites(run: FinishedRun, paths: Sequence[Path]) -> Means:
     """Average the scores of the model that each of these sites would use, at the site."""
-    found = [at_site(run, guest_of(run.study, str(path))) for path in paths]
+    found = [score_at_site(run, find_site(run.study, str(path))) for path in paths]
     return {site: mean for scores in found for site, mean in _means(run, scores).items()}
 
 
-def at_site(run: Finished, guest: Guest) -> Scores:
+def score_at_site(run: FinishedRun, guest: NewSite) -> Scores:
     """Score the model that a site would use, on the site's own cases.
 
     A site that trained uses its own, on its test patients. One that never did has the shared part
@@ -93,14 +95,14 @@ def at_site(run: Finished, guest: Guest) -> Scores:
     study, name = run.study, guest.name
     known = name in study.trainers
     cohort = guest.cohort(study, "test") if known else _all_tested(guest.cohort(study))
-    with examined(study, **guest.unknown_to(study)) as examiner:
-        weights = run.own(name) if name in run.models else as_guest(run, examiner)
-        found = examiner.scores(weights, [cohort], reader=NOBODY)
+    with model_scorer(study, **guest.unknown_to(study)) as examiner:
+        weights = run.own(name) if name in run.models else weights_for_new_site(run, examiner)
+        found = examiner.scores(weights, [cohort], reader=_NOBODY)
     write_scores(RunFolder(run.folder).evaluated(name), found, run.told)
     return found
 
 
-def as_guest(run: Finished, examiner: Examiner) -> Weights:
+def weights_for_new_site(run: FinishedRun, examiner: ModelScorer) -> Weights:
     """Give the model that reaches a site which never trained. Raises `BadSite` if none does."""
     if run.models == (POOLED,):
         return run.own(POOLED)
@@ -119,7 +121,7 @@ def _all_tested(cohort: Cohort) -> Cohort:
     return Cohort(cohort.site, {"train": (), "validation": (), "test": sessions})
 
 
-def _means(run: Finished, scores: Scores) -> Means:
+def _means(run: FinishedRun, scores: Scores) -> Means:
     sites = dict.fromkeys(score.site for score in scores)
-    task = run.study.bound()
+    task = run.study.make_task()
     return {site: task.summary([s for s in scores if s.site == site]) for site in sites}

@@ -14,13 +14,13 @@ from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.core.state import saved_rounds
 from grandrounds.core.weights import Weights, read
 from grandrounds.runs.site_data import POOLED
-from grandrounds.runs.tables import Told
+from grandrounds.runs.tables import ScoreLabel
 from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
 from grandrounds.study.study import Study
 
 
 @contextmanager
-def claimed(folder: Path, study: Study, *, resume: bool) -> Generator[None, None, None]:
+def lock_folder(folder: Path, study: Study, *, resume: bool) -> Generator[None, None, None]:
     """Hold the folder for this process, and note the resolved study in it.
 
     Raises `BadFolder` if another process holds it, if it holds a run that was not asked to go on,
@@ -47,7 +47,7 @@ def _settle(folder: Path, study: Study, *, resume: bool) -> None:
         write_text(path, to_toml(study))
         return
     if not resume:
-        done = max(saved_rounds(folder).held(), default=0)
+        done = max(saved_rounds(folder).rounds(), default=0)
         raise BadFolder(
             f"{folder}: holds a run already, {done} rounds far; "
             "continue it with --resume, or choose another --out"
@@ -75,7 +75,7 @@ def is_finished(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """The folder of a run that came to its end. Raises `BadFolder` for any other."""
 
     folder: Path
@@ -98,11 +98,11 @@ class Finished:
         return read_study(self._files.study, ())
 
     @cached_property
-    def told(self) -> Told:
+    def told(self) -> ScoreLabel:
         """Say whose scores these are: arm, seed, and the round whose model was tested."""
         with self._files.scores.open(newline="") as file:
             rounds = [int(row["round"]) for row in csv.DictReader(file)]
-        return Told(self.study.title, self.study.seed, max(rounds, default=0))
+        return ScoreLabel(self.study.title, self.study.seed, max(rounds, default=0))
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -123,9 +123,9 @@ class Finished:
         return self.shared() | read(files.private())[0]
 
 
-def finished_runs(folder: Path) -> Sequence[Finished]:
+def find_runs(folder: Path) -> Sequence[FinishedRun]:
     """Find the run in a folder, or all of a comparison's. Raises `BadFolder`."""
     comparison = ComparisonFolder(folder)
     if not comparison.exists:
-        return [Finished(folder)]
-    return [Finished(run.path) for run in comparison.runs() if run.study.exists()]
+        return [FinishedRun(folder)]
+    return [FinishedRun(run.path) for run in comparison.runs() if run.study.exists()]

@@ -31,57 +31,57 @@ from grandrounds.core.messages import (
     Tune,
 )
 from grandrounds.core.weights import num_bytes
-from grandrounds.engines.replies import untold
+from grandrounds.engines.replies import fail_if_missing
 from grandrounds.study.study import Study
 
 
-class Hearing(Protocol):
+class ReplyListener(Protocol):
     """Who hears what comes from the sites."""
 
-    def hear(self, request: Request, reply: Reply) -> None:
+    def on_reply(self, request: Request, reply: Reply) -> None:
         """Hear of a reply."""
         ...
 
-    def miss(self, card: FailureCard) -> None:
+    def on_missing(self, card: FailureCard) -> None:
         """Hear of a site that a quorum goes on without."""
         ...
 
 
-class Unheard:
+class SilentListener:
     """Nobody hears a site in a worker's process; what it sends is heard where it arrives."""
 
-    def hear(self, request: Request, reply: Reply) -> None:
+    def on_reply(self, request: Request, reply: Reply) -> None:
         """Leave a reply untold."""
 
-    def miss(self, card: FailureCard) -> None:
+    def on_missing(self, card: FailureCard) -> None:
         """Refuse to go on without a site. Raises `SiteFailed`."""
-        untold(card)
+        fail_if_missing(card)
 
 
 @dataclass(frozen=True)
-class Teller:
+class EventBus:
     """Turns what an engine hears into events, and tells all listeners."""
 
     listeners: Sequence[Listener]
     study: Study
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Tell an event to everyone."""
         for listener in self.listeners:
             listener(event)
 
-    def hear(self, request: Request, reply: Reply) -> None:
+    def on_reply(self, request: Request, reply: Reply) -> None:
         """Hear of a site's reply as it comes."""
-        event = event_of(request, reply, self.study.task.metric)
+        event = event_for_reply(request, reply, self.study.task.metric)
         if event:
-            self.tell(event)
+            self.emit(event)
 
-    def miss(self, card: FailureCard) -> None:
+    def on_missing(self, card: FailureCard) -> None:
         """Hear of a site that a quorum goes on without."""
-        self.tell(SiteMissed(**asdict(card)))
+        self.emit(SiteMissed(**asdict(card)))
 
 
-def event_of(request: Request, reply: Reply, metric: str) -> Event | None:
+def event_for_reply(request: Request, reply: Reply, metric: str) -> Event | None:
     """Give the event that a site's reply is, if it is one; `metric` is what validation watches."""
     match request:
         case Train() | Backward():

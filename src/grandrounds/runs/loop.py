@@ -10,7 +10,7 @@ import torch
 
 from grandrounds import __version__
 from grandrounds.algorithms.topology import Sites
-from grandrounds.core.device import Machine, peak_memory, repeatable
+from grandrounds.core.device import Machine, deterministic, peak_memory
 from grandrounds.core.errors import RunFailed, SiteFailed
 from grandrounds.core.events import (
     Failed,
@@ -22,19 +22,19 @@ from grandrounds.core.events import (
     RunStarted,
     StoppedEarly,
 )
-from grandrounds.core.journal import Journal, read_journal, surviving
+from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State, load_state, newest_complete_round, save_state
 from grandrounds.core.weights import Weights, read, write
-from grandrounds.data.cohort import Split
-from grandrounds.runs.build import Federation, build_federation, num_processes, spread_out
+from grandrounds.data.cohort import SplitName
+from grandrounds.runs.build import Federation, build_federation, distribute, num_processes
 from grandrounds.runs.costs import check_memory, plan_run
-from grandrounds.runs.folder import claimed
-from grandrounds.runs.listeners import Teller
+from grandrounds.runs.folder import lock_folder
+from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.site_data import open_sites
 from grandrounds.runs.tables import (
-    Told,
+    ScoreLabel,
     write_digests,
     write_forgetting,
     write_rounds,
@@ -66,22 +66,22 @@ def run(
     check_memory(plan, processes=processes)
     opened = open_sites(study, files)
     machine = study.training.machine(processes=processes)
-    with claimed(folder, study, resume=resume), repeatable(machine):
-        teller = Teller((Journal(RunFolder(folder).journal), *listeners), study)
+    with lock_folder(folder, study, resume=resume), deterministic(machine):
+        teller = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
         built = build_federation(plan, opened, folder, machine, teller)
-        with spread_out(built, study, files, folder, teller, processes=processes) as federation:
-            return followed(Course(study, folder, federation, machine, teller, resume))
+        with distribute(built, study, files, folder, teller, processes=processes) as federation:
+            return run_recorded(RunLoop(study, folder, federation, machine, teller, resume))
 
 
-def followed(course: "Course") -> State:
+def run_recorded(course: "RunLoop") -> State:
     """Follow a course to its last state; whatever comes, it is told, and tables are written."""
     try:
         return course.follow()
     except RunFailed as error:
-        course.teller.tell(_failed(error, course.reached))
+        course.teller.emit(_failed(error, course.reached))
         raise
     except KeyboardInterrupt:
-        course.teller.tell(Interrupted(course.reached))
+        course.teller.emit(Interrupted(course.reached))
         raise
     finally:
         _write_tables(course.folder, course.federation.sites.names)
@@ -95,21 +95,21 @@ def _failed(error: RunFailed, round: int) -> Failed:
 
 def _write_tables(folder: Path, sites: Sequence[str]) -> None:
     files = RunFolder(folder)
-    events = [event for _, event in surviving(read_journal(files.journal))]
+    events = [event for _, event in without_superseded(read_journal(files.journal))]
     write_rounds(files.rounds, events, sites)
     write_digests(files.digests, events)
     write_forgetting(files.forgetting, events)
 
 
 @dataclass
-class Course:
+class RunLoop:
     """The course of one run: where it starts, its rounds, its end."""
 
     study: Study
     folder: Path
     federation: Federation[Sites]
     machine: Machine
-    teller: Teller
+    teller: EventBus
     resumes: bool
     reached: int = field(default=0, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
@@ -124,14 +124,14 @@ class Course:
 
     def _begin(self) -> State:
         names = self.federation.sites.names
-        self.teller.tell(self._started(names))
+        self.teller.emit(self._started(names))
         replies = self.federation.sites.ask({name: Describe() for name in names})
         held = newest_complete_round(self.folder, {r.site: r.rounds for r in replies})
-        self.teller.tell(self.federation.policy)
-        self.teller.tell(self.federation.account)
-        self.teller.tell(self.federation.work)
+        self.teller.emit(self.federation.policy)
+        self.teller.emit(self.federation.account)
+        self.teller.emit(self.federation.work)
         if self.resumes:
-            self.teller.tell(RunResumed(held))
+            self.teller.emit(RunResumed(held))
         self.reached = held
         return load_state(self.folder, held) if held else self.federation.start
 
@@ -159,7 +159,7 @@ class Course:
         seconds = time.perf_counter() - started
         digest_of_all = _digest_of_all(state, outcome.replies)
         # The journal first: a run killed between the two plays this round again, to the same bits.
-        self.teller.tell(
+        self.teller.emit(
             RoundFinished(state.round, digest_of_all, score, state.best_round, seconds)
         )
         save_state(self.folder, state)
@@ -170,7 +170,7 @@ class Course:
         """Validate the aggregate at every site, and remember the best round."""
         if state.round % self.study.stop.validate_every and state.round < self.study.rounds:
             return state, None
-        asked = evaluated(self.federation, state, "validation", self.federation.sites.names)
+        asked = evaluate_sites(self.federation, state, "validation", self.federation.sites.names)
         replies = [reply for reply in asked if reply.cases]
         if not replies:  # nobody validates: the newest round is the best known
             return _best(state, state.best_score), None
@@ -185,17 +185,17 @@ class Course:
         patience = self.study.stop.patience
         if not patience or state.round - state.best_round < patience:
             return False
-        self.teller.tell(StoppedEarly(state.round, state.best_round))
+        self.teller.emit(StoppedEarly(state.round, state.best_round))
         return True
 
     def _end(self, state: State) -> None:
-        ending = Ending(self.study, self.folder, self.federation, state)
+        ending = FinalTest(self.study, self.folder, self.federation, state)
         tested, scores = ending.scores()
         unseen = ending.unseen(tested)
         seconds = time.perf_counter() - self._began
         best, last = tested.round, state.fingerprint
-        self.teller.tell(RunFinished(state.round, best, last, seconds, peak_memory()))
-        files, told = RunFolder(self.folder), Told(self.study.title, self.study.seed, best)
+        self.teller.emit(RunFinished(state.round, best, last, seconds, peak_memory()))
+        files, told = RunFolder(self.folder), ScoreLabel(self.study.title, self.study.seed, best)
         if self.study.holdout_sites:
             write_scores(files.unseen, unseen, told)
         write_scores(files.scores, scores, told)  # last: it marks a finished run
@@ -213,10 +213,10 @@ def _digest_of_all(state: State, replies: Sequence[Reply]) -> str:
     return sha.hexdigest()
 
 
-def evaluated(
+def evaluate_sites(
     federation: Federation[Sites],
     state: State,
-    split: Split,
+    split: SplitName,
     sites: Sequence[str],
     *,
     cases: bool = False,
@@ -233,7 +233,7 @@ def evaluated(
 
 
 @dataclass(frozen=True)
-class Ending:
+class FinalTest:
     """What happens after the last round; `tested` is the state whose model is tested."""
 
     study: Study
@@ -259,7 +259,7 @@ class Ending:
         self._write_personal(tested)
         tuned = bool(self.study.training.fine_tune)
         sites = self._tuned(tested) if tuned else self.federation.sites.names
-        replies = evaluated(self.federation, tested, "test", sites, cases=True, tuned=tuned)
+        replies = evaluate_sites(self.federation, tested, "test", sites, cases=True, tuned=tuned)
         return tested, [score for reply in replies for score in reply.scores]
 
     def unseen(self, tested: State) -> list[CaseScore]:

@@ -9,27 +9,27 @@ from pathlib import Path
 import torch
 
 from grandrounds import __version__
-from grandrounds.core.device import repeatable
+from grandrounds.core.device import deterministic
 from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.events import Listener
 from grandrounds.core.journal import Journal
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.remote import Call, Line, Patience, Remote, ready
-from grandrounds.runs.build import draw_up, federated, hosted
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, Timeouts, ready
+from grandrounds.runs.build import host_sites, make_blueprint, make_federation
 from grandrounds.runs.costs import plan_run
-from grandrounds.runs.folder import claimed
-from grandrounds.runs.listeners import Teller
-from grandrounds.runs.loop import Course, followed
-from grandrounds.study.acceptance import check, from_json, kept, to_json
+from grandrounds.runs.folder import lock_folder
+from grandrounds.runs.listeners import EventBus
+from grandrounds.runs.loop import RunLoop, run_recorded
+from grandrounds.study.acceptance import check_acceptance, from_json, load_acceptance, to_json
 from grandrounds.study.file import fingerprint
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
 
 
 @dataclass(frozen=True)
-class Facts:
+class Handshake:
     """What the coordinator and every site must have in common before round 1.
 
     A site that needs one adds its `acceptance` of the study.
@@ -41,17 +41,17 @@ class Facts:
     acceptance: str = ""
 
 
-def facts_of(study: Study) -> Facts:
+def handshake_of(study: Study) -> Handshake:
     """Give this process's facts."""
-    return Facts(fingerprint(study), __version__, torch.__version__)
+    return Handshake(fingerprint(study), __version__, torch.__version__)
 
 
-def conduct(
+def run_remotely(
     study: Study,
     folder: Path,
     call: Call,
     *,
-    patience: Patience,
+    patience: Timeouts,
     root: Path | None = None,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
@@ -62,18 +62,18 @@ def conduct(
     certificate of the federation's authority, every site must have accepted the study. Raises
     `BadInput` before anything trains, `RunFailed` afterwards.
     """
-    check_apart(study)
+    check_remote(study)
     machine = study.training.machine()
-    lines = tuple(Line(name, call, patience) for name in study.trainers)
+    lines = tuple(SiteConnection(name, call, patience) for name in study.trainers)
     _greeted(study, lines, root)  # before there is a folder: who is refused can submit again
-    with claimed(folder, study, resume=resume), repeatable(machine):
-        teller = Teller((Journal(RunFolder(folder).journal), *listeners), study)
-        remote = Remote(lines, teller.hear, teller.miss)
-        federation = federated(draw_up(plan_run(study), machine), remote)
-        return followed(Course(study, folder, federation, machine, teller, resume))
+    with lock_folder(folder, study, resume=resume), deterministic(machine):
+        teller = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
+        remote = RemoteEngine(lines, teller.on_reply, teller.on_missing)
+        federation = make_federation(make_blueprint(plan_run(study), machine), remote)
+        return run_recorded(RunLoop(study, folder, federation, machine, teller, resume))
 
 
-def check_apart(study: Study) -> None:
+def check_remote(study: Study) -> None:
     """Refuse what cannot be done where the data stays at the sites. Raises `BadStudy`."""
     if study.build_method().pooled:
         raise BadStudy(
@@ -87,18 +87,20 @@ def check_apart(study: Study) -> None:
         )
 
 
-def _greeted(study: Study, lines: Sequence[Line], root: Path | None) -> None:
+def _greeted(study: Study, lines: Sequence[SiteConnection], root: Path | None) -> None:
     """Wait until all sites are open, and check what they say of themselves. Raises `BadSite`."""
-    ours = facts_of(study)
+    ours = handshake_of(study)
     for site, said in ready(lines).items():
-        theirs = Facts(**json.loads(said))
+        theirs = Handshake(**json.loads(said))
         if replace(theirs, acceptance="") != ours:
             raise BadSite(_difference(site, theirs, ours))
         if root:
-            check(from_json(theirs.acceptance.encode()), site=site, study=ours.study, root=root)
+            check_acceptance(
+                from_json(theirs.acceptance.encode()), site=site, study=ours.study, root=root
+            )
 
 
-def _difference(site: str, theirs: Facts, ours: Facts) -> str:
+def _difference(site: str, theirs: Handshake, ours: Handshake) -> str:
     if theirs.study != ours.study:
         return (
             f"site '{site}' has another study (SHA-256 {theirs.study[:12]}...) than the "
@@ -111,30 +113,30 @@ def _difference(site: str, theirs: Facts, ours: Facts) -> str:
 
 
 @contextmanager
-def attended(
+def serve_site(
     study: Study,
     site: str,
     files: Sequence[SiteFile],
     folder: Path,
     accepted: Path | None = None,
-) -> Generator[tuple[Simulation, bytes], None, None]:
+) -> Generator[tuple[InProcessEngine, bytes], None, None]:
     """Open one site of a run whose private state lies in `folder`, and give what it says of itself.
 
     With `accepted`, the folder of its acceptances, it opens only for a study that it accepted.
     Raises `BadInput`.
     """
-    facts = facts_of(study)
+    facts = handshake_of(study)
     if accepted:
         facts = replace(facts, acceptance=_word(study, site, accepted))
     with (
-        claimed(folder, study, resume=True),
-        hosted(study, files, folder, 1, (site,)) as simulation,
+        lock_folder(folder, study, resume=True),
+        host_sites(study, files, folder, 1, (site,)) as simulation,
     ):
         yield simulation, json.dumps(asdict(facts)).encode()
 
 
 def _word(study: Study, site: str, accepted: Path) -> str:
-    word = kept(fingerprint(study), accepted)
+    word = load_acceptance(fingerprint(study), accepted)
     if word is None:
         raise BadSite(
             f"site '{site}' has not accepted this study; look at it and sign it there: "

@@ -8,61 +8,67 @@ from pathlib import Path
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.events import SiteReady
-from grandrounds.core.failures import Redactor, whole
+from grandrounds.core.failures import Redactor, unredacted
 from grandrounds.data.availability import (
     SiteSummary,
     check_elements,
-    describe,
-    describe_arrays,
-    describe_simulated,
+    summarise,
+    summarise_arrays,
+    summarise_simulated,
 )
-from grandrounds.data.cohort import Cohort, Session, Split
+from grandrounds.data.cohort import Cohort, Session, SplitName
 from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import cache_key, cached_session, prepare_cohort
 from grandrounds.data.simulation.simulate import SIMULATOR_VERSION, patient_labels, simulate_session
 from grandrounds.data.stack import is_stack, stack_cohort
-from grandrounds.data.table import PARTICIPANTS, is_table, read_table, table_cohort, with_values
-from grandrounds.study.site_file import SiteFile, default_cache, matched, read_site
+from grandrounds.data.table import (
+    PARTICIPANTS,
+    is_table,
+    read_participants,
+    table_cohort,
+    with_values,
+)
+from grandrounds.study.site_file import SiteFile, default_cache, match_site_files, read_site
 from grandrounds.study.study import SiteSpec, Study
 
 POOLED = "pooled"
 
 
 @dataclass(frozen=True)
-class Opened:
+class SiteData:
     """One site's prepared data, and what may be said of it: counts only."""
 
     name: str
     cohorts: tuple[Cohort, ...]
     ready: SiteReady
     shows_images: bool
-    redact: Callable[[str], str] = whole
+    redact: Callable[[str], str] = unredacted
 
 
 def open_sites(
     study: Study, files: Sequence[SiteFile], *, only: Container[str] | None = None
-) -> dict[str, Opened]:
+) -> dict[str, SiteData]:
     """Open every site of the roster, or only some.
 
     Raises `BadSite` or `BadImage` where one cannot deliver the common data elements: a run starts
     only when all can.
     """
-    by_name = matched(study, files, only)
+    by_name = match_site_files(study, files, only)
     specs = [spec for spec in study.site if only is None or spec.name in only]
     return {spec.name: _open(study, spec, by_name.get(spec.name)) for spec in specs}
 
 
-def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> Opened:
+def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> SiteData:
     cohort, summary = open_site(study, spec, file)
     check_elements(summary, elements=study.elements, tasks=spec.tasks)
     shows = file is None or file.include_images
-    return Opened(spec.name, (cohort,), _ready(summary), shows, _redactor(cohort, file))
+    return SiteData(spec.name, (cohort,), _ready(summary), shows, _redactor(cohort, file))
 
 
 def _redactor(cohort: Cohort, file: SiteFile | None) -> Callable[[str], str]:
     """Take a real site's paths and names out of its failure cards, unless it allows them."""
     if file is None or file.reveal_failures:
-        return whole
+        return unredacted
     sessions = tuple(cohort)
     return Redactor(frozenset({s.patient for s in sessions} | {s.label for s in sessions}))
 
@@ -74,14 +80,14 @@ def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Coho
     """
     if file is None:
         cohort = _simulated(study, spec)
-        return cohort, describe_simulated(cohort, elements=study.elements, tasks=spec.tasks)
+        return cohort, summarise_simulated(cohort, elements=study.elements, tasks=spec.tasks)
     if is_stack(file.data) or is_table(file.data, study.elements):
         make = stack_cohort if is_stack(file.data) else table_cohort
         cohort = make(spec.name, file.data, study.elements)
-        return cohort, describe_arrays(cohort, elements=study.elements, tasks=spec.tasks)
+        return cohort, summarise_arrays(cohort, elements=study.elements, tasks=spec.tasks)
     cohort = _prepared(study, spec, file)
     found = find_sessions(file.data)
-    return cohort, describe(cohort, found, elements=study.elements, tasks=spec.tasks)
+    return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks)
 
 
 def summarise_site(study: Study, path: Path) -> SiteSummary:
@@ -104,13 +110,13 @@ def _prepared(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
     if not elements.variables:
         return cohort
     path = file.data / PARTICIPANTS
-    table = read_table(path, elements.variables) if path.exists() else {}
+    table = read_participants(path, elements.variables) if path.exists() else {}
     return with_values(cohort, table, elements.variables)
 
 
 def _simulated(study: Study, spec: SiteSpec) -> Cohort:
     """Simulate a site patient by patient, each kept in the cache."""
-    splits: dict[Split, tuple[Session, ...]] = {
+    splits: dict[SplitName, tuple[Session, ...]] = {
         split: tuple(_simulated_session(study, spec, label) for label in labels)
         for split, labels in patient_labels(spec.patients).items()
     }
@@ -151,11 +157,11 @@ def _ready(summary: SiteSummary) -> SiteReady:
     )
 
 
-def pooled(opened: Mapping[str, Opened]) -> Opened:
+def pool_sites(opened: Mapping[str, SiteData]) -> SiteData:
     """Lay all sites' data together, as only a comparison can."""
     parts = list(opened.values())
     ready = [part.ready for part in parts]
-    return Opened(
+    return SiteData(
         name=POOLED,
         cohorts=sum((part.cohorts for part in parts), ()),
         ready=SiteReady(
@@ -177,7 +183,7 @@ def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Guest:
+class NewSite:
     """A site and where its data lies; without a file it is simulated."""
 
     spec: SiteSpec
@@ -192,24 +198,24 @@ class Guest:
         """Map the site to its tasks if the study has no such site."""
         return {} if self.name in study.roster else {self.name: self.spec.tasks}
 
-    def cohort(self, study: Study, *splits: Split) -> Cohort:
+    def cohort(self, study: Study, *splits: SplitName) -> Cohort:
         """Open the site's data. Raises `BadSite` where a task has no case in one of the splits."""
         cohort, summary = open_site(study, self.spec, self.file)
         check_elements(summary, study.elements, self.spec.tasks, splits)
         return cohort
 
 
-def guest_of(study: Study, given: str) -> Guest:
+def find_site(study: Study, given: str) -> NewSite:
     """Find a site by the path of its file, or by its name if it is simulated. Raises `BadSite`."""
     if given in study.roster and not Path(given).is_file():
         spec = _spec(study, given)
         if spec.data == "files":
             raise BadSite(f"site '{given}' is a real one; give the path of its site file instead")
-        return Guest(spec, None)
+        return NewSite(spec, None)
     file = read_site(Path(given))
     if file.name not in study.roster:
-        return Guest(SiteSpec(file.name, _asked(study, file)), file)
-    return Guest(_spec(study, file.name), file)
+        return NewSite(SiteSpec(file.name, _asked(study, file)), file)
+    return NewSite(_spec(study, file.name), file)
 
 
 def _spec(study: Study, name: str) -> SiteSpec:

@@ -10,14 +10,14 @@ from torch import Tensor
 from grandrounds.core.device import autocast
 from grandrounds.core.errors import RunFailed
 from grandrounds.core.seeds import seed_for
-from grandrounds.core.weights import Filter, Weights, below, copied, named, select
-from grandrounds.site.cut import CUT, LABEL, WHOLE, Cut, begun_at, go_back, gradients_at
-from grandrounds.site.training import Bench, Training, means, own_randomness, step
+from grandrounds.core.weights import Filter, Weights, select, to_cpu, with_prefix, without_prefix
+from grandrounds.site.cut import CUT, LABEL, WHOLE, Cut, backpropagate, leaf_gradients, leaves_from
+from grandrounds.site.training import Trainer, Training, isolated_rng, means, step
 from grandrounds.tasks.task import Task
 
 
 @dataclass
-class Server:
+class SplitServer:
     """Runs the stages between the cuts, forwards and backwards; `build` makes its bench.
 
     Its optimiser knows no parts of the network: a part's parameters may lie on both sides.
@@ -29,13 +29,13 @@ class Server:
     training: Training
     rounds: int
     seed: int
-    build: Callable[[], Bench]
+    build: Callable[[], Trainer]
     _begun: Weights = field(default_factory=dict[str, Tensor])
     _made: Weights = field(default_factory=dict[str, Tensor])
     _totals: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
 
     @cached_property
-    def _bench(self) -> Bench:
+    def _bench(self) -> Trainer:
         return self.build()
 
     def holds(self, name: str) -> bool:
@@ -62,29 +62,31 @@ class Server:
         """Run the server's stages on what came from a site's front; give what goes to its end."""
         bench = self._bench
         bench.model.train()
-        self._begun = begun_at(came, bench.device)
+        self._begun = leaves_from(came, bench.device)
         seed = seed_for(self.seed, site, round, "server", batch)
-        with own_randomness(seed), autocast(bench.device, bench.precision):
-            self._made = self.task.run(bench.model, self.cut.middle, self._begun)
-        return named(CUT, copied(self._made))
+        with isolated_rng(seed), autocast(bench.device, bench.precision):
+            self._made = self.task.run(bench.model, self.cut.body, self._begun)
+        return with_prefix(CUT, to_cpu(self._made))
 
     def backward(self, came: Weights) -> Weights:
         """Backpropagate the gradients from a site's end, and step; give those for its front."""
         optimizer = self._bench.optimizer(WHOLE)
         optimizer.zero_grad()
-        go_back(self._made, came)
+        backpropagate(self._made, came)
         optimizer.step()
-        return named(CUT, gradients_at(self._begun))
+        return with_prefix(CUT, leaf_gradients(self._begun))
 
     def learn(self, came: Weights) -> Weights:
         """Judge the output by labels that came with it, and step; give gradients for the front."""
         bench = self._bench
-        labels = {name: tensor.to(bench.device) for name, tensor in below(LABEL, came).items()}
-        losses = self.task.judge(bench.model, self._made["output"], labels)
+        labels = {
+            name: tensor.to(bench.device) for name, tensor in without_prefix(LABEL, came).items()
+        }
+        losses = self.task.losses_of_output(bench.model, self._made["output"], labels)
         for part, loss in bench.under_autocast(losses):
             step(bench, WHOLE, loss)
             self._totals.setdefault(part, []).append(loss.detach())
-        return named(CUT, gradients_at(self._begun))
+        return with_prefix(CUT, leaf_gradients(self._begun))
 
     def losses(self) -> Mapping[str, float]:
         """Give the turn's mean losses, where the labels came here. Raises `RunFailed`."""
@@ -97,5 +99,5 @@ class Server:
     def predict(self, came: Weights) -> Weights:
         """Run the server's stages in evaluation mode, in full precision."""
         model = self._bench.model.eval()
-        placed = {n: t.to(self._bench.device) for n, t in below(CUT, came).items()}
-        return named(CUT, copied(self.task.run(model, self.cut.middle, placed)))
+        placed = {n: t.to(self._bench.device) for n, t in without_prefix(CUT, came).items()}
+        return with_prefix(CUT, to_cpu(self.task.run(model, self.cut.body, placed)))

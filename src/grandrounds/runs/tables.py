@@ -10,17 +10,17 @@ from typing import TypeAlias
 
 from grandrounds.core.events import Event, RoundFinished, SiteMonitored, SiteTrained, SiteValidated
 from grandrounds.core.files import write_text
-from grandrounds.core.journal import Place, Traffic, absent_of, traffic_of
+from grandrounds.core.journal import Place, Traffic, absences, bytes_by_site
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.run_folder import SCORE_COLUMNS
 
 ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_down")
 FORGETTING_COLUMNS = ("round", "after", "site", "score", "cases")
-Row: TypeAlias = Mapping[str, object]
+_Row: TypeAlias = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Told:
+class ScoreLabel:
     """Whose scores a table holds: an arm's, with a seed, by the model of a round."""
 
     arm: str
@@ -28,18 +28,18 @@ class Told:
     round: int
 
 
-def write_scores(path: Path, scores: Iterable[CaseScore], told: Told) -> None:
+def write_scores(path: Path, scores: Iterable[CaseScore], told: ScoreLabel) -> None:
     """Write one row for each test case and metric."""
     _write(path, SCORE_COLUMNS, _score_rows(scores, told))
 
 
-def write_matrix(path: Path, scores: Mapping[str, Iterable[CaseScore]], told: Told) -> None:
+def write_matrix(path: Path, scores: Mapping[str, Iterable[CaseScore]], told: ScoreLabel) -> None:
     """Write one row for each model (by the name of its site), test case and metric."""
     rows = [{"model": m, **row} for m, found in scores.items() for row in _score_rows(found, told)]
     _write(path, ("model", *SCORE_COLUMNS), rows)
 
 
-def _score_rows(scores: Iterable[CaseScore], told: Told) -> list[Row]:
+def _score_rows(scores: Iterable[CaseScore], told: ScoreLabel) -> list[_Row]:
     return [
         {
             "arm": told.arm,
@@ -60,9 +60,9 @@ def _score_rows(scores: Iterable[CaseScore], told: Told) -> list[Row]:
 def write_rounds(path: Path, events: Sequence[Event], sites: Sequence[str]) -> None:
     """Write one row for each round and site: whether it took part, seconds, bytes, losses."""
     trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
-    absent = absent_of(events)
+    absent = absences(events)
     scores = {(e.round, e.site): e for e in events if isinstance(e, SiteValidated) and e.cases}
-    traffic = traffic_of(events)
+    traffic = bytes_by_site(events)
     losses = list(dict.fromkeys(name for e in trained.values() for name in e.losses))
     rows = [
         _round_row(place, None if place in absent else trained.get(place))
@@ -111,7 +111,7 @@ def concatenate(path: Path, sources: Sequence[Path]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def _write(path: Path, columns: Sequence[str], rows: Iterable[_Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from grandrounds.algorithms.split import Split
 from grandrounds.core.device import autocast, weights_dtype
 from grandrounds.core.errors import BadStudy
-from grandrounds.core.weights import Filter, Weights, below, copied, num_bytes
+from grandrounds.core.weights import Filter, Weights, num_bytes, to_cpu, without_prefix
 from grandrounds.tasks.task import Batch, Task
 
 CUT, LABEL = "cut/", "label/"  # before the names of what crosses the cut, and of labels that go up
 WHOLE = ""  # the part of a network that is all of it
-Labels = Literal["site", "server"]
+LabelsAt = Literal["site", "server"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Cut:
     outside all stages, such as a critic, is the site's.
     """
 
-    front: tuple[str, ...]
-    middle: tuple[str, ...]
-    end: tuple[str, ...]
-    labels: Labels
+    head: tuple[str, ...]
+    body: tuple[str, ...]
+    tail: tuple[str, ...]
+    labels: LabelsAt
     at_server: Filter
     staged: Filter
 
@@ -39,7 +39,7 @@ class Cut:
         return lambda name: keep(name) and not self.at_server(name)
 
 
-def cut_at(stages: Mapping[str, Filter], *, cut: str, back: str, labels: Labels) -> Cut:
+def cut_at(stages: Mapping[str, Filter], *, cut: str, back: str, labels: LabelsAt) -> Cut:
     """Cut before the stage `cut`, and again before `back` where that is given.
 
     Raises `BadStudy` for a stage that is not there, or that leaves one of the sides without any.
@@ -49,9 +49,9 @@ def cut_at(stages: Mapping[str, Filter], *, cut: str, back: str, labels: Labels)
     last = _place("back", back, names, after=first) if back else len(names)
     middle = names[first:last]
     return Cut(
-        front=names[:first],
-        middle=middle,
-        end=names[last:],
+        head=names[:first],
+        body=middle,
+        tail=names[last:],
         labels=labels,
         at_server=_any([stages[name] for name in middle]),
         staged=_any(list(stages.values())),
@@ -81,27 +81,27 @@ def labels_of(task: Task, batch: Batch) -> Weights:
     return {name: tensor for name, tensor in batch.items() if name not in inputs}
 
 
-def begun_at(tensors: Weights, device: torch.device) -> Weights:
+def leaves_from(tensors: Weights, device: torch.device) -> Weights:
     """Begin a graph at what came across the cut."""
     return {
         name: tensor.detach().to(device).requires_grad_(tensor.is_floating_point())
-        for name, tensor in below(CUT, tensors).items()
+        for name, tensor in without_prefix(CUT, tensors).items()
     }
 
 
-def go_back(made: Weights, came: Weights) -> None:
+def backpropagate(made: Weights, came: Weights) -> None:
     """Backpropagate from what was made, by the gradients that came across the cut.
 
     Each is laid out as what it belongs to: another layout would be another order of sums.
     """
-    found = {name: g for name, g in below(CUT, came).items() if made[name].requires_grad}
+    found = {name: g for name, g in without_prefix(CUT, came).items() if made[name].requires_grad}
     laid_out = [torch.empty_like(made[name]).copy_(g) for name, g in found.items()]
     torch.autograd.backward([made[name] for name in found], laid_out)
 
 
-def gradients_at(begun: Weights) -> Weights:
+def leaf_gradients(begun: Weights) -> Weights:
     """Give the gradients of where a graph began, as far as it reached."""
-    return copied({n: t.grad for n, t in begun.items() if t.grad is not None})
+    return to_cpu({n: t.grad for n, t in begun.items() if t.grad is not None})
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def case_bytes(task: Task, cut: Cut, size: tuple[int, int], precision: torch.dty
     scale = weights_dtype(precision).itemsize // torch.float32.itemsize
     with FakeTensorMode(), autocast(torch.device("cpu"), precision):
         model, batch = task.build(0), task.blank(size)
-        up = task.run(model, cut.front, task.inputs(batch))
-        down = task.run(model, cut.middle, up)
+        up = task.run(model, cut.head, task.inputs(batch))
+        down = task.run(model, cut.body, up)
         return CaseBytes(
             up={name: scale * tensor.nbytes for name, tensor in up.items()},
             down=scale * num_bytes(down),

@@ -14,33 +14,33 @@ import torch
 from grandrounds.core.files import write_bytes
 from grandrounds.core.messages import CaseScore, Evaluate, Reply
 from grandrounds.core.run_folder import SiteFolder
-from grandrounds.data.cohort import Split
-from grandrounds.site.model_state import Desk
-from grandrounds.site.training import Bench
+from grandrounds.data.cohort import SplitName
+from grandrounds.site.model_state import SiteModel
+from grandrounds.site.training import Trainer
 from grandrounds.tasks.metrics import patient_means
 from grandrounds.tasks.task import Batch, Examples, Picture, Task
 
 
 @dataclass(frozen=True)
-class Exam:
+class Evaluator:
     """Scores a site's cases, and keeps its pictures."""
 
-    desk: Desk
+    desk: SiteModel
 
     def take(self, request: Evaluate) -> Reply:
         """Score the model that a request is about."""
         desk, site = self.desk, self.desk.site
-        examples = site.cases(cast(Split, request.split))
-        desk.bench.load(desk.kept.tuned() if request.tuned else desk.own_model(request))
-        scores = scored(desk.bench, site.task, examples)
+        examples = site.cases(cast(SplitName, request.split))
+        desk.bench.load(desk.kept.load_tuned() if request.tuned else desk.local_model(request))
+        scores = score_examples(desk.bench, site.task, examples)
         return self.report(
-            request, examples, scores, partial(predicted, desk.bench, site.task, examples)
+            request, examples, scores, partial(predict_picture, desk.bench, site.task, examples)
         )
 
     def trained(self) -> float | None:
         """Return the validation score of the model on the bench; none without cases."""
         task = self.desk.site.task
-        scores = scored(self.desk.bench, task, self.desk.site.cases("validation"))
+        scores = score_examples(self.desk.bench, task, self.desk.site.cases("validation"))
         return task.summary(scores).get(task.metric)
 
     def report(
@@ -68,13 +68,13 @@ class Exam:
         )
 
 
-def scored(bench: Bench, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
+def score_examples(bench: Trainer, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
     """Score every example, in fp32 and evaluation mode."""
-    chunks = chunks_of(task, examples)
+    chunks = evaluation_batches(task, examples)
     return tuple(score for chunk in chunks for score in _scored_batch(bench, task, examples, chunk))
 
 
-def chunks_of(task: Task, examples: Examples) -> list[range]:
+def evaluation_batches(task: Task, examples: Examples) -> list[range]:
     """Deal examples out in the batches in which they are scored."""
     size = task.cases_at_once
     starts = range(0, len(examples), size)
@@ -82,8 +82,8 @@ def chunks_of(task: Task, examples: Examples) -> list[range]:
 
 
 @torch.no_grad()
-def _scored_batch(bench: Bench, task: Task, examples: Examples, chunk: range) -> list[CaseScore]:
-    batch = bench.place(examples.batch(chunk, None))
+def _scored_batch(bench: Trainer, task: Task, examples: Examples, chunk: range) -> list[CaseScore]:
+    batch = bench.to_device(examples.batch(chunk, None))
     return case_scores(task, examples, chunk, task.predict(bench.model, batch), batch)
 
 
@@ -128,7 +128,7 @@ def panels(
 
     `picture` shows an example by number.
     """
-    pictures = {index: picture(index) for index in shown(examples)}
+    pictures = {index: picture(index) for index in panel_examples(examples)}
     means = patient_means(scores, task.metric) if any(pictures.values()) else {}
     found: dict[str, list[Panel]] = defaultdict(list)
     for index in (index for index, made in pictures.items() if made):
@@ -139,13 +139,13 @@ def panels(
 
 
 @torch.no_grad()
-def predicted(bench: Bench, task: Task, examples: Examples, index: int) -> Picture:
+def predict_picture(bench: Trainer, task: Task, examples: Examples, index: int) -> Picture:
     """Show what the model on the bench predicts of one example."""
-    batch = bench.place(examples.batch([index], None))
+    batch = bench.to_device(examples.batch([index], None))
     return task.picture(task.predict(bench.model, batch), batch)
 
 
-def shown(examples: Examples) -> tuple[int, ...]:
+def panel_examples(examples: Examples) -> tuple[int, ...]:
     """Choose the examples that a report may show: of each site, task and patient the middle one."""
     by_patient: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for index in range(len(examples)):

@@ -12,7 +12,7 @@ from grandrounds.core.weights import Filter, Weights
 TINY = 1e-14  # keeps a ratio finite
 
 
-class Nudge(Protocol):
+class GradientTerm(Protocol):
     """Changes the gradients of a part's parameters, in place."""
 
     def __call__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -21,7 +21,7 @@ class Nudge(Protocol):
 
 
 @dataclass(frozen=True)
-class Pull:
+class ProximalTerm:
     """The gradient of strength / 2 |w - w0|^2, for every tensor that `towards` names.
 
     Li et al. 2020 (FedProx); Li et al. 2021 (Ditto).
@@ -40,7 +40,7 @@ class Pull:
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlVariate:
     """Adds c - c_i to the gradients of what is shared, and learns the next c_i.
 
     The next c_i is the mean of the uncorrected gradients, which is option II of Karimireddy et al.
@@ -73,7 +73,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ContrastiveTerm:
     """The gradient of strength * |w - start|_1 / sum_j |w - other_j|_1, over `start`'s tensors.
 
     Norms are summed over all tensors; where w = start there is no pull. Feng et al. 2023 (FedMRI).
@@ -103,7 +103,7 @@ def _sign(parameter: Tensor, other: Tensor) -> Tensor:
     return torch.sign(parameter - other.to(parameter.device))
 
 
-def nudged(nudges: Sequence[Nudge], parameters: Mapping[str, nn.Parameter]) -> None:
+def apply_terms(nudges: Sequence[GradientTerm], parameters: Mapping[str, nn.Parameter]) -> None:
     """Apply all nudges in order."""
     for nudge in nudges:
         nudge(parameters)

@@ -7,36 +7,36 @@ from torch import nn
 
 from grandrounds.core.messages import Evaluate, Train, Tune
 from grandrounds.core.run_folder import SiteFolder
-from grandrounds.core.state import Rounds, State, load_state, save_state, saved_rounds
-from grandrounds.core.weights import OPTIMIZER, Weights, below, read, select, write
+from grandrounds.core.state import RoundStore, State, load_state, save_state, saved_rounds
+from grandrounds.core.weights import OPTIMIZER, Weights, read, select, without_prefix, write
 from grandrounds.site.setup import SiteSetup
-from grandrounds.site.training import Bench
+from grandrounds.site.training import Trainer
 
 PERSONAL = "personal/"
 MEMORY = "memory/"  # before the names of what the task remembers of its training
 
 
 @dataclass(frozen=True)
-class Kept:
+class SiteStore:
     """The rounds that a site can go on from, below its own folder."""
 
     folder: Path
 
     @property
-    def private(self) -> Rounds:
+    def private(self) -> RoundStore:
         """Give the rounds of private state: own weights, optimiser state, control variates."""
-        return Rounds(self._files.state)
+        return RoundStore(self._files.state)
 
     @property
     def _files(self) -> SiteFolder:
         return SiteFolder(self.folder)
 
-    def held(self) -> tuple[int, ...]:
+    def rounds(self) -> tuple[int, ...]:
         """List the rounds that are complete here."""
-        merged = saved_rounds(self._files.merged).held()
-        return tuple(r for r in self.private.held() if not merged or r in merged)
+        merged = saved_rounds(self._files.merged).rounds()
+        return tuple(r for r in self.private.rounds() if not merged or r in merged)
 
-    def keep_merged(self, state: State, best: int) -> None:
+    def save_merged(self, state: State, best: int) -> None:
         """Keep a merged model and what goes with it. Raises `DiskFailed`."""
         save_state(self._files.merged, State(state.weights, state.round, state.memory, best))
 
@@ -55,45 +55,45 @@ class Kept:
         if self.has_merged(round):
             write(self._files.shared(name), self.merged(round).weights, notes)
 
-    def keep_tuned(self, weights: Weights) -> None:
+    def save_tuned(self, weights: Weights) -> None:
         """Keep the model that was fine-tuned for this site alone."""
         write(self._files.tuned, weights)
 
-    def tuned(self) -> Weights:
+    def load_tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
         return read(self._files.tuned)[0]
 
 
-def model_of(private: Weights) -> Weights:
+def model_tensors(private: Weights) -> Weights:
     """Select the model's own tensors in private state."""
     return select(private, lambda name: "/" not in name)
 
 
-def personal_of(private: Weights) -> Weights:
+def personal_tensors(private: Weights) -> Weights:
     """Select the personal model of private state, and its optimiser's state."""
-    return below(PERSONAL, private)
+    return without_prefix(PERSONAL, private)
 
 
-def moments_of(private: Weights) -> Weights:
+def optimizer_tensors(private: Weights) -> Weights:
     """Select an optimiser's state."""
     return select(private, lambda name: name.startswith(OPTIMIZER))
 
 
 @dataclass(frozen=True)
-class Desk:
+class SiteModel:
     """One site's place at a bench that it may share."""
 
     site: SiteSetup
 
     @property
-    def bench(self) -> Bench:
+    def bench(self) -> Trainer:
         """The model in memory that the site shares."""
         return self.site.bench
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> SiteStore:
         """What the site keeps in its folder."""
-        return Kept(self.site.folder)
+        return SiteStore(self.site.folder)
 
     def private_of(self, round: int) -> Weights:
         """Give the private state after a round; before the first it is the first weights."""
@@ -106,17 +106,17 @@ class Desk:
         first = State(select(self.site.first_weights(), self.site.travels))
         return self.kept.merged(round) if round and first.weights else first
 
-    def came_in(self, request: Train | Evaluate | Tune) -> Weights:
+    def incoming(self, request: Train | Evaluate | Tune) -> Weights:
         """Give what a request brought, or the merged model that this site holds itself."""
         if request.weights:
             return request.weights
         return self.site.method.broadcast(self.merged(request.since), self.site.name)
 
-    def sit_down(self, tensors: Weights) -> None:
+    def load_for_training(self, tensors: Weights) -> None:
         """Put a model on the bench to train: weights, and the optimiser's state if it lasts."""
-        self.bench.load(model_of(tensors))
+        self.bench.load(model_tensors(tensors))
         keeps = not self.site.training.reset_optimizer
-        self.bench.load_optimizer_state(moments_of(tensors) if keeps else {})
+        self.bench.load_optimizer_state(optimizer_tensors(tensors) if keeps else {})
         if self.site.training.norm_buffers == "reset":
             _reset_running_statistics(self.bench.model)
 
@@ -133,21 +133,23 @@ class Desk:
         )
         return stays | self.bench.optimizer_state(self.site.uses)
 
-    def whole(self) -> Weights:
+    def all_weights(self) -> Weights:
         """Copy the whole model of the site's tasks."""
         return self.bench.weights(self.site.uses)
 
-    def own_model(self, request: Evaluate | Tune) -> Weights:
+    def local_model(self, request: Evaluate | Tune) -> Weights:
         """Give the model that this site uses: private and shared, or its personal one."""
         private = self.private_of(request.since)
-        return model_of(private | self.came_in(request) | model_of(personal_of(private)))
+        return model_tensors(
+            private | self.incoming(request) | model_tensors(personal_tensors(private))
+        )
 
     def write_models(self, rounds: dict[str, int]) -> None:
         """Write what of each round's model is the site's alone; a name ends the file's."""
         for name, round in rounds.items():
             private = self.private_of(round)
-            own = select(model_of(private), lambda n: not self.site.travels(n))
-            self.kept.write_model(name, round, own | model_of(personal_of(private)))
+            own = select(model_tensors(private), lambda n: not self.site.travels(n))
+            self.kept.write_model(name, round, own | model_tensors(personal_tensors(private)))
 
 
 def _reset_running_statistics(model: nn.Module) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import Adopt, Merge, Reply
-from grandrounds.core.state import flattened, unflattened
+from grandrounds.core.state import from_tensors, to_tensors
 from grandrounds.core.weights import num_bytes
-from grandrounds.site.model_state import Desk
+from grandrounds.site.model_state import SiteModel
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Mailbox:
 
 
 @dataclass(frozen=True)
-class Peers:
+class PeerExchange:
     """One site among its peers: its mailbox, and the desk that it merges at."""
 
-    desk: Desk
+    desk: SiteModel
     mailbox: Mailbox
 
     def merge(self, request: Merge) -> Reply:
@@ -58,14 +58,14 @@ class Peers:
             merged=len(updates),
             received=sum(num_bytes(u.weights) for u in updates if u.site != site.name),
             shared=merged.fingerprint,
-            weights=flattened(merged),
+            weights=to_tensors(merged),
         )
 
     def adopt(self, request: Adopt) -> Reply:
         """Keep the leader's merged model; what else was delivered is of no use any more."""
         merged = self.mailbox.merged(request.leader, request.round)
-        state = unflattened(merged.weights, request.round)
-        self.desk.kept.keep_merged(state, request.keep)
+        state = from_tensors(merged.weights, request.round)
+        self.desk.kept.save_merged(state, request.keep)
         site = self.desk.site.name
         received = 0 if request.leader == site else num_bytes(merged.weights)
         shared = state.fingerprint

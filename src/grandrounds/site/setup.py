@@ -11,9 +11,9 @@ from grandrounds.algorithms.methods import Method
 from grandrounds.core.messages import Forward, Request, Tail
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights
-from grandrounds.data.cohort import Cohort, Split
+from grandrounds.data.cohort import Cohort, SplitName
 from grandrounds.site.cut import Cut
-from grandrounds.site.training import Bench, Lesson, Training
+from grandrounds.site.training import BatchSource, Trainer, Training
 from grandrounds.tasks.task import Examples, Task
 
 
@@ -36,7 +36,7 @@ class SiteSetup:
     travels: Filter
     method: Method
     first_weights: Callable[[], Weights]
-    bench: Bench
+    bench: Trainer
     folder: Path
     shows_images: bool = True
     cut: Cut | None = None
@@ -46,7 +46,7 @@ class SiteSetup:
         """Return the examples that the site trains on."""
         return self.task.training_examples(self.cohorts)
 
-    def cases(self, split: Split) -> Examples:
+    def cases(self, split: SplitName) -> Examples:
         """Return every case of a split."""
         return self.task.evaluation_examples(self.cohorts, split)
 
@@ -60,11 +60,11 @@ class SiteSetup:
         """Return the learning rate of a round, counted from 1."""
         return self.training.rate(round, self.rounds)
 
-    def lesson(self, round: int) -> Lesson:
+    def lesson(self, round: int) -> BatchSource:
         """Return a round's training examples in batches, in the same order at every call."""
         seed = seed_for(self.seed, self.name, round, "batches")
         generator = torch.Generator().manual_seed(seed)
-        return Lesson(self.task, self.training_examples, self.training.batch_size, generator)
+        return BatchSource(self.task, self.training_examples, self.training.batch_size, generator)
 
     def answer_seed(self, request: Request) -> int:
         """Return the seed of what an answer draws without a generator, such as dropout."""

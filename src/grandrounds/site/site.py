@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import TypeAlias, assert_never
 
 from grandrounds.core.events import SiteReady
-from grandrounds.core.failures import whole
+from grandrounds.core.failures import unredacted
 from grandrounds.core.messages import (
     Adopt,
     Backward,
@@ -24,16 +24,16 @@ from grandrounds.core.messages import (
     Tune,
 )
 from grandrounds.core.weights import Weights, digest, num_bytes
-from grandrounds.site.evaluation import Exam
+from grandrounds.site.evaluation import Evaluator
 from grandrounds.site.local_round import LocalRound
-from grandrounds.site.model_state import Desk
-from grandrounds.site.peers import Mailbox, Peers
+from grandrounds.site.model_state import SiteModel
+from grandrounds.site.peers import Mailbox, PeerExchange
 from grandrounds.site.setup import SiteSetup
-from grandrounds.site.split import Exchange, Turns
-from grandrounds.site.training import own_randomness, train
+from grandrounds.site.split import SplitRequest, SplitTurns
+from grandrounds.site.training import isolated_rng, train
 
 Promise: TypeAlias = Callable[[], Reply]
-Untrained: TypeAlias = Describe | Merge | Adopt | Tune | Evaluate | Finish
+SimpleRequest: TypeAlias = Describe | Merge | Adopt | Tune | Evaluate | Finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Site(SiteSetup):
 
     ready: SiteReady
     disk: Executor
-    redact: Callable[[str], str] = whole
+    redact: Callable[[str], str] = unredacted
     mailbox: Mailbox = field(default_factory=Mailbox)
 
     def answer(self, request: Request) -> Reply:
@@ -63,7 +63,7 @@ class Site(SiteSetup):
         its promise.
         """
         started = time.perf_counter()
-        with own_randomness(self.answer_seed(request)):
+        with isolated_rng(self.answer_seed(request)):
             promise = self._begin(request)
         seconds = time.perf_counter() - started
         return lambda: self._signed(promise(), seconds)
@@ -84,14 +84,14 @@ class Site(SiteSetup):
             return self._take_turn(request)
         return partial(_same, self._answer(request))
 
-    def _answer(self, request: Untrained) -> Reply:
+    def _answer(self, request: SimpleRequest) -> Reply:
         match request:
             case Describe():
                 return self._describe()
             case Merge():
-                return Peers(self._desk, self.mailbox).merge(request)
+                return PeerExchange(self._desk, self.mailbox).merge(request)
             case Adopt():
-                return Peers(self._desk, self.mailbox).adopt(request)
+                return PeerExchange(self._desk, self.mailbox).adopt(request)
             case Tune():
                 return self._tune(request)
             case Evaluate():
@@ -102,20 +102,20 @@ class Site(SiteSetup):
                 assert_never(request)
 
     def _describe(self) -> Reply:
-        return Reply(site=self.name, round=0, rounds=self._desk.kept.held(), ready=self.ready)
+        return Reply(site=self.name, round=0, rounds=self._desk.kept.rounds(), ready=self.ready)
 
     @cached_property
-    def _desk(self) -> Desk:
-        return Desk(self)
+    def _desk(self) -> SiteModel:
+        return SiteModel(self)
 
     @cached_property
-    def _turns(self) -> Turns:
+    def _turns(self) -> SplitTurns:
         assert self.cut is not None, "only a study that cuts the network asks for this"
-        return Turns(self._desk, self.cut)
+        return SplitTurns(self._desk, self.cut)
 
     def _evaluate(self, request: Evaluate) -> Reply:
         """Score the model that a request is about, or end the turn in which it was scored."""
-        exam = Exam(self._desk)
+        exam = Evaluator(self._desk)
         if not self.cut:
             return exam.take(request)
         turn = self._turns.scored()
@@ -129,7 +129,7 @@ class Site(SiteSetup):
             site=self.name,
             round=request.round,
             steps=trained.steps,
-            score=Exam(self._desk).trained() if request.plan.validates else None,
+            score=Evaluator(self._desk).trained() if request.plan.validates else None,
             metrics=trained.losses,
             weights=shared,
         )
@@ -148,18 +148,18 @@ class Site(SiteSetup):
 
     def _tune(self, request: Tune) -> Reply:
         """Fine-tune the whole model, all of it private from here on."""
-        self._desk.sit_down(self._desk.own_model(request))
+        self._desk.load_for_training(self._desk.local_model(request))
         self.bench.set_rate(self.training.learning_rate)
         lesson = self.lesson(request.round)
         trained = train(self.bench, lesson, lesson.batches(epochs=request.epochs))
-        tuned = self._desk.whole()
-        self._desk.kept.keep_tuned(tuned)
+        tuned = self._desk.all_weights()
+        self._desk.kept.save_tuned(tuned)
         metrics, steps = trained.losses, trained.steps
         return Reply(
             site=self.name, round=request.round, steps=steps, metrics=metrics, digest=digest(tuned)
         )
 
-    def _take_turn(self, request: Exchange) -> Promise:
+    def _take_turn(self, request: SplitRequest) -> Promise:
         reply, kept = self._turns.take(request)
         if kept is None:
             return partial(_same, reply)

@@ -10,17 +10,26 @@ from torch import Tensor
 
 from grandrounds.core.device import autocast
 from grandrounds.core.messages import Backward, CaseScore, Forward, Reply, Tail
-from grandrounds.core.weights import Weights, below, copied, named, num_bytes
-from grandrounds.data.cohort import Split
-from grandrounds.site.cut import CUT, LABEL, WHOLE, Cut, begun_at, go_back, gradients_at, labels_of
-from grandrounds.site.evaluation import case_scores, chunks_of, shown
-from grandrounds.site.model_state import Desk, model_of
-from grandrounds.site.training import Bench, means, step
+from grandrounds.core.weights import Weights, num_bytes, to_cpu, with_prefix, without_prefix
+from grandrounds.data.cohort import SplitName
+from grandrounds.site.cut import (
+    CUT,
+    LABEL,
+    WHOLE,
+    Cut,
+    backpropagate,
+    labels_of,
+    leaf_gradients,
+    leaves_from,
+)
+from grandrounds.site.evaluation import case_scores, evaluation_batches, panel_examples
+from grandrounds.site.model_state import SiteModel, model_tensors
+from grandrounds.site.training import Trainer, means, step
 from grandrounds.tasks.task import Batch, Examples, Picture, Task
 
 
 @dataclass
-class Tally:
+class TurnTraffic:
     """When a turn began, and the bytes of what it has sent and received since."""
 
     began: float = field(default_factory=time.perf_counter)
@@ -40,16 +49,16 @@ class Tally:
 
 
 @dataclass
-class LearningTurn:
+class TrainingTurn:
     """A turn to train: the batches to come, and the graphs that wait for their gradients."""
 
-    bench: Bench
+    bench: Trainer
     task: Task
     cut: Cut
     opening: Forward
     batches: Iterator[Batch]
     steps: int
-    tally: Tally = field(default_factory=Tally)
+    tally: TurnTraffic = field(default_factory=TurnTraffic)
     _batch: Batch = field(default_factory=dict[str, Tensor])
     _made: Weights = field(default_factory=dict[str, Tensor])
     _part: str = WHOLE
@@ -59,11 +68,11 @@ class LearningTurn:
         """Run the front on the next batch, and give what crosses the cut."""
         bench = self.bench
         bench.model.zero_grad()
-        self._batch = bench.place(next(self.batches))
+        self._batch = bench.to_device(next(self.batches))
         with autocast(bench.device, bench.precision):
-            self._made = self.task.run(bench.model, self.cut.front, self.task.inputs(self._batch))
+            self._made = self.task.run(bench.model, self.cut.head, self.task.inputs(self._batch))
         labels = labels_of(self.task, self._batch) if self.cut.labels == "server" else {}
-        return named(CUT, copied(self._made)) | named(LABEL, copied(labels))
+        return with_prefix(CUT, to_cpu(self._made)) | with_prefix(LABEL, to_cpu(labels))
 
     def tail(self, came: Weights) -> Weights:
         """Run the end and judge its output; give the gradients of what came.
@@ -71,13 +80,13 @@ class LearningTurn:
         Critics step here. The network's own part waits for the front's gradients, for one step.
         """
         bench = self.bench
-        begun = begun_at(came, bench.device)
+        begun = leaves_from(came, bench.device)
         with autocast(bench.device, bench.precision):
-            output = self.task.run(bench.model, self.cut.end, begun)["output"]
-        losses = self.task.judge(bench.model, output, self._batch)
+            output = self.task.run(bench.model, self.cut.tail, begun)["output"]
+        losses = self.task.losses_of_output(bench.model, output, self._batch)
         for part, loss in bench.under_autocast(losses):
             self._learn(part, loss)
-        return named(CUT, gradients_at(begun))
+        return with_prefix(CUT, leaf_gradients(begun))
 
     def _learn(self, part: str, loss: Tensor) -> None:
         self._totals.setdefault(part, []).append(loss.detach())
@@ -89,7 +98,7 @@ class LearningTurn:
 
     def backward(self, came: Weights) -> None:
         """Backpropagate the front, and take the step of the network's own part."""
-        go_back(self._made, came)
+        backpropagate(self._made, came)
         self.bench.optimizer(self._part).step()
 
     def losses(self) -> dict[str, float]:
@@ -98,17 +107,17 @@ class LearningTurn:
 
 
 @dataclass
-class ScoringTurn:
+class EvaluationTurn:
     """A turn to be scored: the batches to come, and the scores so far."""
 
-    bench: Bench
+    bench: Trainer
     task: Task
     cut: Cut
     examples: Examples
     chunks: Iterator[range]
     steps: int
     shown: tuple[int, ...] = ()
-    tally: Tally = field(default_factory=Tally)
+    tally: TurnTraffic = field(default_factory=TurnTraffic)
     scores: list[CaseScore] = field(default_factory=list[CaseScore])
     pictures: dict[int, Picture] = field(default_factory=dict[int, Picture])
     _chunk: range = range(0)
@@ -120,16 +129,16 @@ class ScoringTurn:
         self._chunk = next(self.chunks, range(0))
         if not self._chunk:
             return {}
-        self._batch = self.bench.place(self.examples.batch(self._chunk, None))
+        self._batch = self.bench.to_device(self.examples.batch(self._chunk, None))
         inputs = self.task.inputs(self._batch)
-        return named(CUT, copied(self.task.run(self.bench.model, self.cut.front, inputs)))
+        return with_prefix(CUT, to_cpu(self.task.run(self.bench.model, self.cut.head, inputs)))
 
     @torch.no_grad()
     def tail(self, came: Weights) -> Weights:
         """Run the end and score its output, which stays here."""
-        placed = {n: t.to(self.bench.device) for n, t in below(CUT, came).items()}
-        output = self.task.run(self.bench.model, self.cut.end, placed)["output"]
-        prediction = self.task.read(output)
+        placed = {n: t.to(self.bench.device) for n, t in without_prefix(CUT, came).items()}
+        output = self.task.run(self.bench.model, self.cut.tail, placed)["output"]
+        prediction = self.task.to_prediction(output)
         self.scores += case_scores(self.task, self.examples, self._chunk, prediction, self._batch)
         rows = len(prediction) // len(self._chunk)
         for index in set(self.shown) & set(self._chunk):
@@ -138,16 +147,16 @@ class ScoringTurn:
         return {}
 
     def _picture(self, index: int, prediction: Tensor) -> None:
-        own = self.bench.place(self.examples.batch([index], None))
+        own = self.bench.to_device(self.examples.batch([index], None))
         self.pictures[index] = self.task.picture(prediction, own)
 
 
-Turn: TypeAlias = LearningTurn | ScoringTurn
-Exchange: TypeAlias = Forward | Tail | Backward
+Turn: TypeAlias = TrainingTurn | EvaluationTurn
+SplitRequest: TypeAlias = Forward | Tail | Backward
 
 
 @dataclass(frozen=True)
-class Kept:
+class PrivateState:
     """What stays at the site when a turn to train has ended, and the older rounds to keep."""
 
     private: Weights
@@ -155,14 +164,14 @@ class Kept:
 
 
 @dataclass
-class Turns:
+class SplitTurns:
     """A site's turns at a network that is cut, and the one that is under way."""
 
-    desk: Desk
+    desk: SiteModel
     cut: Cut
     _turn: Turn | None = None
 
-    def take(self, request: Exchange) -> tuple[Reply, Kept | None]:
+    def take(self, request: SplitRequest) -> tuple[Reply, PrivateState | None]:
         """Do one step of a turn; with the last step of training comes what must be kept."""
         if isinstance(request, Forward) and request.step == 0:
             self._turn = self._begun(request)
@@ -175,10 +184,10 @@ class Turns:
         site, round = self.desk.site.name, request.round
         return Reply(site=site, round=round, steps=turn.steps, weights=weights), None
 
-    def scored(self) -> ScoringTurn:
+    def scored(self) -> EvaluationTurn:
         """End a turn to be scored."""
         turn, self._turn = self._turn, None
-        assert isinstance(turn, ScoringTurn)
+        assert isinstance(turn, EvaluationTurn)
         return turn
 
     def _begun(self, request: Forward) -> Turn:
@@ -187,30 +196,30 @@ class Turns:
             return self._learning(request, tensors)
         return self._scoring(request, tensors)
 
-    def _learning(self, request: Forward, tensors: Weights) -> LearningTurn:
+    def _learning(self, request: Forward, tensors: Weights) -> TrainingTurn:
         desk, site = self.desk, self.desk.site
-        desk.sit_down(tensors)
+        desk.load_for_training(tensors)
         desk.bench.set_rate(site.learning_rate(request.round))
         desk.bench.model.train()
         lesson = site.lesson(request.round)
         epochs, steps = request.plan.epochs, request.plan.steps
         batches = lesson.batches(epochs=epochs, steps=steps)
         count = lesson.num_batches(epochs=epochs, steps=steps)
-        return LearningTurn(desk.bench, site.task, self.cut, request, batches, count)
+        return TrainingTurn(desk.bench, site.task, self.cut, request, batches, count)
 
-    def _scoring(self, request: Forward, tensors: Weights) -> ScoringTurn:
+    def _scoring(self, request: Forward, tensors: Weights) -> EvaluationTurn:
         bench, site = self.desk.bench, self.desk.site
-        bench.load(model_of(tensors))
+        bench.load(model_tensors(tensors))
         bench.model.eval()
-        examples = site.cases(cast(Split, request.split))
-        chunks = chunks_of(site.task, examples)
-        seen = shown(examples) if request.cases and site.shows_images else ()
-        return ScoringTurn(bench, site.task, self.cut, examples, iter(chunks), len(chunks), seen)
+        examples = site.cases(cast(SplitName, request.split))
+        chunks = evaluation_batches(site.task, examples)
+        seen = panel_examples(examples) if request.cases and site.shows_images else ()
+        return EvaluationTurn(bench, site.task, self.cut, examples, iter(chunks), len(chunks), seen)
 
-    def _learned(self, request: Backward) -> tuple[Reply, Kept]:
+    def _learned(self, request: Backward) -> tuple[Reply, PrivateState]:
         """End a turn to train: send what is shared of this site's part, when the rest is kept."""
         turn, self._turn = self._turn, None
-        assert isinstance(turn, LearningTurn)
+        assert isinstance(turn, TrainingTurn)
         reply = Reply(
             site=self.desk.site.name,
             round=request.round,
@@ -219,10 +228,10 @@ class Turns:
             weights=self.desk.shared(with_moments=turn.opening.plan.carries),
         )
         rounds = {turn.opening.keep, turn.opening.since}
-        return turn.tally.signed(reply), Kept(self.desk.private(), rounds)
+        return turn.tally.signed(reply), PrivateState(self.desk.private(), rounds)
 
 
-def _step(turn: Turn, request: Exchange) -> Weights:
+def _step(turn: Turn, request: SplitRequest) -> Weights:
     """Do one step of a turn, and return what goes across the cut."""
     match request:
         case Forward():
@@ -230,6 +239,6 @@ def _step(turn: Turn, request: Exchange) -> Weights:
         case Tail():
             return turn.tail(request.weights)
         case Backward():
-            assert isinstance(turn, LearningTurn)
+            assert isinstance(turn, TrainingTurn)
             turn.backward(request.weights)
             return {}

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from grandrounds.core.device import Machine, Precision, autocast, machine_for, weights_dtype
-from grandrounds.core.weights import OPTIMIZER, Filter, Weights, copied, select
-from grandrounds.site.gradient_terms import Nudge, nudged
+from grandrounds.core.weights import OPTIMIZER, Filter, Weights, select, to_cpu
+from grandrounds.site.gradient_terms import GradientTerm, apply_terms
 from grandrounds.tasks.task import Batch, Examples, Task
 
 
 @dataclass
-class Bench:
+class Trainer:
     """A model, an optimiser for each trained part, and where and how precisely they compute.
 
     `rates` multiplies the learning rate for parameters whose name starts with a prefix.
@@ -40,7 +40,7 @@ class Bench:
     )
     _rate: float = field(default=0.0, init=False)
 
-    def place(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a batch to the device, in the type of the weights."""
         dtype = weights_dtype(self.precision)
         return {
@@ -86,7 +86,7 @@ class Bench:
         return self._named[part]
 
     @contextmanager
-    def training_only(self, trained: Filter) -> Generator[None, None, None]:
+    def train_only(self, trained: Filter) -> Generator[None, None, None]:
         """Let only the parameters whose names pass the filter be trained."""
         changed = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         try:
@@ -108,7 +108,7 @@ class Bench:
 
     def weights(self, keep: Filter) -> Weights:
         """Copy the model's tensors whose names pass the filter."""
-        return copied(select(self.model.state_dict(), keep))
+        return to_cpu(select(self.model.state_dict(), keep))
 
     def optimizer_state(self, keep: Filter) -> Weights:
         """Copy the optimisers' tensors of the parameters whose names pass the filter.
@@ -197,7 +197,7 @@ def rate_factor(schedule: str, round: int, rounds: int) -> float:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What local training came to: the mean loss of each part, and the batches."""
 
     losses: Mapping[str, float]
@@ -205,7 +205,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class BatchSource:
     """What a site trains on: its examples, in batches, in an order that the generator draws."""
 
     task: Task
@@ -231,8 +231,12 @@ class Lesson:
 
 
 def train(
-    bench: Bench, lesson: Lesson, batches: Iterable[Batch], *, nudges: Sequence[Nudge] = ()
-) -> Trained:
+    bench: Trainer,
+    lesson: BatchSource,
+    batches: Iterable[Batch],
+    *,
+    nudges: Sequence[GradientTerm] = (),
+) -> TrainingResult:
     """Train the bench's model on batches, one optimiser step for each loss of the task.
 
     Raises `FloatingPointError` if a loss is not finite.
@@ -241,15 +245,15 @@ def train(
     steps = 0
     bench.model.train()
     for batch in batches:
-        losses = lesson.task.losses(bench.model, bench.place(batch))
+        losses = lesson.task.losses(bench.model, bench.to_device(batch))
         for part, loss in bench.under_autocast(losses):
             step(bench, part, loss, nudges)
             totals.setdefault(part, []).append(loss.detach())
         steps += 1
-    return Trained(means(totals), steps)
+    return TrainingResult(means(totals), steps)
 
 
-def step(bench: Bench, part: str, loss: Tensor, nudges: Sequence[Nudge] = ()) -> None:
+def step(bench: Trainer, part: str, loss: Tensor, nudges: Sequence[GradientTerm] = ()) -> None:
     """Take one optimiser step; a loss that no trained parameter moves takes none."""
     optimizer = bench.optimizer(part)
     optimizer.zero_grad()
@@ -257,7 +261,7 @@ def step(bench: Bench, part: str, loss: Tensor, nudges: Sequence[Nudge] = ()) ->
         return
     loss.backward()  # pyright: ignore[reportUnknownMemberType]
     if nudges:
-        nudged(nudges, bench.parameters(part))
+        apply_terms(nudges, bench.parameters(part))
     optimizer.step()
 
 
@@ -277,7 +281,7 @@ def _means(totals: Mapping[str, list[Tensor]]) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def own_randomness(seed: int) -> Generator[None, None, None]:
+def isolated_rng(seed: int) -> Generator[None, None, None]:
     """Seed what cannot be given a generator (dropout), and put the global state back afterwards."""
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]

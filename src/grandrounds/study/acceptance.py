@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.files import write_bytes
-from grandrounds.core.serialization import revive
+from grandrounds.core.serialization import from_plain
 
 FOLDER = "accepted"
 
@@ -55,7 +55,7 @@ def accept(study: str, key: Path, certificate: Path) -> Acceptance:
     return Acceptance(**asdict(word) | {"signature": b64encode(signature).decode()})
 
 
-def check(word: Acceptance, *, site: str, study: str, root: Path) -> None:
+def check_acceptance(word: Acceptance, *, site: str, study: str, root: Path) -> None:
     """Check that a site itself accepted this study, by a certificate of this federation.
 
     `root` is the certificate of the federation's authority (PEM); the site's must be valid now.
@@ -86,14 +86,14 @@ def _check_dates(site: str, proof: x509.Certificate) -> None:
         )
 
 
-def keep(word: Acceptance, folder: Path) -> Path:
+def save_acceptance(word: Acceptance, folder: Path) -> Path:
     """Write an acceptance into a site's own folder, one file a study."""
     path = folder / FOLDER / f"{word.study}.json"
     write_bytes(path, to_json(word))
     return path
 
 
-def kept(study: str, folder: Path) -> Acceptance | None:
+def load_acceptance(study: str, folder: Path) -> Acceptance | None:
     """Read a site's acceptance of a study, if there is one."""
     path = folder / FOLDER / f"{study}.json"
     return from_json(path.read_bytes()) if path.exists() else None
@@ -107,7 +107,7 @@ def to_json(word: Acceptance) -> bytes:
 def from_json(data: bytes) -> Acceptance:
     """Read an acceptance. Raises `BadSite` where it is damaged."""
     try:
-        return revive(Acceptance, json.loads(data))
+        return from_plain(Acceptance, json.loads(data))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadSite(f"an acceptance cannot be read ({error}); accept the study anew") from None
 

@@ -29,11 +29,11 @@ GENERATORS: Mapping[str, Literal["personalised", "unet", "contrasts-unet", "code
 ABOUT_NORMS = ("fedbn", "fedbadam")
 
 
-def resolved(study: Study) -> Study:
+def complete(study: Study) -> Study:
     """Fill in what depends on other choices, then check everything. Raises `BadStudy`."""
     if isinstance(study.task, Synthesis):
         study = replace(study, task=_with_networks(study.task, study.method.kind))
-    for check in CHECKS:
+    for check in _CHECKS:
         check(study)
     return study
 
@@ -62,7 +62,7 @@ def check_counts(study: Study) -> None:
     require(study.training.learning_rate > 0, "training.learning_rate must be above 0")
 
 
-def check_elements(study: Study) -> None:
+def check_study_elements(study: Study) -> None:
     """Refuse common data elements that no network or split can use."""
     elements = study.elements
     require(
@@ -215,9 +215,9 @@ def check_method(study: Study) -> None:
     )
 
 
-CHECKS: tuple[Callable[[Study], None], ...] = (
+_CHECKS: tuple[Callable[[Study], None], ...] = (
     check_counts,
-    check_elements,
+    check_study_elements,
     check_sites,
     check_holdout,
     check_task,

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from grandrounds.algorithms.aggregation import Aggregation
 from grandrounds.algorithms.cyclic import Cyclic
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.sharing import UNIONS, travelling
+from grandrounds.algorithms.sharing import UNIONS, sharing_filter
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.star import Star
 from grandrounds.algorithms.topology import Topology
@@ -255,7 +255,7 @@ def task_problems(options: AnyTask, split: Split) -> Problems:
 
 def cut_problems(study: Study, split: Split) -> Problems:
     """Find what is wrong with where the network is cut. Raises `BadStudy` for unknown stages."""
-    task, method = study.bound(), study.build_method()
+    task, method = study.make_task(), study.build_method()
     with FakeTensorMode():
         model = task.build(study.seed)
     stages = task.stages(model)
@@ -266,7 +266,7 @@ def cut_problems(study: Study, split: Split) -> Problems:
             f'topology.cut = "{split.cut}" would send the {bare[0]} itself to the server; '
             "cut after a stage that takes it in"
         )
-    travels = travelling(
+    travels = sharing_filter(
         model, task.groups(model), method, norm_buffers=study.training.norm_buffers
     )
     stays = _staying(model, cut, travels)

@@ -18,12 +18,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from grandrounds.algorithms import METHODS, TOPOLOGIES
 from grandrounds.core.errors import BadStudy
-from grandrounds.study.checks import resolved
+from grandrounds.study.checks import complete
 from grandrounds.study.study import Study
 from grandrounds.tasks import TASKS, AnyTask
 
 Table = dict[str, Any]
-T = TypeVar("T")
+_T = TypeVar("_T")
 CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
     "method": METHODS,
     "topology": TOPOLOGIES,
@@ -80,7 +80,7 @@ def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "s
         chosen = {key: _choice(key, table[key]) for key in CHOICES}
         task = _task(table.pop("task", {}))
         study = parse_table(Study, table | chosen)
-        return resolved(replace(study, task=task))
+        return complete(replace(study, task=task))
     except BadStudy as error:
         raise BadStudy(f"{source}: {error}") from None
 
@@ -163,11 +163,11 @@ def options_model(kind: str, preset: Callable[..., object]) -> Any:
     return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
 
 
-def parse_table(kind: type[T], table: Table, where: str = "") -> T:
+def parse_table(kind: type[_T], table: Table, where: str = "") -> _T:
     """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
     # In a tuple, as pydantic gives a dataclass no configuration; that of the tuple holds inside.
     row: Any = GenericAlias(tuple, (kind,))
-    adapter: TypeAdapter[tuple[T]] = TypeAdapter(row, config=ConfigDict(extra="forbid"))
+    adapter: TypeAdapter[tuple[_T]] = TypeAdapter(row, config=ConfigDict(extra="forbid"))
     try:
         [made] = adapter.validate_json(json.dumps([table], default=str), strict=True)
     except ValidationError as error:
@@ -245,7 +245,7 @@ def changed_keys(old: Table, new: Table, where: str = "") -> list[str]:
     return found
 
 
-def schema() -> Table:
+def study_schema() -> Table:
     """Give the JSON Schema of the study file."""
     made = TypeAdapter(Study).json_schema()
     for key, presets in CHOICES.items():

@@ -43,7 +43,7 @@ def read_site(path: Path) -> SiteFile:
     return replace(found, data=beside / found.data, cache=cache)
 
 
-def matched(
+def match_site_files(
     study: Study, files: Sequence[SiteFile], only: Container[str] | None = None
 ) -> dict[str, SiteFile]:
     """Give each real site of the study, or of `only` these, its file.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from grandrounds.algorithms import METHODS, TOPOLOGIES, seeded
+from grandrounds.algorithms import METHODS, TOPOLOGIES, with_seed
 from grandrounds.algorithms.aggregation import Aggregation
 from grandrounds.algorithms.methods import Method
 from grandrounds.algorithms.topology import Topology
@@ -103,7 +103,7 @@ class Study:
         trained = {label for name in self.trainers for label in roster[name]}
         return {n: tuple(t for t in roster[n] if t in trained) for n in self.holdout_sites}
 
-    def bound(self, **guests: tuple[str, ...]) -> Task:
+    def make_task(self, **guests: tuple[str, ...]) -> Task:
         """Make the task for the sites that train; held-out sites and others are its guests."""
         trained = {name: self.roster[name] for name in self.trainers}
         return self.task.bind(self.elements, trained, {**self.held_out, **guests})
@@ -123,4 +123,4 @@ class Study:
 
     def build_topology(self) -> Topology:
         """Make the topology; the study's seed draws leaders and orders."""
-        return seeded(TOPOLOGIES[self.topology.kind](**self.topology.options), self.seed)
+        return with_seed(TOPOLOGIES[self.topology.kind](**self.topology.options), self.seed)

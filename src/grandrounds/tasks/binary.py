@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.core.device import full
+from grandrounds.core.device import to_float32
 from grandrounds.core.messages import CaseScore
-from grandrounds.core.roc import THRESHOLD, Values, auc, balanced_accuracy, sensitivity_at
-from grandrounds.tasks.metrics import summary
+from grandrounds.core.roc import THRESHOLD, FloatArray, auc, balanced_accuracy, sensitivity_at
+from grandrounds.tasks.metrics import mean_over_patients
 from grandrounds.tasks.task import Batch, StagedTask, TaskOptions
 
 METRIC = "log_score"  # defined for one class, too
@@ -48,15 +48,15 @@ class BinaryTask(StagedTask):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Give probabilities, (B, 1)."""
         model.eval()
-        return self.read(model(batch["source"]))
+        return self.to_prediction(model(batch["source"]))
 
-    def read(self, output: Tensor) -> Tensor:
+    def to_prediction(self, output: Tensor) -> Tensor:
         """Turn logits into probabilities."""
         return probabilities(output)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score each case: log loss, accuracy, and the probability and label they are of."""
-        return case_scores(prediction, batch["target"])
+        return binary_scores(prediction, batch["target"])
 
 
 def binary_loss(logits: Tensor, target: Tensor, *, positive_weight: float = 1.0) -> Tensor:
@@ -67,10 +67,10 @@ def binary_loss(logits: Tensor, target: Tensor, *, positive_weight: float = 1.0)
 
 def probabilities(logits: Tensor) -> Tensor:
     """Turn logits into probabilities, float64."""
-    return full(logits).double().sigmoid()
+    return to_float32(logits).double().sigmoid()
 
 
-def case_scores(probability: Tensor, target: Tensor) -> dict[str, Tensor]:
+def binary_scores(probability: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Score each case, (B,): log loss, its negative "log_score", accuracy, and what they are of."""
     found, label = probability.flatten().double(), target.flatten().double()
     true = torch.where(label > 0, found, 1 - found).clamp_min(RAREST)
@@ -92,7 +92,7 @@ def binary_summary(
     `whole` averages the probabilities of a patient's cases to one, for a target that is known of
     the patient; else each case counts. Means go over tasks, then sites.
     """
-    means = summary(scores)
+    means = mean_over_patients(scores)
     kept = {name: means[name] for name in (METRIC, *SCORES) if name in means}
     return kept | _means(_discriminations(scores, whole=whole, specificity=specificity))
 
@@ -110,7 +110,9 @@ def _discriminations(
     return found
 
 
-def _discrimination(found_N: Values, label_N: Values, specificity: float) -> dict[str, float]:
+def _discrimination(
+    found_N: FloatArray, label_N: FloatArray, specificity: float
+) -> dict[str, float]:
     return {
         "auc": auc(found_N, label_N),
         "balanced_accuracy": balanced_accuracy(found_N, label_N),
@@ -120,7 +122,7 @@ def _discrimination(found_N: Values, label_N: Values, specificity: float) -> dic
     }
 
 
-def _pooled(scores: Sequence[CaseScore], *, whole: bool) -> tuple[Values, Values]:
+def _pooled(scores: Sequence[CaseScore], *, whole: bool) -> tuple[FloatArray, FloatArray]:
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for score in scores:
         key = (score.patient, "" if whole else score.case)

@@ -13,9 +13,9 @@ from torch import Generator, Tensor, nn
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
-from grandrounds.core.weights import Filter, among, starting_with
+from grandrounds.core.weights import Filter, name_in, name_starts
 from grandrounds.data.availability import serves
-from grandrounds.data.cohort import Cohort, Session, Split
+from grandrounds.data.cohort import Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.models.classifiers import (
     CLASSIFIER,
@@ -37,29 +37,31 @@ from grandrounds.tasks.task import (
     Slice,
     Visit,
     check_contrasts,
-    check_counts,
     check_shares,
     draw_index,
     list_slices,
     list_visits,
     require,
+    require_counts,
 )
 
 EXAMPLE = 'write it as "SOURCE+SOURCE->TARGET", for example "FLAIR->lesion"'
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClassificationLabel:
     """One classification task: which contrasts are looked at, and what is found in them."""
 
     sources: tuple[str, ...]
     target: str
 
     @staticmethod
-    def parse(label: str) -> "Finding":
+    def parse(label: str) -> "ClassificationLabel":
         """Read a label such as "T1w+FLAIR->lesion". Raises `ValueError`."""
         sources, target = label.split("->")
-        return Finding(tuple(word.strip() for word in sources.split("+")), target.strip())
+        return ClassificationLabel(
+            tuple(word.strip() for word in sources.split("+")), target.strip()
+        )
 
     @property
     def label(self) -> str:
@@ -67,12 +69,14 @@ class Finding:
         return f"{'+'.join(self.sources)}->{self.target}"
 
 
-def check_findings(sites: Mapping[str, Sequence[str]], elements: Elements) -> None:
+def check_labels(sites: Mapping[str, Sequence[str]], elements: Elements) -> None:
     """Refuse labels that are none of classification, or of different targets. Raises `BadStudy`."""
     for site, labels in sites.items():
         for label in labels:
             _check_label(f"site '{site}', task '{label}'", label, elements)
-    targets = {Finding.parse(label).target for labels in sites.values() for label in labels}
+    targets = {
+        ClassificationLabel.parse(label).target for labels in sites.values() for label in labels
+    }
     require(
         len(targets) <= 1,
         f"the sites' tasks have the targets {', '.join(sorted(targets))}; "
@@ -82,7 +86,7 @@ def check_findings(sites: Mapping[str, Sequence[str]], elements: Elements) -> No
 
 def _check_label(where: str, label: str, elements: Elements) -> None:
     require(label.count("->") == 1, f"{where}: {EXAMPLE}")
-    finding = Finding.parse(label)
+    finding = ClassificationLabel.parse(label)
     check_contrasts(where, finding.sources, elements)
     require(
         len(set(finding.sources)) == len(finding.sources), f"{where}: a name stands there twice"
@@ -92,7 +96,7 @@ def _check_label(where: str, label: str, elements: Elements) -> None:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LabelReader:
     """How a slice becomes an example: the network's contrasts, and when its label is 1.
 
     A mask is found where it has `least_pixels` in the slice, a variable where it is 1.
@@ -101,7 +105,7 @@ class Reading:
     contrasts: tuple[str, ...]
     least_pixels: int
 
-    def source(self, session: Session, index: int, finding: Finding) -> Tensor:
+    def source(self, session: Session, index: int, finding: ClassificationLabel) -> Tensor:
         """Give a slice, (C, H, W) in [0, 1]; a contrast that is not looked at is 0."""
         _, _, height, width = session.images.shape
         source = np.zeros((len(self.contrasts), height, width), np.float32)
@@ -109,7 +113,7 @@ class Reading:
             source[self.contrasts.index(name)] = session.image(index, name)
         return torch.from_numpy(source)  # pyright: ignore[reportUnknownMemberType]
 
-    def label(self, session: Session, index: int, finding: Finding) -> float:
+    def label(self, session: Session, index: int, finding: ClassificationLabel) -> float:
         """Give 1 or 0."""
         if finding.target in session.values:
             return session.values[finding.target]
@@ -118,14 +122,14 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Images:
+class LabelledImages:
     """Examples of classification, flipped left to right with probability `flip` in training.
 
     Of an image with several findings one is drawn when a generator is given.
     """
 
-    images: tuple[Slice[Finding], ...]
-    reading: Reading
+    images: tuple[Slice[ClassificationLabel], ...]
+    reading: LabelReader
     flip: float
 
     def __len__(self) -> int:
@@ -155,7 +159,7 @@ class Images:
         return self.images[index].case()
 
 
-def _is_known(site: str, session: Session, finding: Finding) -> bool:
+def _is_known(site: str, session: Session, finding: ClassificationLabel) -> bool:
     """Tell whether a session serves a finding. Raises `BadSite` for a variable not 0 or 1."""
     value = session.values.get(finding.target, 0.0)
     known = serves(session, finding.label) and not isnan(value)
@@ -196,7 +200,7 @@ class Classification:
 
     def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
         """Refuse what no classifier can be made of or trained on. Raises `BadStudy`."""
-        check_counts(self, {"width": 1, "blocks": 1, "least_pixels": 1})
+        require_counts(self, {"width": 1, "blocks": 1, "least_pixels": 1})
         check_shares(self, ("dropout", "flip", "specificity"))
         require(
             self.positive_weight > 0,
@@ -208,19 +212,19 @@ class Classification:
             f"elements.size is {list(elements.size)}; with task.blocks = {self.blocks} "
             f"both numbers must be {least} or more",
         )
-        check_findings(sites, elements)
+        check_labels(sites, elements)
 
     def bind(
         self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS
     ) -> "ClassificationTask":
         """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
         labels = {**sites, **guests}
-        own = {site: tuple(map(Finding.parse, found)) for site, found in labels.items()}
+        own = {site: tuple(map(ClassificationLabel.parse, found)) for site, found in labels.items()}
         findings = sum((own[site] for site in sites), ())
         used = {contrast for finding in findings for contrast in finding.sources}
         contrasts = tuple(name for name in elements.contrasts if name in used)
         whole = {finding.target for finding in findings} <= set(elements.variables)
-        return ClassificationTask(self, Reading(contrasts, self.least_pixels), own, whole)
+        return ClassificationTask(self, LabelReader(contrasts, self.least_pixels), own, whole)
 
 
 @dataclass(frozen=True)
@@ -228,8 +232,8 @@ class ClassificationTask(BinaryTask):
     """Classifies slices; `whole` tells that the target is a variable, known of the patient."""
 
     options: Classification
-    reading: Reading
-    findings: Mapping[str, tuple[Finding, ...]]
+    reading: LabelReader
+    findings: Mapping[str, tuple[ClassificationLabel, ...]]
     whole: bool
 
     @property
@@ -270,27 +274,29 @@ class ClassificationTask(BinaryTask):
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
         """Name the parameter groups; "classifier" makes the logit of the last block's maps."""
         prefixes = {"stem": f"{STEM}.", "features": FEATURES, "classifier": f"{CLASSIFIER}."}
-        groups = {name: starting_with(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
+        groups = {name: name_starts(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
         last = f"{PART}.{FEATURES}{self.options.blocks - 1}."
         return groups | {
-            "norm": among(batch_norm_names(model)),
+            "norm": name_in(batch_norm_names(model)),
             "head": groups["classifier"],
-            "upper": starting_with(last, f"{PART}.{CLASSIFIER}."),
-            "all": starting_with(f"{PART}."),
+            "upper": name_starts(last, f"{PART}.{CLASSIFIER}."),
+            "all": name_starts(f"{PART}."),
         }
 
-    def training_examples(self, cohorts: Sequence[Cohort]) -> Images:
+    def training_examples(self, cohorts: Sequence[Cohort]) -> LabelledImages:
         """Give each training slice once; the task is drawn when one is used."""
         return self._images(cohorts, "train", each=False)
 
-    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Images:
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> LabelledImages:
         """Give each slice of a split once for each of its site's tasks that it can serve."""
         return self._images(cohorts, split, each=True)
 
-    def _images(self, cohorts: Sequence[Cohort], split: Split, *, each: bool) -> Images:
+    def _images(self, cohorts: Sequence[Cohort], split: SplitName, *, each: bool) -> LabelledImages:
         visits = sum((self._visits(cohort, split, each=each) for cohort in cohorts), ())
-        return Images(list_slices(visits), self.reading, self.options.flip)
+        return LabelledImages(list_slices(visits), self.reading, self.options.flip)
 
-    def _visits(self, cohort: Cohort, split: Split, *, each: bool) -> tuple[Visit[Finding], ...]:
+    def _visits(
+        self, cohort: Cohort, split: SplitName, *, each: bool
+    ) -> tuple[Visit[ClassificationLabel], ...]:
         known = partial(_is_known, cohort.site)
         return list_visits(cohort, split, self.findings[cohort.site], each=each, served=known)

@@ -183,7 +183,7 @@ def patient_means(scores: Iterable[CaseScore], metric: str) -> dict[tuple[str, s
     return {key: fmean(found) for key, found in values.items()}
 
 
-def summary(scores: Sequence[CaseScore]) -> dict[str, float]:
+def mean_over_patients(scores: Sequence[CaseScore]) -> dict[str, float]:
     """Average every metric over patients, then tasks, then sites; empty without scores."""
     metrics = scores[0].values if scores else ()
     return {metric: _mean_of_means(patient_means(scores, metric)) for metric in metrics}

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
-from grandrounds.core.weights import Filter, among, starting_with
-from grandrounds.data.cohort import Cohort, Session, Split
+from grandrounds.core.weights import Filter, name_in, name_starts
+from grandrounds.data.cohort import Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.models.layers import batch_norm_names
 from grandrounds.models.segmentation_unet import (
@@ -27,7 +27,7 @@ from grandrounds.models.segmentation_unet import (
     build_unet,
     slid,
 )
-from grandrounds.tasks.metrics import dice, hd95, summary
+from grandrounds.tasks.metrics import dice, hd95, mean_over_patients
 from grandrounds.tasks.task import (
     NO_GUESTS,
     PART,
@@ -72,17 +72,17 @@ def _spread(asked_BS: Tensor, images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Delineation:
+class SegmentationLabel:
     """One segmentation task: which structures are outlined on which contrasts."""
 
     sources: tuple[str, ...]
     structures: tuple[str, ...]
 
     @staticmethod
-    def parse(label: str) -> "Delineation":
+    def parse(label: str) -> "SegmentationLabel":
         """Read a label such as "T1w+FLAIR->lesion". Raises `ValueError`."""
         sources, structures = (_words(side) for side in label.split("->"))
-        return Delineation(sources, structures)
+        return SegmentationLabel(sources, structures)
 
     @property
     def label(self) -> str:
@@ -102,13 +102,13 @@ class Channels:
     structures: tuple[str, ...]
 
     @staticmethod
-    def of(delineations: Sequence[Delineation], contrasts: Sequence[str]) -> "Channels":
+    def of(delineations: Sequence[SegmentationLabel], contrasts: Sequence[str]) -> "Channels":
         """Collect what delineations use: contrasts in the order given, structures as they come."""
         used = {contrast for each in delineations for contrast in each.sources}
         structures = dict.fromkeys(name for each in delineations for name in each.structures)
         return Channels(tuple(name for name in contrasts if name in used), tuple(structures))
 
-    def batch(self, session: Session, planes: slice, delineation: Delineation) -> Batch:
+    def batch(self, session: Session, planes: slice, delineation: SegmentationLabel) -> Batch:
         """Give slices of a session: source (N, C, H, W) in [0, 1] and target (N, S, H, W), 0 or 1.
 
         A contrast that the delineation does not use is 0; asked (N, S) is 1 for its structures.
@@ -138,7 +138,7 @@ def check_label(site: str, label: str, elements: Elements) -> None:
     where = f"site '{site}', task '{label}'"
     example = 'write it as "SOURCE+SOURCE->STRUCTURE", for example "T1w+FLAIR->lesion"'
     require(label.count("->") == 1, f"{where}: {example}")
-    delineation = Delineation.parse(label)
+    delineation = SegmentationLabel.parse(label)
     check_contrasts(where, delineation.sources, elements)
     for structure in delineation.structures:
         require(
@@ -149,7 +149,7 @@ def check_label(site: str, label: str, elements: Elements) -> None:
     require(len(set(words)) == len(words), f"{where}: a name stands there twice")
 
 
-THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
+_THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
 
 
 def as_volume(batch: Batch) -> Batch:
@@ -175,7 +175,7 @@ class Parts:
     delineations is drawn each time.
     """
 
-    volumes: tuple[Visit[Delineation], ...]
+    volumes: tuple[Visit[SegmentationLabel], ...]
     channels: Channels
     flip: float
     patch: tuple[int, int, int] | None = None
@@ -185,7 +185,7 @@ class Parts:
         return len(self._parts)
 
     @cached_property
-    def _parts(self) -> tuple[Slice[Delineation], ...]:
+    def _parts(self) -> tuple[Slice[SegmentationLabel], ...]:
         return list_slices(self.volumes, step=self.patch[0] if self.patch else 1)
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
@@ -194,7 +194,7 @@ class Parts:
         samples = [self._sample(self._parts[index], draw) for index in indices]
         return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
 
-    def _sample(self, part: Slice[Delineation], draw: Generator) -> Batch:
+    def _sample(self, part: Slice[SegmentationLabel], draw: Generator) -> Batch:
         labels = part.visit.labels
         delineation = labels[draw_index(len(labels), draw)]
         sample = self._cut(part, delineation, draw)
@@ -202,7 +202,9 @@ class Parts:
             return sample
         return {n: t if n == "asked" else t.flip(-1) for n, t in sample.items()}
 
-    def _cut(self, part: Slice[Delineation], delineation: Delineation, draw: Generator) -> Batch:
+    def _cut(
+        self, part: Slice[SegmentationLabel], delineation: SegmentationLabel, draw: Generator
+    ) -> Batch:
         session = part.visit.session
         if self.patch is None:
             return self.channels.batch(session, slice(part.index, part.index + 1), delineation)
@@ -232,7 +234,7 @@ def _shape(session: Session) -> tuple[int, int, int]:
 class Volumes:
     """Cases to score: each is a whole session with one delineation."""
 
-    volumes: tuple[Visit[Delineation], ...]
+    volumes: tuple[Visit[SegmentationLabel], ...]
     channels: Channels
     dims: int
 
@@ -257,10 +259,10 @@ def greys(structures_SHW: Tensor) -> Tensor:
     """Paint structures into one image, (H, W): the last one that has a pixel gives its grey."""
     count = len(structures_SHW)
     greys = torch.arange(1, count + 1, device=structures_SHW.device).view(-1, 1, 1) / count
-    return ((structures_SHW >= THRESHOLD) * greys).amax(0)
+    return ((structures_SHW >= _THRESHOLD) * greys).amax(0)
 
 
-AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
+_SLICES_AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ class Segmentation:
     ) -> "SegmentationTask":
         """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
         own = {
-            site: tuple(Delineation.parse(label) for label in labels)
+            site: tuple(SegmentationLabel.parse(label) for label in labels)
             for site, labels in {**sites, **guests}.items()
         }
         trained = sum((own[site] for site in sites), ())
@@ -331,7 +333,7 @@ class SegmentationTask(StagedTask):
 
     options: Segmentation
     channels: Channels
-    delineations: Mapping[str, tuple[Delineation, ...]]
+    delineations: Mapping[str, tuple[SegmentationLabel, ...]]
     spacing: tuple[float, float]
 
     @property
@@ -376,11 +378,15 @@ class SegmentationTask(StagedTask):
         model.eval()
         source = batch["source"]
         if self.options.dims == 3:
-            return self.read(slid(model, source, self.options.patch, at_once=AT_ONCE))
-        starts = range(0, len(source), AT_ONCE)
-        return self.read(torch.cat([model(source[first : first + AT_ONCE]) for first in starts]))
+            return self.to_prediction(
+                slid(model, source, self.options.patch, at_once=_SLICES_AT_ONCE)
+            )
+        starts = range(0, len(source), _SLICES_AT_ONCE)
+        return self.to_prediction(
+            torch.cat([model(source[first : first + _SLICES_AT_ONCE]) for first in starts])
+        )
 
-    def read(self, output: Tensor) -> Tensor:
+    def to_prediction(self, output: Tensor) -> Tensor:
         """Turn logits into probabilities."""
         return output.float().sigmoid()
 
@@ -390,7 +396,7 @@ class SegmentationTask(StagedTask):
         A pixel belongs to a structure from probability 0.5 on.
         """
         asked = batch["asked"][0] > 0
-        found = as_slices(prediction)[:, asked] >= THRESHOLD
+        found = as_slices(prediction)[:, asked] >= _THRESHOLD
         real = as_slices(batch["target"])[:, asked] > 0
         dice_S, hd95_S = dice(found, real).cpu(), hd95(found, real, self.spacing)
         names = [n for n, own in zip(self.channels.structures, asked, strict=True) if own]
@@ -401,7 +407,7 @@ class SegmentationTask(StagedTask):
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
         """Average over patients, then tasks, then sites; a score of some tasks over those."""
         names = dict.fromkeys(name for score in scores for name in score.values)
-        return {name: summary(_only(name, scores))[name] for name in names}
+        return {name: mean_over_patients(_only(name, scores))[name] for name in names}
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
         """Give the middle slice, (H, W) in [0, 1]: its first contrast, and structures as greys."""
@@ -418,14 +424,14 @@ class SegmentationTask(StagedTask):
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
         """Name the parameter groups; "output" makes one logit for each structure."""
         prefixes = {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
-        groups = {name: starting_with(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
-        output = starting_with(f"{PART}.{OUTPUT}.")
+        groups = {name: name_starts(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
+        output = name_starts(f"{PART}.{OUTPUT}.")
         return groups | {
             "output": output,
-            "norm": among(batch_norm_names(model)),
+            "norm": name_in(batch_norm_names(model)),
             "head": output,
-            "upper": starting_with(f"{PART}.{DECODER}", f"{PART}.{OUTPUT}."),
-            "all": starting_with(f"{PART}."),
+            "upper": name_starts(f"{PART}.{DECODER}", f"{PART}.{OUTPUT}."),
+            "all": name_starts(f"{PART}."),
         }
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Parts:
@@ -434,13 +440,13 @@ class SegmentationTask(StagedTask):
         patch = o.patch if o.dims == 3 else None
         return Parts(self._volumes(cohorts, "train", each=False), self.channels, o.flip, patch)
 
-    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Volumes:
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> Volumes:
         """Give each session of a split once for each of its site's tasks that it can serve."""
         return Volumes(self._volumes(cohorts, split, each=True), self.channels, self.options.dims)
 
     def _volumes(
-        self, cohorts: Sequence[Cohort], split: Split, *, each: bool
-    ) -> tuple[Visit[Delineation], ...]:
+        self, cohorts: Sequence[Cohort], split: SplitName, *, each: bool
+    ) -> tuple[Visit[SegmentationLabel], ...]:
         visits = [list_visits(c, split, self.delineations[c.site], each=each) for c in cohorts]
         return sum(visits, ())
 

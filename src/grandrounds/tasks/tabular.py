@@ -11,11 +11,11 @@ from torch import Generator, Tensor, nn
 
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
-from grandrounds.core.weights import Filter, among, starting_with
+from grandrounds.core.weights import Filter, name_in, name_starts
 from grandrounds.data.availability import VARIABLES
-from grandrounds.data.cohort import Cohort, Session, Split
+from grandrounds.data.cohort import Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
-from grandrounds.models.classifiers import HIDDEN, OUTPUT, Perceptron, build_perceptron
+from grandrounds.models.classifiers import HIDDEN, PERCEPTRON_OUTPUT, Perceptron, build_perceptron
 from grandrounds.tasks.binary import METRIC, BinaryTask, binary_summary
 from grandrounds.tasks.task import (
     NO_GUESTS,
@@ -82,7 +82,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One patient: what the network reads, (2 x variables,), and whether the target is positive."""
 
     case: Case
@@ -91,10 +91,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """Examples of a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -115,13 +115,13 @@ class Rows:
         return self.rows[index].case
 
 
-def rows_of(cohort: Cohort, split: Split, variables: Variables) -> tuple[Row, ...]:
+def table_rows(cohort: Cohort, split: SplitName, variables: Variables) -> tuple[TableRow, ...]:
     """List the patients of a split whose target is known, on the site's own scale."""
     scale = Scale.of(variables.values(cohort.splits["train"]))
     visits = list_visits(cohort, split, (variables,), each=True)
     sources = scale(variables.values([visit.session for visit in visits]))
     return tuple(
-        Row(v.case(), source, v.session.values[variables.target] > variables.threshold)
+        TableRow(v.case(), source, v.session.values[variables.target] > variables.threshold)
         for v, source in zip(visits, sources, strict=True)
     )
 
@@ -231,21 +231,24 @@ class TabularTask(BinaryTask):
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
         """Name the parameter groups: "hidden" and "output"; it has no norms."""
         del model
-        output, last = f"{PART}.{OUTPUT}.", f"{PART}.{HIDDEN}{len(self.options.hidden) - 1}."
+        output, last = (
+            f"{PART}.{PERCEPTRON_OUTPUT}.",
+            f"{PART}.{HIDDEN}{len(self.options.hidden) - 1}.",
+        )
         return {
-            "hidden": starting_with(f"{PART}.{HIDDEN}"),
-            "output": starting_with(output),
-            "norm": among(frozenset()),
-            "head": starting_with(output),
-            "upper": starting_with(last, output),
-            "all": starting_with(f"{PART}."),
+            "hidden": name_starts(f"{PART}.{HIDDEN}"),
+            "output": name_starts(output),
+            "norm": name_in(frozenset()),
+            "head": name_starts(output),
+            "upper": name_starts(last, output),
+            "all": name_starts(f"{PART}."),
         }
 
-    def training_examples(self, cohorts: Sequence[Cohort]) -> Rows:
+    def training_examples(self, cohorts: Sequence[Cohort]) -> TableRows:
         """Give each training patient."""
         return self.evaluation_examples(cohorts, "train")
 
-    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Rows:
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> TableRows:
         """Give each patient of a split."""
-        found = [rows_of(cohort, split, self.variables) for cohort in cohorts]
-        return Rows(sum(found, ()))
+        found = [table_rows(cohort, split, self.variables) for cohort in cohorts]
+        return TableRows(sum(found, ()))

@@ -12,11 +12,11 @@ from torch import Generator, Tensor, nn
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.messages import CaseScore
-from grandrounds.core.weights import Filter, Weights, starting_with
+from grandrounds.core.weights import Filter, Weights, name_starts
 from grandrounds.data.availability import serves
-from grandrounds.data.cohort import Cohort, Session, Split, pseudonyms_of, visits_of
+from grandrounds.data.cohort import Cohort, Session, SplitName, pseudonyms_of, visits_of
 from grandrounds.data.elements import Elements
-from grandrounds.models.layers import Staged
+from grandrounds.models.layers import StagedNetwork
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -25,7 +25,7 @@ def require(holds: bool, sentence: str) -> None:
         raise BadStudy(sentence)
 
 
-def check_counts(options: object, least: Mapping[str, int]) -> None:
+def require_counts(options: object, least: Mapping[str, int]) -> None:
     """Refuse options of a task below their least value."""
     for name, low in least.items():
         value = getattr(options, name)
@@ -125,7 +125,7 @@ class Slice(Generic[AnyLabel]):
 
 def list_visits(
     cohort: Cohort,
-    split: Split,
+    split: SplitName,
     labels: Sequence[AnyLabel],
     *,
     each: bool,
@@ -252,11 +252,13 @@ class Task(Protocol):
         """Run neighbouring stages on the tensors that the stage before them gave."""
         ...
 
-    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    def losses_of_output(
+        self, model: nn.Module, output: Tensor, batch: Batch
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield the losses of an output that stages made, as `losses` does of the whole model."""
         ...
 
-    def read(self, output: Tensor) -> Tensor:
+    def to_prediction(self, output: Tensor) -> Tensor:
         """Turn the last stage's output into a prediction, as `predict` gives it."""
         ...
 
@@ -284,7 +286,7 @@ class Task(Protocol):
         """Select the tensors that a site's own tasks need."""
         ...
 
-    def seen_by(self, site: str) -> Self:
+    def viewed_by(self, site: str) -> Self:
         """Give the task as one site's model meets it, whatever site a case is from."""
         ...
 
@@ -293,7 +295,7 @@ class Task(Protocol):
         """Give what the losses left to remember; it never leaves the site."""
         ...
 
-    def recalling(self, memory: Mapping[str, Tensor]) -> Self:
+    def with_memory(self, memory: Mapping[str, Tensor]) -> Self:
         """Give the task for a round of training, with what the round before left to remember."""
         ...
 
@@ -301,7 +303,7 @@ class Task(Protocol):
         """Give the training examples of one site, or of several pooled."""
         ...
 
-    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Examples:
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> Examples:
         """Give every case of a split with every task that it can serve."""
         ...
 
@@ -329,7 +331,9 @@ class StagedTask(ABC):
         """Yield the loss of what the network makes of the source."""
         yield PART, self.loss(model(batch["source"]), batch)
 
-    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    def losses_of_output(
+        self, model: nn.Module, output: Tensor, batch: Batch
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of an output that stages made."""
         del model
         yield PART, self.loss(output, batch)
@@ -340,8 +344,8 @@ class StagedTask(ABC):
 
     def stages(self, model: nn.Module) -> Mapping[str, Filter]:
         """Name the stages of the network."""
-        assert isinstance(model, Staged)
-        return {name: starting_with(prefix) for name, prefix in model.stages().items()}
+        assert isinstance(model, StagedNetwork)
+        return {name: name_starts(prefix) for name, prefix in model.stages().items()}
 
     def inputs(self, batch: Batch) -> Weights:
         """Give the source."""
@@ -349,23 +353,23 @@ class StagedTask(ABC):
 
     def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
         """Run stages of the network."""
-        assert isinstance(model, Staged)
+        assert isinstance(model, StagedNetwork)
         return model.run(stages, carried)
 
     def uses(self, site: str) -> Filter:
         """Select the whole network: all sites share its inputs and outputs."""
         del site
-        return starting_with(f"{PART}.")
+        return name_starts(f"{PART}.")
 
     @property
     def memory(self) -> Weights:
         """Remember nothing."""
         return {}
 
-    def recalling(self, memory: Mapping[str, Tensor]) -> Self:  # noqa: ARG002
+    def with_memory(self, memory: Mapping[str, Tensor]) -> Self:  # noqa: ARG002
         """Give the task itself: it remembers nothing."""
         return self
 
-    def seen_by(self, site: str) -> Self:  # noqa: ARG002
+    def viewed_by(self, site: str) -> Self:  # noqa: ARG002
         """Give the task itself: its network is told no site."""
         return self

@@ -6,7 +6,7 @@ from torch import nn
 
 from grandrounds.algorithms import METHODS
 from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.sharing import described, travelling
+from grandrounds.algorithms.sharing import describe_sharing, sharing_filter
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.weights import select
 from grandrounds.data.elements import Elements
@@ -38,7 +38,7 @@ def model_of(**options: object) -> tuple[SynthesisTask, nn.Module]:
 
 
 def shared(method: Method, task: SynthesisTask, model: nn.Module, buffers: str = "follow"):
-    travels = travelling(model, task.groups(model), method, norm_buffers=buffers)
+    travels = sharing_filter(model, task.groups(model), method, norm_buffers=buffers)
     return select(model.state_dict(), travels)
 
 
@@ -68,8 +68,12 @@ def test_the_paper_split_with_batch_norm_shares_the_published_numbers_with_buffe
 
 def test_each_group_of_the_paper_split_has_its_published_number_of_parameters():
     task, model = full()
-    travels = travelling(model, task.groups(model), METHODS["pflsynth"](), norm_buffers="follow")
-    told = described(model, task.groups(model), travels, norm_buffers="follow", validate_every=1)
+    travels = sharing_filter(
+        model, task.groups(model), METHODS["pflsynth"](), norm_buffers="follow"
+    )
+    told = describe_sharing(
+        model, task.groups(model), travels, norm_buffers="follow", validate_every=1
+    )
     found = {group.group: (group.policy, group.parameters) for group in told.groups}
     assert found == {
         "mapper": ("shared", 1_319_936),
@@ -85,10 +89,12 @@ def test_each_group_of_the_paper_split_has_its_published_number_of_parameters():
 
 def test_a_round_costs_up_and_down_and_the_validation():
     task, model = full()
-    travels = travelling(model, task.groups(model), METHODS["pflsynth"](), norm_buffers="follow")
+    travels = sharing_filter(
+        model, task.groups(model), METHODS["pflsynth"](), norm_buffers="follow"
+    )
     one_way = 4 * 6_414_785
     for every, cost in {1: 3 * one_way, 2: 2 * one_way + one_way // 2}.items():
-        told = described(
+        told = describe_sharing(
             model, task.groups(model), travels, norm_buffers="follow", validate_every=every
         )
         assert told.bytes_per_round == cost
@@ -194,8 +200,10 @@ def test_other_buffer_policies_leave_parameters_alone():
 
 def test_a_group_that_is_shared_in_part_says_so():
     task, model = model_of(**SMALL, norm="batch")
-    travels = travelling(model, task.groups(model), METHODS["fedbn"](), norm_buffers="follow")
-    told = described(model, task.groups(model), travels, norm_buffers="follow", validate_every=1)
+    travels = sharing_filter(model, task.groups(model), METHODS["fedbn"](), norm_buffers="follow")
+    told = describe_sharing(
+        model, task.groups(model), travels, norm_buffers="follow", validate_every=1
+    )
     policies = {group.group: group.policy for group in told.groups}
     assert policies["encoder"] == "partly shared"
     assert policies["norm"] == "private"

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from grandrounds.cli.progress import Bars
+from grandrounds.cli.progress import ProgressBars
 from grandrounds.core.events import (
     Event,
     Failed,
@@ -29,10 +29,12 @@ def shown(*events: Event, colour: bool = False) -> str:
     """All that a terminal is told."""
     file = io.StringIO()
     system = "truecolor" if colour else None
-    with Bars(Console(file=file, width=200, force_terminal=colour, color_system=system)) as bars:
+    with ProgressBars(
+        Console(file=file, width=200, force_terminal=colour, color_system=system)
+    ) as bars:
         bars.add("arm", "FedAvg", 3)
         for event in events:
-            bars.hear("arm", event)
+            bars.show("arm", event)
     return file.getvalue()
 
 

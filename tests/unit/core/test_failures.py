@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grandrounds.core.failures import Redactor, card_of, whole
+from grandrounds.core.failures import Redactor, failure_card, unredacted
 from grandrounds.core.messages import LocalPlan, Train
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.site_file import SiteFile
@@ -39,8 +39,8 @@ def test_paths_and_patients_are_redacted_and_nothing_else(text: str, told: str):
 
 
 def test_a_simulated_site_tells_the_whole():
-    assert whole("/data/sub-07") == "/data/sub-07"
-    assert open_sites(tiny(sites=1), ())["alder"].redact is whole
+    assert unredacted("/data/sub-07") == "/data/sub-07"
+    assert open_sites(tiny(sites=1), ())["alder"].redact is unredacted
 
 
 def broken() -> Exception:
@@ -52,7 +52,7 @@ def broken() -> Exception:
 
 def test_a_card_names_the_lines_without_any_path():
     order = Train(round=3, since=2, plan=LocalPlan())
-    card = card_of("alder", order, broken(), "redacted")
+    card = failure_card("alder", order, broken(), "redacted")
     assert (card.site, card.round, card.stage, card.error) == ("alder", 3, "train", "MemoryError")
     assert card.message == "redacted"
     assert card.hint.startswith("Lower training.batch_size")
@@ -70,7 +70,7 @@ def deep(times: int) -> None:
 def test_a_card_shows_the_innermost_lines_of_a_long_trace():
     with pytest.raises(ValueError, match="bottom") as raised:
         deep(40)
-    trace = card_of("a", Train(round=1, since=0, plan=LocalPlan()), raised.value, "").trace
+    trace = failure_card("a", Train(round=1, since=0, plan=LocalPlan()), raised.value, "").trace
     assert len(trace) == 12
     assert {line.partition(":")[0] for line in trace} == {"test_failures.py"}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.errors import DiskFailed
-from grandrounds.core.files import placed, remove, write_text
+from grandrounds.core.files import create_whole, remove, write_text
 
 REFUSAL = "{path}: no table: {reason}"
 
@@ -20,7 +20,7 @@ def test_a_refusal_names_the_file_and_the_reason(change: partial[None], tmp_path
 
 
 def make_bundle(out: Path) -> None:
-    with placed(out) as folder:
+    with create_whole(out) as folder:
         (folder / "docs").mkdir(parents=True)
         (folder / "docs" / "README.md").write_text("half")
 

@@ -4,7 +4,7 @@ import pytest
 
 from grandrounds.core.errors import BadFolder, DiskFailed
 from grandrounds.core.events import (
-    KINDS,
+    EVENT_KINDS,
     Event,
     Failed,
     GroupPolicy,
@@ -26,7 +26,7 @@ from grandrounds.core.events import (
     TopologySet,
     WorkSet,
 )
-from grandrounds.core.journal import Journal, read_journal, surviving
+from grandrounds.core.journal import Journal, read_journal, without_superseded
 
 COUNTS = {"train": 2, "test": 8}
 EVENTS: list[Event] = [
@@ -65,7 +65,7 @@ def test_every_kind_of_event_comes_back_equal_and_in_order(path: Path):
     for event in EVENTS:
         journal(event)
     assert events(path) == EVENTS
-    assert {type(event).__name__ for event in EVENTS} == set(KINDS)
+    assert {type(event).__name__ for event in EVENTS} == set(EVENT_KINDS)
 
 
 def test_times_never_run_backwards(path: Path):
@@ -122,10 +122,10 @@ def test_a_journal_that_cannot_be_written_is_a_failed_disk(tmp_path: Path):
 def test_a_resume_voids_the_rounds_after_it_and_nothing_else():
     before = [EVENTS[0], *(RoundFinished(r, str(r), None, r, 1.0) for r in (1, 2, 3))]
     after = [RunResumed(1), RoundFinished(2, "again", None, 2, 1.0)]
-    kept = surviving([(0.0, event) for event in [*before, *after]])
+    kept = without_superseded([(0.0, event) for event in [*before, *after]])
     assert [event for _, event in kept] == [*before[:2], *after]
 
 
 def test_what_came_after_a_resume_survives_an_earlier_round():
     run = [RunResumed(1), RoundFinished(2, "b", None, 2, 1.0), RunResumed(2)]
-    assert [event for _, event in surviving([(0.0, event) for event in run])] == run
+    assert [event for _, event in without_superseded([(0.0, event) for event in run])] == run

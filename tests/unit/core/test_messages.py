@@ -9,7 +9,7 @@ from torch import tensor
 
 from grandrounds.core.events import SiteReady
 from grandrounds.core.messages import (
-    KINDS,
+    MESSAGE_KINDS,
     Adopt,
     Backward,
     CaseScore,
@@ -86,7 +86,7 @@ def weights_of(message: Message) -> Weights:
 
 
 def test_every_kind_of_message_is_here():
-    assert {type(message) for message in MESSAGES} == set(KINDS.values())
+    assert {type(message) for message in MESSAGES} == set(MESSAGE_KINDS.values())
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 import grandrounds
 from grandrounds.algorithms import METHODS, TOPOLOGIES
 from grandrounds.algorithms.aggregation import CONTROL, UPLOAD, Aggregation, ServerStep
-from grandrounds.algorithms.split import SERVER
+from grandrounds.algorithms.split import SERVER_STATE
 from grandrounds.core.errors import FailureCard
 from grandrounds.core.events import (
-    KINDS,
+    EVENT_KINDS,
     Event,
     GroupPolicy,
     RoundFinished,
@@ -50,11 +50,11 @@ from grandrounds.data.simulation.simulate import Patients, Scanner
 from grandrounds.flare.doctor.finding import Finding
 from grandrounds.flare.job import ALLOWED, export_job
 from grandrounds.models.layers import Dropout
-from grandrounds.report.analysis.statistics import Paired, Spread
+from grandrounds.report.analysis.statistics import PairedDifference, Spread
 from grandrounds.report.tracking.points import Gathering
 from grandrounds.runs.adapt import ADAPTED, ALONE
 from grandrounds.runs.tables import (
-    Told,
+    ScoreLabel,
     write_digests,
     write_forgetting,
     write_matrix,
@@ -65,7 +65,7 @@ from grandrounds.site.cut import CUT, LABEL
 from grandrounds.site.model_state import MEMORY, PERSONAL
 from grandrounds.site.training import Training
 from grandrounds.study.acceptance import Acceptance
-from grandrounds.study.file import fingerprint, parse_study, read_study, read_table, schema
+from grandrounds.study.file import fingerprint, parse_study, read_study, read_table, study_schema
 from grandrounds.study.study import Privacy, SiteSpec, Stop, Study
 from grandrounds.tasks import TASKS, Classification, Segmentation, Synthesis, Tabular
 from tests.helpers.command import inside
@@ -125,7 +125,7 @@ def test_a_message_is_the_same_bytes_as_ever():
 
 def test_events_and_their_fields_are_called_as_ever():
     assert fields_by_class(*get_args(Event), GroupPolicy) == NAMES["events"]
-    assert list(KINDS) == [name for name in NAMES["events"] if name != "GroupPolicy"]
+    assert list(EVENT_KINDS) == [name for name in NAMES["events"] if name != "GroupPolicy"]
 
 
 # What was agreed on: the study's SHA-256 is of all names in it, in this order.
@@ -160,7 +160,7 @@ def test_a_variant_of_the_tiny_study_has_the_same_sha256_as_ever(name: str):
 
 
 def test_the_schema_is_the_same_as_ever():
-    assert sorted(schema()["$defs"]) == NAMES["schema"]
+    assert sorted(study_schema()["$defs"]) == NAMES["schema"]
 
 
 def test_an_acceptance_has_the_same_fields_as_ever():
@@ -206,13 +206,13 @@ def tensors_of(model: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_tensors_of_a_generator_and_its_critics_are_called_as_ever(name: str):
-    model = tiny(*NETWORKS[name]).bound().build(1)
+    model = tiny(*NETWORKS[name]).make_task().build(1)
     assert tensors_of(model) == NAMES["networks"][name]
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "classification"])
 def test_tensors_of_other_networks_are_called_as_ever(kind: str):
-    assert tensors_of(tiny_of(kind).bound().build(1)) == NAMES["networks"][kind]
+    assert tensors_of(tiny_of(kind).make_task().build(1)) == NAMES["networks"][kind]
 
 
 def test_tensors_of_a_perceptron_are_called_as_ever():
@@ -223,12 +223,12 @@ def test_tensors_of_a_perceptron_are_called_as_ever():
 
 @pytest.mark.parametrize("kind", ["synthesis", "segmentation", "classification"])
 def test_parameter_groups_are_called_as_ever(kind: str):
-    task = tiny_of(kind).bound()
+    task = tiny_of(kind).make_task()
     assert list(task.groups(task.build(1))) == NAMES["groups"][kind]
 
 
 def test_prefixes_of_tensors_are_the_same_as_ever():
-    found = (OPTIMIZER, PERSONAL, MEMORY, CONTROL, UPLOAD, SERVER, CUT, LABEL)
+    found = (OPTIMIZER, PERSONAL, MEMORY, CONTROL, UPLOAD, SERVER_STATE, CUT, LABEL)
     assert found == (
         *("optimizer/", "personal/", "memory/", "control/"),
         *("upload/", "server/", "cut/", "label/"),
@@ -359,7 +359,7 @@ def test_a_finding_of_the_doctor_has_the_same_keys_as_ever():
 def test_statistics_and_counts_have_the_same_keys_as_ever():
     kinds = {
         "spread": Spread,
-        "difference": Paired,
+        "difference": PairedDifference,
         "site": SiteSummary,
         "count": Count,
         "geometry": Geometry,
@@ -409,7 +409,7 @@ def test_a_tracker_is_told_the_same_names_as_ever():
 
 def test_tables_have_the_same_columns_as_ever(tmp_path: Path):
     score = CaseScore(site="alder", patient="p", case="c", task="T1w->T2w", values={"psnr": 1.0})
-    told = Told("fedavg", 1, 2)
+    told = ScoreLabel("fedavg", 1, 2)
     write_scores(tmp_path / "scores.csv", [score], told)
     write_matrix(tmp_path / "matrix.csv", {"alder": [score]}, told)
     write_rounds(tmp_path / "rounds.csv", TOLD, ["alder", "birch"])

@@ -8,7 +8,7 @@ from torch import tensor
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.state import (
     NO_SCORE,
-    Rounds,
+    RoundStore,
     State,
     load_state,
     newest_complete_round,
@@ -19,8 +19,8 @@ from grandrounds.core.weights import Weights, digest
 SHARED: Weights = {"a/b": tensor([1.0, -0.0]), "weights/odd": tensor([2.0]).bfloat16()}
 
 
-def save(folder: Path, *rounds: int, keep: int = 0) -> Rounds:
-    held = Rounds(folder)
+def save(folder: Path, *rounds: int, keep: int = 0) -> RoundStore:
+    held = RoundStore(folder)
     for round in rounds:
         held.save(round, {"w": tensor([float(round)])}, {}, keep={keep})
     return held
@@ -50,22 +50,22 @@ def test_a_state_that_was_never_scored_comes_back(tmp_path: Path):
 
 
 def test_the_newest_two_rounds_are_kept(tmp_path: Path):
-    assert save(tmp_path, 1, 2, 3, 4).held() == (3, 4)
+    assert save(tmp_path, 1, 2, 3, 4).rounds() == (3, 4)
 
 
 def test_the_best_round_is_kept_beside_the_newest_two(tmp_path: Path):
-    assert save(tmp_path, 1, 2, 3, 4, 5, keep=1).held() == (1, 4, 5)
+    assert save(tmp_path, 1, 2, 3, 4, 5, keep=1).rounds() == (1, 4, 5)
 
 
 def test_a_best_round_that_was_beaten_is_dropped(tmp_path: Path):
     save(tmp_path, 1, 2, 3, 4, keep=1)
-    assert save(tmp_path, 5, keep=4).held() == (4, 5)
+    assert save(tmp_path, 5, keep=4).rounds() == (4, 5)
 
 
 def test_a_state_keeps_its_best_round(tmp_path: Path):
     for round in range(1, 7):
         save_state(tmp_path, State(SHARED, round, best_round=min(round, 2)))
-    assert Rounds(tmp_path / "state").held() == (2, 5, 6)
+    assert RoundStore(tmp_path / "state").rounds() == (2, 5, 6)
 
 
 def test_a_round_that_is_played_again_replaces_the_first_and_later_ones(tmp_path: Path):
@@ -73,26 +73,26 @@ def test_a_round_that_is_played_again_replaces_the_first_and_later_ones(tmp_path
     held = save(tmp_path, 1, 2, 3)
     held.save(2, {"w": tensor([20.0])}, {}, keep=set())
     assert held.load(2)[0]["w"].item() == 20.0
-    assert 3 not in held.held()
+    assert 3 not in held.rounds()
 
 
 def test_rounds_sort_by_number(tmp_path: Path):
     for round in (10, 9, 1_000_000):
-        Rounds(tmp_path).save(round, {"w": torch.zeros(1)}, {}, keep={9 if round > 9 else 10})
-    assert Rounds(tmp_path).held() == (9, 1_000_000)
+        RoundStore(tmp_path).save(round, {"w": torch.zeros(1)}, {}, keep={9 if round > 9 else 10})
+    assert RoundStore(tmp_path).rounds() == (9, 1_000_000)
 
 
 def test_what_a_killed_write_left_is_no_round(tmp_path: Path):
     held = save(tmp_path, 1)
     (tmp_path / ".round-000002.safetensors.99.tmp").write_bytes(b"half")
-    assert held.held() == (1,)
+    assert held.rounds() == (1,)
 
 
 def test_a_missing_round_is_named_with_what_is_held(tmp_path: Path):
     with pytest.raises(BadFolder, match=r"round 5 is not here; held: 1, 2$"):
         save(tmp_path, 1, 2).load(5)
     with pytest.raises(BadFolder, match=r"round 1 is not here; held: none$"):
-        Rounds(tmp_path / "nothing").load(1)
+        RoundStore(tmp_path / "nothing").load(1)
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ from grandrounds.core.errors import BadFolder, BadUpdate, DiskFailed
 from grandrounds.core.files import write_bytes
 from grandrounds.core.weights import (
     Weights,
-    among,
-    copied,
     digest,
     first_not_finite,
     mean,
+    name_in,
+    name_starts,
     num_bytes,
     read,
     select,
-    starting_with,
+    to_cpu,
     write,
 )
 
@@ -144,13 +144,13 @@ def test_digest_tells_minus_zero_from_zero():
 
 def test_filters_select_by_start_or_exactly_and_keep_the_order():
     names = {"b.x": tensor(1), "a.x": tensor(2), "ab": tensor(3)}
-    assert list(select(names, starting_with("a.", "b."))) == ["b.x", "a.x"]
-    assert list(select(names, among(frozenset({"ab"})))) == ["ab"]
+    assert list(select(names, name_starts("a.", "b."))) == ["b.x", "a.x"]
+    assert list(select(names, name_in(frozenset({"ab"})))) == ["ab"]
 
 
 def test_copies_share_no_memory():
     own = torch.zeros(2, requires_grad=True)
-    copy = copied({"w": own})["w"]
+    copy = to_cpu({"w": own})["w"]
     copy += 1
     assert not copy.requires_grad
     assert torch.equal(own.detach(), torch.zeros(2))

@@ -11,15 +11,15 @@ from grandrounds.data.simulation.anatomy import (
     HEAD,
     LESION,
     WHITE,
-    Habit,
+    PatientTraits,
     centred,
     deformed,
     draw_affine,
-    draw_habit,
+    draw_traits,
     elastic,
-    habitual,
     lesion_share,
     load_template,
+    patient_tissues,
     tissue_fractions,
 )
 from grandrounds.data.simulation.fields import Array
@@ -95,7 +95,7 @@ def test_voxel_centres_give_the_stored_bytes() -> None:
 
 
 def lesions_of(patient: int) -> Array:
-    return draw_habit(streams_of(patient)).lesions
+    return draw_traits(streams_of(patient)).lesions
 
 
 def test_patients_have_up_to_eight_lesions_of_the_stated_sizes() -> None:
@@ -122,8 +122,8 @@ def test_lesions_take_from_white_matter_alone() -> None:
     places = (centre[:, None] + np.linspace(-8, 8, 33)).astype(np.float32)
     factor = np.ones(33, np.float32)
     lesion = np.array([[*centre, 3]], np.float32)
-    healthy = habitual(Habit(1, 1, lesion[:0]), places, factor, factor)
-    ill = habitual(Habit(1, 1, lesion), places, factor, factor)
+    healthy = patient_tissues(PatientTraits(1, 1, lesion[:0]), places, factor, factor)
+    ill = patient_tissues(PatientTraits(1, 1, lesion), places, factor, factor)
     assert ill[LESION].max() > 0.9
     np.testing.assert_allclose(ill[WHITE] + ill[LESION], healthy[WHITE], atol=1e-6)
     others = [index for index in range(len(HEAD)) if index not in (WHITE, LESION)]
@@ -135,7 +135,9 @@ def test_wider_csf_spaces_hold_more_csf(narrow: float, wide: float) -> None:
     places = np.stack([np.full(100, 86), np.full(100, 117), np.linspace(20, 176, 100)])
     factor, none = np.ones(100, np.float32), np.zeros((0, 4), np.float32)
     held = [
-        habitual(Habit(csf, 1, none), places.astype(np.float32), factor, factor)[CSF].sum()
+        patient_tissues(PatientTraits(csf, 1, none), places.astype(np.float32), factor, factor)[
+            CSF
+        ].sum()
         for csf in (narrow, wide)
     ]
     assert held[1] > 1.1 * held[0]

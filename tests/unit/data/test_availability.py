@@ -11,10 +11,10 @@ from grandrounds.data.availability import (
     Geometry,
     SiteSummary,
     check_elements,
-    describe,
-    describe_simulated,
     needs,
     serves,
+    summarise,
+    summarise_simulated,
 )
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
@@ -35,7 +35,7 @@ def scan(patient: str, contrasts: str, *, slices: int = 2, masks: str = "brain")
 
 def summary_of(train: list[Session], test: list[Session], tasks: tuple[str, ...]) -> SiteSummary:
     cohort = Cohort("alder", {"train": tuple(train), "validation": (), "test": tuple(test)})
-    return describe_simulated(cohort, elements=ELEMENTS, tasks=tasks)
+    return summarise_simulated(cohort, elements=ELEMENTS, tasks=tasks)
 
 
 def refusal(train: list[Session], test: list[Session], *tasks: str) -> str:
@@ -140,7 +140,7 @@ def test_a_folder_is_described_with_what_was_left_out(
     save_volume(tmp_path / "site" / "sub-3_PDw.nii", head)
     cohort = prepare_cohort("alder", tmp_path / "site", ELEMENTS, cache=tmp_path / "cache")
     files = find_sessions(tmp_path / "site")
-    summary = describe(cohort, files, elements=ELEMENTS, tasks=("T1w->T2w",))
+    summary = summarise(cohort, files, elements=ELEMENTS, tasks=("T1w->T2w",))
     assert not summary.simulated
     assert summary.geometry == Geometry(
         spacing=((1.0, 1.5), (0.5, 1.5)), size=((14, 14), (12, 12)), thickness=(3.0, 4.0)
@@ -163,7 +163,7 @@ def test_a_summary_names_no_patient_session_or_path(real_data: Path, tmp_path: P
         Elements(("T1w", "T2w", "FLAIR"), (32, 32)),
     )
     cohort = prepare_cohort("alder", folder, elements, cache=tmp_path)
-    summary = describe(cohort, find_sessions(folder), elements=elements, tasks=("T1w->FLAIR",))
+    summary = summarise(cohort, find_sessions(folder), elements=elements, tasks=("T1w->FLAIR",))
     assert not re.search(r"sub-|ses-|/|nii", repr(summary))
     assert summary.contents["T1w"].sessions == 6
     assert summary.notes[0].startswith("1 of 7 sessions lacks T1w: ")

@@ -6,7 +6,7 @@ from math import exp
 import pytest
 
 from grandrounds.core.errors import BadStudy
-from grandrounds.data.simulation.signal import TISSUES, Kind, Properties, Sequence
+from grandrounds.data.simulation.signal import TISSUES, Properties, Sequence, SequenceKind
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def test_relaxation_is_linear_between_the_two_fields() -> None:
     assert TISSUES["white"].at(2.25) == Properties(0.68, 750, 71.5)
 
 
-WRONG: list[tuple[Kind, dict[str, float], str]] = [
+WRONG: list[tuple[SequenceKind, dict[str, float], str]] = [
     ("inversion-recovery", {"tr": 9000, "te": 110}, "has no ti; it takes tr, te and ti."),
     ("spin-echo", {"tr": 500, "te": 12, "flip": 90}, "has a flip; it takes tr and te."),
     ("spin-echo", {"tr": 500, "te": 0}, "has te = 0, which is not above 0; it takes tr and te."),
@@ -122,7 +122,7 @@ WRONG: list[tuple[Kind, dict[str, float], str]] = [
 
 @pytest.mark.parametrize(("kind", "settings", "sentence"), WRONG)
 def test_a_wrong_sequence_is_refused_by_a_sentence(
-    kind: Kind, settings: dict[str, float], sentence: str
+    kind: SequenceKind, settings: dict[str, float], sentence: str
 ) -> None:
     with pytest.raises(BadStudy) as refused:
         Sequence(kind, **settings)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grandrounds.core.errors import BadImage, BadSite
-from grandrounds.data.availability import check_elements, describe_arrays
+from grandrounds.data.availability import check_elements, summarise_arrays
 from grandrounds.data.elements import Elements, Fractions
 from grandrounds.data.stack import is_stack, stack_cohort
 
@@ -59,7 +59,7 @@ def test_a_missing_value_is_counted_and_its_case_left_out(tmp_path: Path):
     ill = (NUMBERS % 2).astype(float)
     ill[3] = nan
     cohort = stack_cohort("alder", saved(tmp_path, ill=ill), ELEMENTS)
-    summary = describe_arrays(cohort, elements=ELEMENTS, tasks=["CXR->ill"])
+    summary = summarise_arrays(cohort, elements=ELEMENTS, tasks=["CXR->ill"])
     assert sum(isnan(session.values["ill"]) for session in cohort) == 1
     assert summary.contents["ill"].patients == 7
     assert summary.notes == ("1 of 8 sessions lacks ill: 1 slice cannot serve CXR->ill",)

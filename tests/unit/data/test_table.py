@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from grandrounds.core.errors import BadSite
-from grandrounds.data.availability import check_elements, describe_arrays
+from grandrounds.data.availability import check_elements, summarise_arrays
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements, Fractions
-from grandrounds.data.table import is_table, read_table, table_cohort, with_values
+from grandrounds.data.table import is_table, read_participants, table_cohort, with_values
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.file import example, read_study
 from grandrounds.study.site_file import SiteFile
@@ -29,20 +29,22 @@ def written(folder: Path, text: str, name: str = "participants.tsv") -> Path:
 
 
 def test_columns_are_found_by_name_and_others_are_not_read(tmp_path: Path):
-    table = read_table(written(tmp_path, TABLE), ("age", "num"))
+    table = read_participants(written(tmp_path, TABLE), ("age", "num"))
     assert table["sub-b"] == {"age": 41, "num": 1}
     assert list(table) == [f"sub-{name}" for name in "abcdefgh"]
 
 
 def test_commas_quotes_and_a_mark_of_the_byte_order_are_read(tmp_path: Path):
     text = '\ufeffparticipant_id,age\n"a", 5.5\n\nb,-1e2\n'
-    found = read_table(written(tmp_path, text, "patients.csv"), ("age",))
+    found = read_participants(written(tmp_path, text, "patients.csv"), ("age",))
     assert found == {"a": {"age": 5.5}, "b": {"age": -100.0}}
 
 
 @pytest.mark.parametrize("cell", ["n/a", ""])
 def test_what_is_missing_becomes_nan(tmp_path: Path, cell: str):
-    found = read_table(written(tmp_path, f"participant_id\tage\tnum\na\t{cell}\t1\n"), ("age",))
+    found = read_participants(
+        written(tmp_path, f"participant_id\tage\tnum\na\t{cell}\t1\n"), ("age",)
+    )
     assert isnan(found["a"]["age"])
 
 
@@ -65,7 +67,7 @@ def test_what_is_missing_becomes_nan(tmp_path: Path, cell: str):
 def test_what_is_no_table_is_refused_in_a_sentence(tmp_path: Path, text: str, says: str):
     path = written(tmp_path, text)
     with pytest.raises(BadSite) as refused:
-        read_table(path, ("age",))
+        read_participants(path, ("age",))
     assert says in str(refused.value)
     assert str(path) in str(refused.value)
 
@@ -74,7 +76,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
     path = tmp_path / "participants.tsv"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadSite, match="cannot be read as a table"):
-        read_table(path, ("age",))
+        read_participants(path, ("age",))
 
 
 def test_a_table_or_the_folder_that_holds_only_one_is_known_by_its_name(tmp_path: Path):
@@ -118,7 +120,7 @@ def test_one_patient_cannot_be_split(tmp_path: Path):
 def test_a_summary_counts_variables_and_names_nobody(tmp_path: Path):
     path = written(tmp_path, TABLE.replace("secret\t40", "secret\tn/a"))
     cohort = table_cohort("alder", path, ELEMENTS)
-    summary = describe_arrays(cohort, elements=ELEMENTS, tasks=["variables->num"])
+    summary = summarise_arrays(cohort, elements=ELEMENTS, tasks=["variables->num"])
     assert (summary.contents["age"].patients, summary.contents["num"].patients) == (7, 8)
     assert summary.geometry is None
     assert not summary.simulated
@@ -129,7 +131,7 @@ def test_a_summary_counts_variables_and_names_nobody(tmp_path: Path):
 def test_a_target_that_nobody_has_is_refused(tmp_path: Path):
     text = "participant_id\tage\tnum\n" + "".join(f"{name}\t1\tn/a\n" for name in "abcd")
     cohort = table_cohort("alder", written(tmp_path, text), ELEMENTS)
-    summary = describe_arrays(cohort, elements=ELEMENTS, tasks=["variables->num"])
+    summary = summarise_arrays(cohort, elements=ELEMENTS, tasks=["variables->num"])
     with pytest.raises(BadSite, match="no session has num, which variables->num needs"):
         check_elements(summary, ELEMENTS, ["variables->num"])
 

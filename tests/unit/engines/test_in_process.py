@@ -15,7 +15,7 @@ from grandrounds.core.errors import BadFolder, DiskFailed, FailureCard, SiteFail
 from grandrounds.core.failures import HINTS, Redactor
 from grandrounds.core.messages import Describe, LocalPlan, Reply, Request, Train
 from grandrounds.core.weights import digest, num_bytes
-from grandrounds.engines.in_process import Simulation
+from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.site.site import Promise, Site
 from tests.helpers.federation import built, ignore, tiny
 
@@ -67,7 +67,7 @@ ORDER = Train(round=1, since=0, plan=LocalPlan())
 
 
 def test_replies_come_in_roster_order_whatever_the_order_of_the_requests(sites: tuple[Site, ...]):
-    engine = Simulation(sites, ignore)
+    engine = InProcessEngine(sites, ignore)
     assert engine.names == ("alder", "birch", "cedar")
     for names in (("cedar", "alder", "birch"), ("cedar", "alder")):
         replies = engine.ask(dict.fromkeys(names, Describe()))
@@ -76,7 +76,7 @@ def test_replies_come_in_roster_order_whatever_the_order_of_the_requests(sites: 
 
 def test_every_reply_is_heard_as_it_comes(sites: tuple[Site, ...]):
     heard: list[tuple[Request, str]] = []
-    engine = Simulation(sites, lambda request, reply: heard.append((request, reply.site)))
+    engine = InProcessEngine(sites, lambda request, reply: heard.append((request, reply.site)))
     engine.ask(dict.fromkeys(engine.names, Describe()))
     assert heard == [(Describe(), name) for name in engine.names]
 
@@ -84,7 +84,7 @@ def test_every_reply_is_heard_as_it_comes(sites: tuple[Site, ...]):
 def failure(sites: tuple[Site, ...], failing: Site, request: Request = ORDER) -> SiteFailed:
     """What stops a round in which the second of three sites fails: the third never begins."""
     heard: list[str] = []
-    engine = Simulation(
+    engine = InProcessEngine(
         (sites[0], failing, sites[2]), lambda request, reply: heard.append(reply.site)
     )
     with pytest.raises(SiteFailed) as stopped:
@@ -136,7 +136,7 @@ def test_a_card_tells_only_what_the_site_lets_out(sites: tuple[Site, ...]):
 def test_a_quorum_goes_on_without_a_site_and_tells_its_card(sites: tuple[Site, ...]):
     told: list[FailureCard] = []
     broken = (sites[0], odd(sites[1], ValueError("x")), sites[2])
-    engine = Simulation(broken, ignore, told.append)
+    engine = InProcessEngine(broken, ignore, told.append)
     replies = engine.ask(dict.fromkeys(engine.names, Describe()), quorum=Quorum(2))
     assert [reply.site for reply in replies] == ["alder", "cedar"]
     assert [(card.site, card.stage, card.message) for card in told] == [("birch", "describe", "x")]
@@ -148,7 +148,7 @@ def test_a_reply_that_a_quorum_drops_is_heard_of_by_nobody(sites: tuple[Site, ..
     """A reply with a number that is none never reaches a listener."""
     heard: list[str] = []
     told: list[FailureCard] = []
-    engine = Simulation(
+    engine = InProcessEngine(
         (sites[0], odd(sites[1])), lambda _, reply: heard.append(reply.site), told.append
     )
     engine.ask(dict.fromkeys(engine.names, ORDER), quorum=Quorum(1))
@@ -158,7 +158,7 @@ def test_a_reply_that_a_quorum_drops_is_heard_of_by_nobody(sites: tuple[Site, ..
 
 def test_what_is_delivered_to_peers_leaves_a_receipt(sites: tuple[Site, ...]):
     """Sent twice: to birch and cedar, but not to alder itself."""
-    engine = Simulation(sites, ignore)
+    engine = InProcessEngine(sites, ignore)
     [whole] = engine.ask({"alder": ORDER})
     [receipt] = engine.ask({"alder": ORDER}, deliver_to=engine.names)
     assert receipt.weights == {}
@@ -169,7 +169,7 @@ def test_what_is_delivered_to_peers_leaves_a_receipt(sites: tuple[Site, ...]):
 
 
 def test_bad_input_of_a_site_stays_bad_input(sites: tuple[Site, ...]):
-    engine = Simulation((odd(sites[0], BadFolder("not here")),), ignore)
+    engine = InProcessEngine((odd(sites[0], BadFolder("not here")),), ignore)
     with pytest.raises(BadFolder, match="not here"):
         engine.ask({"alder": Describe()})
 
@@ -183,7 +183,7 @@ def test_a_failure_crosses_a_process_boundary_with_its_card(sites: tuple[Site, .
 def test_no_round_comes_of_a_round_in_which_a_site_failed(tmp_path: Path):
     federation = built(tiny(sites=2), tmp_path)
     alder, birch = federation.sites.sites
-    engine = Simulation((alder, odd(birch, ValueError("x"))), ignore)
+    engine = InProcessEngine((alder, odd(birch, ValueError("x"))), ignore)
     with pytest.raises(SiteFailed):
         Star().round(federation.start, engine, federation.method)
 
@@ -194,7 +194,7 @@ def test_a_reply_is_released_only_when_the_disk_has_taken_the_private_state(
     held: list[tuple[int, ...]] = []
     slow = tuple(replace(site, disk=SlowDisk(2)) for site in sites[:2])
     by_name = {site.name: site for site in slow}
-    engine = Simulation(
+    engine = InProcessEngine(
         slow, lambda _, reply: held.append(by_name[reply.site].answer(Describe()).rounds)
     )
     engine.ask(dict.fromkeys(engine.names, ORDER))
@@ -218,7 +218,7 @@ def test_a_disk_that_fails_behind_a_sites_back_stops_the_round(
     (tmp_path / "sites" / "alder").mkdir(parents=True)
     (tmp_path / "sites" / "alder" / "state").symlink_to("/proc/self")
     heard: list[str] = []
-    engine = Simulation(sites, lambda _, reply: heard.append(reply.site))
+    engine = InProcessEngine(sites, lambda _, reply: heard.append(reply.site))
     with pytest.raises(SiteFailed) as stopped:
         engine.ask(dict.fromkeys(engine.names, ORDER))
     assert heard == []

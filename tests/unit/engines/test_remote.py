@@ -8,9 +8,9 @@ import pytest
 from grandrounds.core.errors import SiteFailed
 from grandrounds.core.messages import encode
 from grandrounds.core.weights import digest
-from grandrounds.engines.envelope import READY, Answer, Ask, seal
-from grandrounds.engines.remote import GivenUp, Interrupted, Line, ready
-from grandrounds.engines.remote_site import Attendant
+from grandrounds.engines.envelope import READY, ReplyEnvelope, RequestEnvelope, pack
+from grandrounds.engines.remote import Abandoned, ConnectionInterrupted, SiteConnection, ready
+from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.site.site import Site
 from tests.helpers.remote_sites import (
     LONG,
@@ -51,10 +51,10 @@ def cut(sealed: bytes) -> bytes:
 
 
 def sent_before(sealed: bytes) -> bytes:
-    return seal(Answer(number=0, state="done", body=b"alder"))
+    return pack(ReplyEnvelope(number=0, state="done", body=b"alder"))
 
 
-def harmed(attendant: Attendant, where: str, calls: int, harm: Callable[[bytes], bytes]) -> Way:
+def harmed(attendant: SiteAgent, where: str, calls: int, harm: Callable[[bytes], bytes]) -> Way:
     happens, way = for_the_first(calls, harm), Way({"alder": attendant})
     return replace(way, there=happens) if where == "there" else replace(way, back=happens)
 
@@ -124,18 +124,18 @@ def test_a_slow_site_that_lives_is_waited_for(attend: Attend):
 
 def test_a_request_that_was_given_up_is_not_sent(attend: Attend):
     attendant = attend("alder")
-    line = Line("alder", Way({"alder": attendant}), QUICK)
+    line = SiteConnection("alder", Way({"alder": attendant}), QUICK)
     number = line.begin()
-    line.give_up()
-    with pytest.raises(GivenUp, match="request 1 of 'alder'"):
+    line.abandon()
+    with pytest.raises(Abandoned, match="request 1 of 'alder'"):
         line.ask(number, encode(ORDER))
-    assert state_of(attendant, Ask(number=number, wait=0.0)) == "unknown"
+    assert state_of(attendant, RequestEnvelope(number=number, wait=0.0)) == "unknown"
 
 
 def test_a_line_that_held_before_it_broke_is_a_sign_of_life(attend: Attend):
     """Each try is longer than the silence after which a site is dead."""
     hasty = replace(QUICK, silence=0.1)
-    way, broken = Way({"alder": attend("alder")}), [Interrupted("in the middle")] * 3
+    way, broken = Way({"alder": attend("alder")}), [ConnectionInterrupted("in the middle")] * 3
 
     def call(site: str, sealed: bytes, timeout: float) -> bytes:
         if broken:
@@ -143,7 +143,7 @@ def test_a_line_that_held_before_it_broke_is_a_sign_of_life(attend: Attend):
             raise broken.pop()
         return way(site, sealed, timeout)
 
-    line = Line("alder", call, hasty)
+    line = SiteConnection("alder", call, hasty)
     assert line.ask(line.begin(), encode(ORDER)).state == "done"
     assert broken == []
 
@@ -158,11 +158,11 @@ def test_past_the_deadline_a_site_that_lives_has_failed(attend: Attend):
 
 def test_a_site_that_answers_another_coordinator_says_so_at_once(attend: Attend):
     attendant = attend("alder")
-    state_of(attendant, Ask(number=7, wait=LONG, body=encode(ORDER)))
+    state_of(attendant, RequestEnvelope(number=7, wait=LONG, body=encode(ORDER)))
     card = card_of(reached(("alder", attendant)))
     assert card.message == "it is past request 1: does another coordinator ask it?"
     with pytest.raises(SiteFailed, match=r"past request 0"):
-        ready([Line("alder", Way({"alder": attendant}), QUICK)])
+        ready([SiteConnection("alder", Way({"alder": attendant}), QUICK)])
 
 
 def test_a_working_site_is_asked_without_the_request_until_it_knows_nothing_of_it(attend: Attend):
@@ -184,7 +184,10 @@ def test_a_site_that_is_not_there_yet_is_asked_less_often_than_one_whose_line_br
     attend: Attend,
 ):
     patience = replace(QUICK, knock=0.3)
-    lines = [Line("alder", harmed(attend("alder"), "there", 2, lost), patience) for _ in range(2)]
+    lines = [
+        SiteConnection("alder", harmed(attend("alder"), "there", 2, lost), patience)
+        for _ in range(2)
+    ]
     began = time.monotonic()
     lines[0].ask(lines[0].begin(), encode(ORDER))
     there = time.monotonic()

@@ -10,10 +10,10 @@ import pytest
 from grandrounds.core.errors import BadImage, BadSite, SiteFailed
 from grandrounds.core.messages import Reply, Request, decode, encode
 from grandrounds.core.weights import digest
-from grandrounds.engines.envelope import Answer, Ask, Mail, seal, unseal
-from grandrounds.engines.in_process import Simulation
-from grandrounds.engines.remote import Line, ready
-from grandrounds.engines.remote_site import Attendant
+from grandrounds.engines.envelope import PeerEnvelope, ReplyEnvelope, RequestEnvelope, pack, unpack
+from grandrounds.engines.in_process import InProcessEngine
+from grandrounds.engines.remote import SiteConnection, ready
+from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.site.peers import Mailbox
 from grandrounds.site.site import Site
 from tests.helpers.federation import ignore
@@ -58,20 +58,20 @@ def attend(sites: Mapping[str, Site]) -> Iterator[Attend]:
 def test_a_letter_that_comes_again_is_answered_from_the_store(attend: Attend):
     site = Slow(attend.gate)
     attendant = attend("alder", site)
-    letter = seal(Ask(number=1, wait=LONG, body=encode(ORDER)))
+    letter = pack(RequestEnvelope(number=1, wait=LONG, body=encode(ORDER)))
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(attendant.answer, letter) for _ in range(2)]
-        assert state_of(attendant, Ask(number=1, wait=0.0)) == "working"
+        assert state_of(attendant, RequestEnvelope(number=1, wait=0.0)) == "working"
         attend.gate.set()
         first, second = [answer.result() for answer in answers]
     assert first == second == attendant.answer(letter)
-    assert attendant.answer(seal(Ask(number=1, wait=LONG))) == first
+    assert attendant.answer(pack(RequestEnvelope(number=1, wait=LONG))) == first
     assert traits_of(first) == traits(answered("alder", ORDER))
     assert site.asked == [ORDER]
 
 
 def traits_of(sealed: bytes) -> tuple[Reply, str]:
-    reply = decode(unseal(sealed, Answer).body)
+    reply = decode(unpack(sealed, ReplyEnvelope).body)
     assert isinstance(reply, Reply)
     return traits(reply)
 
@@ -81,16 +81,16 @@ def test_an_older_number_is_stale_and_an_unknown_one_without_its_request_is_not_
 ):
     site = Counted()
     attendant = attend("alder", site)
-    assert state_of(attendant, Ask(number=2, wait=LONG)) == "unknown"
-    assert state_of(attendant, Ask(number=2, wait=LONG, body=encode(NEXT))) == "done"
-    assert state_of(attendant, Ask(number=1, wait=LONG, body=encode(ORDER))) == "stale"
-    assert state_of(attendant, Ask(number=0, wait=LONG)) == "stale"
-    assert attendant.answer(b"") == seal(Answer(number=-1, state="damaged"))
+    assert state_of(attendant, RequestEnvelope(number=2, wait=LONG)) == "unknown"
+    assert state_of(attendant, RequestEnvelope(number=2, wait=LONG, body=encode(NEXT))) == "done"
+    assert state_of(attendant, RequestEnvelope(number=1, wait=LONG, body=encode(ORDER))) == "stale"
+    assert state_of(attendant, RequestEnvelope(number=0, wait=LONG)) == "stale"
+    assert attendant.answer(b"") == pack(ReplyEnvelope(number=-1, state="damaged"))
     assert site.asked == [NEXT]
 
 
 @contextmanager
-def refusing(error: Exception) -> Iterator[tuple[Simulation, bytes]]:
+def refusing(error: Exception) -> Iterator[tuple[InProcessEngine, bytes]]:
     raise error
     yield
 
@@ -106,17 +106,17 @@ REFUSALS = {
 def test_a_site_that_cannot_open_says_why_without_its_paths_which_its_own_log_has(
     attend: Attend, error: Exception, caplog: pytest.LogCaptureFixture
 ):
-    refuses = Attendant(refusing(error), nowhere)
+    refuses = SiteAgent(refusing(error), nowhere)
     way = Way({"alder": attend("alder"), "birch": refuses})
     with pytest.raises(BadSite, match=REFUSALS[error]) as told:
-        ready([Line(name, way, QUICK) for name in way.attendants])
+        ready([SiteConnection(name, way, QUICK) for name in way.attendants])
     assert "anna" not in str(told.value)
     assert str(error) in caplog.text
     refuses.close()
 
 
 @contextmanager
-def opening(gate: Event, simulation: Simulation) -> Iterator[tuple[Simulation, bytes]]:
+def opening(gate: Event, simulation: InProcessEngine) -> Iterator[tuple[InProcessEngine, bytes]]:
     assert gate.wait(LONG)
     if not simulation.sites:
         raise BadSite("no T2w")
@@ -134,32 +134,32 @@ def test_a_refusal_does_not_wait_for_a_site_that_opens_slowly(
             asked.set()
         return attendants[site].answer(sealed)
 
-    birch = Simulation((sites["birch"],), ignore)
-    refuses = Attendant(opening(asked, Simulation((), ignore)), nowhere)
-    slow = Attendant(opening(attend.gate, birch), nowhere)
+    birch = InProcessEngine((sites["birch"],), ignore)
+    refuses = SiteAgent(opening(asked, InProcessEngine((), ignore)), nowhere)
+    slow = SiteAgent(opening(attend.gate, birch), nowhere)
     attendants = {"alder": refuses, "birch": slow}
     attend.opened.extend(attendants.values())
     began = time.monotonic()
     with pytest.raises(BadSite, match="no T2w"):
-        ready([Line(name, call, QUICK) for name in attendants])
+        ready([SiteConnection(name, call, QUICK) for name in attendants])
     assert time.monotonic() - began < LONG / 2
 
 
 def test_readiness_waits_for_a_site_that_is_there_late_but_not_for_ever(attend: Attend):
     late = Way({"alder": attend("alder")}, there=for_the_first(20, lost))
     patience = replace(QUICK, start=LONG, silence=0.1)
-    assert ready([Line("alder", late, patience)]) == {"alder": b"alder"}
+    assert ready([SiteConnection("alder", late, patience)]) == {"alder": b"alder"}
     never = Way({"alder": attend("alder")}, there=for_the_first(10**6, lost))
     patience = replace(QUICK, start=0.2, silence=LONG)
     with pytest.raises(SiteFailed, match=r"'alder' failed in round 0 \(describe\): SiteSilent"):
-        ready([Line("alder", never, patience)])
+        ready([SiteConnection("alder", never, patience)])
 
 
 def test_the_first_request_of_a_new_line_is_not_taken_for_the_question_whether_it_is_ready(
     attend: Attend,
 ):
     attendant = attend("alder")
-    assert ready([Line("alder", Way({"alder": attendant}), QUICK)]) == {"alder": b"alder"}
+    assert ready([SiteConnection("alder", Way({"alder": attendant}), QUICK)]) == {"alder": b"alder"}
     [reply] = reached(("alder", attendant)).ask({"alder": ORDER})
     assert reply.round == 1
 
@@ -168,7 +168,7 @@ def test_a_site_that_was_left_behind_does_not_begin_what_nobody_waits_for(attend
     slow = Slow(attend.gate)
     attendant = attend("alder", slow)
     asks = [
-        Ask(number=number, wait=0.0, body=encode(replace(ORDER, round=number)))
+        RequestEnvelope(number=number, wait=0.0, body=encode(replace(ORDER, round=number)))
         for number in (1, 2, 3, 4)
     ]
     for ask in asks:
@@ -179,17 +179,17 @@ def test_a_site_that_was_left_behind_does_not_begin_what_nobody_waits_for(attend
     assert [request.round for request in slow.asked] == [1, 4]
 
 
-def delivered(way: Callable[[str, bytes], bytes], attend: Attend) -> dict[str, Attendant]:
-    attendants: dict[str, Attendant] = {}
+def delivered(way: Callable[[str, bytes], bytes], attend: Attend) -> dict[str, SiteAgent]:
+    attendants: dict[str, SiteAgent] = {}
 
     def post(peer: str, letter: bytes) -> bytes:
-        return attendants[peer].take(way(peer, letter))
+        return attendants[peer].receive_update(way(peer, letter))
 
     attendants |= {name: attend(name, answered, post) for name in NAMES}
     return attendants
 
 
-def mailbox_of(attendant: Attendant) -> Mailbox:
+def mailbox_of(attendant: SiteAgent) -> Mailbox:
     return attendant._site.mailbox  # pyright: ignore[reportPrivateUsage]
 
 
@@ -205,7 +205,7 @@ def test_an_update_goes_to_its_peers_and_a_receipt_to_the_coordinator(
     attendants = delivered(noted, attend)
     to = ("alder", "cedar")
     receipts = engine(Way(attendants), *NAMES).ask(dict.fromkeys(NAMES, ORDER), deliver_to=to)
-    same = Simulation(tuple(odd(site) for site in sites.values()), ignore)
+    same = InProcessEngine(tuple(odd(site) for site in sites.values()), ignore)
     here = same.ask(dict.fromkeys(NAMES, ORDER), deliver_to=to)
     sent = {"alder": 4, "birch": 8, "cedar": 4}
     assert receipts == here == [Reply(site=n, round=1, sent=sent[n]) for n in NAMES]
@@ -248,11 +248,14 @@ def test_mail_that_is_lost_or_damaged_is_brought_again(attend: Attend):
 
 def test_mail_that_comes_twice_counts_once_and_damaged_mail_not_at_all(attend: Attend):
     attendant = attend("alder")
-    ready([Line("alder", Way({"alder": attendant}), QUICK)])
-    letter = seal(Mail(body=encode(answered("birch", ORDER))))
-    assert unseal(attendant.take(flipped(letter)), Answer).state == "damaged"
+    ready([SiteConnection("alder", Way({"alder": attendant}), QUICK)])
+    letter = pack(PeerEnvelope(body=encode(answered("birch", ORDER))))
+    assert unpack(attendant.receive_update(flipped(letter)), ReplyEnvelope).state == "damaged"
     assert mailbox_of(attendant) == Mailbox()
-    assert [unseal(attendant.take(letter), Answer).state for _ in range(2)] == ["done", "done"]
+    assert [unpack(attendant.receive_update(letter), ReplyEnvelope).state for _ in range(2)] == [
+        "done",
+        "done",
+    ]
     [update] = mailbox_of(attendant).updates(["birch"], 1)
     assert digest(update.weights) == digest(answered("birch", ORDER).weights)
 
@@ -266,12 +269,15 @@ def test_a_site_finishes_what_it_has_begun_before_it_closes(sites: Mapping[str, 
         return answered(site, request)
 
     @contextmanager
-    def host() -> Iterator[tuple[Simulation, bytes]]:
-        yield Simulation((odd(sites["alder"], train),), ignore), b""
+    def host() -> Iterator[tuple[InProcessEngine, bytes]]:
+        yield InProcessEngine((odd(sites["alder"], train),), ignore), b""
         told.append("closed")
 
     with no_thread_left():
-        attendant = Attendant(host(), nowhere)
-        assert state_of(attendant, Ask(number=1, wait=0.0, body=encode(ORDER))) == "working"
+        attendant = SiteAgent(host(), nowhere)
+        assert (
+            state_of(attendant, RequestEnvelope(number=1, wait=0.0, body=encode(ORDER)))
+            == "working"
+        )
         attendant.close()
     assert told == ["trained", "closed"]

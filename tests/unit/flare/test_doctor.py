@@ -25,8 +25,8 @@ from grandrounds.flare.doctor import network as wire
 from grandrounds.flare.doctor import permissions as decided
 from grandrounds.flare.doctor.finding import Finding, Party
 from grandrounds.flare.kit import Kit
-from grandrounds.flare.provision import provision
-from grandrounds.study.acceptance import accept, keep
+from grandrounds.flare.provision import provision_kits
+from grandrounds.study.acceptance import accept, save_acceptance
 from grandrounds.study.file import fingerprint, read_study, to_toml
 from grandrounds.study.study import Study
 from tests.conftest import SaveVolume
@@ -57,7 +57,7 @@ def study() -> Study:
 @pytest.fixture(scope="module")
 def kits(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("federation") / "kits"
-    provision(study, "localhost", out, port=free_port())
+    provision_kits(study, "localhost", out, port=free_port())
     return out
 
 
@@ -65,7 +65,7 @@ def kits(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def foreign(study: Study, kits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another federation of the same study, at the same address."""
     out = tmp_path_factory.mktemp("foreign") / "kits"
-    provision(study, "localhost", out, port=Kit(kits / "server").address[1])
+    provision_kits(study, "localhost", out, port=Kit(kits / "server").address[1])
     return out
 
 
@@ -370,13 +370,13 @@ OURS = list(decided.ALLOWED)
 def test_a_fresh_kit_allows_our_classes_and_streams_no_log(name: str, kits: Path):
     party = Party(Kit(kits / name))
     assert_ok(decided.classes(party), "no other")
-    assert_ok(decided.logs(party), "stays here")
+    assert_ok(decided.log_rules(party), "stays here")
 
 
 def test_nothing_runs_from_the_admin_s_kit(kits: Path):
     admin = Party(Kit(kits / "admin"))
     assert_skipped(decided.classes(admin), "nothing runs")
-    assert_skipped(decided.logs(admin), "nothing runs")
+    assert_skipped(decided.log_rules(admin), "nothing runs")
     assert_skipped(decided.code(admin), "nothing runs")
 
 
@@ -423,7 +423,7 @@ def test_a_role_that_may_bring_code_is_bad(rights: object, party: Copied):
 @pytest.mark.parametrize("stream", [True, None, "false"])
 def test_a_log_that_may_leave_is_bad(stream: object, party: Copied):
     alder = decide(party("alder"), allow_log_streaming=stream)
-    assert_bad(decided.logs(alder), "is not false", "allow_log_streaming")
+    assert_bad(decided.log_rules(alder), "is not false", "allow_log_streaming")
 
 
 def test_settings_that_cannot_be_read_are_said_to_be(party: Copied):
@@ -436,7 +436,7 @@ def test_settings_that_cannot_be_read_are_said_to_be(party: Copied):
 def test_a_study_must_be_accepted_here(party: Copied, study: Study):
     alder = replace(party("alder"), study=study)
     assert_bad(decided.acceptance(alder), "is not accepted", "grandrounds site accept STUDY --kit")
-    keep(accept(fingerprint(study), alder.key, alder.certificate), alder.kit.local)
+    save_acceptance(accept(fingerprint(study), alder.key, alder.certificate), alder.kit.local)
     assert_ok(decided.acceptance(alder), fingerprint(study)[:12])
     other = replace(alder, study=replace(study, seed=study.seed + 1))
     assert_bad(decided.acceptance(other), "is not accepted", "site accept")
@@ -447,7 +447,9 @@ def test_an_acceptance_by_a_kit_of_another_federation_does_not_count(
 ):
     alder = replace(party("alder"), study=study)
     other = foreign / "alder" / "startup"
-    keep(accept(fingerprint(study), other / "client.key", other / "client.crt"), alder.kit.local)
+    save_acceptance(
+        accept(fingerprint(study), other / "client.key", other / "client.crt"), alder.kit.local
+    )
     with pytest.raises(BadSite, match="is not valid"):
         decided.acceptance(alder)
 

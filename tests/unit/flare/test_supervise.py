@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grandrounds.core.errors import RunFailed
-from grandrounds.engines.remote import Patience
+from grandrounds.engines.remote import Timeouts
 from tests.helpers.command import inside
 from tests.helpers.federation import tiny
 from tests.helpers.flare_federation import needs_flare
@@ -18,7 +18,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from grandrounds.flare import supervise as steady
 from grandrounds.flare.session import DONE, LOST, Job, NoServer
-from grandrounds.flare.supervise import Steady, is_loss
+from grandrounds.flare.supervise import Supervisor, is_loss
 
 pytestmark = needs_flare
 
@@ -40,7 +40,7 @@ class Server:
         missing = self.absent.pop(0) if self.absent else ()
         return tuple(site for site in ("alder", "birch") if site not in missing)
 
-    def submit(self, study: object, patience: Patience, *, resume: bool, token: str) -> str:
+    def submit(self, study: object, patience: Timeouts, *, resume: bool, token: str) -> str:
         self.submitted.append((resume, token))
         return f"job-{len(self.submitted)}"
 
@@ -57,7 +57,7 @@ def steadily(
     monkeypatch: pytest.MonkeyPatch,
     *ends: tuple[str, str, int],
     absent: Sequence[tuple[str, ...]] = (),
-) -> tuple[Server, list[str], Steady]:
+) -> tuple[Server, list[str], Supervisor]:
     server, told = Server(list(ends), list(absent)), list[str]()
 
     @contextmanager
@@ -68,12 +68,12 @@ def steadily(
     monkeypatch.setattr(steady, "_PAUSE", 0.0)
     kit: Any = None
     study = tiny(sites=2)
-    return server, told, Steady(kit, study, Patience(), told.append, told.append)
+    return server, told, Supervisor(kit, study, Timeouts(), told.append, told.append)
 
 
 def test_a_run_that_nobody_disturbs_is_one_job(monkeypatch: pytest.MonkeyPatch):
     server, told, run = steadily(monkeypatch, (DONE, "", 2))
-    run.see_through()
+    run.run_to_end()
     assert [resume for resume, _ in server.submitted] == [False]
     assert told == ["job-1", "round 1 of 3", "round 2 of 3"]
 
@@ -85,7 +85,7 @@ def test_after_a_loss_it_waits_for_all_and_resumes(monkeypatch: pytest.MonkeyPat
         (DONE, "", 2),
         absent=[(), ("birch",), ("alder", "birch"), ("alder", "birch")],
     )
-    run.see_through()
+    run.run_to_end()
     assert [resume for resume, _ in server.submitted] == [False, True]
     assert told[3:] == [
         "waiting for birch",
@@ -100,7 +100,7 @@ def test_a_server_that_is_lost_and_found_with_the_job_running_gets_no_second_job
     monkeypatch: pytest.MonkeyPatch,
 ):
     server, _, run = steadily(monkeypatch, ("gone", "", 1), (DONE, "", 3))
-    run.see_through()
+    run.run_to_end()
     assert len(server.submitted) == 1
 
 
@@ -110,7 +110,7 @@ def test_a_job_that_was_lost_with_its_server_is_followed_by_another(
     server, _, run = steadily(
         monkeypatch, ("gone", "", 1), (LOST, "its server was lost", 0), (DONE, "", 3)
     )
-    run.see_through()
+    run.run_to_end()
     assert [resume for resume, _ in server.submitted] == [False, True]
     assert len({token for _, token in server.submitted}) == 2
 
@@ -120,7 +120,7 @@ def test_what_is_no_loss_stops_it(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
         RunFailed, match="job-1 ended as FINISHED:EXECUTION_EXCEPTION: site 'birch'"
     ):
-        run.see_through()
+        run.run_to_end()
     assert len(server.submitted) == 1
 
 
@@ -131,7 +131,7 @@ def test_it_gives_up_after_three_losses_in_a_row_but_not_while_rounds_are_done(
     ends = (lost, lost, (FAILED, SILENT, 1), lost, (FAILED, SILENT, 2), lost, lost)
     server, _, run = steadily(monkeypatch, *ends)
     with pytest.raises(RunFailed, match="3 losses in a row, no round between them; then: site"):
-        run.see_through()
+        run.run_to_end()
     assert len(server.submitted) == len(ends)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grandrounds.engines.remote import Interrupted
+from grandrounds.engines.remote import ConnectionInterrupted
 from tests.helpers.flare_federation import needs_flare
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
@@ -18,7 +18,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
 
 from grandrounds.flare import transport as letters
-from grandrounds.flare.transport import ASK, Post
+from grandrounds.flare.transport import ASK, Transport
 
 pytestmark = needs_flare
 
@@ -35,7 +35,7 @@ class Office:
     lost: Callable[[str, Shareable], bool] = lambda topic, message: False
     seen: list[tuple[str, Shareable]] = field(default_factory=list)
 
-    def post(self, name: str, answer: Callable[[bytes], bytes] | None = None) -> Post:
+    def post(self, name: str, answer: Callable[[bytes], bytes] | None = None) -> Transport:
         def register(topic: str, handler: Callable[..., Shareable]) -> None:
             self.handlers[name, topic] = handler
 
@@ -43,7 +43,7 @@ class Office:
             register_aux_message_handler=register, send_aux_request=self.handed_over
         )
         context: Any = SimpleNamespace(get_engine=lambda: engine)
-        post = Post(context, name)
+        post = Transport(context, name)
         if answer:
             post.answer(ASK, answer)
         return post
@@ -83,14 +83,14 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_letter_goes_in_one_message():
     office = Office()
     office.post("alder", echo)
-    assert office.post("server").bring(ASK, "alder", b"hello", QUICK) == b"olleh"
+    assert office.post("server").send(ASK, "alder", b"hello", QUICK) == b"olleh"
     assert [topic for topic, _ in office.seen] == [ASK, ASK]
 
 
 def test_a_large_letter_is_fetched_in_parts_by_who_gets_it_and_so_is_its_answer():
     office = Office()
     office.post("alder", echo)
-    assert office.post("server").bring(ASK, "alder", LARGE, QUICK) == echo(LARGE)
+    assert office.post("server").send(ASK, "alder", LARGE, QUICK) == echo(LARGE)
     assert office.asked(PART) == 5 + 5
     carried = [len(v) for _, m in office.seen for v in m.values() if isinstance(v, bytes)]
     assert max(carried) == 2048
@@ -109,7 +109,7 @@ def test_a_letter_that_takes_longer_than_a_call_may_is_answered_once():
 
     office.lost = slow
     office.post("alder", answer)
-    assert office.post("server").bring(ASK, "alder", LARGE, 0.1) == b"done"
+    assert office.post("server").send(ASK, "alder", LARGE, 0.1) == b"done"
     assert came == [LARGE]
     assert office.asked(ASK) > 2
 
@@ -118,23 +118,23 @@ def test_a_part_that_is_lost_is_fetched_again():
     office, lost = Office(), [True, True]
     office.lost = lambda topic, message: topic == PART and bool(lost) and lost.pop()
     office.post("alder", echo)
-    assert office.post("server").bring(ASK, "alder", LARGE, QUICK) == echo(LARGE)
+    assert office.post("server").send(ASK, "alder", LARGE, QUICK) == echo(LARGE)
 
 
 def test_a_line_that_breaks_in_the_middle_was_not_silent():
     office, parts = Office(), iter(range(100))
     office.lost = lambda topic, message: topic == PART and (time.sleep(0.02), next(parts) > 2)[1]
     office.post("alder", echo)
-    with pytest.raises(Interrupted):
-        office.post("server").bring(ASK, "alder", LARGE, QUICK)
+    with pytest.raises(ConnectionInterrupted):
+        office.post("server").send(ASK, "alder", LARGE, QUICK)
 
 
 def test_an_answer_that_breaks_in_the_middle_was_a_sign_of_life():
     office = Office()
     office.lost = lambda topic, message: topic == PART
     office.post("alder", lambda letter: LARGE)
-    with pytest.raises(Interrupted):
-        office.post("server").bring(ASK, "alder", b"hello", QUICK)
+    with pytest.raises(ConnectionInterrupted):
+        office.post("server").send(ASK, "alder", b"hello", QUICK)
 
 
 def test_a_line_on_which_nothing_came_is_silent():
@@ -144,8 +144,8 @@ def test_a_line_on_which_nothing_came_is_silent():
     post = office.post("server")
     for to, sealed in (("alder", LARGE), ("birch", b"hello")):
         with pytest.raises(ConnectionError) as raised:
-            post.bring(ASK, to, sealed, QUICK)
-        assert not isinstance(raised.value, Interrupted)
+            post.send(ASK, to, sealed, QUICK)
+        assert not isinstance(raised.value, ConnectionInterrupted)
 
 
 def test_a_newer_letter_waits_on_when_an_older_one_is_answered():
@@ -157,13 +157,13 @@ def test_a_newer_letter_waits_on_when_an_older_one_is_answered():
         time.sleep(0.05 if topic == PART else 0.0)
         if topic == ASK and message.get("letter") == b"older":
             fetched.append(b"begun")
-            Thread(target=lambda: fetched.append(post.bring(ASK, "alder", LARGE, QUICK))).start()
+            Thread(target=lambda: fetched.append(post.send(ASK, "alder", LARGE, QUICK))).start()
             while office.asked(PART) == 0:
                 time.sleep(0.001)
         return False
 
     office.lost = meanwhile
-    assert post.bring(ASK, "alder", b"older", QUICK) == b"redlo"
+    assert post.send(ASK, "alder", b"older", QUICK) == b"redlo"
     end = time.monotonic() + QUICK
     while len(fetched) < 2 and time.monotonic() < end:
         time.sleep(0.01)
@@ -188,5 +188,5 @@ def test_a_letter_for_one_site_is_handed_to_no_other_and_under_no_other_ticket(w
 
     office.lost = look
     office.post("alder", echo)
-    assert office.post("server").bring(ASK, "alder", LARGE, QUICK) == echo(LARGE)
+    assert office.post("server").send(ASK, "alder", LARGE, QUICK) == echo(LARGE)
     assert len(tickets) == 1

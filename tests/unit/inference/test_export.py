@@ -16,10 +16,10 @@ from monai.bundle.properties import InferProperties, MetaProperties
 from torch import Tensor
 
 from grandrounds.core.errors import BadFolder, BadInput, BadSite, BadStudy, RunFailed
-from grandrounds.inference.export import FORMATS, Format, export, write_torchscript
+from grandrounds.inference.export import FORMATS, Format, export_program, write_torchscript
 from grandrounds.inference.monai_bundle import INTENDED_USE, export_bundle
-from grandrounds.inference.predictor import Inference, inference_of
-from grandrounds.inference.trained_model import Trained, trained_at
+from grandrounds.inference.predictor import Predictor, predictor_for
+from grandrounds.inference.trained_model import TrainedModel, load_trained_model
 from grandrounds.runs.loop import run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.file import parse_study, read_study, read_table
@@ -57,13 +57,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return finished
 
 
-def untrained(study: Study, site: str = "alder") -> Trained:
+def untrained(study: Study, site: str = "alder") -> TrainedModel:
     """A model with its first weights, which exports as any other does."""
-    task = study.bound()
-    return Trained(study, task, site, 0, task.build(study.seed).eval())
+    task = study.make_task()
+    return TrainedModel(study, task, site, 0, task.build(study.seed).eval())
 
 
-def own_cases(inference: Inference) -> tuple[Tensor, Tensor]:
+def own_cases(inference: Predictor) -> tuple[Tensor, Tensor]:
     """A site's test slices of a task as they enter a file, and what its task predicts of them."""
     trained, label = inference.trained, inference.labels[0]
     cohorts = open_sites(trained.study, ())[trained.site].cohorts
@@ -80,9 +80,9 @@ def own_cases(inference: Inference) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_predicts_what_the_task_predicts(form: str, kind: str, runs: Runs, tmp_path: Path):
-    inference = inference_of(trained_at(runs(kind), "alder"), LABELS[kind])
+    inference = predictor_for(load_trained_model(runs(kind), "alder"), LABELS[kind])
     out = tmp_path / f"model{FORMATS[form].suffix}"
-    assert export(inference, form, out) < 1e-4
+    assert export_program(inference, form, out) < 1e-4
     images, expected = own_cases(inference)
     predict = FORMATS[form].load(out)
     with torch.no_grad():
@@ -113,8 +113,8 @@ GENERATORS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("options", GENERATORS.values(), ids=GENERATORS)
 def test_every_generator_can_be_exported(options: Sequence[str], tmp_path: Path):
-    inference = inference_of(untrained(tiny(*options, sites=2)), "T2w->PDw")
-    assert export(inference, "torchscript", tmp_path / "model.ts") < 1e-4
+    inference = predictor_for(untrained(tiny(*options, sites=2)), "T2w->PDw")
+    assert export_program(inference, "torchscript", tmp_path / "model.ts") < 1e-4
     images, expected = own_cases(inference)
     assert (inference.network(images) - expected).abs().max() < 1e-4
 
@@ -126,13 +126,13 @@ def test_of_two_directions_the_one_that_is_asked_for_is_exported(tmp_path: Path)
     table["task"] |= {"generator": "unet", "pairing": "unpaired", "unet_levels": 2}
     trained = untrained(parse_study(table))
     for label in ("T1w->T2w", "T2w->T1w"):
-        inference = inference_of(trained, label)
+        inference = predictor_for(trained, label)
         images, expected = own_cases(inference)
         assert torch.allclose(inference.network(images), expected, atol=1e-5)
 
 
 def test_a_file_holds_no_critic(tmp_path: Path):
-    names = inference_of(untrained(tiny(sites=2)), "T1w->T2w").network.state_dict()
+    names = predictor_for(untrained(tiny(sites=2)), "T1w->T2w").network.state_dict()
     assert names
     assert not [name for name in names if "critic" in name]
 
@@ -145,7 +145,7 @@ def test_a_contrast_that_only_other_sites_have_is_no_input():
         {**first, "tasks": ["FLAIR->csf"]},
         {**second, "tasks": ["T1w+FLAIR->csf+white"]},
     ]
-    inference = inference_of(untrained(parse_study(table)))
+    inference = predictor_for(untrained(parse_study(table)))
     assert (inference.contrasts, inference.outputs) == (("FLAIR",), ("csf", "white"))
     cohorts = open_sites(inference.trained.study, ())["alder"].cohorts
     batch = inference.trained.task.evaluation_examples(cohorts, "test").batch([0], None)
@@ -177,7 +177,7 @@ def test_the_loaded_model_scores_as_the_run_s_did(options: Sequence[str], tmp_pa
     run(study, tmp_path / "run")
     told = scores_of(tmp_path / "run" / "scores.csv")
     for site in ("alder", "birch"):
-        trained = trained_at(tmp_path / "run", site)
+        trained = load_trained_model(tmp_path / "run", site)
         examples = trained.task.evaluation_examples(open_sites(study, ())[site].cohorts, "test")
         for index in (0, len(examples) - 1):
             assert psnr_of(trained, examples, index) == pytest.approx(
@@ -199,7 +199,7 @@ def key_of(examples: Examples, index: int) -> tuple[str, ...]:
     return case.site, case.patient, case.case, case.task
 
 
-def psnr_of(trained: Trained, examples: Examples, index: int) -> float:
+def psnr_of(trained: TrainedModel, examples: Examples, index: int) -> float:
     batch = examples.batch([index], None)
     with torch.no_grad():
         prediction = trained.task.predict(trained.model, batch)
@@ -211,9 +211,9 @@ def test_a_file_that_predicts_otherwise_is_not_left(
 ):
     odd = Format(".ts", write_torchscript, lambda path: lambda images: images + 2e-4)
     monkeypatch.setitem(FORMATS, "torchscript", odd)  # pyright: ignore[reportArgumentType]
-    inference = inference_of(untrained(tiny(sites=2)), "T1w->T2w")
+    inference = predictor_for(untrained(tiny(sites=2)), "T1w->T2w")
     with pytest.raises(RunFailed, match="more than 1e-04; nothing was written"):
-        export(inference, "torchscript", tmp_path / "model.ts")
+        export_program(inference, "torchscript", tmp_path / "model.ts")
     assert not list(tmp_path.iterdir())
 
 
@@ -222,7 +222,7 @@ def test_a_bundle_of_a_file_that_predicts_otherwise_is_not_left(
 ):
     odd = Format(".ts", write_torchscript, lambda path: lambda images: images * torch.nan)
     monkeypatch.setitem(FORMATS, "torchscript", odd)  # pyright: ignore[reportArgumentType]
-    inference = inference_of(untrained(tiny(sites=2)), "T1w->T2w")
+    inference = predictor_for(untrained(tiny(sites=2)), "T1w->T2w")
     with pytest.raises(RunFailed, match="nothing was written"):
         export_bundle(inference, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
@@ -231,7 +231,7 @@ def test_a_bundle_of_a_file_that_predicts_otherwise_is_not_left(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_monai_runs_a_bundle_where_there_is_no_grandrounds(kind: str, runs: Runs, tmp_path: Path):
-    inference = inference_of(trained_at(runs(kind), "alder"), LABELS[kind])
+    inference = predictor_for(load_trained_model(runs(kind), "alder"), LABELS[kind])
     export_bundle(inference, tmp_path / "bundle")
     images, expected = own_cases(inference)
     slices = tmp_path / "slices"
@@ -271,7 +271,7 @@ def required(properties: dict[str, dict[str, object]]) -> set[str]:
 
 
 def test_a_bundle_has_all_that_monai_asks_of_one(tmp_path: Path):
-    inference = inference_of(untrained(tiny(sites=2)), "T1w->T2w")
+    inference = predictor_for(untrained(tiny(sites=2)), "T1w->T2w")
     bundle = tmp_path / "bundle"
     export_bundle(inference, bundle)
     runs = json.loads((bundle / "configs" / "inference.json").read_text())
@@ -291,7 +291,7 @@ def test_a_bundle_has_all_that_monai_asks_of_one(tmp_path: Path):
 
 def test_a_network_that_reads_no_code_needs_no_task():
     trained = untrained(tiny('method.kind="fedavg"', sites=2))
-    inference = inference_of(trained)
+    inference = predictor_for(trained)
     assert (inference.contrasts, inference.outputs) == (("T1w/T2w",), ("T2w/PDw",))
 
 
@@ -303,26 +303,26 @@ def deep() -> Study:
     return tiny_of("segmentation", "task.dims=3", "task.patch=[4, 16, 16]", sites=2)
 
 
-REFUSED: dict[str, tuple[Callable[[], Inference], type[BadInput], str]] = {
+REFUSED: dict[str, tuple[Callable[[], Predictor], type[BadInput], str]] = {
     "a task must be chosen": (
-        lambda: inference_of(untrained(tiny(sites=2))),
+        lambda: predictor_for(untrained(tiny(sites=2))),
         BadInput,
         "site 'alder' has the tasks T1w->T2w, T2w->PDw, and its model must be told which; "
         "choose one with --task",
     ),
     "another site's task": (
-        lambda: inference_of(untrained(tiny(sites=2)), "FLAIR->T2w"),
+        lambda: predictor_for(untrained(tiny(sites=2)), "FLAIR->T2w"),
         BadSite,
         "site 'alder' never trained the task 'FLAIR->T2w'; it trained T1w->T2w, T2w->PDw",
     ),
     "a table": (
-        lambda: inference_of(untrained(heart(), "va")),
+        lambda: predictor_for(untrained(heart(), "va")),
         BadStudy,
         "study 'heart': a table's variables are on a scale of the site's own data, not kept in "
         "the run; export is for slices",
     ),
     "volumes": (
-        lambda: inference_of(untrained(deep())),
+        lambda: predictor_for(untrained(deep())),
         BadStudy,
         "study 'tiny': a network of 3-D patches slides over volumes, which no exported file does; "
         "export is for slices",
@@ -332,7 +332,7 @@ REFUSED: dict[str, tuple[Callable[[], Inference], type[BadInput], str]] = {
 
 @pytest.mark.parametrize(("ask", "kind", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_exported_is_said_in_a_sentence(
-    ask: Callable[[], Inference], kind: type[BadInput], sentence: str
+    ask: Callable[[], Predictor], kind: type[BadInput], sentence: str
 ):
     with pytest.raises(BadInput) as told:
         ask()
@@ -340,15 +340,15 @@ def test_what_cannot_be_exported_is_said_in_a_sentence(
 
 
 def test_a_name_that_is_taken_or_wrong_is_refused(tmp_path: Path):
-    inference = inference_of(untrained(tiny(sites=2)), "T1w->T2w")
+    inference = predictor_for(untrained(tiny(sites=2)), "T1w->T2w")
     taken = tmp_path / "model.ts"
     taken.write_text("mine")
     with pytest.raises(BadInput, match=r"model\.ts: is there already; choose another name"):
-        export(inference, "torchscript", taken)
+        export_program(inference, "torchscript", taken)
     with pytest.raises(BadInput, match=r"must be named \*\.onnx"):
-        export(inference, "onnx", tmp_path / "model.ts")
+        export_program(inference, "onnx", tmp_path / "model.ts")
     with pytest.raises(BadInput, match=r"there is no folder .*nowhere that can be written to"):
-        export(inference, "torchscript", tmp_path / "nowhere" / "model.ts")
+        export_program(inference, "torchscript", tmp_path / "nowhere" / "model.ts")
     assert taken.read_text() == "mine"
 
 
@@ -357,31 +357,31 @@ def test_a_folder_without_a_whole_model_is_refused(runs: Runs, tmp_path: Path):
     run(tiny("rounds=1", sites=2), folder)
     (folder / "model" / "shared.safetensors").unlink()
     with pytest.raises(BadFolder, match="tensors of the model of site 'alder' are missing, first"):
-        trained_at(folder, "alder")
+        load_trained_model(folder, "alder")
     (folder / "sites" / "alder" / "private.safetensors").unlink()
     with pytest.raises(BadFolder, match=r"private\.safetensors: not a readable safetensors file"):
-        trained_at(folder, "alder")
+        load_trained_model(folder, "alder")
     (folder / "scores.csv").unlink()
     with pytest.raises(BadFolder, match="its run is not finished"):
-        trained_at(folder, "alder")
+        load_trained_model(folder, "alder")
     with pytest.raises(BadFolder, match=r"no study\.toml"):
-        trained_at(tmp_path, "alder")
+        load_trained_model(tmp_path, "alder")
     with pytest.raises(BadSite, match="no site 'cedar' trained; those that did are alder, birch"):
-        trained_at(runs("synthesis"), "cedar")
+        load_trained_model(runs("synthesis"), "cedar")
 
 
 def test_a_comparison_s_folder_names_its_runs(tmp_path: Path):
     (tmp_path / "arms.toml").touch()
     (tmp_path / "arms" / "fedavg" / "seed-1").mkdir(parents=True)
     with pytest.raises(BadFolder, match=r"give one of its runs, such as .*arms/fedavg/seed-1"):
-        trained_at(tmp_path, "alder")
+        load_trained_model(tmp_path, "alder")
 
 
 def test_a_model_whose_predictions_are_drawn_is_refused(runs: Runs, tmp_path: Path):
     folder = tmp_path / "run"
     run(tiny("rounds=1", "task.dropout=0.5", "task.dropout_at_evaluation=true", sites=2), folder)
     with pytest.raises(BadStudy, match="make each prediction a random draw"):
-        trained_at(folder, "alder")
+        load_trained_model(folder, "alder")
 
 
 def test_a_format_without_its_packages_says_what_to_install(
@@ -389,6 +389,6 @@ def test_a_format_without_its_packages_says_what_to_install(
 ):
     form = replace(FORMATS["onnx"], needs=("onnx", "no_such_package"))
     monkeypatch.setitem(FORMATS, "onnx", form)  # pyright: ignore[reportArgumentType]
-    inference = inference_of(untrained(tiny(sites=2)), "T1w->T2w")
+    inference = predictor_for(untrained(tiny(sites=2)), "T1w->T2w")
     with pytest.raises(BadInput, match=r"needs no_such_package; .* 'grandrounds\[export\]'"):
-        export(inference, "onnx", tmp_path / "model.onnx")
+        export_program(inference, "onnx", tmp_path / "model.onnx")

@@ -15,13 +15,13 @@ from grandrounds.models.layers import batch_norm_names
 from grandrounds.models.translation_unet import (
     AdaptiveNorm,
     PlainInstanceNorm,
-    TranslationUnet,
-    UnetShape,
+    TranslationUNet,
+    TranslationUNetShape,
     build_translation_unet,
 )
 
-PLAIN = UnetShape(width=4, levels=3)
-CODED = UnetShape(width=4, levels=3, code_size=2, latent=32)
+PLAIN = TranslationUNetShape(width=4, levels=3)
+CODED = TranslationUNetShape(width=4, levels=3, code_size=2, latent=32)
 BATCH_NORM = replace(PLAIN, norm="batch")
 CODES = torch.eye(2)
 
@@ -46,19 +46,21 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize(
     ("shape", "parameters"),
     [
-        (UnetShape(), 7_756_097),
-        (UnetShape(inputs=2, outputs=2), 7_756_418),
-        (UnetShape(code_size=2), 9_991_235),
+        (TranslationUNetShape(), 7_756_097),
+        (TranslationUNetShape(inputs=2, outputs=2), 7_756_418),
+        (TranslationUNetShape(code_size=2), 9_991_235),
         # A scale and a shift: 992 channels down, normalised twice; 480 up, three times.
-        (UnetShape(norm="batch"), 7_756_097 + 2 * (2 * 992 + 3 * 480)),
+        (TranslationUNetShape(norm="batch"), 7_756_097 + 2 * (2 * 992 + 3 * 480)),
     ],
 )
-def test_full_model_has_the_published_number_of_parameters(shape: UnetShape, parameters: int):
+def test_full_model_has_the_published_number_of_parameters(
+    shape: TranslationUNetShape, parameters: int
+):
     assert size(build_translation_unet(shape, seed=0)) == parameters
 
 
 def test_every_group_has_its_number_of_parameters():
-    model = build_translation_unet(UnetShape(code_size=2), seed=0)
+    model = build_translation_unet(TranslationUNetShape(code_size=2), seed=0)
     groups: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         group = name.split(".")[0]
@@ -72,7 +74,7 @@ def test_every_group_has_its_number_of_parameters():
 
 
 def test_adaptive_norms_follow_every_stage_and_the_last_one_is_on_the_image():
-    model = build_translation_unet(UnetShape(code_size=2), seed=0)
+    model = build_translation_unet(TranslationUNetShape(code_size=2), seed=0)
     channels = [block.get_parameter("affine.bias").numel() // 2 for block in model.personal]
     assert channels == [32, 64, 128, 256, 512, 256, 256, 128, 128, 64, 64, 32, 1]
 
@@ -93,7 +95,7 @@ def adapted(features: Tensor, style: Tensor, norm: nn.Module) -> Tensor:
 @pytest.mark.parametrize("coded", [False, True])
 def test_it_computes_what_the_paper_writes(coded: bool):
     """One level, step by step in plain PyTorch."""
-    shape = UnetShape(width=4, levels=1, code_size=2 if coded else 0, latent=16)
+    shape = TranslationUNetShape(width=4, levels=1, code_size=2 if coded else 0, latent=16)
     model, source = build_translation_unet(shape, seed=0).eval(), noise(2, 1, 8, 8)
     weights = [p for name, p in model.named_parameters() if name.endswith("convolution.weight")]
     top, bottom, last = (weights[i : i + 2] for i in (0, 2, 5))
@@ -115,7 +117,7 @@ def test_it_computes_what_the_paper_writes(coded: bool):
 
 
 def test_two_codes_have_different_styles_and_images():
-    model = build_translation_unet(UnetShape(width=8, code_size=2), seed=0).eval()
+    model = build_translation_unet(TranslationUNetShape(width=8, code_size=2), seed=0).eval()
     assert model.mapper is not None
     with torch.no_grad():
         styles = model.mapper(CODES)
@@ -131,7 +133,7 @@ def test_without_codes_the_code_is_ignored():
 
 
 @pytest.mark.parametrize("shape", [CODED, BATCH_NORM])
-def test_every_parameter_gets_a_gradient(shape: UnetShape):
+def test_every_parameter_gets_a_gradient(shape: TranslationUNetShape):
     model = build_translation_unet(shape, seed=0)
     (model(noise(2, 1, 16, 24), CODES) - noise(2, 1, 16, 24, seed=1)).abs().mean().backward()
     for name, parameter in model.named_parameters():
@@ -141,7 +143,7 @@ def test_every_parameter_gets_a_gradient(shape: UnetShape):
 
 
 @pytest.mark.parametrize("shape", [PLAIN, CODED])
-def test_a_batch_of_mixed_codes_equals_its_samples_one_by_one(shape: UnetShape):
+def test_a_batch_of_mixed_codes_equals_its_samples_one_by_one(shape: TranslationUNetShape):
     model = build_translation_unet(shape, seed=0)
     sources, codes = noise(3, 1, 16, 24), CODES[[0, 1, 0]]
     with torch.no_grad():
@@ -151,7 +153,7 @@ def test_a_batch_of_mixed_codes_equals_its_samples_one_by_one(shape: UnetShape):
 
 
 def cut_run(
-    model: TranslationUnet, cuts: list[int], source: Tensor
+    model: TranslationUNet, cuts: list[int], source: Tensor
 ) -> tuple[Tensor, list[set[str]]]:
     """Run the stages in pieces, over cuts that keep no layout; the output, and what crossed."""
     names, carried = list(model.stages()), {"source": source, "code": CODES}
@@ -165,7 +167,7 @@ def cut_run(
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [PLAIN, CODED, replace(CODED, norm="batch")])
-def test_every_cut_gives_the_same_bits(shape: UnetShape, precision: torch.dtype):
+def test_every_cut_gives_the_same_bits(shape: TranslationUNetShape, precision: torch.dtype):
     model, source = build_translation_unet(shape, seed=1).eval(), noise(2, 1, 16, 16)
     with torch.no_grad(), autocast(source.device, precision):
         whole, stages = model(source, CODES), len(model.stages())
@@ -201,7 +203,7 @@ def test_features_and_skips_are_channels_last_even_after_a_cut_that_keeps_no_lay
 
 
 @pytest.mark.parametrize("shape", [PLAIN, CODED])
-def test_gradients_pass_over_a_cut_through_features_skips_and_style(shape: UnetShape):
+def test_gradients_pass_over_a_cut_through_features_skips_and_style(shape: TranslationUNetShape):
     model = build_translation_unet(shape, seed=1)
     source, names = noise(2, 1, 16, 16), list(model.stages())
     model(source, CODES).square().mean().backward()
@@ -218,7 +220,7 @@ def test_gradients_pass_over_a_cut_through_features_skips_and_style(shape: UnetS
 
 
 @pytest.mark.parametrize("shape", [PLAIN, CODED, BATCH_NORM])
-def test_stages_own_every_tensor_once(shape: UnetShape):
+def test_stages_own_every_tensor_once(shape: TranslationUNetShape):
     model = build_translation_unet(shape, seed=1)
     owners = [
         [stage for stage, prefixes in model.stages().items() if name.startswith(prefixes)]
@@ -243,7 +245,7 @@ def test_the_same_seed_builds_the_same_bits_and_leaves_the_global_generator_alon
 
 
 def test_first_weights_have_the_published_spread():
-    weights = build_translation_unet(UnetShape(code_size=2), seed=0).state_dict()
+    weights = build_translation_unet(TranslationUNetShape(code_size=2), seed=0).state_dict()
     assert weights["encoder.4.1.convolution.weight"].std() == pytest.approx(0.02, rel=0.01)
     assert weights["decoder.0.convolution.weight"].std() == pytest.approx(0.02, rel=0.01)
     assert weights["personal.4.affine.weight"].std() == pytest.approx(512**-0.5, rel=0.01)

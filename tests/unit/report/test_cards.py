@@ -12,7 +12,7 @@ from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import RoundFinished, RunFinished
 from grandrounds.core.journal import read_journal
 from grandrounds.report.cards.write import write_cards
-from grandrounds.runs.arms import Arm
+from grandrounds.runs.arms import ArmChoice
 from grandrounds.runs.loop import run
 from grandrounds.study.file import example, read_table
 from tests.helpers.command import loaded_by
@@ -36,7 +36,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, table = tmp_path_factory.mktemp("compared"), read_table(example("tiny"))
     for label in ("fedavg", "local"):
         for seed in (1, 2):
-            study = Arm(label).study(table, ["rounds=1", f"seed={seed}"])
+            study = ArmChoice(label).study(table, ["rounds=1", f"seed={seed}"])
             study = replace(study, site=study.site[:2])
             run(study, folder / "arms" / label / f"seed-{seed}")
     plans = [replace(FEDAVG, name="fedavg"), replace(PFLSYNTH, name="local", title="Alone")]

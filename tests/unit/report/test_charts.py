@@ -68,7 +68,7 @@ def test_labels_never_lie_on_each_other(tmp_path: Path):
     same = [replace(plan, levels=FEDAVG.levels) for plan in (*ARMS, *MORE[:2])]
     for chart in charts.charts(read_facts(write_comparison(tmp_path / "c", same))):
         places = sorted(line.label_y for line in chart.lines)
-        assert all(b - a > charts.LABEL - 0.2 for a, b in pairwise(places))
+        assert all(b - a > charts._LABEL - 0.2 for a, b in pairwise(places))
         assert charts.TOP <= places[0] <= places[-1] <= charts.BOTTOM
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.run_folder import SCORE_COLUMNS
-from grandrounds.report.analysis.cross_site import Crossing, crossings
+from grandrounds.report.analysis.cross_site import CrossSiteMatrix, cross_site_matrices
 from grandrounds.report.analysis.facts import read_facts
 from grandrounds.report.page.html import write_report
 from grandrounds.report.prose.generalisation import alike, travels
@@ -50,8 +50,8 @@ def crossed(tmp_path: Path, *, rivals: Mapping[str, Mapping[str, float]] = ALIKE
     return folder
 
 
-def first(folder: Path) -> Crossing:
-    return crossings(read_facts(folder))[0]
+def first(folder: Path) -> CrossSiteMatrix:
+    return cross_site_matrices(read_facts(folder))[0]
 
 
 def test_a_cell_is_the_mean_over_patients_whatever_slices_they_have(tmp_path: Path):
@@ -101,7 +101,7 @@ def test_the_tint_runs_from_the_worst_to_the_best_of_a_column(tmp_path: Path):
 
 def test_equal_rows_are_a_sentence_instead_of_a_table(tmp_path: Path):
     folder = crossed(tmp_path)
-    found = crossings(read_facts(folder))
+    found = cross_site_matrices(read_facts(folder))
     assert [crossing.alike for crossing in found] == [False, True]
     said = "With FedAvg all hospitals have the same model"
     assert alike(found).startswith(said)
@@ -112,7 +112,7 @@ def test_equal_rows_are_a_sentence_instead_of_a_table(tmp_path: Path):
 
 def test_a_pooled_model_is_nobodys_and_serves_all(tmp_path: Path):
     folder = crossed(tmp_path, rivals={"pooled": APART["alder"]})
-    assert crossings(read_facts(folder))[1].alike
+    assert cross_site_matrices(read_facts(folder))[1].alike
 
 
 def test_the_own_model_is_framed_and_said_in_words_and_other_arms_are_folded(tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import Failed, Interrupted, RunResumed
 from grandrounds.core.journal import Journal
-from grandrounds.report.analysis.facts import Facts, differences, read_facts
+from grandrounds.report.analysis.facts import Facts, arm_differences, read_facts
 from grandrounds.report.analysis.metrics import METRICS
 from tests.helpers.run_folders import (
     ARMS,
@@ -43,7 +43,7 @@ def row(site: str, patient: str, *, task: str = "t", value: float) -> str:
 
 def test_arms_stand_in_the_order_of_the_table(facts: Facts):
     assert [arm.title for arm in facts.arms] == [plan.title for plan in ARMS]
-    assert facts.protagonist is facts.arms[0]
+    assert facts.main_arm is facts.arms[0]
     assert [arm.local for arm in facts.arms] == [False, False, True, True]
 
 
@@ -101,7 +101,7 @@ def test_a_difference_is_that_of_the_levels_written(facts: Facts):
 
 
 def test_lower_is_a_gain_where_lower_is_better(facts: Facts):
-    found = differences(*facts.arms[:2], site="alder", metric=METRICS["nrmse"])
+    found = arm_differences(*facts.arms[:2], site="alder", metric=METRICS["nrmse"])
     assert fmean(found) == pytest.approx(0.02)
 
 
@@ -150,7 +150,7 @@ def test_an_arm_that_has_not_started_is_waiting(tmp_path: Path):
     (run_folder(folder, "pflsynth") / "journal.jsonl").unlink()
     facts = read_facts(folder)
     assert [entry.title for entry in facts.waiting] == ["pFLSynth"]
-    assert facts.protagonist is None
+    assert facts.main_arm is None
 
 
 def test_what_a_run_computes_is_its_steps_times_the_work_of_one(facts: Facts):

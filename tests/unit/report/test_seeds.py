@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.report.analysis.arm import Arm
-from grandrounds.report.analysis.facts import against, differences, read_facts, shared_seeds
+from grandrounds.report.analysis.facts import against, arm_differences, read_facts, shared_seeds
 from grandrounds.report.analysis.metrics import METRICS
 from tests.helpers.run_folders import (
     ALONE_PLAIN,
@@ -62,7 +62,7 @@ def test_arms_are_compared_on_the_seeds_that_both_have(tmp_path: Path):
     shutil.rmtree(run_folder(folder, "pflsynth", 7))
     ours, theirs = read_facts(folder).arms
     assert shared_seeds(ours, theirs) == (8,)
-    found = differences(ours, theirs, site="alder", metric=PSNR)
+    found = arm_differences(ours, theirs, site="alder", metric=PSNR)
     assert len(found) == 8
     assert sum(found) / 8 == pytest.approx(1.0)  # not 2, which all seeds together would give
 
@@ -77,7 +77,7 @@ def test_an_arm_without_a_common_seed_is_not_compared(tmp_path: Path):
 def test_real_patients_are_paired_after_averaging_over_common_seeds(tmp_path: Path):
     plans = [real(RISING), real(replace(FEDAVG, drift=0.5))]
     ours, theirs = read_facts(write_comparison(tmp_path / "c", plans, seeds=(7, 8))).arms
-    found = differences(ours, theirs, site="birch", metric=PSNR)
+    found = arm_differences(ours, theirs, site="birch", metric=PSNR)
     assert len(found) == 8
     assert sum(found) / 8 == pytest.approx(23.4 - 21.3 + 0.25)
 

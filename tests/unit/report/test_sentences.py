@@ -68,7 +68,7 @@ def test_without_local_arms_a_hospital_has_no_verdict(tmp_path: Path):
 def test_an_ending_is_told(tmp_path: Path, event: StoppedEarly | Interrupted | Failed, said: str):
     folder = write_run(tmp_path / "run", PFLSYNTH, until=4)
     Journal(folder / "journal.jsonl").append(event)
-    assert sentences.progress(read_facts(folder).arms[0]) == said
+    assert sentences.progress_sentence(read_facts(folder).arms[0]) == said
 
 
 def test_simulated_data_is_always_told(facts: Facts):
@@ -94,7 +94,7 @@ def test_few_steps_are_warned_of(tmp_path: Path):
 
 
 def test_what_travels_and_what_stays_is_told(facts: Facts):
-    assert sentences.policy(facts.arms[0]) == (
+    assert sentences.policy_sentence(facts.arms[0]) == (
         "Travels each round: mapper (82,816) and decoder (345,313); stays at the hospital: "
         "personal (117,440) (in brackets: numbers of parameters)."
     )
@@ -102,7 +102,7 @@ def test_what_travels_and_what_stays_is_told(facts: Facts):
 
 def test_seeds_that_ended_alike_are_told_together(tmp_path: Path):
     facts = read_facts(write_comparison(tmp_path / "c", [PFLSYNTH], seeds=(7, 8)))
-    assert sentences.progress(facts.arms[0]) == (
+    assert sentences.progress_sentence(facts.arms[0]) == (
         "Finished with 2 seeds, after 10 and 10 rounds; the models of rounds 10 and 10 validated "
         "best."
     )
@@ -115,7 +115,7 @@ def test_seeds_that_are_not_done_are_told_one_by_one(tmp_path: Path):
     shutil.rmtree(run_folder(folder, "pflsynth", 9))
     write_run(run_folder(folder, "pflsynth", 9), replace(PFLSYNTH, seed=9), until=2)
     facts = read_facts(folder)
-    assert sentences.progress(facts.arms[0]) == (
+    assert sentences.progress_sentence(facts.arms[0]) == (
         "Seed 7: Finished after 10 of 10 rounds; the model of round 10 validated best. "
         "Seed 9: Not finished: 2 of 10 rounds done so far. Seed 8: Not started."
     )
@@ -147,8 +147,8 @@ def test_the_rule_that_folds_arms_away_is_told_only_where_it_is_used(facts: Fact
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (words.listed(["a"]), "a"),
-        (words.listed(["a", "b", "c"]), "a, b and c"),
+        (words.join_words(["a"]), "a"),
+        (words.join_words(["a", "b", "c"]), "a, b and c"),
         (words.counted(1, "round"), "1 round"),
         (words.counted(1200, "round"), "1,200 rounds"),
         (words.size(0), "nothing"),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from grandrounds.report.analysis.facts import read_facts
-from grandrounds.report.analysis.folder import Panel
+from grandrounds.report.analysis.folder import StoredPanel
 from grandrounds.report.page import style as figures
 from tests.helpers.run_folders import PFLSYNTH, write_comparison
 
@@ -19,9 +19,9 @@ def opened(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def panel(error: float) -> Panel:
+def panel(error: float) -> StoredPanel:
     target = np.full((2, 3), 0.5, np.float32)
-    return Panel("s", "t", "p", target, target, target + np.float32(error))
+    return StoredPanel("s", "t", "p", target, target, target + np.float32(error))
 
 
 def test_a_grey_picture_keeps_every_pixel():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.report.analysis.facts import read_facts
-from grandrounds.report.prose.summary import summary
+from grandrounds.report.prose.summary import summary_sentences
 from grandrounds.report.prose.vocabulary import MINUS
 from tests.helpers.run_folders import (
     ALONE_PLAIN,
@@ -33,7 +33,7 @@ DITTO = replace(
 
 def said(folder: Path, arms: Sequence[Plan] = ARMS, *, seeds: Sequence[int] = (7,)) -> list[str]:
     facts = read_facts(write_comparison(folder, arms, seeds=seeds))
-    return [told.replace("\u00a0", " ").replace(MINUS, "-") for told in summary(facts)]
+    return [told.replace("\u00a0", " ").replace(MINUS, "-") for told in summary_sentences(facts)]
 
 
 def test_five_sentences_say_it_all(tmp_path: Path):
@@ -116,13 +116,15 @@ def test_without_a_rival_nothing_is_compared(tmp_path: Path):
 
 def test_a_run_without_federation_says_so(tmp_path: Path):
     facts = read_facts(write_run(tmp_path / "run", ALONE_SAME))
-    assert summary(facts)[0].endswith("each hospital trained alone, and nothing was shared.")
-    assert len(summary(facts)) == 5
+    assert summary_sentences(facts)[0].endswith(
+        "each hospital trained alone, and nothing was shared."
+    )
+    assert len(summary_sentences(facts)) == 5
 
 
 def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path):
     facts = read_facts(write_run(tmp_path / "run", PFLSYNTH, until=4))
-    assert summary(facts) == [
+    assert summary_sentences(facts) == [
         "There is no complete set of test scores yet.",
         "pflsynth, seed 7: Not finished: 4 of 10 rounds done so far. It has no test scores.",
     ]

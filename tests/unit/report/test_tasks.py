@@ -15,7 +15,7 @@ from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.page.html import write_report
 from grandrounds.report.prose import sentences as verdicts
-from grandrounds.report.prose.summary import summary
+from grandrounds.report.prose.summary import summary_sentences
 from grandrounds.runs.loop import run
 from grandrounds.study.file import example, read_study
 from tests.helpers.run_folders import ALONE_PLAIN, FEDAVG, Plan, run_folder, write_arms, write_run
@@ -124,7 +124,7 @@ def test_lower_is_better_reads_as_better(tmp_path: Path):
     facts = compared(tmp_path / "c")
     assert facts.gains is not None
     assert facts.gains.overall.mean == pytest.approx((0.55 - 0.3) / 9)
-    [lead, *_] = [said.replace("\u00a0", " ") for said in summary(facts)]
+    [lead, *_] = [said.replace("\u00a0", " ") for said in summary_sentences(facts)]
     assert lead.startswith("Beside each hospital's best local-only model, by Log loss and with")
     assert "Alder (+0.028, 0.000 to +0.083)" in lead
     assert "too few patients to tell" in lead  # all but one patient score the same

@@ -11,14 +11,14 @@ import pytest
 
 from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import Event, Failed, RoundFinished, SiteTested, SiteTrained
-from grandrounds.core.journal import Journal, read_journal, surviving
+from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.report.tracking.tracker import (
-    check,
-    flattened,
+    check_trackers,
+    display_uri,
+    flat_parameters,
     recorded,
     replay,
     runs_in,
-    shown,
     tracked,
 )
 from grandrounds.runs.loop import run
@@ -94,7 +94,7 @@ def texts(folder: Path, name: str) -> list[str]:
 
 
 def told(folder: Path) -> list[Event]:
-    return [event for _, event in surviving(read_journal(folder / "journal.jsonl"))]
+    return [event for _, event in without_superseded(read_journal(folder / "journal.jsonl"))]
 
 
 @pytest.mark.slow
@@ -271,7 +271,7 @@ def test_a_run_without_a_site_has_a_name_of_its_own(tmp_path: Path):
 )
 def test_a_tracker_that_cannot_be_is_refused_in_one_sentence(uri: str, sentence: str):
     with pytest.raises(BadInput, match=sentence):
-        check([uri])
+        check_trackers([uri])
 
 
 @pytest.mark.parametrize("kind", ["mlflow", "tensorboard"])
@@ -307,7 +307,7 @@ def test_a_folder_in_which_nothing_started_cannot_be_tracked(tmp_path: Path):
 
 def test_a_study_is_one_line_for_each_option():
     study = {"a": {"b": [1, 2]}, "site": [{"name": "x", "n": 3}, {"name": "y", "n": 4}]}
-    assert flattened(study) == {
+    assert flat_parameters(study) == {
         "a.b": "1, 2",
         "site.x.name": "x",
         "site.x.n": "3",
@@ -317,8 +317,8 @@ def test_a_study_is_one_line_for_each_option():
 
 
 def test_an_address_is_shown_without_its_password():
-    assert shown("mlflow:https://jane:secret@host:5000/x") == "mlflow:https://host:5000/x"
-    assert shown("mlflow:sqlite:///runs.db") == "mlflow:sqlite:///runs.db"
+    assert display_uri("mlflow:https://jane:secret@host:5000/x") == "mlflow:https://host:5000/x"
+    assert display_uri("mlflow:sqlite:///runs.db") == "mlflow:sqlite:///runs.db"
 
 
 def test_trackers_are_loaded_only_where_they_are_asked_for():

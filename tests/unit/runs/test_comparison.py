@@ -8,8 +8,8 @@ import pytest
 
 from grandrounds.core.errors import BadFolder, BadStudy
 from grandrounds.core.events import Event, RunFinished, SiteTrained
-from grandrounds.runs.arms import Arm, arms_of, check_equal, terms
-from grandrounds.runs.comparison import DEMO_ARMS, Cell, Comparison
+from grandrounds.runs.arms import ArmChoice, arms_of, check_equal, comparison_terms
+from grandrounds.runs.comparison import DEMO_ARMS, Comparison, ComparisonRun
 from grandrounds.study.file import example, read_table
 from tests.helpers.federation import synthesis_of
 
@@ -17,7 +17,7 @@ TINY = read_table(example("tiny"))
 
 
 def test_an_arm_is_a_method_and_what_else_differs():
-    arm = Arm("pflsynth:split=wide:task.l1=10")
+    arm = ArmChoice("pflsynth:split=wide:task.l1=10")
     assert (arm.kind, arm.name) == ("pflsynth", "pflsynth-split-wide-task-l1-10")
     study = arm.study(TINY, ["rounds=2"])
     assert (study.rounds, synthesis_of(study).l1) == (2, 10.0)
@@ -26,8 +26,8 @@ def test_an_arm_is_a_method_and_what_else_differs():
 
 
 def test_an_arm_leaves_the_others_alone():
-    personalised = Arm("local:task.generator=personalised").study(TINY, [])
-    plain = Arm("local").study(TINY, [])
+    personalised = ArmChoice("local:task.generator=personalised").study(TINY, [])
+    plain = ArmChoice("local").study(TINY, [])
     assert synthesis_of(personalised).generator == "personalised"
     assert synthesis_of(plain).generator == "plain"
 
@@ -42,18 +42,18 @@ def test_an_arm_leaves_the_others_alone():
     ],
 )
 def test_an_arm_has_a_title_for_people(label: str, title: str):
-    arm = Arm(label)
+    arm = ArmChoice(label)
     assert arm.title(arm.study(TINY, [])) == title
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(BadStudy, match="arm 'fedagv': no method 'fedagv'; known: fedavg"):
-        Arm("fedagv").study(TINY, [])
+        ArmChoice("fedagv").study(TINY, [])
 
 
 def test_the_demo_s_arms_are_of_its_study():
     table = read_table(example("demo"))
-    found = [Arm(label).study(table, []) for label in DEMO_ARMS]
+    found = [ArmChoice(label).study(table, []) for label in DEMO_ARMS]
     assert [study.method.kind for study in found] == ["pflsynth", "fedavg", "local", "local"]
     assert all(synthesis_of(study).adversarial == 1.0 for study in found)
 
@@ -72,7 +72,7 @@ def test_arms_of_another_budget_are_refused_unless_that_is_allowed():
 
 def test_what_is_equal_and_what_is_not_is_said():
     labels = ["fedavg", "fedrep", "ditto", "central", "fedavg@cyclic"]
-    said = terms({arm: arm.study(TINY, []) for arm in arms_of(labels)})
+    said = comparison_terms({arm: arm.study(TINY, []) for arm in arms_of(labels)})
     assert said[0].startswith(
         "equal for all arms: data, splits and seeds; 3 rounds of 1 local epoch in batches of 4; "
         "adam, learning rate 0.001, schedule constant-linear; tested: the model of the round that "
@@ -125,7 +125,7 @@ def test_every_site_is_left_out_once_and_every_model_crosses(tmp_path: Path):
 
 
 def comparison(folder: Path, *overrides: str) -> Comparison:
-    arms = [Arm("fedavg"), Arm("central")]
+    arms = [ArmChoice("fedavg"), ArmChoice("central")]
     made = {arm: arm.study(TINY, ["rounds=2", *overrides]) for arm in arms}
     return Comparison(folder, made, workers=2)
 
@@ -134,14 +134,14 @@ def comparison(folder: Path, *overrides: str) -> Comparison:
 def test_an_interrupted_comparison_goes_on_and_keeps_what_is_done(tmp_path: Path):
     stopped: list[Event] = []
 
-    def stop_once_one_is_done(cell: Cell, event: Event) -> None:
+    def stop_once_one_is_done(cell: ComparisonRun, event: Event) -> None:
         stopped.append(event)
         if isinstance(event, RunFinished):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         comparison(tmp_path).run(stop_once_one_is_done)
-    heard: list[tuple[Cell, Event]] = []
+    heard: list[tuple[ComparisonRun, Event]] = []
     comparison(tmp_path).run(lambda cell, event: heard.append((cell, event)))
     trained = {(arm, e.round, e.site) for arm, e in heard if isinstance(e, SiteTrained)}
     before = [event for event in stopped if isinstance(event, SiteTrained)]

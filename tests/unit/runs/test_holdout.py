@@ -13,7 +13,7 @@ from grandrounds.core.journal import read_journal
 from grandrounds.runs.loop import run
 from grandrounds.study.checks import notes
 from grandrounds.study.study import Study
-from grandrounds.tasks.synthesis.examples import Coding, Pair
+from grandrounds.tasks.synthesis.examples import ContrastPair, SiteTaskCode
 from tests.helpers.federation import TINY, built, tiny
 from tests.helpers.task_studies import tiny_of
 
@@ -30,15 +30,15 @@ def column(path: Path, name: str) -> set[str]:
 
 
 def test_the_code_of_a_site_that_never_trained_is_the_mean_of_those_that_did():
-    coding = Coding(("alder", "cedar"), ("T1w", "T2w"))
-    pair = Pair("T1w", "T2w")
+    coding = SiteTaskCode(("alder", "cedar"), ("T1w", "T2w"))
+    pair = ContrastPair("T1w", "T2w")
     assert coding.code("birch", pair).tolist() == [0.5, 0.5, 1, 0, 0, 1]
     assert coding.code("cedar", pair).tolist() == [0, 1, 1, 0, 0, 1]
 
 
 def test_a_reader_s_code_stands_for_every_site():
-    coding = Coding(("alder", "cedar"), ("T1w", "T2w"), reader="alder")
-    pair = Pair("T1w", "T2w")
+    coding = SiteTaskCode(("alder", "cedar"), ("T1w", "T2w"), reader="alder")
+    pair = ContrastPair("T1w", "T2w")
     assert torch.equal(coding.code("cedar", pair), coding.code("alder", pair))
 
 
@@ -81,7 +81,7 @@ def test_a_shared_model_is_the_same_model_at_a_held_out_site(tmp_path: Path):
     guest = built(study, tmp_path / "again").guests[0]
     guest.bench.load(state.weights)
     examples = guest.task.evaluation_examples(guest.cohorts, "test")
-    batch = guest.bench.place(examples.batch([0], None))
+    batch = guest.bench.to_device(examples.batch([0], None))
     with torch.no_grad():
         score = guest.task.score(guest.task.predict(guest.bench.model, batch), batch)
     with (tmp_path / "run/unseen.csv").open() as file:

@@ -13,7 +13,7 @@ from grandrounds.core.events import (
 )
 from grandrounds.core.messages import CaseScore
 from grandrounds.runs.tables import (
-    Told,
+    ScoreLabel,
     concatenate,
     write_digests,
     write_forgetting,
@@ -33,7 +33,7 @@ def test_scores_have_one_row_for_each_case_and_metric(tmp_path: Path):
     score = CaseScore(
         site="alder", patient="p001", case="1/000", task="a->b", values={"psnr": 1 / 3, "ssim": 1.0}
     )
-    write_scores(tmp_path / "scores.csv", [score], Told("wide, 2", 7, 3))
+    write_scores(tmp_path / "scores.csv", [score], ScoreLabel("wide, 2", 7, 3))
     head, *lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert head == "arm,seed,site,patient,case,task,metric,value,round"
     assert lines == [
@@ -45,7 +45,7 @@ def test_scores_have_one_row_for_each_case_and_metric(tmp_path: Path):
 def test_scores_keep_every_bit_of_a_value(tmp_path: Path):
     value = 0.1 + 0.2
     score = CaseScore(site="a", patient="p", case="c", task="t", values={"psnr": value})
-    write_scores(tmp_path / "scores.csv", [score], Told("a", 1, 1))
+    write_scores(tmp_path / "scores.csv", [score], ScoreLabel("a", 1, 1))
     assert float(rows(tmp_path / "scores.csv")[0]["value"]) == value
 
 

@@ -9,7 +9,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.state import State
 from grandrounds.core.weights import Weights, digest
 from grandrounds.site import model_state as kept
-from grandrounds.site.model_state import PERSONAL, Kept
+from grandrounds.site.model_state import PERSONAL, SiteStore
 
 PRIVATE: Weights = {
     "generator.weight": tensor([1.0]),
@@ -20,35 +20,35 @@ PRIVATE: Weights = {
 }
 
 
-def save(site: Kept, *rounds: int) -> None:
+def save(site: SiteStore, *rounds: int) -> None:
     for round in rounds:
         site.private.save(round, PRIVATE, {}, set())
 
 
-def merge(site: Kept, *rounds: int, best: int = 0) -> None:
+def merge(site: SiteStore, *rounds: int, best: int = 0) -> None:
     for round in rounds:
-        site.keep_merged(State({"w": tensor([float(round)])}, round), best)
+        site.save_merged(State({"w": tensor([float(round)])}, round), best)
 
 
 def test_a_site_that_only_trains_holds_its_private_rounds(tmp_path: Path):
-    save(Kept(tmp_path), 1, 2)
-    assert Kept(tmp_path).held() == (1, 2)
+    save(SiteStore(tmp_path), 1, 2)
+    assert SiteStore(tmp_path).rounds() == (1, 2)
 
 
 def test_where_leaders_merge_a_round_needs_the_merged_model_too(tmp_path: Path):
     """Killed between training and adopting, a site cannot go on from the newest round."""
-    site = Kept(tmp_path)
+    site = SiteStore(tmp_path)
     save(site, 1, 2)
     merge(site, 1)
-    assert site.held() == (1,)
+    assert site.rounds() == (1,)
     merge(site, 2)
-    assert site.held() == (1, 2)
+    assert site.rounds() == (1, 2)
 
 
 def test_a_merged_model_comes_back_with_what_goes_with_it(tmp_path: Path):
-    site = Kept(tmp_path)
+    site = SiteStore(tmp_path)
     state = State({"w": tensor([1.0])}, 3, {"m/w": tensor([2.0]).double()})
-    site.keep_merged(state, 0)
+    site.save_merged(state, 0)
     found = site.merged(3)
     assert (digest(found.weights), digest(found.memory)) == (
         digest(state.weights),
@@ -60,25 +60,25 @@ def test_a_merged_model_comes_back_with_what_goes_with_it(tmp_path: Path):
 
 
 def test_merged_models_of_the_newest_two_rounds_and_the_best_are_kept(tmp_path: Path):
-    site = Kept(tmp_path)
+    site = SiteStore(tmp_path)
     merge(site, 1, 2, 3, 4, 5, best=2)
     assert [round for round in range(1, 6) if site.has_merged(round)] == [2, 4, 5]
 
 
 def test_a_tuned_model_comes_back_to_the_bit(tmp_path: Path):
-    site = Kept(tmp_path)
-    site.keep_tuned({"w": tensor([1 / 3])})
-    assert digest(site.tuned()) == digest({"w": tensor([1 / 3])})
+    site = SiteStore(tmp_path)
+    site.save_tuned({"w": tensor([1 / 3])})
+    assert digest(site.load_tuned()) == digest({"w": tensor([1 / 3])})
 
 
 def test_a_model_that_was_never_tuned_is_missed(tmp_path: Path):
     with pytest.raises(BadFolder, match=r"tuned\.safetensors: not a readable"):
-        Kept(tmp_path).tuned()
+        SiteStore(tmp_path).load_tuned()
 
 
 def test_private_state_is_told_apart_by_its_names():
-    assert [t.item() for t in kept.model_of(PRIVATE).values()] == [1.0]
-    assert [t.item() for t in kept.moments_of(PRIVATE).values()] == [2.0]
-    personal = kept.personal_of(PRIVATE)
+    assert [t.item() for t in kept.model_tensors(PRIVATE).values()] == [1.0]
+    assert [t.item() for t in kept.optimizer_tensors(PRIVATE).values()] == [2.0]
+    personal = kept.personal_tensors(PRIVATE)
     assert list(personal) == ["generator.weight", "optimizer/generator/weight/step"]
     assert [t.item() for t in personal.values()] == [4.0, 5.0]

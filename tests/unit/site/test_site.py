@@ -11,7 +11,7 @@ from torch import Tensor
 from grandrounds.core.errors import DiskFailed
 from grandrounds.core.messages import Describe, Evaluate, Finish, LocalPlan, Reply, Train
 from grandrounds.core.weights import OPTIMIZER, digest, read
-from grandrounds.site.model_state import Kept
+from grandrounds.site.model_state import SiteStore
 from grandrounds.site.site import Site
 from tests.helpers.federation import (
     assert_trained,
@@ -166,7 +166,7 @@ def test_statistics_that_are_reset_forget_the_rounds_before(
 
 
 def steps(site: Site, round: int) -> set[float]:
-    saved, _ = Kept(site.folder).private.load(round)
+    saved, _ = SiteStore(site.folder).private.load(round)
     return {float(t) for n, t in saved.items() if n.startswith(f"{OPTIMIZER}generator/")
             and n.endswith("/step")}  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_optimiser_state_matters(tmp_path: Path):
 def test_a_digest_fingerprints_private_weights_and_optimiser_state(tmp_path: Path):
     alder, _, start = pair(tmp_path)
     reply = alder.answer(order(start))
-    saved, _ = Kept(alder.folder).private.load(1)
+    saved, _ = SiteStore(alder.folder).private.load(1)
     assert reply.digest == digest(saved)
     assert any(name.startswith(f"{OPTIMIZER}generator/decoder") for name in saved)
 

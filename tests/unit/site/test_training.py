@@ -8,7 +8,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from grandrounds.core.weights import Filter, digest
-from grandrounds.site.training import Bench, Lesson, Trained, Training, rate_factor, step, train
+from grandrounds.site.training import (
+    BatchSource,
+    Trainer,
+    Training,
+    TrainingResult,
+    rate_factor,
+    step,
+    train,
+)
 from grandrounds.tasks.task import Batch, Examples, Task
 
 
@@ -70,9 +78,9 @@ class Zero:
             yield part, model.get_submodule(part)(batch["x"]).square().mean() * self.worst
 
 
-def lesson_of(numbers: Numbers, task: Zero, *, seed: int = 0) -> Lesson:
+def lesson_of(numbers: Numbers, task: Zero, *, seed: int = 0) -> BatchSource:
     generator = Generator().manual_seed(seed)
-    return Lesson(cast(Task, task), cast(Examples, numbers), 3, generator)
+    return BatchSource(cast(Task, task), cast(Examples, numbers), 3, generator)
 
 
 def everything(_: str) -> bool:
@@ -88,13 +96,13 @@ def learn(
     task: Zero | None = None,
     kind: Literal["adam", "sgd"] = "adam",
     trained: Filter = everything,
-) -> tuple[Bench, Trained]:
+) -> tuple[Trainer, TrainingResult]:
     torch.manual_seed(0)
     model = nn.ModuleDict({"first": nn.Linear(1, 1), "second": nn.Linear(1, 1)})
-    bench = Bench(model, torch.device("cpu"), torch.float32, kind=kind)
+    bench = Trainer(model, torch.device("cpu"), torch.float32, kind=kind)
     bench.set_rate(0.1)
     lesson = lesson_of(numbers, task or Zero(), seed=seed)
-    with bench.training_only(trained):
+    with bench.train_only(trained):
         return bench, train(bench, lesson, lesson.batches(epochs=epochs, steps=steps))
 
 
@@ -150,7 +158,7 @@ def test_every_part_has_its_own_optimiser_and_mean_loss():
 
 def test_a_rate_factor_belongs_to_the_parameters_of_its_prefix():
     model = nn.ModuleDict({"part": nn.Linear(1, 1)})
-    bench = Bench(model, torch.device("cpu"), torch.float32, rates={"part.bias": 0.1})
+    bench = Trainer(model, torch.device("cpu"), torch.float32, rates={"part.bias": 0.1})
     bench.set_rate(1.0)
     slow = {group["factor"]: group["lr"] for group in bench.optimizer("part").param_groups}
     assert slow == {1.0: 1.0, 0.1: 0.1}
@@ -197,7 +205,7 @@ def test_momentum_of_what_is_not_trained_moves_nothing():
     bench, _ = learn(Numbers(6))
     before = bench.weights(everything)
     lesson = lesson_of(Numbers(6), Zero())
-    with bench.training_only(lambda name: name == "first.weight"):
+    with bench.train_only(lambda name: name == "first.weight"):
         train(bench, lesson, lesson.batches(epochs=2))
     after = bench.weights(everything)
     assert {n for n, t in before.items() if not torch.equal(t, after[n])} == {"first.weight"}
@@ -205,7 +213,7 @@ def test_momentum_of_what_is_not_trained_moves_nothing():
 
 def test_training_only_is_over_after_an_error():
     bench, _ = learn(Numbers(1))
-    with pytest.raises(KeyError), bench.training_only(lambda _: False):
+    with pytest.raises(KeyError), bench.train_only(lambda _: False):
         raise KeyError
     assert all(parameter.requires_grad for parameter in bench.model.parameters())
 
@@ -213,7 +221,7 @@ def test_training_only_is_over_after_an_error():
 def test_what_was_frozen_before_stays_frozen():
     bench, _ = learn(Numbers(1))
     frozen = bench.parameters("first")["first.weight"].requires_grad_(False)
-    with bench.training_only(everything):
+    with bench.train_only(everything):
         assert not frozen.requires_grad
     assert not frozen.requires_grad
 
@@ -236,7 +244,7 @@ def test_sgd_takes_the_gradient_times_the_rate():
 
 def test_sgds_momentum_is_state_that_comes_back():
     model = nn.ModuleDict({"first": nn.Linear(1, 1), "second": nn.Linear(1, 1)})
-    bench = Bench(model, torch.device("cpu"), torch.float32, kind="sgd", momentum=0.9)
+    bench = Trainer(model, torch.device("cpu"), torch.float32, kind="sgd", momentum=0.9)
     bench.set_rate(0.1)
     lesson = lesson_of(Numbers(6), Zero())
     train(bench, lesson, lesson.batches(epochs=1))

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.errors import BadSite
-from grandrounds.study.acceptance import Acceptance, accept, check, from_json, keep, kept, to_json
+from grandrounds.study.acceptance import (
+    Acceptance,
+    accept,
+    check_acceptance,
+    from_json,
+    load_acceptance,
+    save_acceptance,
+    to_json,
+)
 from tests.helpers.certificates import Authority, new_key
 
 STUDY, ANOTHER = "a" * 64, "b" * 64
@@ -29,28 +37,28 @@ def word(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Acce
 
 
 def test_a_site_s_own_word_for_this_study_counts(word: Acceptance, root: Path):
-    check(word, site="alder", study=STUDY, root=root)
+    check_acceptance(word, site="alder", study=STUDY, root=root)
     assert (word.site, word.study) == ("alder", STUDY)
 
 
 def test_a_word_is_kept_for_each_study_and_read_again(word: Acceptance, root: Path, tmp_path: Path):
-    path = keep(word, tmp_path)
+    path = save_acceptance(word, tmp_path)
     assert path == tmp_path / "accepted" / f"{STUDY}.json"
-    again = kept(STUDY, tmp_path)
+    again = load_acceptance(STUDY, tmp_path)
     assert again is not None
     assert again == word
-    check(again, site="alder", study=STUDY, root=root)
-    assert kept(ANOTHER, tmp_path) is None
+    check_acceptance(again, site="alder", study=STUDY, root=root)
+    assert load_acceptance(ANOTHER, tmp_path) is None
 
 
 def test_a_word_for_another_study_does_not_count(word: Acceptance, root: Path):
     with pytest.raises(BadSite, match="'alder' accepted another study"):
-        check(word, site="alder", study=ANOTHER, root=root)
+        check_acceptance(word, site="alder", study=ANOTHER, root=root)
 
 
 def test_another_site_s_word_does_not_count(word: Acceptance, root: Path):
     with pytest.raises(BadSite, match="site 'birch' shows the acceptance of 'alder'"):
-        check(word, site="birch", study=STUDY, root=root)
+        check_acceptance(word, site="birch", study=STUDY, root=root)
 
 
 def test_a_word_in_another_site_s_name_does_not_count(
@@ -59,21 +67,21 @@ def test_a_word_in_another_site_s_name_does_not_count(
     key, certificate = authority.issue("alder", tmp_path)
     honest = accept(STUDY, key, certificate)
     with pytest.raises(BadSite, match="'birch'"):
-        check(replace(honest, site="birch"), site="birch", study=STUDY, root=root)
+        check_acceptance(replace(honest, site="birch"), site="birch", study=STUDY, root=root)
 
 
 def test_a_word_by_a_foreign_authority_of_the_same_name_does_not_count(root: Path, tmp_path: Path):
     foreign = Authority("tiny", new_key())
     word = accept(STUDY, *foreign.issue("alder", tmp_path))
     with pytest.raises(BadSite, match="signature under its acceptance is not valid"):
-        check(word, site="alder", study=STUDY, root=root)
+        check_acceptance(word, site="alder", study=STUDY, root=root)
 
 
 def test_a_certificate_that_signs_itself_does_not_count(root: Path, tmp_path: Path):
     alone = Authority("alder", new_key())
     word = accept(STUDY, *alone.issue("alder", tmp_path))
     with pytest.raises(BadSite, match="signature under its acceptance is not valid"):
-        check(word, site="alder", study=STUDY, root=root)
+        check_acceptance(word, site="alder", study=STUDY, root=root)
 
 
 @pytest.mark.parametrize("days", [(-10, -1), (1, 10)], ids=["expired yesterday", "begins tomorrow"])
@@ -82,7 +90,7 @@ def test_a_certificate_counts_only_while_it_is_valid(
 ):
     word = accept(STUDY, *authority.issue("alder", tmp_path, days))
     with pytest.raises(BadSite, match=r"valid from .* not now; give the site a new kit"):
-        check(word, site="alder", study=STUDY, root=root)
+        check_acceptance(word, site="alder", study=STUDY, root=root)
 
 
 @pytest.mark.parametrize("key", ["site", "study", "time", "signature", "certificate"])
@@ -92,18 +100,18 @@ def test_a_word_that_was_changed_does_not_count(
     later = replace(accept(ANOTHER, *authority.issue("birch", tmp_path)), time="2100-01-01")
     changed = Acceptance(**asdict(word) | {key: asdict(later)[key]})
     with pytest.raises(BadSite, match="not valid"):
-        check(changed, site="alder", study=changed.study, root=root)
+        check_acceptance(changed, site="alder", study=changed.study, root=root)
 
 
 @pytest.mark.parametrize("signature", ["", "?", "é", "AAAA"])
 def test_a_signature_that_is_none_does_not_count(signature: str, word: Acceptance, root: Path):
     with pytest.raises(BadSite, match="not valid"):
-        check(replace(word, signature=signature), site="alder", study=STUDY, root=root)
+        check_acceptance(replace(word, signature=signature), site="alder", study=STUDY, root=root)
 
 
 def test_a_certificate_that_is_none_does_not_count(word: Acceptance, root: Path):
     with pytest.raises(BadSite, match="not valid"):
-        check(replace(word, certificate="none"), site="alder", study=STUDY, root=root)
+        check_acceptance(replace(word, certificate="none"), site="alder", study=STUDY, root=root)
 
 
 def test_a_damaged_file_says_that_the_study_must_be_accepted_anew(word: Acceptance):
@@ -128,4 +136,4 @@ def test_a_key_of_another_certificate_signs_nothing_that_counts(
     key, _ = authority.issue("alder", tmp_path / "one")
     _, certificate = authority.issue("alder", tmp_path / "two")
     with pytest.raises(BadSite, match="not valid"):
-        check(accept(STUDY, key, certificate), site="alder", study=STUDY, root=root)
+        check_acceptance(accept(STUDY, key, certificate), site="alder", study=STUDY, root=root)

@@ -9,7 +9,7 @@ from grandrounds.core.errors import BadStudy
 from grandrounds.data.elements import Elements, Fractions
 from grandrounds.data.simulation.simulate import Patients, Scanner
 from grandrounds.site.training import Training
-from grandrounds.study.checks import notes, resolved
+from grandrounds.study.checks import complete, notes
 from grandrounds.study.study import Choice, SiteSpec, Stop, Study
 from grandrounds.tasks import Synthesis
 from tests.helpers.federation import synthesis_of, tiny
@@ -161,13 +161,13 @@ METHODS: list[tuple[Study, str]] = [
 @pytest.mark.parametrize(("study", "sentence"), [*COUNTS, *ELEMENTS, *SITES, *METHODS])
 def test_a_study_is_refused_with_a_sentence(study: Study, sentence: str):
     with pytest.raises(BadStudy) as refused:
-        resolved(study)
+        complete(study)
     assert str(refused.value) == sentence
 
 
 def test_the_studies_that_the_refused_ones_differ_from_are_accepted():
-    assert resolved(STUDY).site == (SITE,)
-    assert resolved(simulated()).site == (SIMULATED,)
+    assert complete(STUDY).site == (SITE,)
+    assert complete(simulated()).site == (SIMULATED,)
 
 
 @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ def test_a_number_that_is_none_is_refused(path: str, value: str):
     ],
 )
 def test_a_method_chooses_its_generator_where_the_study_leaves_it_open(method: str, generator: str):
-    study = resolved(replace(STUDY, method=Choice(method)))
+    study = complete(replace(STUDY, method=Choice(method)))
     assert synthesis_of(study).generator == generator
 
 
 def test_a_generator_that_the_study_names_stands():
     study = replace(with_task(generator="personalised"), method=Choice("fedavg"))
-    assert synthesis_of(resolved(study)).generator == "personalised"
+    assert synthesis_of(complete(study)).generator == "personalised"
 
 
 def test_a_method_gets_the_studys_local_epochs():

@@ -15,13 +15,13 @@ from grandrounds.study.file import (
     parse_study,
     read_study,
     read_table,
-    schema,
+    study_schema,
     to_table,
     to_toml,
 )
 from grandrounds.study.study import Choice
 from grandrounds.tasks import TASKS
-from grandrounds.tasks.synthesis.task import SMALL
+from grandrounds.tasks.synthesis.task import SMALL_WIDTH
 from tests.helpers.federation import TINY, synthesis_of, tiny
 
 Table = dict[str, Any]
@@ -242,7 +242,7 @@ def test_a_malformed_override_is_refused(override: str, sentence: str):
 
 @pytest.mark.parametrize(
     ("preset", "given"),
-    [(PARITY, {"parity": True}), ({"task": SMALL}, {"task": {"model": "small"}})],
+    [(PARITY, {"parity": True}), ({"task": SMALL_WIDTH}, {"task": {"model": "small"}})],
     ids=["parity", "small"],
 )
 def test_a_preset_lies_under_what_the_study_says_itself(preset: Table, given: Table):
@@ -324,7 +324,7 @@ def variant(made: Table, rule: Table, value: Any) -> Table:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_the_schema_has_a_place_for_every_key_of_the_studies(path: Path):
-    made = schema()
+    made = study_schema()
     assert list(misfits(made, made, read_table(path), "")) == []
     assert list(misfits(made, made, to_table(read_study(path)), "")) == []
 
@@ -342,12 +342,12 @@ def test_the_schema_has_a_place_for_every_key_of_the_studies(path: Path):
     ],
 )
 def test_the_schema_refuses_what_the_study_file_refuses(change: Table, misfit: str):
-    made = schema()
+    made = study_schema()
     assert list(misfits(made, made, base(**change), "")) == [misfit]
 
 
 def test_the_schema_refers_only_to_what_it_defines():
-    made = schema()
+    made = study_schema()
     text = str(made)
     assert all(text.count(f"'#/$defs/{name}'") for name in made["$defs"])
     assert text.count("'$ref'") == sum(text.count(f"'#/$defs/{name}'") for name in made["$defs"])

@@ -17,8 +17,8 @@ from grandrounds.data.elements import Elements
 from grandrounds.models.classifiers import Classifier, ClassifierShape, build_classifier
 from grandrounds.study.file import read_study
 from grandrounds.tasks import Classification
-from grandrounds.tasks.binary import binary_loss, binary_summary, case_scores
-from grandrounds.tasks.classification import ClassificationTask, Finding
+from grandrounds.tasks.binary import binary_loss, binary_scores, binary_summary
+from grandrounds.tasks.classification import ClassificationLabel, ClassificationTask
 from tests.helpers.command import inside
 from tests.helpers.federation import assert_trained, built, played, rows
 from tests.helpers.task_studies import tiny_of
@@ -169,13 +169,13 @@ def test_the_loss_is_the_mean_cross_entropy_and_positives_weigh_as_told():
 
 
 def test_a_case_has_its_log_loss_and_whether_it_is_right():
-    found = case_scores(torch.tensor([[0.9], [0.5], [0.2]]), torch.tensor([[1.0], [0.0], [1.0]]))
+    found = binary_scores(torch.tensor([[0.9], [0.5], [0.2]]), torch.tensor([[1.0], [0.0], [1.0]]))
     expected = [-math.log(0.9), -math.log(0.5), -math.log(0.2)]
     np.testing.assert_allclose(found["log_loss"], expected, atol=1e-6)
     assert torch.equal(found["log_score"], -found["log_loss"])
     assert found["accuracy"].tolist() == [1, 0, 0]
     assert found["label"].tolist() == [1, 0, 1]
-    sure = case_scores(torch.tensor([[1.0]]), torch.tensor([[0.0]]))
+    sure = binary_scores(torch.tensor([[1.0]]), torch.tensor([[0.0]]))
     assert math.isfinite(sure["log_loss"].item())
 
 
@@ -183,7 +183,7 @@ def scores(*cases: tuple[str, float, float], site: str = "alder") -> list[CaseSc
     """Cases of (patient, probability, label)."""
     made: list[CaseScore] = []
     for number, (patient, found, real) in enumerate(cases):
-        values = case_scores(torch.tensor([[found]]), torch.tensor([[real]]))
+        values = binary_scores(torch.tensor([[found]]), torch.tensor([[real]]))
         own = {name: value.item() for name, value in values.items()}
         made.append(CaseScore(site=site, patient=patient, case=f"{number}", task="t", values=own))
     return made
@@ -271,8 +271,8 @@ def test_what_cannot_be_classified_is_refused(
 
 
 def test_the_label_is_read_and_written():
-    finding = Finding.parse(" T1w + FLAIR -> lesion")
-    assert finding == Finding(("T1w", "FLAIR"), "lesion")
+    finding = ClassificationLabel.parse(" T1w + FLAIR -> lesion")
+    assert finding == ClassificationLabel(("T1w", "FLAIR"), "lesion")
     assert finding.label == "T1w+FLAIR->lesion"
 
 

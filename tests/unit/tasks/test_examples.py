@@ -5,13 +5,17 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from grandrounds.data.cohort import Cohort, Session, Split
-from grandrounds.tasks.synthesis.examples import Augmentation, Coding, Pair, Slices
+from grandrounds.data.cohort import Cohort, Session, SplitName
+from grandrounds.tasks.synthesis.examples import Augmentation, ContrastPair, SiteTaskCode, Slices
 from grandrounds.tasks.task import Slice, list_slices, list_visits
 
-T1_T2, T2_PD, PD_T1 = Pair("T1w", "T2w"), Pair("T2w", "PDw"), Pair("PDw", "T1w")
+T1_T2, T2_PD, PD_T1 = (
+    ContrastPair("T1w", "T2w"),
+    ContrastPair("T2w", "PDw"),
+    ContrastPair("PDw", "T1w"),
+)
 CONTRASTS = ("T1w", "T2w", "PDw")
-CODING = Coding(("alder", "birch"), CONTRASTS)
+CODING = SiteTaskCode(("alder", "birch"), CONTRASTS)
 STILL = Augmentation(flip=0.0)
 
 
@@ -35,12 +39,14 @@ COHORT = Cohort(
 
 
 def slices_of(
-    cohort: Cohort, split: Split, pairs: tuple[Pair, ...], *, each: bool = False
-) -> tuple[Slice[Pair], ...]:
+    cohort: Cohort, split: SplitName, pairs: tuple[ContrastPair, ...], *, each: bool = False
+) -> tuple[Slice[ContrastPair], ...]:
     return list_slices(list_visits(cohort, split, pairs, each=each))
 
 
-def examples(*pairs: Pair, split: Split = "train", each: bool = False, **change: object):
+def examples(
+    *pairs: ContrastPair, split: SplitName = "train", each: bool = False, **change: object
+):
     found = slices_of(COHORT, split, pairs, each=each)
     return Slices(found, CODING, replace(STILL, **change))  # pyright: ignore[reportArgumentType]
 
@@ -65,13 +71,13 @@ def test_a_code_is_site_source_and_target_one_hots_in_a_row(codes: str, code: li
 
 
 def test_every_site_and_pair_has_a_code_of_its_own():
-    pairs = [Pair(a, b) for a in CONTRASTS for b in CONTRASTS if a != b]
+    pairs = [ContrastPair(a, b) for a in CONTRASTS for b in CONTRASTS if a != b]
     codes = {tuple(CODING.code(s, p).tolist()) for s in CODING.sites for p in pairs}
     assert len(codes) == 2 * 6
 
 
 def test_a_label_reads_back():
-    assert Pair.parse("T1w->T2w") == Pair.parse(" T1w -> T2w ") == T1_T2
+    assert ContrastPair.parse("T1w->T2w") == ContrastPair.parse(" T1w -> T2w ") == T1_T2
     assert T1_T2.label == "T1w->T2w"
 
 

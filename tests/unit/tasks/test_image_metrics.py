@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from grandrounds.core.messages import CaseScore
-from grandrounds.tasks.metrics import nrmse, patient_means, psnr, ssim, summary
+from grandrounds.tasks.metrics import mean_over_patients, nrmse, patient_means, psnr, ssim
 
 
 def flat(*values: float, size: int = 16) -> Tensor:
@@ -77,7 +77,7 @@ def score(value: float, *, site: str = "a", patient: str = "p1", task: str = "t"
 def test_slices_are_averaged_within_a_patient_first():
     """A patient of many slices does not outweigh one of few: the mean of 10 and 20, not of five."""
     scores = [score(10.0)] * 4 + [score(20.0, patient="p2")]
-    assert summary(scores) == {"psnr": 15.0}
+    assert mean_over_patients(scores) == {"psnr": 15.0}
     assert patient_means(scores, "psnr") == {("a", "t", "p1"): 10.0, ("a", "t", "p2"): 20.0}
 
 
@@ -88,7 +88,7 @@ def test_patients_are_averaged_before_tasks_and_tasks_before_sites():
         score(30.0, task="u"),
         score(40.0, site="b"),
     ]
-    assert summary(scores) == {"psnr": ((10 + 20) / 2 + 30) / 4 + 40 / 2}
+    assert mean_over_patients(scores) == {"psnr": ((10 + 20) / 2 + 30) / 4 + 40 / 2}
 
 
 def test_a_patient_of_one_site_is_not_the_same_patient_of_another():
@@ -98,5 +98,5 @@ def test_a_patient_of_one_site_is_not_the_same_patient_of_another():
 
 def test_every_metric_is_averaged_and_no_score_is_none():
     both = CaseScore(site="a", patient="p", case="1", task="t", values={"x": 1.0, "y": 2.0})
-    assert summary([both]) == {"x": 1.0, "y": 2.0}
-    assert summary([]) == {}
+    assert mean_over_patients([both]) == {"x": 1.0, "y": 2.0}
+    assert mean_over_patients([]) == {}

@@ -17,7 +17,7 @@ from grandrounds.data.elements import Elements
 from grandrounds.study.file import read_study
 from grandrounds.tasks import Segmentation
 from grandrounds.tasks.segmentation import (
-    Delineation,
+    SegmentationLabel,
     SegmentationTask,
     as_slices,
     cross_entropy,
@@ -30,7 +30,10 @@ from tests.helpers.federation import assert_trained, built, played, rows
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 ELEMENTS = Elements(CONTRASTS, (16, 16), (3.0, 4.0))
 SITES = {"alder": ("T1w->csf+white",), "birch": ("FLAIR+T1w->lesion", "T1w->white")}
-TISSUES, LESION = Delineation.parse("T1w->csf+white"), Delineation.parse("FLAIR+T1w->lesion")
+TISSUES, LESION = (
+    SegmentationLabel.parse("T1w->csf+white"),
+    SegmentationLabel.parse("FLAIR+T1w->lesion"),
+)
 
 
 def task_of(**options: object) -> SegmentationTask:
@@ -212,7 +215,7 @@ def test_stages_one_by_one_give_what_the_model_gives(dims: int):
     for stage in task.stages(model):
         carried = task.run(model, [stage], carried)
     assert torch.equal(carried["output"], model(batch["source"]))
-    cut = [loss for _, loss in task.judge(model, carried["output"], batch)]
+    cut = [loss for _, loss in task.losses_of_output(model, carried["output"], batch)]
     assert cut == [loss for _, loss in task.losses(model, batch)]
 
 

@@ -9,9 +9,9 @@ from grandrounds.core.errors import BadSite
 from grandrounds.core.weights import digest, select
 from grandrounds.data.cohort import SPLITS, Cohort
 from grandrounds.data.elements import Elements
-from grandrounds.site.training import Bench
+from grandrounds.site.training import Trainer
 from grandrounds.tasks import Synthesis
-from grandrounds.tasks.synthesis.examples import Pair
+from grandrounds.tasks.synthesis.examples import ContrastPair
 from grandrounds.tasks.synthesis.networks import Translator, unit
 from grandrounds.tasks.synthesis.task import SynthesisTask
 from grandrounds.tasks.task import Batch
@@ -37,7 +37,7 @@ def task_of(**options: object) -> SynthesisTask:
 def batch_of(task: SynthesisTask, *samples: tuple[str, str]) -> Batch:
     """Random images, each of a site and a task."""
     draw = torch.Generator().manual_seed(len(samples))
-    pairs = [(site, Pair.parse(label)) for site, label in samples]
+    pairs = [(site, ContrastPair.parse(label)) for site, label in samples]
     return {
         "source": torch.rand(len(samples), 1, 32, 32, generator=draw) * 2 - 1,
         "target": torch.rand(len(samples), 1, 32, 32, generator=draw) * 2 - 1,
@@ -56,7 +56,7 @@ MIXED = (
 )
 
 
-def step(bench: Bench, task: SynthesisTask, batch: Batch) -> list[str]:
+def step(bench: Trainer, task: SynthesisTask, batch: Batch) -> list[str]:
     """One batch of training; the parts that were stepped, in order."""
     parts: list[str] = []
     bench.model.train()
@@ -69,8 +69,8 @@ def step(bench: Bench, task: SynthesisTask, batch: Batch) -> list[str]:
     return parts
 
 
-def bench_of(task: SynthesisTask) -> Bench:
-    bench = Bench(task.build(1), torch.device("cpu"), torch.float32)
+def bench_of(task: SynthesisTask) -> Trainer:
+    bench = Trainer(task.build(1), torch.device("cpu"), torch.float32)
     bench.set_rate(1e-2)
     return bench
 

@@ -132,7 +132,7 @@ def test_stages_one_by_one_give_what_the_network_gives(
 def test_it_can_be_cut_between_hidden_and_output():
     task = bound()
     cut = cut_at(task.stages(task.build(1)), cut="output", back="", labels="site")
-    assert (cut.front, cut.middle) == (("hidden_0",), ("output",))
+    assert (cut.head, cut.body) == (("hidden_0",), ("output",))
 
 
 def test_groups_are_parts_of_the_network():

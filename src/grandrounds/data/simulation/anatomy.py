@@ -17,7 +17,7 @@ STORED = ("csf", "grey", "white", "deep grey", "fat", "muscle", "marrow", "bone"
 HEAD = (*STORED, "lesion")
 CSF, WHITE, FAT, LESION = (HEAD.index(tissue) for tissue in ("csf", "white", "fat", "lesion"))
 BRAIN = [HEAD.index(tissue) for tissue in ("csf", "grey", "white", "deep grey", "lesion")]
-MIDDLE = np.array([86.0, 117.0, 98.0])  # template mm (up, forward, right)
+_MIDDLE = np.array([86.0, 117.0, 98.0])  # template mm (up, forward, right)
 ROTATION = np.radians([4.0, 3.0, 3.0])  # standard deviations about the axes up, forward, right
 SCALE, GLOBAL_SCALE = 0.045, 0.02
 ELASTIC = ((3.5, 26.0), (1.3, 10.0))  # mm of displacement, mm of smoothness
@@ -71,12 +71,12 @@ def load_template() -> Template:
     cubes = sliding_window_view(fractions[..., WHITE], (3, 3, 3))
     white_around = cubes.min(axis=(3, 4, 5)) > 0.9 * 255
     places = (np.argwhere(white_around) + 1) * spacing + origin
-    seen = np.abs(places[:, 0] - MIDDLE[0]) < 24
+    seen = np.abs(places[:, 0] - _MIDDLE[0]) < 24
     return Template(fractions.view(np.uint64)[..., 0], origin, spacing, places[seen])
 
 
 @dataclass(frozen=True)
-class Habit:
+class PatientTraits:
     """What is one patient's own: how wide the CSF spaces are, how fat the scalp, which lesions.
 
     `lesions` is (lesion, 4): the centre in template mm, and the radius in mm.
@@ -87,13 +87,13 @@ class Habit:
     lesions: Array
 
 
-def draw_habit(streams: Streams) -> Habit:
+def draw_traits(streams: Streams) -> PatientTraits:
     """Draw a patient's habit."""
     build, lesions = streams("build"), streams("lesions")
     count = lesions.integers(0, MOST_LESIONS, endpoint=True)
     centres = lesions.choice(load_template().lesion_sites, count)
     radii = lesions.uniform(*LESION_RADIUS, count)
-    return Habit(
+    return PatientTraits(
         csf=build.lognormal(0, CSF_SPREAD),
         fat=build.uniform(LEAST_FAT, 1),
         lesions=np.column_stack([centres, radii]).astype(np.float32),
@@ -117,14 +117,14 @@ def tissue_fractions(
     places = deformed(streams("shape"), axes).reshape(3, -1)
     folds = streams("folds")
     csf, white = (np.exp(FOLDS * random_field(folds, axes, FOLD_WIDTH)).ravel() for _ in range(2))
-    habit = draw_habit(streams)
+    habit = draw_traits(streams)
     # An even number of rows, so that no pixel's samples fall into two blocks.
     block = max(1, BLOCK // (4 * width)) * 4 * width
     rendered: list[Array] = []
     for start in range(0, places.shape[1], block):
         part = slice(start, start + block)
-        tissues = habitual(habit, places[:, part], csf[part], white[part])
-        rendered.append(quartered(tissues.reshape(len(HEAD), -1, 2 * width)))
+        tissues = patient_tissues(habit, places[:, part], csf[part], white[part])
+        rendered.append(mean_2x2(tissues.reshape(len(HEAD), -1, 2 * width)))
     stacked = np.concatenate(rendered, axis=1).reshape(len(HEAD), len(planes), height, width)
     return stacked.transpose(1, 0, 2, 3)
 
@@ -134,13 +134,13 @@ def centred(count: int, spacing: float) -> NDArray[np.float64]:
     return ((count - 1) / 2 - np.arange(count, dtype=np.float64)) * spacing
 
 
-def quartered(samples: Array) -> Array:
+def mean_2x2(samples: Array) -> Array:
     """Average 2 x 2 samples of the last two axes."""
     rows = samples[:, 0::2] + samples[:, 1::2]
     return np.asarray((rows[..., 0::2] + rows[..., 1::2]) / 4, np.float32)
 
 
-def habitual(habit: Habit, places: Array, csf: Array, white: Array) -> Array:
+def patient_tissues(habit: PatientTraits, places: Array, csf: Array, white: Array) -> Array:
     """Give a patient's tissues (tissue, place) at places (axis, place) in template mm.
 
     `csf` and `white` are the factors by which the patient's own folds favour these two.
@@ -181,7 +181,7 @@ def deformed(rng: np.random.Generator, axes: Axes) -> Array:
     up, forward, right = draw_affine(rng).T[:, :, None, None, None]
     planes, rows, columns = axes
     turned = up * planes[:, None, None] + forward * rows[:, None] + right * columns
-    return (turned + MIDDLE[:, None, None, None] + elastic(rng, axes)).astype(np.float32)
+    return (turned + _MIDDLE[:, None, None, None] + elastic(rng, axes)).astype(np.float32)
 
 
 def draw_affine(rng: np.random.Generator) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Axes = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 HALF_EXTENT = (27.0, 112.0, 112.0)  # mm from the middle; in the plane, fields repeat beyond
-STEP = 1.25  # widths between nodes: the field's variance between them then differs by under 1 %
+_STEP = 1.25  # widths between nodes: the field's variance between them then differs by under 1 %
 TAPS = 6  # nodes that reach a place; the next one would weigh less than 0.1 %
 
 
@@ -50,9 +50,9 @@ def gaussian_taps(positions: NDArray[np.float64], start: float, width: float) ->
 
     White noise keeps its variance. The first `TAPS` / 2 - 1 nodes lie before `start`.
     """
-    place = (positions - start) / (STEP * width) + TAPS // 2 - 1
+    place = (positions - start) / (_STEP * width) + TAPS // 2 - 1
     first = np.floor(place) - (TAPS // 2 - 1)
-    distance = STEP * (place - first - np.arange(TAPS)[:, None])
+    distance = _STEP * (place - first - np.arange(TAPS)[:, None])
     bumps = np.exp(-0.5 * distance * distance)
     bumps /= np.sqrt((bumps * bumps).sum(axis=0))
     return Taps(first.astype(np.intp), bumps.astype(np.float32))
@@ -80,7 +80,7 @@ def random_field(rng: np.random.Generator, axes: Axes, width: float) -> Array:
     `axes` are positions in mm from the middle of the head (up, forward, right). The result has a
     value for each combination, and the same value at a place whichever others are asked for.
     """
-    counts = [int(np.ceil(2 * half / (STEP * width))) + TAPS for half in HALF_EXTENT]
+    counts = [int(np.ceil(2 * half / (_STEP * width))) + TAPS for half in HALF_EXTENT]
     field = rng.standard_normal(counts, dtype=np.float32)
     for axis, (positions, half) in enumerate(zip(axes, HALF_EXTENT, strict=True)):
         field = gaussian_taps(positions, -half, width).along(field, axis)

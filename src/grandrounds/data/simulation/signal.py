@@ -51,8 +51,8 @@ TISSUES: Mapping[str, Tissue] = {
     "bone": Tissue(0.05, (500, 500), (15, 10)),
     "lesion": Tissue(0.86, (1050, 1350), (150, 135)),
 }
-Kind: TypeAlias = Literal["spin-echo", "inversion-recovery", "mprage", "gradient-echo"]
-SETTINGS: Mapping[Kind, tuple[str, ...]] = {
+SequenceKind: TypeAlias = Literal["spin-echo", "inversion-recovery", "mprage", "gradient-echo"]
+SETTINGS: Mapping[SequenceKind, tuple[str, ...]] = {
     "spin-echo": ("tr", "te"),
     "inversion-recovery": ("tr", "te", "ti"),
     "mprage": ("tr", "te", "ti"),
@@ -68,7 +68,7 @@ class Sequence:
     is given, or a setting is out of range.
     """
 
-    kind: Kind
+    kind: SequenceKind
     tr: float
     te: float
     ti: float | None = None

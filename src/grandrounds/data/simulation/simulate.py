@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.seeds import seed_for
-from grandrounds.data.cohort import HEADROOM, Session, Split
+from grandrounds.data.cohort import HEADROOM, Session, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulation.anatomy import (
     BRAIN,
@@ -89,7 +89,7 @@ class Patients:
     test: int
 
 
-def patient_labels(patients: Patients) -> Mapping[Split, tuple[str, ...]]:
+def patient_labels(patients: Patients) -> Mapping[SplitName, tuple[str, ...]]:
     """Name a site's patients, numbered through the splits: sub-001, sub-002, ... ."""
     labels = [f"sub-{number:03d}" for number in range(1, sum(dataclasses.astuple(patients)) + 1)]
     test = patients.train + patients.validation

@@ -7,7 +7,7 @@ from grandrounds.flare.doctor.finding import Finding, Party
 from grandrounds.flare.doctor.identity import chain, clock, dates, key
 from grandrounds.flare.doctor.machine import accelerator, disk, memory, shared_memory, versions
 from grandrounds.flare.doctor.network import port, reach, server_clock
-from grandrounds.flare.doctor.permissions import acceptance, classes, code, elements, logs
+from grandrounds.flare.doctor.permissions import acceptance, classes, code, elements, log_rules
 
 CHECKS: Mapping[str, Callable[[Party], Finding]] = {
     "versions": versions,
@@ -24,7 +24,7 @@ CHECKS: Mapping[str, Callable[[Party], Finding]] = {
     "shared memory": shared_memory,
     "allowed classes": classes,
     "foreign code": code,
-    "logs": logs,
+    "logs": log_rules,
     "acceptance": acceptance,
     "data elements": elements,
 }

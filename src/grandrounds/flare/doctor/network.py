@@ -10,7 +10,7 @@ from grandrounds.core.errors import BadSite
 from grandrounds.flare.doctor.finding import Finding, Party, bad, ok, skipped
 from grandrounds.flare.doctor.identity import NEW_KIT
 
-PATIENCE = 10.0  # seconds for the connection, and for each answer
+_PATIENCE = 10.0  # seconds for the connection, and for each answer
 MOST_APART = timedelta(minutes=2)  # so that the logs of all parties can be laid side by side
 
 
@@ -97,7 +97,7 @@ def _date(party: Party, context: ssl.SSLContext) -> datetime:
     `OSError` and `HTTPException`.
     """
     host, number = party.kit.address
-    line = HTTPSConnection(host, number, timeout=PATIENCE, context=context)
+    line = HTTPSConnection(host, number, timeout=_PATIENCE, context=context)
     try:
         line.request("GET", "/")
         date = line.getresponse().getheader("Date")

@@ -10,7 +10,7 @@ from grandrounds.flare.doctor.finding import Finding, Party, bad, ok, skipped
 from grandrounds.flare.job import ALLOWED, SITE
 from grandrounds.flare.provision import CODE
 from grandrounds.runs.site_data import open_sites
-from grandrounds.study.acceptance import check, kept
+from grandrounds.study.acceptance import check_acceptance, load_acceptance
 from grandrounds.study.file import fingerprint
 from grandrounds.study.site_file import read_site
 from grandrounds.study.study import Study
@@ -51,7 +51,7 @@ def code(party: Party) -> Finding:
     return ok("no job may bring code, and nobody may run commands here")
 
 
-def logs(party: Party) -> Finding:
+def log_rules(party: Party) -> Finding:
     """Check that this party's logs stay with it."""
     if party.kit.kind == "admin":
         return skipped(_NOTHING_RUNS)
@@ -66,11 +66,11 @@ def acceptance(party: Party) -> Finding:
     if excuse := _excuse(party):
         return excuse
     kit, study = party.kit, fingerprint(_study(party))
-    word = kept(study, kit.local)
+    word = load_acceptance(study, kit.local)
     if word is None:
         mend = f"grandrounds site accept STUDY --kit {kit.folder}"
         return bad(f"study {study[:12]}... is not accepted", mend)
-    check(word, site=kit.name, study=study, root=party.authority)
+    check_acceptance(word, site=kit.name, study=study, root=party.authority)
     return ok(f"study {study[:12]}... was accepted at {word.time}")
 
 

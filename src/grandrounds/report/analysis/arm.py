@@ -16,7 +16,7 @@ from grandrounds.core.events import RunStarted, SiteReady
 from grandrounds.report.analysis.auc import Discrimination, merged
 from grandrounds.report.analysis.folder import ArmEntry, ArmRecord, StudyFile
 from grandrounds.report.analysis.metrics import METRICS, Metric
-from grandrounds.report.analysis.run import Cell, Run, Scores, Work, run_of
+from grandrounds.report.analysis.run import Cell, Run, RunScores, SiteWork, run_of
 from grandrounds.report.analysis.statistics import Spread, interval, spread
 
 FEW_STEPS = 320  # up to here, training alone usually wins: an average slows every step
@@ -159,7 +159,7 @@ class Arm:
         defined = [value for value in found if value is not None]
         return fmean(defined) if defined else None
 
-    def few_steps(self) -> tuple[Work, ...]:
+    def few_steps(self) -> tuple[SiteWork, ...]:
         """List the sites' work that a federation can hardly repay, for want of steps."""
         if not self.federated:
             return ()
@@ -171,12 +171,12 @@ def arm_of(folder: ArmRecord) -> Arm:
     return Arm(folder.entry, tuple(run_of(run) for run in folder.runs), folder.waiting)
 
 
-def tasks_of(scores: Scores, site: str, metric: str) -> tuple[str, ...]:
+def tasks_of(scores: RunScores, site: str, metric: str) -> tuple[str, ...]:
     """List the tasks of a site that have scores."""
     return tuple(task for at, task, key in scores if (at, key) == (site, metric))
 
 
-def units_of(scores: Mapping[int, Scores], cell: Cell, *, simulated: bool) -> Units:
+def units_of(scores: Mapping[int, RunScores], cell: Cell, *, simulated: bool) -> Units:
     """Give one value for each patient of one site and task, from the scores of each seed."""
     found: dict[Unit, list[float]] = defaultdict(list)
     for seed, each in scores.items():

@@ -8,17 +8,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from grandrounds.core.roc import Values, auc
+from grandrounds.core.roc import FloatArray, auc
 from grandrounds.report.analysis.folder import CaseRow, StudyFile
 from grandrounds.report.analysis.metrics import CASE_DATA
 from grandrounds.report.analysis.statistics import Interval, bootstrap
 
-RESAMPLES = 1000
+_RESAMPLES = 1000
 MEANING = (
     "from 0 to 1, higher is better, 0.5 is guessing: the chance that a positive case is given a "
     "higher probability than a negative one. It needs cases of both classes."
 )
-Cases: TypeAlias = tuple[Values, Values]  # probabilities and labels of one patient
+Cases: TypeAlias = tuple[FloatArray, FloatArray]  # probabilities and labels of one patient
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def auc_interval(patients: Sequence[Cases]) -> Interval:
     def drawn(places: Iterable[int]) -> float:
         return _auc_of([patients[place] for place in places])
 
-    return bootstrap([np.arange(len(patients))], drawn, resamples=RESAMPLES)
+    return bootstrap([np.arange(len(patients))], drawn, resamples=_RESAMPLES)
 
 
 def _auc_of(patients: Sequence[Cases]) -> float:

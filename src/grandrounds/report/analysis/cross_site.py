@@ -7,12 +7,12 @@ from statistics import fmean
 from grandrounds.report.analysis.arm import Arm, Units, over_tasks, tasks_of, units_of
 from grandrounds.report.analysis.facts import Facts
 from grandrounds.report.analysis.metrics import Metric
-from grandrounds.report.analysis.run import Run, Scores
-from grandrounds.report.analysis.statistics import Paired, paired
+from grandrounds.report.analysis.run import Run, RunScores
+from grandrounds.report.analysis.statistics import PairedDifference, paired
 
 
 @dataclass(frozen=True)
-class Crossing:
+class CrossSiteMatrix:
     """What the models of an arm score: `means` maps whose model to whose patients to the mean."""
 
     arm: Arm
@@ -56,14 +56,14 @@ class Crossing:
         return share if self.metric.higher_is_better else 1 - share
 
 
-def crossings(facts: Facts) -> list[Crossing]:
+def cross_site_matrices(facts: Facts) -> list[CrossSiteMatrix]:
     """List the arms whose models were scored everywhere."""
     metric = facts.main_metric
     found = [_crossing(arm, metric) for arm in facts.arms] if metric else []
     return [crossing for crossing in found if crossing.means]
 
 
-def _crossing(arm: Arm, metric: Metric) -> Crossing:
+def _crossing(arm: Arm, metric: Metric) -> CrossSiteMatrix:
     runs = [run for run in arm.runs if run.crossed]
     sites = (*arm.study.sites, *arm.study.held_out)
     models = dict.fromkeys(model for run in runs for model in run.crossed)
@@ -71,7 +71,7 @@ def _crossing(arm: Arm, metric: Metric) -> Crossing:
         model: {s: mean for s in sites if (mean := _mean(runs, model, s, metric)) is not None}
         for model in models
     }
-    return Crossing(arm, metric, means)
+    return CrossSiteMatrix(arm, metric, means)
 
 
 def _mean(runs: Iterable[Run], model: str, site: str, metric: Metric) -> float | None:
@@ -105,7 +105,7 @@ class LeftOut:
     gains: tuple[float, ...]
 
     @property
-    def gain(self) -> Paired | None:
+    def gain(self) -> PairedDifference | None:
         """Tell what taking part brings."""
         return paired([self.gains]) if self.gains else None
 
@@ -117,7 +117,7 @@ class Overall:
     arm: Arm
     without: float
     took_part: float
-    gain: Paired
+    gain: PairedDifference
 
 
 def left_out(facts: Facts, arms: Iterable[Arm]) -> Mapping[str, list[LeftOut]]:
@@ -156,8 +156,8 @@ def _units(
     site: str,
     metric: Metric,
     *,
-    scores: Mapping[int, Scores],
-    tasks: Mapping[int, Scores],
+    scores: Mapping[int, RunScores],
+    tasks: Mapping[int, RunScores],
 ) -> Units:
     """Average each patient over the tasks that were asked of the model that did not know it."""
     asked = dict.fromkeys(

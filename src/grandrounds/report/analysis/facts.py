@@ -11,7 +11,7 @@ from grandrounds.report.analysis.arm import Arm, arm_of
 from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.folder import ArmEntry, read_runs
 from grandrounds.report.analysis.metrics import METRICS, Metric
-from grandrounds.report.analysis.statistics import Compared, Paired, paired, together
+from grandrounds.report.analysis.statistics import Compared, PairedDifference, paired, together
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Gains:
 
     metric: Metric
     sites: Mapping[str, Difference]
-    overall: Paired
+    overall: PairedDifference
 
     def lost(self) -> Mapping[str, Difference]:
         """Give the sites that are clearly worse off, the worst first."""
@@ -55,7 +55,7 @@ def shared_seeds(first: Arm, second: Arm) -> tuple[int, ...]:
     return tuple(seed for seed in first.seeds if seed in second.seeds)
 
 
-def differences(first: Arm, second: Arm, *, site: str, metric: Metric) -> list[float]:
+def arm_differences(first: Arm, second: Arm, *, site: str, metric: Metric) -> list[float]:
     """Take the second arm's scores from the first's, patient by patient; above 0 is better."""
     seeds = shared_seeds(first, second)
     ours = first.site_units(site, metric.key, seeds=seeds)
@@ -73,7 +73,7 @@ def against(
     An arm without a score at one of the sites is left out.
     """
     strata = [
-        (arm, [differences(first, arm, site=site, metric=metric) for site in sites])
+        (arm, [arm_differences(first, arm, site=site, metric=metric) for site in sites])
         for arm in others
     ]
     found = [Difference(arm, paired=paired(each)) for arm, each in strata if all(each)]
@@ -82,7 +82,7 @@ def against(
 
 def gains(first: Arm, sites: Mapping[str, Difference], metric: Metric) -> Gains:
     """Compare an arm with the arm that each site was compared with, all sites together."""
-    strata = [differences(first, d.other, site=s, metric=metric) for s, d in sites.items()]
+    strata = [arm_differences(first, d.other, site=s, metric=metric) for s, d in sites.items()]
     return Gains(metric, sites, paired(strata))
 
 
@@ -119,7 +119,7 @@ class Facts:
         return tuple(sorted({*begun, *waiting}))
 
     @property
-    def protagonist(self) -> Arm | None:
+    def main_arm(self) -> Arm | None:
         """Give the arm that the report is about, once it has started."""
         return self.arms[0] if self.arms[0].name == self.first else None
 
@@ -177,9 +177,9 @@ class Facts:
         """Give the AUC of a (site, task) by the first arm that has one."""
         return next(a.discrimination[cell] for a in self.arms if cell in a.discrimination)
 
-    def worth(self, arm: Arm, site: str, metric: Metric) -> float | None:
+    def signed_mean(self, arm: Arm, site: str, metric: Metric) -> float | None:
         """Give an arm's mean at a site so that more is better, on the protagonist's seeds."""
-        hero = self.protagonist
+        hero = self.main_arm
         seeds = shared_seeds(hero, arm) if hero and hero.seeds else None
         spread = arm.site_spread(site, metric.key, seeds=seeds)
         if spread is None:
@@ -191,15 +191,15 @@ class Facts:
         worth = {
             number: value
             for number, arm in enumerate(self.arms)
-            if arm.local and (value := self.worth(arm, site, metric)) is not None
+            if arm.local and (value := self.signed_mean(arm, site, metric)) is not None
         }
         return self.arms[max(worth, key=lambda number: worth[number])] if worth else None
 
-    def difference(self, arm: Arm, reference: Arm, site: str) -> Paired | None:
+    def difference(self, arm: Arm, reference: Arm, site: str) -> PairedDifference | None:
         """Tell by how much an arm is better than another at a site, by the main metric."""
         if self.main_metric is None:
             return None
-        found = differences(arm, reference, site=site, metric=self.main_metric)
+        found = arm_differences(arm, reference, site=site, metric=self.main_metric)
         return paired([found]) if found else None
 
     @cached_property
@@ -213,7 +213,7 @@ class Facts:
         return {site: self._against((site,)) for site in self.sites}
 
     def _against(self, sites: tuple[str, ...]) -> Mapping[str, Difference]:
-        hero, metric = self.protagonist, self.main_metric
+        hero, metric = self.main_arm, self.main_metric
         if hero is None or metric is None:
             return {}
         return against(hero, self.arms[1:], sites=sites, metric=metric)
@@ -224,7 +224,7 @@ class Facts:
 
         Nothing where it is local itself, or where a site has no scores of either.
         """
-        hero, metric = self.protagonist, self.main_metric
+        hero, metric = self.main_arm, self.main_metric
         if hero is None or metric is None or hero.local:
             return None
         alone = {site: self.best_local(site, metric) for site in self.sites}
@@ -242,7 +242,7 @@ class Facts:
         if metric is None or not all(alone):
             return None
         found = [
-            differences(arm, best, site=site, metric=metric)
+            arm_differences(arm, best, site=site, metric=metric)
             for site, best in zip(self.sites, alone, strict=True)
             if best
         ]
@@ -253,16 +253,16 @@ class Facts:
     @cached_property
     def fedavg(self) -> Arm | None:
         """Give the arm that is plain federated averaging."""
-        found = [a for a in self.arms if a.study.method == "fedavg" and a is not self.protagonist]
+        found = [a for a in self.arms if a.study.method == "fedavg" and a is not self.main_arm]
         return next((arm for arm in found if arm.name == "fedavg"), found[0] if found else None)
 
     @cached_property
     def competitor(self) -> Arm | None:
         """Give the best other arm that is federated, by its mean over sites."""
-        return self._best([a for a in self.arms if a.federated and a is not self.protagonist])
+        return self._best([a for a in self.arms if a.federated and a is not self.main_arm])
 
     @cached_property
-    def alone(self) -> Arm | None:
+    def best_local_arm(self) -> Arm | None:
         """Give the best local-only arm, by its mean over sites."""
         return self._best([arm for arm in self.arms if arm.local])
 
@@ -270,7 +270,9 @@ class Facts:
         metric = self.main_metric
         if metric is None:
             return None
-        worth = {n: [self.worth(arm, s, metric) for s in self.sites] for n, arm in enumerate(arms)}
+        worth = {
+            n: [self.signed_mean(arm, s, metric) for s in self.sites] for n, arm in enumerate(arms)
+        }
         total = {
             n: sum(v for v in each if v is not None)
             for n, each in worth.items()
@@ -284,7 +286,7 @@ class Facts:
         if len(self.arms) <= MANY:
             return self.arms
         pooled = [arm for arm in self.arms if arm.pooled][:1]
-        chosen = [self.arms[0], self.alone, self.fedavg, self.competitor, *pooled]
+        chosen = [self.arms[0], self.best_local_arm, self.fedavg, self.competitor, *pooled]
         return tuple(arm for arm in self.arms if any(arm is one for one in chosen))
 
     @cached_property

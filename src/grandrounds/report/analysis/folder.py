@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RunStarted
-from grandrounds.core.journal import Stamped, read_journal, surviving
+from grandrounds.core.journal import Stamped, read_journal, without_superseded
 from grandrounds.core.run_folder import SCORE_COLUMNS, ComparisonFolder, RunFolder, SiteFolder
 
 Image = NDArray[np.float32]
-IMAGES = ("source", "target", "prediction")
+_IMAGES = ("source", "target", "prediction")
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class StoredPanel:
     """One task's picture at a site, of one patient: images (H, W) in [0, 1]."""
 
     site: str
@@ -42,14 +42,14 @@ class KeptPanel:
     path: Path
     number: int
 
-    def load(self) -> Panel:
+    def load(self) -> StoredPanel:
         """Read the images. Raises `BadFolder`."""
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
-                images = [arrays[f"{self.number}/{name}"].astype(np.float32) for name in IMAGES]
+                images = [arrays[f"{self.number}/{name}"].astype(np.float32) for name in _IMAGES]
         except (KeyError, ValueError, zipfile.BadZipFile) as error:
             raise _not_panels(self.path, error) from None
-        return Panel(self.site, self.task, self.patient, *images)
+        return StoredPanel(self.site, self.task, self.patient, *images)
 
 
 def kept_panels(folder: SiteFolder) -> list[KeptPanel]:
@@ -234,8 +234,8 @@ def read_plan(folder: ComparisonFolder) -> Plan:
 
 def read_run(folder: RunFolder) -> RunRecord:
     """Read one run that has started. Raises `BadFolder`."""
-    study = read_study(folder)
-    events = tuple(surviving(read_journal(folder.journal)))
+    study = read_study_file(folder)
+    events = tuple(without_superseded(read_journal(folder.journal)))
     started = [event for _, event in events if isinstance(event, RunStarted)]
     if not started:
         raise BadFolder(f"{folder.journal}: no run has started here yet; start it first")
@@ -250,7 +250,7 @@ def read_run(folder: RunFolder) -> RunRecord:
     )
 
 
-def read_study(folder: RunFolder) -> StudyFile:
+def read_study_file(folder: RunFolder) -> StudyFile:
     """Read the study of a run. Raises `BadFolder`."""
     path = folder.study
     try:

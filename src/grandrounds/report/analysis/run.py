@@ -26,7 +26,7 @@ from grandrounds.core.events import (
     TopologySet,
     WorkSet,
 )
-from grandrounds.core.journal import Traffic, absent_of, traffic_of
+from grandrounds.core.journal import Traffic, absences, bytes_by_site
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.report.analysis.auc import Discrimination, discriminations
 from grandrounds.report.analysis.folder import CaseRow, KeptPanel, RunRecord, StudyFile
@@ -34,7 +34,7 @@ from grandrounds.report.analysis.metrics import METRICS, is_known
 
 
 @dataclass(frozen=True)
-class Cycle:
+class ForgettingCycle:
     """One cycle that was watched: `scores` maps each turn, in order, to each site's score.
 
     Higher is better; a site without validation cases has no score.
@@ -70,18 +70,22 @@ class Cycle:
         return (self.scores[turn][site] - low) / (high - low) if high > low else 0.0
 
 
-def cycles_of(monitored: Iterable[SiteMonitored], finished: Iterable[int]) -> tuple[Cycle, ...]:
+def cycles_of(
+    monitored: Iterable[SiteMonitored], finished: Iterable[int]
+) -> tuple[ForgettingCycle, ...]:
     """Give every watched cycle that was finished, oldest first."""
     found: dict[int, dict[str, dict[str, float]]] = {number: {} for number in finished}
     for event in monitored:
         if event.round in found:
             row = found[event.round].setdefault(event.after, {})
             row |= {event.site: event.score} if event.cases else {}
-    return tuple(Cycle(number, scores) for number, scores in sorted(found.items()) if scores)
+    return tuple(
+        ForgettingCycle(number, scores) for number, scores in sorted(found.items()) if scores
+    )
 
 
 @dataclass(frozen=True)
-class Work:
+class SiteWork:
     """One site's part in one run, all rounds together."""
 
     site: str
@@ -103,25 +107,27 @@ class Absence:
     rounds: tuple[int, ...]
 
 
-def work_of(events: Sequence[Event], sites: Sequence[str]) -> tuple[Work, ...]:
+def work_of(events: Sequence[Event], sites: Sequence[str]) -> tuple[SiteWork, ...]:
     """Add up each site's training and all its bytes, whatever they were sent for."""
     trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
-    absent, rounds = absent_of(events), {round for round, _ in trained}
+    absent, rounds = absences(events), {round for round, _ in trained}
     parts = {
         name: [e for place, e in trained.items() if e.site == name and place not in absent]
         for name in sites
     }
     traffic = {
         name: [
-            t for (round, own), t in traffic_of(events).items() if own == name and round in rounds
+            t
+            for (round, own), t in bytes_by_site(events).items()
+            if own == name and round in rounds
         ]
         for name in sites
     }
     return tuple(_site_work(name, parts[name], traffic[name]) for name in sites)
 
 
-def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffic]) -> Work:
-    return Work(
+def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffic]) -> SiteWork:
+    return SiteWork(
         site=site,
         rounds=tuple(sorted(part.round for part in parts)),
         steps=sum(part.steps for part in parts),
@@ -146,11 +152,11 @@ def absences_of(events: Iterable[Event]) -> tuple[Absence, ...]:
 
 
 Curve: TypeAlias = tuple[tuple[int, float], ...]  # (round, score)
-Patients: TypeAlias = Mapping[str, float]  # patient -> mean over that patient's slices
+PatientScores: TypeAlias = Mapping[str, float]  # patient -> mean over that patient's slices
 Cell: TypeAlias = tuple[str, str, str]  # (site, task, metric)
-Scores: TypeAlias = Mapping[Cell, Patients]
+RunScores: TypeAlias = Mapping[Cell, PatientScores]
 Ending: TypeAlias = StoppedEarly | Interrupted | Failed | RunFinished
-Kind = TypeVar("Kind", bound=Event)
+_Kind = TypeVar("Kind", bound=Event)
 
 
 @dataclass(frozen=True)
@@ -171,16 +177,16 @@ class Run:
     finished_rounds: tuple[RoundFinished, ...]
     ending: Ending | None
     curves: Mapping[str, Curve]
-    work: tuple[Work, ...]
+    work: tuple[SiteWork, ...]
     absences: tuple[Absence, ...]
-    cycles: tuple[Cycle, ...]
+    cycles: tuple[ForgettingCycle, ...]
     tuned: tuple[SiteTuned, ...]
-    scores: Scores
+    scores: RunScores
     discrimination: Mapping[tuple[str, str], Discrimination]  # by (site, task)
     scored_rounds: tuple[int, ...]
     panels: tuple[KeptPanel, ...]
-    unseen: Scores
-    crossed: Mapping[str, Scores]
+    unseen: RunScores
+    crossed: Mapping[str, RunScores]
 
     @property
     def seed(self) -> int:
@@ -252,7 +258,7 @@ def run_of(folder: RunRecord) -> Run:
     )
 
 
-def _of(events: Iterable[Event], kind: type[Kind]) -> list[Kind]:
+def _of(events: Iterable[Event], kind: type[_Kind]) -> list[_Kind]:
     return [event for event in events if isinstance(event, kind)]
 
 
@@ -279,7 +285,7 @@ def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
 
 def _patient_means(
     cases: Iterable[CaseRow], sites: Sequence[str], table: str
-) -> dict[Cell, Patients]:
+) -> dict[Cell, PatientScores]:
     values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in cases:
         if not is_known(case.metric) or case.site not in sites:

@@ -16,12 +16,12 @@ from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
 LEVEL = 95  # per cent
 ALPHA = 0.05
-RESAMPLES = 5000
+_RESAMPLES = 5000
 SEED = 1  # of the resampling: the same scores give the same interval
 FEWEST = 6  # of fewer, the signed-rank test cannot reach ALPHA, whatever they are: 2 / 2**5
 Key = TypeVar("Key")
 Each = TypeVar("Each", bound="Compared")
-Values = NDArray[np.float64]
+_Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def interval(strata: Sequence[Sequence[float]]) -> Interval | None:
     if any(len(values) < 2 for values in strata):
         return None
     samples = [np.asarray(values, np.float64) for values in strata]
-    return bootstrap(samples, _mean_of_means, resamples=RESAMPLES)
+    return bootstrap(samples, _mean_of_means, resamples=_RESAMPLES)
 
 
 def bootstrap(
@@ -80,7 +80,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """Differences between two arms on the same patients; above 0 the first arm is better."""
 
     mean: float
@@ -100,7 +100,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), sd, len(values), interval([values]))
 
 
-def _mean_of_means(*strata: Values, axis: int = -1) -> Values:
+def _mean_of_means(*strata: _Values, axis: int = -1) -> _Values:
     return np.mean([values.mean(axis=axis) for values in strata], axis=0)
 
 
@@ -116,10 +116,10 @@ def signed_rank(differences: Sequence[float]) -> float | None:
     return float(p)  # pyright: ignore[reportArgumentType]
 
 
-def paired(strata: Sequence[Sequence[float]]) -> Paired:
+def paired(strata: Sequence[Sequence[float]]) -> PairedDifference:
     """Compare two arms by their differences per patient, in strata that count alike."""
     pooled = [value for values in strata for value in values]
-    return Paired(
+    return PairedDifference(
         mean=fmean(fmean(values) for values in strata),
         n=len(pooled),
         better=sum(value > 0 for value in pooled),
@@ -135,7 +135,7 @@ class Compared:
     `corrected` is the p-value after the correction for all of them; none where there was no test.
     """
 
-    paired: Paired
+    paired: PairedDifference
     corrected: float | None = None
 
     @property

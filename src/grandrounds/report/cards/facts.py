@@ -18,13 +18,13 @@ from grandrounds.report.analysis.folder import (
     entry_of,
     read_plan,
     read_run,
-    read_study,
+    read_study_file,
 )
 from grandrounds.report.analysis.metrics import METRICS, Metric
-from grandrounds.report.analysis.run import Run, Scores, run_of
+from grandrounds.report.analysis.run import Run, RunScores, run_of
 from grandrounds.report.analysis.statistics import Spread, spread
 
-Table: TypeAlias = Mapping[str, Any]
+_Table: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """All that a card is filled from: a run, as one of `seeds` of the arm `entry`.
 
     `alone` are the arms of its comparison that trained alone, with the same seed.
@@ -80,7 +80,7 @@ class Facts:
         return Arm(self.entry, (self.run,))
 
     @cached_property
-    def study(self) -> Table:
+    def study(self) -> _Table:
         """Return the resolved study."""
         return tomllib.loads(self.record.study.text)
 
@@ -168,7 +168,7 @@ class Facts:
         return {site: Score(site, "", metric, each) for site, each in found.items() if each}
 
 
-def _scores(scores: Scores) -> list[Score]:
+def _scores(scores: RunScores) -> list[Score]:
     return [
         Score(site, task, METRICS[key], spread(list(patients.values())))
         for (site, task, key), patients in scores.items()
@@ -181,7 +181,7 @@ def totals(ready: Iterable[SiteReady], split: str) -> int:
     return sum(each.patients.get(split, 0) for each in ready)
 
 
-def read_card_facts(folder: Path, *, arm: str | None, seed: int | None) -> Facts:
+def read_card_facts(folder: Path, *, arm: str | None, seed: int | None) -> CardFacts:
     """Read the run of a folder, or one of a comparison.
 
     Raises `BadInput` where an arm or seed is missing or unknown, `BadFolder` for no finished run.
@@ -192,10 +192,10 @@ def read_card_facts(folder: Path, *, arm: str | None, seed: int | None) -> Facts
     if arm is not None or seed is not None:
         raise BadInput(f"{folder}: is a single run; --arm and --seed choose from a comparison")
     record = _finished(RunFolder(folder))
-    return Facts(RunFolder(folder), record, entry_of(record))
+    return CardFacts(RunFolder(folder), record, entry_of(record))
 
 
-def _of_comparison(folder: ComparisonFolder, arm: str | None, seed: int | None) -> Facts:
+def _of_comparison(folder: ComparisonFolder, arm: str | None, seed: int | None) -> CardFacts:
     plan = read_plan(folder)
     entries = {entry.name: entry for entry in plan.entries}
     if arm not in entries:
@@ -209,9 +209,9 @@ def _of_comparison(folder: ComparisonFolder, arm: str | None, seed: int | None) 
     alone = [
         Arm(entries[name], (run_of(read_run(run)),))
         for name, run in runs.items()
-        if name != arm and run.scores.exists() and read_study(run).method == "local"
+        if name != arm and run.scores.exists() and read_study_file(run).method == "local"
     ]
-    return Facts(runs[arm], _finished(runs[arm]), entries[arm], plan.seeds, tuple(alone))
+    return CardFacts(runs[arm], _finished(runs[arm]), entries[arm], plan.seeds, tuple(alone))
 
 
 def _finished(folder: RunFolder) -> RunRecord:

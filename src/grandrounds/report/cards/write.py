@@ -6,13 +6,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ResultFolder
-from grandrounds.report.cards.facts import Facts, read_card_facts, totals
-from grandrounds.report.prose.vocabulary import listed
+from grandrounds.report.cards.facts import CardFacts, read_card_facts, totals
+from grandrounds.report.prose.vocabulary import join_words
 
 FEW_PATIENTS = 20  # a mean over fewer says little about a hospital
 
 
-def limits(facts: Facts) -> list[str]:
+def limits(facts: CardFacts) -> list[str]:
     """List what the results do not show, or show against the model."""
     said = [
         _simulated(facts),
@@ -27,26 +27,26 @@ def limits(facts: Facts) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def _simulated(facts: Facts) -> str:
+def _simulated(facts: CardFacts) -> str:
     if not facts.simulated:
         return ""
     return (
-        f"The data of {listed(facts.simulated)} are simulated: no patient was scanned. Scores on "
+        f"The data of {join_words(facts.simulated)} are simulated: no patient was scanned. Scores on "
         "simulated data say little about real patients."
     )
 
 
-def _few(facts: Facts) -> str:
+def _few(facts: CardFacts) -> str:
     few = [f"{site} {s.spread.n}" for site, s in facts.sites.items() if s.spread.n < FEW_PATIENTS]
     if not few:
         return ""
     return (
-        f"Few test patients: {listed(few)}. With fewer than {FEW_PATIENTS}, a site's mean may lie "
+        f"Few test patients: {join_words(few)}. With fewer than {FEW_PATIENTS}, a site's mean may lie "
         "far from what its other patients would give."
     )
 
 
-def _apart(facts: Facts) -> str:
+def _apart(facts: CardFacts) -> str:
     if len(facts.sites) < 2:
         return ""
     worst, *_, best = facts.ranked
@@ -56,7 +56,7 @@ def _apart(facts: Facts) -> str:
     )
 
 
-def _worse_off(facts: Facts) -> str:
+def _worse_off(facts: CardFacts) -> str:
     if facts.arm.local:
         return "Every site trained alone: nothing was learned from another site."
     if not facts.best_alone:
@@ -71,30 +71,30 @@ def _worse_off(facts: Facts) -> str:
     ]
     if not worse:
         return "No site scored better by training alone, in the same comparison."
-    return f"By training alone, these sites scored better: {listed(worse)}."
+    return f"By training alone, these sites scored better: {join_words(worse)}."
 
 
-def _unseen(facts: Facts) -> str:
+def _unseen(facts: CardFacts) -> str:
     if facts.unseen:
         return ""
     return "How the model does at a hospital that did not train it is unknown: none was held out."
 
 
-def _seeds(facts: Facts) -> str:
+def _seeds(facts: CardFacts) -> str:
     if len(facts.seeds) > 1:
         return (
             f"This card is about seed {facts.run.seed}; the comparison has seeds "
-            f"{listed([str(seed) for seed in facts.seeds])}."
+            f"{join_words([str(seed) for seed in facts.seeds])}."
         )
     return "One random seed: what another one would change is unknown."
 
 
-def _missed(facts: Facts) -> str:
+def _missed(facts: CardFacts) -> str:
     found = [f"{site} ({len(rounds)} rounds)" for site, rounds in facts.missed.items()]
-    return f"Rounds went on without these sites: {listed(found)}." if found else ""
+    return f"Rounds went on without these sites: {join_words(found)}." if found else ""
 
 
-def _exposed(facts: Facts) -> str:
+def _exposed(facts: CardFacts) -> str:
     travels = sum(work.bytes_up for work in facts.run.work)
     if not travels or facts.study["privacy"]["kind"] != "none":
         return ""
@@ -115,13 +115,13 @@ def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | 
     """
     facts = read_card_facts(folder, arm=arm, seed=seed)
     target = out or ResultFolder(folder).card
-    texts = {target / name: render(facts, name) for name in CARDS}
+    texts = {target / name: render_card(facts, name) for name in CARDS}
     for path, text in texts.items():
         write_text(path, text, refusal="{path}: the card cannot be written: {reason}")
     return list(texts)
 
 
-def render(facts: Facts, name: str) -> str:
+def render_card(facts: CardFacts, name: str) -> str:
     """Fill one of `CARDS`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -13,7 +13,7 @@ from grandrounds.report.prose.vocabulary import tick
 
 WIDTH, HEIGHT = 440, 210
 LEFT, RIGHT, TOP, BOTTOM = 38, 318, 12, 178
-LABEL = 13  # between two labels' lines
+_LABEL = 13  # between two labels' lines
 LONGEST = 19  # letters of a label
 SCORE = "Validation score per round"
 FORGOTTEN = "Lost between a hospital's own turn and the end of its cycle"
@@ -21,7 +21,7 @@ Band: TypeAlias = tuple[tuple[int, float, float, float], ...]  # (round, mean, l
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One arm's curve in a chart, in the chart's own units; `band` is its range over seeds."""
 
     style: Style
@@ -38,7 +38,7 @@ class Chart:
 
     title: str
     description: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
 
@@ -56,7 +56,7 @@ def weighted(arm: Arm) -> Band:
     return over_seeds([run.weighted for run in arm.runs])
 
 
-def at_site(arm: Arm, site: str) -> Band:
+def curves_at_site(arm: Arm, site: str) -> Band:
     """Give an arm's validation score at one site."""
     return over_seeds([run.curves.get(site, ()) for run in arm.runs])
 
@@ -82,7 +82,9 @@ def charts(facts: Facts) -> list[Chart]:
     """Draw the learning curves of the notable arms, weighted first and then per site."""
     canvas = _learning(facts)
     bands = {"All hospitals, weighted": [(arm, weighted(arm)) for arm in facts.notable]}
-    bands |= {site: [(arm, at_site(arm, site)) for arm in facts.notable] for site in facts.sites}
+    bands |= {
+        site: [(arm, curves_at_site(arm, site)) for arm in facts.notable] for site in facts.sites
+    }
     found = {title: _present(pairs) for title, pairs in bands.items()}
     return [_chart(title, SCORE, pairs, canvas) for title, pairs in found.items() if pairs]
 
@@ -96,7 +98,7 @@ def folded_charts(facts: Facts) -> list[Chart]:
 
 def _learning(facts: Facts) -> Canvas:
     bands = [weighted(arm) for arm in facts.arms]
-    bands += [at_site(arm, site) for arm in facts.notable for site in facts.sites]
+    bands += [curves_at_site(arm, site) for arm in facts.notable for site in facts.sites]
     return _canvas(facts, bands)
 
 
@@ -111,7 +113,7 @@ def _present(pairs: Iterable[tuple[Arm, Band]]) -> list[tuple[Arm, Band]]:
     return [(arm, band) for arm, band in pairs if band]
 
 
-def forgetting(facts: Facts) -> Chart | None:
+def forgetting_chart(facts: Facts) -> Chart | None:
     """Draw what a site loses on average between its turn and its cycle's end, cycle by cycle."""
     arms = _present((arm, _lost(arm)) for arm in facts.arms)
     if len({number for _, band in arms for number, *_ in band}) < 2:
@@ -139,12 +141,12 @@ def _chart(title: str, what: str, arms: Sequence[tuple[Arm, Band]], canvas: Canv
     )
 
 
-def _line(arm: Arm, band: Band, label: float, canvas: Canvas) -> Line:
+def _line(arm: Arm, band: Band, label: float, canvas: Canvas) -> ChartLine:
     middle = [(canvas.across(number), canvas.down(mean)) for number, mean, *_ in band]
     above = [(canvas.across(number), canvas.down(high)) for number, *_, high in band]
     below = [(canvas.across(number), canvas.down(low)) for number, _, low, _ in band]
     ranged = _joined([*above, *reversed(below)]) if above != below else ""
-    return Line(
+    return ChartLine(
         canvas.looks[arm.name], _joined(middle), ranged, middle[-1], short(arm.title), label
     )
 
@@ -163,7 +165,7 @@ def _apart(wanted: Sequence[float]) -> list[float]:
     found, lowest = dict[int, float](), float(TOP)
     order = sorted(range(len(wanted)), key=lambda number: wanted[number])
     for place, number in enumerate(order):
-        room = BOTTOM - LABEL * (len(order) - 1 - place)
+        room = BOTTOM - _LABEL * (len(order) - 1 - place)
         found[number] = round(min(max(wanted[number], lowest), room), 1)
-        lowest = found[number] + LABEL
+        lowest = found[number] + _LABEL
     return [found[number] for number in range(len(wanted))]

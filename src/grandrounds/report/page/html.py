@@ -35,13 +35,13 @@ def write_report(folder: Path, *, include_images: bool = False) -> Path:
     `include_images` shows the pictures that real sites kept, too. Raises `BadFolder` and
     `DiskFailed`.
     """
-    page = render(read_facts(folder), include_images=include_images)
+    page = render_page(read_facts(folder), include_images=include_images)
     path = ResultFolder(folder).report
     write_text(path, page, refusal="{path}: the report cannot be written: {reason}")
     return path
 
 
-def render(facts: Facts, *, include_images: bool = False) -> str:
+def render_page(facts: Facts, *, include_images: bool = False) -> str:
     """Make the page of these facts. Raises `BadFolder` where a picture cannot be read."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -60,7 +60,7 @@ def render(facts: Facts, *, include_images: bool = False) -> str:
         styles=style.styles(facts),
         charts=charts.charts(facts),
         folded_charts=charts.folded_charts(facts),
-        forgetting=charts.forgetting(facts),
+        forgetting=charts.forgetting_chart(facts),
         views=views(facts),
         wording=wording(facts.arms[0].study.task),
         aucs=tables.aucs(facts),
@@ -80,7 +80,7 @@ def render(facts: Facts, *, include_images: bool = False) -> str:
         costs=tables.costs(facts),
         generalisation=generalisation,
         cross_site=cross_site,
-        crossings=cross_site.crossings(facts),
+        crossings=cross_site.cross_site_matrices(facts),
         left_out=cross_site.left_out(facts, facts.notable),
         folded_left_out=cross_site.left_out(facts, facts.others),
         blocks=blocks(facts, panel_rows(facts, chosen, limit)),

@@ -24,11 +24,11 @@ from grandrounds.core.events import Failed, Interrupted, RunFinished, StoppedEar
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.analysis.run import Ending, Run
-from grandrounds.report.page.html import render
+from grandrounds.report.page.html import render_page
 
 PAUSE = 1.0  # seconds between two looks, at least
 SHARE = 4  # a pause is so many times as long as the look before it: training needs the cores
-PATIENCE = 3  # looks in a row that may find a file half written
+_PATIENCE = 3  # looks in a row that may find a file half written
 Stamp: TypeAlias = tuple[tuple[str, int, int], ...]  # path, bytes, nanoseconds of the last write
 NOTICE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -65,7 +65,7 @@ def progress(facts: Facts) -> str:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Snapshot:
     """What a reader sees at one moment: the page, and in a few words how far the study is."""
 
     page: str
@@ -73,13 +73,13 @@ class Sight:
     number: int = 0
 
 
-def notice(title: str, sentence: str) -> Sight:
+def notice(title: str, sentence: str) -> Snapshot:
     """Say why there is no report."""
     page = NOTICE.format(title=escape(title), sentence=escape(sentence))
-    return Sight(page, title.lower())
+    return Snapshot(page, title.lower())
 
 
-def waiting(folder: Path) -> Sight:
+def waiting(folder: Path) -> Snapshot:
     """Say that nothing has started."""
     return notice(
         "Not started yet",
@@ -88,19 +88,19 @@ def waiting(folder: Path) -> Sight:
 
 
 @dataclass
-class Board:
+class SnapshotBoard:
     """Holds the newest sight, for any number of readers who wait for the next."""
 
-    sight: Sight
+    sight: Snapshot
     _changed: Condition = field(default_factory=Condition, init=False)
 
-    def show(self, sight: Sight) -> None:
+    def show(self, sight: Snapshot) -> None:
         """Put up a new sight, and wake who waits."""
         with self._changed:
-            self.sight = Sight(sight.page, sight.progress, self.sight.number + 1)
+            self.sight = Snapshot(sight.page, sight.progress, self.sight.number + 1)
             self._changed.notify_all()
 
-    def after(self, number: int, *, seconds: float) -> Sight | None:
+    def after(self, number: int, *, seconds: float) -> Snapshot | None:
         """Wait for a newer sight than this number; nothing where none came in time."""
         with self._changed:
             newer = self._changed.wait_for(lambda: self.sight.number > number, timeout=seconds)
@@ -108,11 +108,11 @@ class Board:
 
 
 @dataclass
-class Watch:
+class FolderWatch:
     """Puts a folder's report on a board, anew whenever its files change."""
 
     folder: Path
-    board: Board
+    board: SnapshotBoard
     _shown: Stamp | None = field(default=None, init=False)
     _failures: int = field(default=0, init=False)
 
@@ -132,19 +132,19 @@ class Watch:
             sight = sight_of(self.folder)
         except (BadFolder, EOFError) as error:  # EOFError: pictures of which no byte is written
             self._failures += 1
-            if self._failures < PATIENCE:
+            if self._failures < _PATIENCE:
                 return
             sight = notice("The report cannot be made", str(error))
         self._shown, self._failures = stamp, 0
         self.board.show(sight)
 
 
-def sight_of(folder: Path) -> Sight:
+def sight_of(folder: Path) -> Snapshot:
     """Make the report of a folder as it is now. Raises `BadFolder`."""
     if not any(run.journal.exists() for run in _runs_in(folder)):
         return waiting(folder)
     facts = read_facts(folder)
-    return Sight(render(facts), progress(facts))
+    return Snapshot(render_page(facts), progress(facts))
 
 
 def _progress(run: Run) -> str:
@@ -181,7 +181,7 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 OFFLINE_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-STYLE = """<style>
+_STYLE = """<style>
 html { scroll-padding-bottom: 48px; }
 #live { position: sticky; bottom: 0; padding: 8px 32px; background: #1c2430; color: #fff;
   font: 15px/1.4 sans-serif; }
@@ -197,15 +197,15 @@ def serve(folder: Path, *, port: int, as_json: bool) -> None:
     if not folder.is_dir():
         raise BadFolder(f"{folder}: no such folder; give the folder that a run is written to")
     reading = notice("Being read", f"The report of {folder} is being made.")
-    with suppress(KeyboardInterrupt), _listening(port, Board(reading)) as server:
+    with suppress(KeyboardInterrupt), _listening(port, SnapshotBoard(reading)) as server:
         print(json.dumps({"url": server.url}) if as_json else server.url, flush=True)
-        Watch(folder, server.board).keep()
+        FolderWatch(folder, server.board).keep()
 
 
 @contextmanager
-def _listening(port: int, board: Board) -> Generator["Server"]:
+def _listening(port: int, board: SnapshotBoard) -> Generator["LiveServer"]:
     try:
-        server = Server(port, board)
+        server = LiveServer(port, board)
     except OSError as error:
         raise BadStudy(
             f"--port {port}: {HERE} cannot be listened on there ({error.strerror}); "
@@ -219,10 +219,10 @@ def _listening(port: int, board: Board) -> Generator["Server"]:
             server.shutdown()
 
 
-class Server(ThreadingHTTPServer):
+class LiveServer(ThreadingHTTPServer):
     """Listens on this machine's own address, for those who hold the token."""
 
-    def __init__(self, port: int, board: Board) -> None:
+    def __init__(self, port: int, board: SnapshotBoard) -> None:
         super().__init__((HERE, port), Reader)
         self.board = board
         self.token = secrets.token_urlsafe(32)
@@ -249,9 +249,9 @@ class Reader(BaseHTTPRequestHandler):
     server_version, sys_version = "grandrounds", ""
 
     @property
-    def live(self) -> Server:
+    def live(self) -> LiveServer:
         """Give the server."""
-        assert isinstance(self.server, Server)
+        assert isinstance(self.server, LiveServer)
         return self.server
 
     def handle(self) -> None:
@@ -296,7 +296,7 @@ class Reader(BaseHTTPRequestHandler):
     def _say(self, status: HTTPStatus, sentence: str, **headers: str) -> None:
         self._send(status, TEXT, sentence, **headers)
 
-    def _show(self, sight: Sight) -> None:
+    def _show(self, sight: Snapshot) -> None:
         nonce = secrets.token_urlsafe(16)
         script = f'<script type="module" nonce="{nonce}">\n{SCRIPT.read_text("utf-8")}</script>'
         page = live_page(sight).replace("</body>", f"{script}\n</body>")
@@ -331,16 +331,16 @@ class Reader(BaseHTTPRequestHandler):
             self.wfile.write(_event(sight) if sight else b": still here\n\n")
 
 
-def live_page(sight: Sight) -> str:
+def live_page(sight: Snapshot) -> str:
     """Turn a report that opens offline into one that listens: another policy, and a live line."""
-    page = OFFLINE_POLICY.sub("", sight.page).replace("</head>", f"{STYLE}\n</head>", 1)
+    page = OFFLINE_POLICY.sub("", sight.page).replace("</head>", f"{_STYLE}\n</head>", 1)
     line = (
         f'<div id="live" role="status" data-number="{sight.number}">{escape(sight.progress)}</div>'
     )
     return page.replace("</body>", f"{line}\n</body>")
 
 
-def _event(sight: Sight) -> bytes:
+def _event(sight: Snapshot) -> bytes:
     told = json.dumps({"page": live_page(sight), "progress": sight.progress})
     return f"id: {sight.number}\nevent: report\ndata: {told}\n\n".encode()
 

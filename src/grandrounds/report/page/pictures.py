@@ -5,22 +5,22 @@ from dataclasses import dataclass
 
 from grandrounds.report.analysis.arm import Arm
 from grandrounds.report.analysis.facts import Facts
-from grandrounds.report.analysis.folder import KeptPanel, Panel
+from grandrounds.report.analysis.folder import KeptPanel, StoredPanel
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.run import Run
 from grandrounds.report.page.style import error_map, grey
 from grandrounds.report.prose.sentences import no_pictures
-from grandrounds.report.prose.vocabulary import listed, wording
+from grandrounds.report.prose.vocabulary import join_words, wording
 
 
 @dataclass(frozen=True)
-class Choice:
+class PanelChoice:
     """A patient of one site and task, why it is shown, and each arm's picture of it."""
 
     role: str
     site: str
     task: str
-    panels: tuple[tuple[Arm, Run, Panel], ...]
+    panels: tuple[tuple[Arm, Run, StoredPanel], ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PanelRow:
     folded: tuple[Shown, ...]  # without error maps
 
 
-def choices(facts: Facts, *, include_images: bool = False) -> list[Choice]:
+def choices(facts: Facts, *, include_images: bool = False) -> list[PanelChoice]:
     """Choose the patients of every site and task, and read their pictures. Raises `BadFolder`.
 
     Pictures of real patients are left out unless `include_images` asks for them.
@@ -55,7 +55,9 @@ def choices(facts: Facts, *, include_images: bool = False) -> list[Choice]:
         return []
     run = judge[1]
     return [
-        Choice(role, site, task, tuple(_panels(facts, run.seed, site, task=task, patient=patient)))
+        PanelChoice(
+            role, site, task, tuple(_panels(facts, run.seed, site, task=task, patient=patient))
+        )
         for site in facts.sites
         if include_images or site in facts.simulated
         for task in facts.tasks(site)
@@ -88,7 +90,7 @@ def _chosen(run: Run, site: str, *, task: str, metric: Metric | None) -> dict[st
 
 def _panels(
     facts: Facts, seed: int, site: str, *, task: str, patient: str
-) -> Iterable[tuple[Arm, Run, Panel]]:
+) -> Iterable[tuple[Arm, Run, StoredPanel]]:
     """Read what each arm made of a patient with this seed."""
     for arm in facts.arms:
         for run in arm.runs:
@@ -102,13 +104,13 @@ def _find(panels: Sequence[KeptPanel], site: str, *, task: str, patient: str) ->
     return next((p for p in panels if (p.site, p.task, p.patient) == sought), None)
 
 
-def panels_of(chosen: Iterable[Choice]) -> list[Panel]:
+def panels_of(chosen: Iterable[PanelChoice]) -> list[StoredPanel]:
     """List all pictures, for example to find one scale for their errors."""
     return [panel for choice in chosen for _, _, panel in choice.panels]
 
 
 def panel_rows(
-    facts: Facts, chosen: Sequence[Choice], limit: float
+    facts: Facts, chosen: Sequence[PanelChoice], limit: float
 ) -> Mapping[tuple[str, str], list[PanelRow]]:
     """Draw the chosen patients, by (site, task)."""
     rows: dict[tuple[str, str], list[PanelRow]] = {}
@@ -117,7 +119,7 @@ def panel_rows(
     return rows
 
 
-def _row(facts: Facts, choice: Choice, limit: float) -> PanelRow:
+def _row(facts: Facts, choice: PanelChoice, limit: float) -> PanelRow:
     first = choice.panels[0][2]
     metric = facts.main_metric.key if facts.main_metric else ""
     folded = {arm.name for arm in facts.others}
@@ -134,7 +136,7 @@ def _row(facts: Facts, choice: Choice, limit: float) -> PanelRow:
     )
 
 
-def _shown(arm: Arm, run: Run, panel: Panel, metric: str, limit: float | None) -> Shown:
+def _shown(arm: Arm, run: Run, panel: StoredPanel, metric: str, limit: float | None) -> Shown:
     patients = run.scores.get((panel.site, panel.task, metric), {})
     graded = wording(arm.study.task).graded
     error = "" if limit is None else error_map(panel, limit, graded=graded)
@@ -148,7 +150,7 @@ def rule(facts: Facts, site: str, rows: Sequence[PanelRow]) -> str:
     label = facts.main_metric.label if facts.main_metric else "score"
     judge = _judge(facts)
     who = f" by {judge[0].title}'s mean {label}, seed {judge[1].seed}" if judge else ""
-    roles = listed([row.role[:1].lower() + row.role[1:] for row in rows])
+    roles = join_words([row.role[:1].lower() + row.role[1:] for row in rows])
     return (
         f"Chosen by rule, not by eye: {roles}{who}; the middle image. The figure below a picture "
         f"is that patient's mean {label}."

@@ -11,7 +11,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from grandrounds.report.analysis.facts import Facts
-from grandrounds.report.analysis.folder import Image, Panel
+from grandrounds.report.analysis.folder import Image, StoredPanel
 
 # Error colours from none to large; each step is darker, so the map also reads in grey.
 RAMP = ((255, 255, 255), (254, 224, 182), (241, 145, 75), (190, 54, 38), (84, 12, 36))
@@ -32,8 +32,8 @@ class Style:
 
 # Okabe and Ito's colours, darkened: told apart by colour-blind readers, and 4.5 to 1 on white.
 COLOURS = ("#0b5a78", "#b84a00", "#5d6470", "#a3407a", "#00735a", "#7a5c00")
-DASHES = ("none", "7 4", "2 3", "9 3 2 3", "4 2")
-MARKERS = (
+_DASHES = ("none", "7 4", "2 3", "9 3 2 3", "4 2")
+_MARKERS = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0Z",
     "M-4.5 -4.5H4.5V4.5H-4.5Z",
     "M0 -5.5L5.5 4.5H-5.5Z",
@@ -45,7 +45,9 @@ MARKERS = (
 def style(number: int) -> Style:
     """Give the look of the arm at this place in the order."""
     return Style(
-        COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
+        COLOURS[number % len(COLOURS)],
+        _DASHES[number % len(_DASHES)],
+        _MARKERS[number % len(_MARKERS)],
     )
 
 
@@ -75,7 +77,7 @@ def grey(image: Image) -> str:
     return png(_bytes(_thinned(image)))
 
 
-def error_map(panel: Panel, limit: float, *, graded: bool = True) -> str:
+def error_map(panel: StoredPanel, limit: float, *, graded: bool = True) -> str:
     """Show |prediction - target| from 0 (white) to `limit` (darkest), or only where they differ."""
     errors = _thinned(np.abs(panel.prediction - panel.target))
     return png(_bytes(errors / limit if graded else 0.75 * (errors > SAME)), _palette())
@@ -98,7 +100,7 @@ def _palette() -> bytes:
     return np.rint(np.stack(colours, 1)).astype(np.uint8).tobytes()
 
 
-def error_limit(panels: Iterable[Panel]) -> float:
+def error_limit(panels: Iterable[StoredPanel]) -> float:
     """Choose one scale for all error maps: the first limit that clips under 0.5 % of pixels."""
     errors = [np.abs(panel.prediction - panel.target).ravel() for panel in panels]
     large = float(np.quantile(np.concatenate(errors), 0.995)) if errors else 0.0

@@ -8,13 +8,20 @@ from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
 from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.facts import Difference, Facts
 from grandrounds.report.analysis.metrics import Metric
-from grandrounds.report.analysis.statistics import Compared, Paired, Spread
+from grandrounds.report.analysis.statistics import Compared, PairedDifference, Spread
 from grandrounds.report.page.style import Axis, axis
-from grandrounds.report.prose.vocabulary import amount, level, operations, shown, size, within
+from grandrounds.report.prose.vocabulary import (
+    amount,
+    display_name,
+    level,
+    operations,
+    size,
+    within,
+)
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """One score in a table, as text; `best` where no other arm prints a better one."""
 
     mean: str
@@ -33,7 +40,7 @@ class Gain(Compared):
 
 
 @dataclass(frozen=True)
-class Gains:
+class GainRows:
     """Who gains and who loses, in a column of differences, on an axis that holds zero."""
 
     axis: Axis
@@ -41,12 +48,12 @@ class Gains:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ArmSummary:
     """What an arm did over all sites, as text."""
 
     arm: Arm
     seeds: str
-    cell: Cell
+    cell: ScoreCell
     seed_sd: str
     worst: str
     apart: str
@@ -64,7 +71,7 @@ class Cost:
     operations: str
 
 
-def cells(spreads: Sequence[Spread | None], metric: Metric) -> tuple[Cell, ...]:
+def cells(spreads: Sequence[Spread | None], metric: Metric) -> tuple[ScoreCell, ...]:
     """Print a column of scores; all that print as the best are marked."""
     printed = [round(spread.mean, 2) for spread in spreads if spread]
     best = (max if metric.higher_is_better else min)(printed, default=None)
@@ -76,16 +83,16 @@ class ArmRow:
     """One arm's scores."""
 
     arm: Arm
-    cells: tuple[Cell, ...]
+    cells: tuple[ScoreCell, ...]
     patients: int = 0
 
 
-def _cell(spread: Spread | None, best: float | None, metric: Metric) -> Cell:
+def _cell(spread: Spread | None, best: float | None, metric: Metric) -> ScoreCell:
     if spread is None:
-        return Cell("not scored", "", "", best=False)
+        return ScoreCell("not scored", "", "", best=False)
     sd = "" if spread.sd is None else f"{spread.sd:.2f}"
     interval = within(spread.interval, metric)
-    return Cell(f"{spread.mean:.2f}", sd, interval, best=round(spread.mean, 2) == best)
+    return ScoreCell(f"{spread.mean:.2f}", sd, interval, best=round(spread.mean, 2) == best)
 
 
 def task_rows(facts: Facts, site: str, task: str) -> list[ArmRow]:
@@ -107,43 +114,45 @@ def overview(facts: Facts, metric: Metric) -> list[ArmRow]:
     return _rows(facts, columns, [0] * len(facts.arms))
 
 
-def _rows(facts: Facts, columns: Sequence[Sequence[Cell]], counts: Sequence[int]) -> list[ArmRow]:
+def _rows(
+    facts: Facts, columns: Sequence[Sequence[ScoreCell]], counts: Sequence[int]
+) -> list[ArmRow]:
     rows = zip(facts.arms, zip(*columns, strict=True), counts, strict=True)
     return [ArmRow(arm, row, patients) for arm, row, patients in rows]
 
 
-def standings(facts: Facts, metric: Metric) -> list[Standing]:
+def standings(facts: Facts, metric: Metric) -> list[ArmSummary]:
     """List what every arm did over all sites."""
     spreads = [arm.overall(metric.key) for arm in facts.arms]
     marked = cells([Spread(s.mean, None, s.n, s.interval) if s else None for s in spreads], metric)
     return [_standing(facts, a, c, metric) for a, c in zip(facts.arms, marked, strict=True)]
 
 
-def _standing(facts: Facts, arm: Arm, cell: Cell, metric: Metric) -> Standing:
+def _standing(facts: Facts, arm: Arm, cell: ScoreCell, metric: Metric) -> ArmSummary:
     sd, scored = arm.seed_sd(metric.key), arm.overall(metric.key)
     site, value = worst_site(arm, metric) if scored else ("", 0.0)
-    return Standing(
+    return ArmSummary(
         arm=arm,
         seeds=f"{len(arm.seeds)} of {len(facts.seeds)}",
         cell=cell,
         seed_sd="" if sd is None else f"{sd:.2f}",
-        worst=f"{level(value, metric)}, {shown(site)}" if scored else "",
+        worst=f"{level(value, metric)}, {display_name(site)}" if scored else "",
         apart=amount(apart_by(arm, metric), metric) if scored else "",
         worse_than_alone=facts.num_worse_than_alone(arm),
     )
 
 
-def arm_gains(facts: Facts) -> Gains:
+def arm_gains(facts: Facts) -> GainRows:
     """List the protagonist's differences to every other arm, all sites together."""
     found = facts.compared.values()
     return _gains([_gain(d.other.title, d) for d in found])
 
 
-def site_gains(facts: Facts) -> Gains:
+def site_gains(facts: Facts) -> GainRows:
     """List the protagonist's differences to the best local-only arm of every site, and of all."""
     if facts.gains is None:
         return _gains([])
-    each = [_gain(shown(site), d) for site, d in facts.gains.sites.items()]
+    each = [_gain(display_name(site), d) for site, d in facts.gains.sites.items()]
     overall, against = facts.gains.overall, "each its best local-only"
     total = Gain("All hospitals", against, composite=True, paired=overall, corrected=overall.p)
     return _gains([*each, total])
@@ -153,12 +162,12 @@ def _gain(label: str, found: Difference) -> Gain:
     return Gain(label, found.other.title, paired=found.paired, corrected=found.corrected)
 
 
-def _gains(rows: Sequence[Gain]) -> Gains:
+def _gains(rows: Sequence[Gain]) -> GainRows:
     ends = [end for gain in rows for end in _ends(gain.paired)]
-    return Gains(axis([0.0, *ends]), tuple(rows))
+    return GainRows(axis([0.0, *ends]), tuple(rows))
 
 
-def _ends(paired: Paired) -> tuple[float, ...]:
+def _ends(paired: PairedDifference) -> tuple[float, ...]:
     return (paired.interval.low, paired.interval.high) if paired.interval else (paired.mean,)
 
 

@@ -13,14 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from grandrounds.report.analysis.arm import Arm
-from grandrounds.report.analysis.cross_site import Crossing
+from grandrounds.report.analysis.cross_site import CrossSiteMatrix
 from grandrounds.report.analysis.facts import Facts
-from grandrounds.report.analysis.folder import Panel
+from grandrounds.report.analysis.folder import StoredPanel
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.run import Run
 from grandrounds.report.analysis.statistics import LEVEL, Interval
-from grandrounds.report.page.charts import Band, at_site, weighted
-from grandrounds.report.page.pictures import Choice
+from grandrounds.report.page.charts import Band, curves_at_site, weighted
+from grandrounds.report.page.pictures import PanelChoice
 from grandrounds.report.page.style import COLOURS
 from grandrounds.report.page.tables import Gain, site_gains
 from grandrounds.report.paper.style import (
@@ -34,26 +34,26 @@ from grandrounds.report.paper.style import (
     WIDE,
     rows_of,
 )
-from grandrounds.report.prose.vocabulary import arrow, gained, shown, wording
+from grandrounds.report.prose.vocabulary import arrow, display_name, gained, wording
 
 MAP = "cividis"  # even steps of lightness: the same to colour-blind readers and in grey
 LETTER = 0.066  # inches of a small letter
 NARROW = 13  # letters that fit above a picture
 FRAME = 2.0
-MARGIN, SMALLEST, LARGEST = 0.7, 0.8, 1.3  # inches: beside the pictures, and their sides
+MARGIN, _SMALLEST, LARGEST = 0.7, 0.8, 1.3  # inches: beside the pictures, and their sides
 
 
-def matrix_figure(crossing: Crossing) -> Figure:
+def matrix_figure(crossing: CrossSiteMatrix) -> Figure:
     """Draw the score of each site's model (rows) at each site (columns); its own is framed."""
     values, metric = _grid(crossing), crossing.metric
     side = min(0.62 * len(crossing.sites), WIDE - 2)
     figure = Figure(figsize=(max(MIDDLE, side + 2), side + 1.1), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_invalid(values), cmap=MAP)
-    names = [shown(site) for site in crossing.sites]
+    names = [display_name(site) for site in crossing.sites]
     upright = max(map(len, names)) * LETTER > side / len(names)
     axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
-    axes.set_yticks(range(len(crossing.models)), [shown(m) for m in crossing.models])
+    axes.set_yticks(range(len(crossing.models)), [display_name(m) for m in crossing.models])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("Test patients of")
@@ -65,7 +65,7 @@ def matrix_figure(crossing: Crossing) -> Figure:
     return figure
 
 
-def _grid(crossing: Crossing) -> NDArray[np.float64]:
+def _grid(crossing: CrossSiteMatrix) -> NDArray[np.float64]:
     missing = float("nan")
     return np.array(
         [[row.get(site, missing) for site in crossing.sites] for row in crossing.means.values()]
@@ -83,7 +83,7 @@ def _numbers(axes: Axes, values: NDArray[np.float64], metric: Metric) -> None:
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
 
-def _own(axes: Axes, crossing: Crossing) -> None:
+def _own(axes: Axes, crossing: CrossSiteMatrix) -> None:
     for row, model in enumerate(crossing.models):
         if model in crossing.sites:
             left, top = crossing.sites.index(model) - 0.5, row - 0.5
@@ -93,7 +93,7 @@ def _own(axes: Axes, crossing: Crossing) -> None:
             inside.spines[:].set(visible=True, linewidth=FRAME, color="black")
 
 
-def panels_figure(facts: Facts, chosen: Sequence[Choice]) -> Figure | None:
+def panels_figure(facts: Facts, chosen: Sequence[PanelChoice]) -> Figure | None:
     """Draw source, target and the notable arms' predictions of one patient of each site.
 
     The same patient for all arms; the figure above a prediction is that patient's score.
@@ -102,7 +102,7 @@ def panels_figure(facts: Facts, chosen: Sequence[Choice]) -> Figure | None:
     if not arms:
         return None
     columns = len(arms) + 2
-    side = min((WIDE - MARGIN) / columns, LARGEST, max(TALL / len(chosen) - 0.2, SMALLEST))
+    side = min((WIDE - MARGIN) / columns, LARGEST, max(TALL / len(chosen) - 0.2, _SMALLEST))
     size = (MARGIN + side * columns, 0.5 + (side + 0.2) * len(chosen))
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # pyright: ignore
@@ -115,7 +115,9 @@ def panels_figure(facts: Facts, chosen: Sequence[Choice]) -> Figure | None:
     return figure
 
 
-def _patient(places: Sequence[Axes], choice: Choice, facts: Facts, arms: Sequence[Arm]) -> None:
+def _patient(
+    places: Sequence[Axes], choice: PanelChoice, facts: Facts, arms: Sequence[Arm]
+) -> None:
     first = choice.panels[0][2]
     found = {arm.name: (run, panel) for arm, run, panel in choice.panels}
     images = [first.source, first.target]
@@ -127,10 +129,10 @@ def _patient(places: Sequence[Axes], choice: Choice, facts: Facts, arms: Sequenc
     for axes in places:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    places[0].set_ylabel(f"{shown(choice.site)}\n{arrow(choice.task)}")
+    places[0].set_ylabel(f"{display_name(choice.site)}\n{arrow(choice.task)}")
 
 
-def _prediction(axes: Axes, made: tuple[Run, Panel] | None, metric: Metric | None) -> None:
+def _prediction(axes: Axes, made: tuple[Run, StoredPanel] | None, metric: Metric | None) -> None:
     if made is None:
         axes.text(0.5, 0.5, "not kept", ha="center", va="center", transform=axes.transAxes)
         return
@@ -213,7 +215,7 @@ def overall_figure(facts: Facts) -> Figure | None:
     figure = Figure(figsize=(MIDDLE, 0.75 + 1.15 * ROW * len(arms)), layout="constrained")
     axes = rows_of(figure, [textwrap.fill(arm.title, LETTERS) for arm in arms])
     for place, arm in enumerate(arms):
-        _standing(axes, place, arm, metric, colour=FIRST if arm is facts.protagonist else OTHER)
+        _standing(axes, place, arm, metric, colour=FIRST if arm is facts.main_arm else OTHER)
     seeds = "; ticks: seeds" if len(facts.seeds) > 1 else ""
     axes.set_xlabel(
         f"Test {_labelled(metric)}, mean over hospitals\n"
@@ -242,7 +244,9 @@ def curves_figure(facts: Facts) -> Figure | None:
     if not arms:
         return None
     charts = {"All hospitals": [weighted(arm) for arm in arms]}
-    charts |= {shown(site): [at_site(arm, site) for arm in arms] for site in facts.sites}
+    charts |= {
+        display_name(site): [curves_at_site(arm, site) for arm in arms] for site in facts.sites
+    }
     charts = {title: bands for title, bands in charts.items() if any(bands)}
     down = math.ceil(len(charts) / ACROSS)
     figure = Figure(figsize=(WIDE, 0.6 + 1.75 * down), layout="constrained")

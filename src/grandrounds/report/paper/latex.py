@@ -22,7 +22,7 @@ SPECIAL = {
 
 
 @dataclass(frozen=True)
-class Tabular:
+class LatexTable:
     r"""One `tabular`: finished LaTeX in every cell; `columns` is its column specification."""
 
     columns: str
@@ -68,7 +68,7 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
     return f"{sign}{size}"
 
 
-def between(interval: Interval | None, decimals: int, *, signed: bool = False) -> str:
+def interval_text(interval: Interval | None, decimals: int, *, signed: bool = False) -> str:
     """Write an interval in brackets; empty where none is."""
     if interval is None:
         return ""
@@ -76,7 +76,7 @@ def between(interval: Interval | None, decimals: int, *, signed: bool = False) -
     return f"[{', '.join(ends)}]"
 
 
-def best(values: Sequence[float | None], decimals: int, *, highest: bool) -> list[bool]:
+def best_rows(values: Sequence[float | None], decimals: int, *, highest: bool) -> list[bool]:
     """Tell which values print as the best one."""
     printed = [None if value is None else round(value, decimals) for value in values]
     known = [value for value in printed if value is not None]
@@ -84,7 +84,7 @@ def best(values: Sequence[float | None], decimals: int, *, highest: bool) -> lis
     return [value is not None and value == top for value in printed]
 
 
-def probability(p: float | None) -> str:
+def p_value_text(p: float | None) -> str:
     """Write a p-value; a dash where no test was made."""
     if p is None:
         return "--"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from grandrounds.core.files import remove, write_bytes
 from grandrounds.core.run_folder import ResultFolder
-from grandrounds.report.analysis.cross_site import crossings
+from grandrounds.report.analysis.cross_site import cross_site_matrices
 from grandrounds.report.analysis.facts import Facts, read_facts
-from grandrounds.report.page.pictures import Choice, choices
+from grandrounds.report.page.pictures import PanelChoice, choices
 from grandrounds.report.paper.tables import (
+    PaperRow,
     PaperRows,
-    Row,
     arms_table,
     pair_row,
     pairs_table,
@@ -57,7 +57,7 @@ def tables(facts: Facts) -> dict[str, bytes]:
     return {name: text.encode() for name, text in texts.items()}
 
 
-def _csv(rows: Iterable[Row]) -> str:
+def _csv(rows: Iterable[PaperRow]) -> str:
     found = list(rows)
     if not found:
         return ""
@@ -88,7 +88,7 @@ def _drawn(facts: Facts, *, include_images: bool) -> Mapping[str, "Figure | None
         panels_figure,
     )
 
-    own = next((c for c in crossings(facts) if c.arm is facts.protagonist), None)
+    own = next((c for c in cross_site_matrices(facts) if c.arm is facts.main_arm), None)
     return {
         "gains": gains_figure(facts),
         "overall": overall_figure(facts),
@@ -98,9 +98,9 @@ def _drawn(facts: Facts, *, include_images: bool) -> Mapping[str, "Figure | None
     }
 
 
-def typical(facts: Facts, *, include_images: bool) -> list[Choice]:
+def typical(facts: Facts, *, include_images: bool) -> list[PanelChoice]:
     """Choose the median patient of each site's first task, where its images may be shown."""
-    found: dict[str, Choice] = {}
+    found: dict[str, PanelChoice] = {}
     for choice in choices(facts, include_images=include_images):
         found.setdefault(choice.site, choice)
     return list(found.values())

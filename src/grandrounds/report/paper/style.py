@@ -24,7 +24,7 @@ ROW = 0.24  # inches for a line of text
 MARKERS = ("o", "s", "^", "D", "P", "v")
 DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)))
 FIRST, OTHER = COLOURS[0], "#4a4f57"
-STYLE = {
+_STYLE = {
     "font.size": 8,
     "text.parse_math": False,  # a dollar in a title is a dollar
     "axes.titlesize": 8,
@@ -54,7 +54,7 @@ def house_style() -> Generator[None]:
     """Draw with these settings alone, whatever a user's matplotlibrc says."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        mpl.rcParams.update(_STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
         yield
 
 

@@ -7,7 +7,7 @@ from itertools import combinations, groupby
 from typing import TypeAlias
 
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
-from grandrounds.report.analysis.facts import Difference, Facts, against, differences
+from grandrounds.report.analysis.facts import Difference, Facts, against, arm_differences
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.statistics import (
     LEVEL,
@@ -18,22 +18,22 @@ from grandrounds.report.analysis.statistics import (
     together,
 )
 from grandrounds.report.paper.latex import (
-    Tabular,
-    best,
-    between,
+    LatexTable,
+    best_rows,
     bold,
     digits,
     escaped,
+    interval_text,
     number,
-    probability,
+    p_value_text,
 )
-from grandrounds.report.prose.vocabulary import shown
+from grandrounds.report.prose.vocabulary import display_name
 
-Row: TypeAlias = dict[str, object]  # column -> value; none where there is no value
+PaperRow: TypeAlias = dict[str, object]  # column -> value; none where there is no value
 
 
 @dataclass(frozen=True)
-class Standing:
+class StandingRow:
     """What an arm reached over all sites by one metric.
 
     `behind` is how much better the first arm is; none for the first arm itself.
@@ -62,7 +62,7 @@ class SiteScore:
 
 
 @dataclass(frozen=True)
-class Pair(Compared):
+class ArmPair(Compared):
     """Two arms on the same patients, all sites together; above 0 the first is better."""
 
     first: Arm
@@ -77,7 +77,7 @@ class PaperRows:
     facts: Facts
 
     @cached_property
-    def standings(self) -> list[Standing]:
+    def standings(self) -> list[StandingRow]:
         """List every arm that is scored at all its sites, metric by metric."""
         return [row for metric in self.facts.metrics for row in _standings(self.facts, metric)]
 
@@ -94,14 +94,14 @@ class PaperRows:
         ]
 
     @cached_property
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[ArmPair]:
         """Compare every two arms by the main metric, and correct all tests together."""
         metric = self.facts.main_metric
         return _pairs(self.facts, metric) if metric else []
 
 
-def _standings(facts: Facts, metric: Metric) -> Iterable[Standing]:
-    hero = facts.protagonist
+def _standings(facts: Facts, metric: Metric) -> Iterable[StandingRow]:
+    hero = facts.main_arm
     found = against(hero, facts.arms[1:], sites=facts.sites, metric=metric) if hero else {}
     for arm in facts.arms:
         overall = arm.overall(metric.key)
@@ -111,10 +111,10 @@ def _standings(facts: Facts, metric: Metric) -> Iterable[Standing]:
 
 def _standing(
     facts: Facts, arm: Arm, metric: Metric, overall: Spread, *, behind: Difference | None
-) -> Standing:
+) -> StandingRow:
     site, worst = worst_site(arm, metric)
     judged = facts.num_worse_than_alone(arm) if metric is facts.main_metric else None
-    return Standing(
+    return StandingRow(
         arm=arm,
         metric=metric,
         overall=overall,
@@ -127,15 +127,17 @@ def _standing(
     )
 
 
-def _pairs(facts: Facts, metric: Metric) -> list[Pair]:
+def _pairs(facts: Facts, metric: Metric) -> list[ArmPair]:
     return together(
-        Pair(first, second, metric, paired=paired(strata))
+        ArmPair(first, second, metric, paired=paired(strata))
         for first, second in combinations(facts.arms, 2)
-        if all(strata := [differences(first, second, site=s, metric=metric) for s in facts.sites])
+        if all(
+            strata := [arm_differences(first, second, site=s, metric=metric) for s in facts.sites]
+        )
     )
 
 
-def standing_row(row: Standing) -> Row:
+def standing_row(row: StandingRow) -> PaperRow:
     """Give the columns of arms.csv."""
     return {
         **_named(row.arm),
@@ -153,7 +155,7 @@ def standing_row(row: Standing) -> Row:
     }
 
 
-def site_row(row: SiteScore) -> Row:
+def site_row(row: SiteScore) -> PaperRow:
     """Give the columns of sites.csv."""
     return {
         "site": row.site,
@@ -167,7 +169,7 @@ def site_row(row: SiteScore) -> Row:
     }
 
 
-def pair_row(row: Pair) -> Row:
+def pair_row(row: ArmPair) -> PaperRow:
     """Give the columns of pairs.csv."""
     return {
         "first": row.first.name,
@@ -177,16 +179,16 @@ def pair_row(row: Pair) -> Row:
     }
 
 
-def _named(arm: Arm) -> Row:
+def _named(arm: Arm) -> PaperRow:
     return {"arm": arm.name, "title": arm.title}
 
 
-def _ends(interval: Interval | None, prefix: str = "") -> Row:
+def _ends(interval: Interval | None, prefix: str = "") -> PaperRow:
     low, high = (interval.low, interval.high) if interval else (None, None)
     return {f"{prefix}interval_low": low, f"{prefix}interval_high": high}
 
 
-def _difference(found: Compared | None) -> Row:
+def _difference(found: Compared | None) -> PaperRow:
     interval = found.paired.interval if found else None
     return {
         "difference": found.paired.mean if found else None,
@@ -199,7 +201,7 @@ def _difference(found: Compared | None) -> Row:
 
 
 NEEDS = r"Needs \usepackage{booktabs}."
-INTERVAL = f"{LEVEL}\\,\\% interval"
+_INTERVAL = f"{LEVEL}\\,\\% interval"
 
 
 def arms_table(rows: PaperRows) -> str:
@@ -216,50 +218,50 @@ def arms_table(rows: PaperRows) -> str:
         _counts(found),
         *_behind(found),
     ]
-    heads = ("Arm", f"Mean{_unit(metric)}", INTERVAL, "SD over seeds", "Worst site", "Its mean")
-    heads += ("Best $-$ worst", "Worse than local", "Difference", INTERVAL, "$p$ (Holm)")
+    heads = ("Arm", f"Mean{_unit(metric)}", _INTERVAL, "SD over seeds", "Worst site", "Its mean")
+    heads += ("Best $-$ worst", "Worse than local", "Difference", _INTERVAL, "$p$ (Holm)")
     note = f"{NEEDS} Test {metric.label} over all sites, which count alike; {_better(metric)}."
-    if hero := rows.facts.protagonist:
+    if hero := rows.facts.main_arm:
         note += f"\nDifference: {hero.title} minus the arm, above 0 the former is better."
-    return Tabular("lrlrrlrrrlr", heads, tuple(zip(*columns, strict=True)), note).text()
+    return LatexTable("lrlrrlrrrlr", heads, tuple(zip(*columns, strict=True)), note).text()
 
 
-def _means(found: Sequence[Standing], metric: Metric) -> list[list[str]]:
+def _means(found: Sequence[StandingRow], metric: Metric) -> list[list[str]]:
     intervals = [row.overall.interval for row in found]
     decimals = digits(intervals)
     means = _marked([row.overall.mean for row in found], decimals, metric)
-    return [means, [between(each, decimals) for each in intervals]]
+    return [means, [interval_text(each, decimals) for each in intervals]]
 
 
 def _marked(values: Sequence[float], decimals: int, metric: Metric) -> list[str]:
-    tops = best(values, decimals, highest=metric.higher_is_better)
+    tops = best_rows(values, decimals, highest=metric.higher_is_better)
     texts = [number(value, decimals) for value in values]
     return [bold(text) if top else text for text, top in zip(texts, tops, strict=True)]
 
 
-def _plain(values: Sequence[float | None], found: Sequence[Standing]) -> list[str]:
+def _plain(values: Sequence[float | None], found: Sequence[StandingRow]) -> list[str]:
     decimals = digits(row.overall.interval for row in found)
     return ["--" if value is None else number(value, decimals) for value in values]
 
 
-def _worst(found: Sequence[Standing], metric: Metric) -> list[list[str]]:
+def _worst(found: Sequence[StandingRow], metric: Metric) -> list[list[str]]:
     decimals = digits(row.overall.interval for row in found)
     values = _marked([row.worst for row in found], decimals, metric)
-    names = [escaped(shown(row.worst_site)) for row in found]
+    names = [escaped(display_name(row.worst_site)) for row in found]
     return [names, values, _plain([row.apart for row in found], found)]
 
 
-def _counts(found: Sequence[Standing]) -> list[str]:
+def _counts(found: Sequence[StandingRow]) -> list[str]:
     return ["--" if r.worse_than_local is None else str(r.worse_than_local) for r in found]
 
 
-def _behind(found: Sequence[Standing]) -> list[list[str]]:
+def _behind(found: Sequence[StandingRow]) -> list[list[str]]:
     differences = [row.behind.paired if row.behind else None for row in found]
     decimals = digits(each.interval for each in differences if each)
     return [
         [number(d.mean, decimals, signed=True) if d else "--" for d in differences],
-        [between(d.interval, decimals, signed=True) if d else "" for d in differences],
-        [probability(row.behind.corrected) if row.behind else "--" for row in found],
+        [interval_text(d.interval, decimals, signed=True) if d else "" for d in differences],
+        [p_value_text(row.behind.corrected) if row.behind else "--" for row in found],
     ]
 
 
@@ -281,12 +283,12 @@ def _site_table(found: Sequence[SiteScore], metric: Metric) -> str:
         [str(row.spread.n) for row in found],
         _marked([row.spread.mean for row in found], decimals, metric),
         ["--" if r.spread.sd is None else number(r.spread.sd, decimals) for r in found],
-        [between(each, decimals) for each in intervals],
+        [interval_text(each, decimals) for each in intervals],
     ]
-    where = f"{shown(found[0].site)}, {found[0].task}"
+    where = f"{display_name(found[0].site)}, {found[0].task}"
     note = f"{NEEDS} {where}: test {metric.label}; {_better(metric)}."
-    heads = (escaped(where), "Patients", f"Mean{_unit(metric)}", "SD", INTERVAL)
-    return Tabular("lrrrl", heads, tuple(zip(*columns, strict=True)), note).text()
+    heads = (escaped(where), "Patients", f"Mean{_unit(metric)}", "SD", _INTERVAL)
+    return LatexTable("lrrrl", heads, tuple(zip(*columns, strict=True)), note).text()
 
 
 def pairs_table(rows: PaperRows) -> str:
@@ -296,24 +298,31 @@ def pairs_table(rows: PaperRows) -> str:
     if not found:
         return ""
     metric, decimals = found[0].metric, digits(row.paired.interval for row in found)
-    heads = ("First", "Second", f"First $-$ second{_unit(metric)}", INTERVAL, "Pairs", "$p$ (Holm)")
+    heads = (
+        "First",
+        "Second",
+        f"First $-$ second{_unit(metric)}",
+        _INTERVAL,
+        "Pairs",
+        "$p$ (Holm)",
+    )
     note = (
         f"{NEEDS} Test {metric.label} on the same patients; above 0 the first is better.\n"
         f"In bold: the interval leaves out zero and p, after Holm for {len(rows.pairs)} pairs, "
         "is below 0.05."
     )
-    return Tabular("llrlrr", heads, tuple(_pair(row, decimals) for row in found), note).text()
+    return LatexTable("llrlrr", heads, tuple(_pair(row, decimals) for row in found), note).text()
 
 
-def _pair(row: Pair, decimals: int) -> tuple[str, ...]:
+def _pair(row: ArmPair, decimals: int) -> tuple[str, ...]:
     difference = number(row.paired.mean, decimals, signed=True)
     return (
         escaped(row.first.title),
         escaped(row.second.title),
         bold(difference) if row.clear else difference,
-        between(row.paired.interval, decimals, signed=True),
+        interval_text(row.paired.interval, decimals, signed=True),
         str(row.paired.n),
-        probability(row.corrected),
+        p_value_text(row.corrected),
     )
 
 

@@ -4,36 +4,43 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from grandrounds.report.analysis.cross_site import (
-    Crossing,
+    CrossSiteMatrix,
     LeftOut,
     flat,
     keeps_private,
     over_sites,
 )
 from grandrounds.report.analysis.metrics import Metric
-from grandrounds.report.prose.vocabulary import amount, few, level, listed, shown, told
+from grandrounds.report.prose.vocabulary import (
+    amount,
+    display_name,
+    few,
+    format_difference,
+    join_words,
+    level,
+)
 
 
-def alike(found: Iterable[Crossing]) -> str:
+def alike(found: Iterable[CrossSiteMatrix]) -> str:
     """Name the arms with which it makes no difference whose model a hospital uses."""
     titles = [crossing.arm.title for crossing in found if crossing.alike]
     if not titles:
         return ""
     return (
-        f"With {listed(titles)} all hospitals have the same model, so whose model a hospital uses "
+        f"With {join_words(titles)} all hospitals have the same model, so whose model a hospital uses "
         "makes no difference."
     )
 
 
-def travels(crossing: Crossing) -> str:
+def travels(crossing: CrossSiteMatrix) -> str:
     """Say whose model travels best and worst, and what another's model costs on average."""
     worth = {m: better for m in crossing.models if (better := crossing.better(m)) is not None}
     best, worst = (choose(worth, key=lambda model: worth[model]) for choose in (max, min))
     metric = crossing.metric
     return (
-        f"Of the models of {crossing.arm.title}, {shown(best)}'s travels best and "
-        f"{shown(worst)}'s worst ({metric.label}): at the other hospitals {shown(best)}'s is on "
-        f"average {_beside(worth[best], metric)} these hospitals' own, and {shown(worst)}'s "
+        f"Of the models of {crossing.arm.title}, {display_name(best)}'s travels best and "
+        f"{display_name(worst)}'s worst ({metric.label}): at the other hospitals {display_name(best)}'s is on "
+        f"average {_beside(worth[best], metric)} these hospitals' own, and {display_name(worst)}'s "
         f"{_beside(worth[worst], metric)} them. {_instead(fmean(worth.values()), metric)}"
     )
 
@@ -63,19 +70,19 @@ def sentence(found: Mapping[str, Sequence[LeftOut]], metric: Metric) -> str:
 def _once(found: Sequence[LeftOut], metric: Metric) -> str:
     means, single = over_sites(found), len(found) == 1
     where = (
-        f"at {shown(found[0].site)} when it was trained without this hospital"
+        f"at {display_name(found[0].site)} when it was trained without this hospital"
         if single
         else "on average at hospitals that it was trained without, one at a time"
     )
     return (
         f"{means.arm.title} reached {level(means.without, metric)} ({metric.label}) {where}, and "
         f"{level(means.took_part, metric)} on the same patients when "
-        f"{'it' if single else 'they'} took part: taking part brings {told(means.gain, metric)}."
+        f"{'it' if single else 'they'} took part: taking part brings {format_difference(means.gain, metric)}."
     )
 
 
 def _never(found: Sequence[LeftOut], metric: Metric) -> str:
-    reached = few([f"{level(one.without, metric)} at {shown(one.site)}" for one in found])
+    reached = few([f"{level(one.without, metric)} at {display_name(one.site)}" for one in found])
     return f"{found[0].arm.title} reached {reached} ({metric.label}), which never took part."
 
 

@@ -12,22 +12,22 @@ from grandrounds.report.prose.vocabulary import (
     amount,
     capital,
     counted,
+    display_name,
+    format_difference,
+    join_words,
     level,
-    listed,
-    shown,
-    told,
     wording,
 )
 
 
-def progress(arm: Arm) -> str:
+def progress_sentence(arm: Arm) -> str:
     """Say how far an arm's runs came and how they ended, seed by seed where they differ."""
     said = [_progress(run) for run in arm.runs]
     if len(said) == 1 and not arm.waiting:
         return said[0]
     if not arm.waiting and all(isinstance(run.ending, RunFinished) for run in arm.runs):
-        done = listed([str(len(run.rounds)) for run in arm.runs])
-        best = listed([str(run.best_round) for run in arm.runs])
+        done = join_words([str(len(run.rounds)) for run in arm.runs])
+        best = join_words([str(run.best_round) for run in arm.runs])
         return (
             f"Finished with {len(said)} seeds, after {done} rounds; the models of rounds {best} "
             "validated best."
@@ -64,28 +64,28 @@ def unfinished(facts: Facts) -> list[str]:
 
 
 def _failure(card: Failed) -> str:
-    where = f" at {shown(card.site)}" if card.site else ""
+    where = f" at {display_name(card.site)}" if card.site else ""
     said = f"in round {card.round}{where} ({card.stage}), {card.error}: {card.message}"
     return f"{said.rstrip('.')}. {card.hint}".rstrip()
 
 
 def few_steps(arm: Arm) -> str:
     """Warn where an arm trained so briefly that training alone usually wins."""
-    found = [f"{shown(work.site)} {work.steps}" for work in arm.few_steps()]
+    found = [f"{display_name(work.site)} {work.steps}" for work in arm.few_steps()]
     if not found:
         return ""
     return (
-        f"{arm.title} made few optimisation steps ({listed(found)}). Up to about {FEW_STEPS} steps "
+        f"{arm.title} made few optimisation steps ({join_words(found)}). Up to about {FEW_STEPS} steps "
         "per hospital, training alone usually wins; more rounds may change the picture."
     )
 
 
 def simulated(facts: Facts) -> str:
     """Say which hospitals' data are simulated; empty where all are real."""
-    names = [shown(site) for site in facts.simulated]
+    names = [display_name(site) for site in facts.simulated]
     if not names:
         return ""
-    who = f"All {len(names)} hospitals" if len(names) == len(facts.sites) > 1 else listed(names)
+    who = f"All {len(names)} hospitals" if len(names) == len(facts.sites) > 1 else join_words(names)
     verb = "is" if len(names) == 1 else "are"
     return (
         f"{who} {verb} simulated: the images were computed, no patient was scanned. Scores on "
@@ -114,14 +114,14 @@ def _took_part(run: Run) -> str:
 def _absence(run: Run, site: str, present: tuple[int, ...]) -> str:
     missed = [str(number) for number in run.rounds if number not in present]
     noun = "round" if len(missed) == 1 else "rounds"
-    return f"{shown(site)} missed {noun} {listed(missed)}" if missed else ""
+    return f"{display_name(site)} missed {noun} {join_words(missed)}" if missed else ""
 
 
 def absence(found: Absence) -> str:
     """Say why a hospital did not answer, and in which rounds."""
     noun = "round" if len(found.rounds) == 1 else "rounds"
-    numbers = listed([str(number) for number in found.rounds])
-    return f"{shown(found.site)} in {noun} {numbers} ({found.stage}): {found.reason}"
+    numbers = join_words([str(number) for number in found.rounds])
+    return f"{display_name(found.site)} in {noun} {numbers} ({found.stage}): {found.reason}"
 
 
 POLICIES = {
@@ -132,7 +132,7 @@ POLICIES = {
 }
 
 
-def policy(arm: Arm) -> str:
+def policy_sentence(arm: Arm) -> str:
     """Say which parts of the model travel, which stay, and which start anew."""
     if arm.local:
         return "Nothing travels: each hospital trains its own model."
@@ -143,7 +143,9 @@ def policy(arm: Arm) -> str:
         return "What travels is not decided yet."
     groups = {kind: [g for g in policy.groups if g.policy == kind] for kind in POLICIES}
     named = {kind: [f"{g.group} ({g.parameters:,})" for g in groups[kind]] for kind in POLICIES}
-    said = [f"{words}: {listed(named[kind])}" for kind, words in POLICIES.items() if named[kind]]
+    said = [
+        f"{words}: {join_words(named[kind])}" for kind, words in POLICIES.items() if named[kind]
+    ]
     none = "" if named["private"] else "; nothing stays behind"
     return f"{capital('; '.join(said))}{none} (in brackets: numbers of parameters)."
 
@@ -153,37 +155,39 @@ def tuned(arm: Arm) -> str:
     events = arm.runs[0].tuned
     if not events:
         return ""
-    steps = listed([f"{shown(event.site)} {counted(event.steps, 'step')}" for event in events])
+    steps = join_words(
+        [f"{display_name(event.site)} {counted(event.steps, 'step')}" for event in events]
+    )
     return (
         f"Each hospital's own fine-tuned copy was tested: it trained the model of round "
         f"{events[-1].round} on for itself alone ({steps})."
     )
 
 
-def forgetting(arm: Arm) -> str:
+def forgetting_sentence(arm: Arm) -> str:
     """Say what each hospital lost between its own turn and the end of the last watched cycle."""
     cycle, metric = arm.runs[0].cycles[-1], wording(arm.study.task).watched
     said = [_lost(site, lost, metric) for site, lost in cycle.lost.items()]
     if not said:
         return "No hospital before the last one has patients to validate on."
-    last = shown(cycle.turns[-1])
+    last = display_name(cycle.turns[-1])
     return (
-        f"Between its own turn and the end of cycle {cycle.round}, {listed(said)} "
+        f"Between its own turn and the end of cycle {cycle.round}, {join_words(said)} "
         f"({metric.label}); {last}'s turn was the last."
     )
 
 
 def _lost(site: str, lost: float, metric: Metric) -> str:
     if abs(lost) < metric.negligible:
-        return f"{shown(site)} lost nothing"
-    return f"{shown(site)} {'lost' if lost > 0 else 'gained'} {amount(lost, metric)}"
+        return f"{display_name(site)} lost nothing"
+    return f"{display_name(site)} {'lost' if lost > 0 else 'gained'} {amount(lost, metric)}"
 
 
 def notable(facts: Facts) -> str:
     """Say by which rule charts and pictures show these arms and fold the others away."""
     if not facts.others:
         return ""
-    names = listed([arm.title for arm in facts.notable])
+    names = join_words([arm.title for arm in facts.notable])
     return (
         f"Of {len(facts.arms)} arms, these are shown first: {names}. The rule: the arm that this "
         "report is about, the best local-only arm, FedAvg, pooled training, and the best other "
@@ -213,10 +217,10 @@ def discrimination(facts: Facts, arm: Arm) -> str:
         return ""
     found = {site: arm.auc(site) for site in facts.sites}
     defined = {site: value for site, value in found.items() if value is not None}
-    one_class = [shown(site) for site in found if site not in defined]
+    one_class = [display_name(site) for site in found if site not in defined]
     said = [_auc(arm, defined)] if defined else []
     if one_class:
-        said.append(f"There is no AUC at {listed(one_class)}: all test cases are of one class.")
+        said.append(f"There is no AUC at {join_words(one_class)}: all test cases are of one class.")
     return " ".join(said)
 
 
@@ -227,7 +231,7 @@ def _auc(arm: Arm, found: Mapping[str, float]) -> str:
     if low == high:
         return f"{average} (0.5 is guessing)."
     worst, best = (choose(found, key=lambda site: found[site]) for choose in (min, max))
-    return f"{average}, from {low} at {shown(worst)} to {high} at {shown(best)} (0.5 is guessing)."
+    return f"{average}, from {low} at {display_name(worst)} to {high} at {display_name(best)} (0.5 is guessing)."
 
 
 def verdict(facts: Facts, site: str) -> list[str]:
@@ -242,7 +246,7 @@ def verdict(facts: Facts, site: str) -> list[str]:
     against = [_against(facts, a, alone, site=site) for a in facts.notable if not a.local]
     sentences = [best, *(sentence for sentence in against if sentence)]
     if better_off_alone(facts, site):
-        sentences.insert(0, f"{shown(site)} would have been better off alone.")
+        sentences.insert(0, f"{display_name(site)} would have been better off alone.")
     return sentences
 
 
@@ -256,6 +260,6 @@ def _against(facts: Facts, arm: Arm, alone: Arm, *, site: str) -> str:
     if paired is None or metric is None:
         return ""
     return (
-        f"{arm.title}: {told(paired, metric)}; better for {paired.better} of "
+        f"{arm.title}: {format_difference(paired, metric)}; better for {paired.better} of "
         f"{counted(paired.n, 'test patient')}."
     )

@@ -5,30 +5,30 @@ from collections.abc import Mapping
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
 from grandrounds.report.analysis.facts import Difference, Facts, Gains
 from grandrounds.report.analysis.metrics import Metric
-from grandrounds.report.analysis.statistics import ALPHA, FEWEST, LEVEL, Paired
+from grandrounds.report.analysis.statistics import ALPHA, FEWEST, LEVEL, PairedDifference
 from grandrounds.report.prose.sentences import unfinished
 from grandrounds.report.prose.vocabulary import (
     INTERVAL,
     amount,
     between,
     counted,
+    display_name,
     few,
+    format_difference,
     gained,
     level,
-    shown,
-    told,
     within,
 )
 
-TEST = f"{LEVEL} % bootstrap intervals and Wilcoxon signed-rank tests over patients"
+_TEST = f"{LEVEL} % bootstrap intervals and Wilcoxon signed-rank tests over patients"
 
 
-def summary(facts: Facts) -> list[str]:
+def summary_sentences(facts: Facts) -> list[str]:
     """Say who gains, against whom, the worst site, on how many patients, and what stays open.
 
     Before the protagonist is tested at every site, say how far each arm is.
     """
-    hero, metric = facts.protagonist, facts.main_metric
+    hero, metric = facts.main_arm, facts.main_metric
     if hero is None or metric is None or hero.overall(metric.key) is None:
         return ["There is no complete set of test scores yet.", *unfinished(facts)]
     return [
@@ -72,10 +72,12 @@ def _share(some: int, total: int) -> str:
 
 
 def _sites(found: Mapping[str, Difference], metric: Metric) -> str:
-    return few([f"{shown(site)} ({_briefly(d.paired, metric)})" for site, d in found.items()])
+    return few(
+        [f"{display_name(site)} ({_briefly(d.paired, metric)})" for site, d in found.items()]
+    )
 
 
-def _briefly(paired: Paired, metric: Metric) -> str:
+def _briefly(paired: PairedDifference, metric: Metric) -> str:
     ends = between(paired.interval, metric) or "no interval"
     return f"{gained(paired.mean, metric)}, {ends}"
 
@@ -123,7 +125,7 @@ def _against(difference: Difference, words: str, metric: Metric) -> str:
     paired = difference.paired
     way = f"clearly {'better' if paired.mean > 0 else 'worse'} than"
     way = way if difference.clear else "not clearly different from"
-    return f"{way} {words} ({told(paired, metric)})"
+    return f"{way} {words} ({format_difference(paired, metric)})"
 
 
 def _worst(facts: Facts, hero: Arm, metric: Metric) -> str:
@@ -137,7 +139,9 @@ def _worst(facts: Facts, hero: Arm, metric: Metric) -> str:
     apart = f"its hospitals lie {amount(apart_by(hero, metric), metric)} apart"
     if rival and rival.overall(metric.key):
         apart += f", those of {rival.title} {amount(apart_by(rival, metric), metric)}"
-    return f"Its worst hospital is {shown(site)} with {level(value, metric)}{beside}; {apart}."
+    return (
+        f"Its worst hospital is {display_name(site)} with {level(value, metric)}{beside}; {apart}."
+    )
 
 
 def _measured(facts: Facts) -> str:
@@ -145,7 +149,7 @@ def _measured(facts: Facts) -> str:
     runs = "one random seed" if len(seeds) == 1 else f"{len(seeds)} random seeds"
     rests = (
         f"This rests on {counted(facts.num_test_patients, 'test patient')} at "
-        f"{counted(len(facts.sites), 'hospital')} and {runs}, with {TEST}"
+        f"{counted(len(facts.sites), 'hospital')} and {runs}, with {_TEST}"
     )
     return f"{rests}{_rule(facts)}."
 
@@ -159,7 +163,7 @@ def _rule(facts: Facts) -> str:
         f"correction for comparing {counted(len(facts.compared), 'arm')}, is below {ALPHA}"
     )
     untested = facts.gains.untested() if facts.gains else ()
-    names = few([shown(site) for site in untested])
+    names = few([display_name(site) for site in untested])
     needed = f"; {names} had fewer than the {FEWEST} differing patients that a test needs"
     return f"{said}{needed}" if untested else said
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from grandrounds.report.analysis.metrics import METRICS, Metric
-from grandrounds.report.analysis.statistics import LEVEL, Interval, Paired
+from grandrounds.report.analysis.statistics import LEVEL, Interval, PairedDifference
 
-PLAIN = Metric("", "validation score", "", True, 0.005, "higher is better")
+_PLAIN = Metric("", "validation score", "", True, 0.005, "higher is better")
 LOG_SCORE = Metric("log_score", "log loss below 0", "", True, 0.01, "0 is perfect")
 
 
@@ -18,7 +18,7 @@ class Wording:
     `graded` tells whether a pixel can be more or less wrong, or only right or wrong.
     """
 
-    watched: Metric = PLAIN
+    watched: Metric = _PLAIN
     pictures: bool = True
     target: str = "What is right"
     target_note: str = "what the model should find"
@@ -60,12 +60,12 @@ TIED = "\u00a0"  # keeps a number and its unit on one line
 MINUS = "\u2212"
 
 
-def shown(site: str) -> str:
+def display_name(site: str) -> str:
     """Write a site's name as a name."""
     return site[:1].upper() + site[1:]
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """Join words as people do: "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
@@ -138,8 +138,8 @@ def probability(p: float | None) -> str:
 def few(words: Sequence[str], most: int = 6) -> str:
     """Join words as people do, and count those beyond the most that a sentence bears."""
     if len(words) <= most:
-        return listed(words)
-    return listed([*words[:most], f"{len(words) - most} more"])
+        return join_words(words)
+    return join_words([*words[:most], f"{len(words) - most} more"])
 
 
 def operations(flops: float) -> str:
@@ -179,7 +179,7 @@ def day(moment: float) -> str:
 INTERVAL = f"{LEVEL} % interval"
 
 
-def told(paired: Paired, metric: Metric) -> str:
+def format_difference(paired: PairedDifference, metric: Metric) -> str:
     """Write a difference with its interval, for example "+0.31 dB, 95 % interval ..."."""
     if paired.interval is None:
         return f"{gained(paired.mean, metric)}, no interval"

@@ -11,7 +11,7 @@ from typing import TypeVar
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Batch, Beginning, Logged
+from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Beginning, Logged, PointBatch
 
 MOST_METRICS, MOST_WORDS = 1000, 100  # of one request to MLflow
 # A hospital's runs are nobody's statistics; and a server that is gone must not hold up a round.
@@ -63,7 +63,7 @@ class MLflow:
             frozenset(point.step for point in rounds), any(name.startswith(TEST) for name in held)
         )
 
-    def log(self, batch: Batch) -> None:
+    def log(self, batch: PointBatch) -> None:
         """Add a batch: its tags, which may be set twice, before its points."""
         self._log_words({}, batch.tags)
         moment = _milliseconds(batch.moment)
@@ -74,7 +74,7 @@ class MLflow:
         for some in _in_parts(points, MOST_METRICS):
             self._client.log_batch(self._run, metrics=some)
 
-    def end(self, batch: Batch) -> None:
+    def end(self, batch: PointBatch) -> None:
         """Note how the run ended."""
         self._log_words({}, batch.tags)
         self._client.set_terminated(self._run, batch.status, _milliseconds(batch.moment))

@@ -20,7 +20,7 @@ from grandrounds.core.events import (
     SiteValidated,
     StoppedEarly,
 )
-from grandrounds.core.journal import traffic_of
+from grandrounds.core.journal import bytes_by_site
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 EVERY_ROUND = "round/seconds"  # the point that each round has: it tells which rounds are logged
@@ -40,7 +40,7 @@ class Beginning:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PointBatch:
     """What one round, or the end of a run, adds to a tracker; `moment` is in unix seconds."""
 
     round: int
@@ -58,13 +58,13 @@ class Logged:
     tested: bool = False
     status: str = "RUNNING"
 
-    def lacks(self, batch: Batch) -> bool:
+    def lacks(self, batch: PointBatch) -> bool:
         """Tell whether the points of a batch are new."""
         if EVERY_ROUND in batch.metrics:
             return batch.round not in self.rounds
         return bool(batch.metrics) and not self.tested
 
-    def with_points(self, batch: Batch) -> "Logged":
+    def with_points(self, batch: PointBatch) -> "Logged":
         """Count a batch's points in."""
         if EVERY_ROUND in batch.metrics:
             return replace(self, rounds=self.rounds | {batch.round})
@@ -79,7 +79,7 @@ class Gathering:
         self._tags: dict[str, str] = {}
         self._tested = 0
 
-    def hear(self, moment: float, event: Event) -> Batch | None:
+    def hear(self, moment: float, event: Event) -> PointBatch | None:
         """Take in an event; give the batch that it completes, if it does."""
         match event:
             case RunResumed():
@@ -89,30 +89,32 @@ class Gathering:
             case RunFinished():
                 return self._end(moment, event)
             case Interrupted():
-                return Batch(event.round, moment, status="KILLED")
+                return PointBatch(event.round, moment, status="KILLED")
             case Failed():
                 tags = {
                     "failed": f"{event.site}, round {event.round}, {event.stage}: {event.error}"
                 }
-                return Batch(event.round, moment, tags=tags, status="FAILED")
+                return PointBatch(event.round, moment, tags=tags, status="FAILED")
             case _:
                 self._gather(event)
         return None
 
-    def _round(self, moment: float, event: RoundFinished) -> Batch:
+    def _round(self, moment: float, event: RoundFinished) -> PointBatch:
         scored = {} if event.score is None else {"round/validation": event.score}
         metrics = self._taken() | scored | {"round/best": event.best_round}
         tags = {"digest": event.digest, f"digest.{event.round}": event.digest}
-        return Batch(event.round, moment, metrics | {EVERY_ROUND: event.seconds}, tags)
+        return PointBatch(event.round, moment, metrics | {EVERY_ROUND: event.seconds}, tags)
 
-    def _end(self, moment: float, event: RunFinished) -> Batch:
+    def _end(self, moment: float, event: RunFinished) -> PointBatch:
         last = {_at_the_end(name): value for name, value in self._taken().items()}
         metrics = last | {
             "run/seconds": event.seconds,
             "run/peak_memory": event.peak_memory,
         }
         tags = {"best_round": str(event.best_round), "digest.last_model": event.digest}
-        return Batch(self._tested or event.round, moment, metrics, self._tags | tags, "FINISHED")
+        return PointBatch(
+            self._tested or event.round, moment, metrics, self._tags | tags, "FINISHED"
+        )
 
     def _taken(self) -> dict[str, float]:
         taken = dict(self._metrics)
@@ -142,7 +144,7 @@ class Gathering:
         self._count_bytes(event)
 
     def _count_bytes(self, event: Event) -> None:
-        for (_, site), (up, down) in traffic_of([event]).items():
+        for (_, site), (up, down) in bytes_by_site([event]).items():
             self._metrics[f"bytes_up/{site}"] += up
             self._metrics[f"bytes_down/{site}"] += down
 

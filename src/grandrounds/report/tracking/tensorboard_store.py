@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Batch, Beginning, Logged
+from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Beginning, Logged, PointBatch
 
 EVERYTHING = {"scalars": 0, "tensors": 0}  # a reader keeps a sample if it is not told otherwise
 
@@ -66,13 +66,13 @@ class TensorBoard:
             _last_status(found) if "status" in texts else "RUNNING",
         )
 
-    def log(self, batch: Batch) -> None:
+    def log(self, batch: PointBatch) -> None:
         """Add a batch as one record."""
         points = [Summary.Value(tag=n, simple_value=value) for n, value in batch.metrics.items()]
         texts = {name: word for name, word in batch.tags.items() if not name.startswith("digest.")}
         self._write(batch.round, batch.moment, Summary(value=points), texts)
 
-    def end(self, batch: Batch) -> None:
+    def end(self, batch: PointBatch) -> None:
         """Note how the run ended."""
         failed = {name: word for name, word in batch.tags.items() if name == "failed"}
         self._write(batch.round, batch.moment, Summary(), {"status": str(batch.status), **failed})

@@ -18,11 +18,11 @@ from typing import Protocol, TypeAlias, cast
 from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import Event, Failed, Interrupted, RunStarted
 from grandrounds.core.files import write_text
-from grandrounds.core.journal import Stamped, read_journal, surviving
+from grandrounds.core.journal import Stamped, read_journal, without_superseded
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder, comparison_of
-from grandrounds.report.tracking.points import Batch, Beginning, Gathering, Logged
+from grandrounds.report.tracking.points import Beginning, Gathering, Logged, PointBatch
 
-Tell: TypeAlias = Callable[[str], None]
+_Tell: TypeAlias = Callable[[str], None]
 
 
 class Store(Protocol):
@@ -36,11 +36,11 @@ class Store(Protocol):
         """Open a run that was made before, and tell what it holds."""
         ...
 
-    def log(self, batch: Batch) -> None:
+    def log(self, batch: PointBatch) -> None:
         """Add a batch's points and tags: all or none where the store can."""
         ...
 
-    def end(self, batch: Batch) -> None:
+    def end(self, batch: PointBatch) -> None:
         """Note how the run ended."""
         ...
 
@@ -52,11 +52,11 @@ class Tracker:
     uri: str
     folder: Path
     store: Store
-    tell: Tell
+    tell: _Tell
     _gathering: Gathering = field(default_factory=Gathering)
     _beginning: Beginning | None = None
     _logged: Logged | None = None
-    _waiting: list[Batch] = field(default_factory=list[Batch])
+    _waiting: list[PointBatch] = field(default_factory=list[PointBatch])
     _warned: bool = False
 
     def __call__(self, event: Event) -> None:
@@ -84,8 +84,8 @@ class Tracker:
         if self._waiting:
             self.tell(
                 f"{len(self._waiting)} rounds or results of {self.folder} are not in "
-                f"{shown(self.uri)}; bring them there with: "
-                f"grandrounds track {self.folder} --to {shown(self.uri)}"
+                f"{display_uri(self.uri)}; bring them there with: "
+                f"grandrounds track {self.folder} --to {display_uri(self.uri)}"
             )
         return not self._waiting and self._logged is not None
 
@@ -101,19 +101,19 @@ class Tracker:
 
     def _opened(self, beginning: Beginning) -> Logged:
         known = recorded(self.folder)
-        if key := known.get(shown(self.uri)):
+        if key := known.get(display_uri(self.uri)):
             return self.store.resume(key)
         key = self.store.begin(beginning)
-        record(self.folder, known | {shown(self.uri): key})
+        record(self.folder, known | {display_uri(self.uri): key})
         return Logged()
 
-    def _with_points(self, batch: Batch, logged: Logged) -> Logged:
+    def _with_points(self, batch: PointBatch, logged: Logged) -> Logged:
         if not logged.lacks(batch):
             return logged
         self.store.log(batch)
         return logged.with_points(batch)
 
-    def _with_status(self, batch: Batch, logged: Logged) -> Logged:
+    def _with_status(self, batch: PointBatch, logged: Logged) -> Logged:
         if batch.status is None or batch.status == logged.status:
             return logged
         self.store.end(batch)
@@ -123,9 +123,9 @@ class Tracker:
         if self._warned:
             return
         self._warned = True
-        reason = shown(str(error).strip().partition("\n")[0]).rstrip(".")
+        reason = display_uri(str(error).strip().partition("\n")[0]).rstrip(".")
         self.tell(
-            f"{shown(self.uri)} takes no points ({type(error).__name__}: {reason}). Training does "
+            f"{display_uri(self.uri)} takes no points ({type(error).__name__}: {reason}). Training does "
             "not stop for it: the journal keeps everything, and each round is a new try."
         )
 
@@ -145,7 +145,7 @@ def beginning(folder: Path, moment: float, started: RunStarted) -> Beginning:
     tags |= _comparison(folder)
     without = f"-without-{tags['left_out']}" if "left_out" in tags else ""
     title = f"{started.arm}/seed-{started.seed}{without}"
-    return Beginning(started.name, title, made | flattened(study), tags, moment)
+    return Beginning(started.name, title, made | flat_parameters(study), tags, moment)
 
 
 def _comparison(folder: Path) -> dict[str, str]:
@@ -157,16 +157,16 @@ def _comparison(folder: Path) -> dict[str, str]:
     return {"comparison": comparison.path.name} | ({"left_out": left_out} if left_out else {})
 
 
-def flattened(value: object, where: str = "") -> dict[str, str]:
+def flat_parameters(value: object, where: str = "") -> dict[str, str]:
     """Write a TOML table as one line for each option; tables in a list go by their name."""
     match value:
         case dict():
             table = cast(dict[str, object], value)
-            found = [flattened(item, f"{where}.{key}") for key, item in table.items()]
+            found = [flat_parameters(item, f"{where}.{key}") for key, item in table.items()]
             return {path: word for each in found for path, word in each.items()}
         case [dict(), *_]:  # pyright: ignore[reportUnknownVariableType]
             tables = cast(list[dict[str, object]], value)
-            return flattened({str(table["name"]): table for table in tables}, where)
+            return flat_parameters({str(table["name"]): table for table in tables}, where)
         case list():
             return {where.removeprefix("."): ", ".join(map(str, cast(list[object], value)))}
         case _:
@@ -186,13 +186,13 @@ def record(folder: Path, known: dict[str, str]) -> None:
     write_text(path, text, refusal="{path}: cannot be written: {reason}")
 
 
-def shown(uri: str) -> str:
+def display_uri(uri: str) -> str:
     """Leave a user's name and password out of an address."""
     return re.sub(r"//[^/@\s]*@", "//", uri)
 
 
 @dataclass(frozen=True)
-class Kind:
+class TrackerKind:
     """A kind of tracker: how its address is written, and what makes its store."""
 
     example: str
@@ -211,22 +211,22 @@ def _tensorboard(folder: str) -> Store:
     return TensorBoard(Path(folder))
 
 
-KINDS = {
-    "mlflow": Kind("mlflow:sqlite:///PATH.db or mlflow:http://HOST:PORT", _mlflow),
-    "tensorboard": Kind("tensorboard:DIR", _tensorboard),
+TRACKERS = {
+    "mlflow": TrackerKind("mlflow:sqlite:///PATH.db or mlflow:http://HOST:PORT", _mlflow),
+    "tensorboard": TrackerKind("tensorboard:DIR", _tensorboard),
 }
 
 
-def check(uris: Sequence[str]) -> None:
+def check_trackers(uris: Sequence[str]) -> None:
     """Refuse a tracker that is unknown or not installed. Raises `BadInput`; loads nothing."""
     for uri in uris:
         kind, _, address = uri.partition(":")
-        if kind not in KINDS or not address:
-            known = "; ".join(each.example for each in KINDS.values())
-            raise BadInput(f"tracker '{shown(uri)}': write {known}")
+        if kind not in TRACKERS or not address:
+            known = "; ".join(each.example for each in TRACKERS.values())
+            raise BadInput(f"tracker '{display_uri(uri)}': write {known}")
         if find_spec(kind) is None:
             raise BadInput(
-                f"tracker '{shown(uri)}': {kind} is not installed; "
+                f"tracker '{display_uri(uri)}': {kind} is not installed; "
                 f"pip install 'grandrounds[{kind}]' installs it"
             )
         _check_folder(uri, kind, address)
@@ -241,18 +241,18 @@ def _check_folder(uri: str, kind: str, address: str) -> None:
         )
 
 
-def _tracker(folder: Path, uri: str, tell: Tell) -> Tracker:
+def _tracker(folder: Path, uri: str, tell: _Tell) -> Tracker:
     kind, _, address = uri.partition(":")
-    return Tracker(uri, folder, KINDS[kind].store(address), tell)
+    return Tracker(uri, folder, TRACKERS[kind].store(address), tell)
 
 
 @contextmanager
-def tracked(folder: Path, uris: Sequence[str], tell: Tell) -> Generator[list[Tracker], None, None]:
+def tracked(folder: Path, uris: Sequence[str], tell: _Tell) -> Generator[list[Tracker], None, None]:
     """Give a listener for each tracker of a run; `tell` gets a sentence where a tracker fails.
 
     Raises `BadInput` for a tracker that is unknown or not installed.
     """
-    check(uris)
+    check_trackers(uris)
     trackers = [_tracker(folder, uri, tell) for uri in uris]
     try:
         yield trackers
@@ -261,14 +261,14 @@ def tracked(folder: Path, uris: Sequence[str], tell: Tell) -> Generator[list[Tra
             tracker.close()
 
 
-def replay(folder: Path, uri: str, tell: Tell) -> bool:
+def replay(folder: Path, uri: str, tell: _Tell) -> bool:
     """Bring a run folder to a tracker that lacks all or some of it; tell whether all is there.
 
     Raises `BadInput` for a tracker that is unknown or not installed, `BadFolder` for no run.
     """
-    check([uri])
+    check_trackers([uri])
     tracker, journal = _tracker(folder, uri, tell), RunFolder(folder).journal
-    events = surviving(read_journal(journal))
+    events = without_superseded(read_journal(journal))
     if not any(isinstance(event, RunStarted) for _, event in events):
         raise BadFolder(f"{journal}: no run has started here yet; start it first")
     for moment, event in _last_words_once(events):

@@ -16,17 +16,17 @@ from grandrounds.tasks.task import Batch, Case, Slice, check_contrasts, draw_ind
 
 
 @dataclass(frozen=True)
-class Pair:
+class ContrastPair:
     """One synthesis task: which contrast is made from which."""
 
     source: str
     target: str
 
     @staticmethod
-    def parse(label: str) -> "Pair":
+    def parse(label: str) -> "ContrastPair":
         """Read a label such as "T1w->T2w". Raises `ValueError`."""
         source, target = (word.strip() for word in label.split("->"))
-        return Pair(source, target)
+        return ContrastPair(source, target)
 
     @property
     def label(self) -> str:
@@ -34,13 +34,13 @@ class Pair:
         return f"{self.source}->{self.target}"
 
     @property
-    def reversed(self) -> "Pair":
+    def reversed(self) -> "ContrastPair":
         """Give the way back."""
-        return Pair(self.target, self.source)
+        return ContrastPair(self.target, self.source)
 
 
 @dataclass(frozen=True)
-class Coding:
+class SiteTaskCode:
     """Turns (site, pair) into the code that the mapper reads.
 
     It is the one-hots of site, source and target in a row. `codes` says which of them are told to
@@ -52,7 +52,7 @@ class Coding:
     sites: tuple[str, ...]
     contrasts: tuple[str, ...]
     codes: Literal["both", "site", "task", "none", "direction"] = "both"
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[ContrastPair, ...] = ()
     reader: str = ""
 
     @property
@@ -62,7 +62,7 @@ class Coding:
             return len(self.pairs)
         return len(self.sites) + 2 * len(self.contrasts)
 
-    def code(self, site: str, pair: Pair) -> Tensor:
+    def code(self, site: str, pair: ContrastPair) -> Tensor:
         """Give the code, (K,)."""
         code = torch.zeros(self.size)
         if self.codes == "direction":
@@ -86,7 +86,7 @@ def check_pair(site: str, label: str, elements: Elements) -> None:
     require(
         label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
     )
-    pair = Pair.parse(label)
+    pair = ContrastPair.parse(label)
     check_contrasts(where, (pair.source, pair.target), elements)
     require(pair.source != pair.target, f"{where}: source and target are the same contrast")
 
@@ -137,8 +137,8 @@ class Slices:
     that each batch brings with it where nothing is drawn.
     """
 
-    slices: tuple[Slice[Pair], ...]
-    coding: Coding
+    slices: tuple[Slice[ContrastPair], ...]
+    coding: SiteTaskCode
     augmentation: Augmentation
     mask: str = ""
 
@@ -170,12 +170,16 @@ class Slices:
             ),
         }
 
-    def _inside(self, chosen: Sequence[Slice[Pair]]) -> Batch:
+    def _inside(self, chosen: Sequence[Slice[ContrastPair]]) -> Batch:
         masks = [each.visit.session.masks[self.mask][each.index] > 0 for each in chosen]
         return {"mask": torch.from_numpy(np.stack(masks))[:, None]}  # pyright: ignore[reportUnknownMemberType]
 
     def _images(
-        self, each: Slice[Pair], pair: Pair, draw: Generator, training: Generator | None
+        self,
+        each: Slice[ContrastPair],
+        pair: ContrastPair,
+        draw: Generator,
+        training: Generator | None,
     ) -> Tensor:
         contrasts = (pair.source, pair.target)
         both = [each.visit.session.image(each.index, contrast) for contrast in contrasts]

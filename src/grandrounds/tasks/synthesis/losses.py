@@ -7,16 +7,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from grandrounds.core.device import full
-from grandrounds.core.weights import Weights, copied
+from grandrounds.core.device import to_float32
+from grandrounds.core.weights import Weights, to_cpu
 from grandrounds.models.discriminator import frozen
 from grandrounds.tasks.task import Batch
 
-SMALLEST = torch.finfo(torch.float32).tiny
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class Guarded:
+class GradientGuard:
     """Clips what each image learns from its critic, and adds noise; `clip` = 0 does neither.
 
     Each image's gradient is clipped to `clip` / B, and Gaussian noise of `noise` times that is
@@ -36,7 +36,7 @@ class Guarded:
 
     def _protected(self, gradient_B1HW: Tensor) -> Tensor:
         bound = self.clip / len(gradient_B1HW)
-        norms_B = gradient_B1HW.square().sum((1, 2, 3)).sqrt().clamp_min(SMALLEST)
+        norms_B = gradient_B1HW.square().sum((1, 2, 3)).sqrt().clamp_min(_SMALLEST)
         scale_B = (bound / norms_B).clamp_max(1.0)
         clipped = gradient_B1HW * scale_B[:, None, None, None]
         return clipped + torch.randn_like(clipped) * (self.noise * bound)
@@ -57,7 +57,7 @@ class ImagePool:
     @property
     def memory(self) -> Weights:
         """Copy what the pool holds: for each critic (N, 1, H, W)."""
-        return copied({critic: torch.stack(images) for critic, images in self.kept.items()})
+        return to_cpu({critic: torch.stack(images) for critic, images in self.kept.items()})
 
     def shown(self, critic: str, fakes_B1HW: Tensor) -> Tensor:
         """Give the images to show a critic; once the pool is full, half of them are older ones.
@@ -67,7 +67,7 @@ class ImagePool:
         if not self.size:
             return fakes_B1HW
         kept = self.kept.setdefault(critic, [])
-        fakes = full(fakes_B1HW.detach())
+        fakes = to_float32(fakes_B1HW.detach())
         return torch.stack([self._exchanged(kept, fake_1HW.clone()) for fake_1HW in fakes])
 
     def _exchanged(self, kept: list[Tensor], fake_1HW: Tensor) -> Tensor:
@@ -97,13 +97,13 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Cycle:
+class CycleLosses:
     """The weights of the three losses, what is learned from critics, and what these are shown."""
 
     adversarial: float
     cycle: float
     identity: float
-    guard: Guarded
+    guard: GradientGuard
     pool: ImagePool
 
     def losses(
@@ -126,16 +126,17 @@ class Cycle:
             total = total + self.adversarial * _realism_loss(
                 critics, side.judged, self.guard(fakes)
             )
-            total = total + self.cycle * (full(again) - side.images).abs().mean()
+            total = total + self.cycle * (to_float32(again) - side.images).abs().mean()
             total = (
                 total
-                + self.identity * (full(fakes) - full(translate(fakes, side.code))).abs().mean()
+                + self.identity
+                * (to_float32(fakes) - to_float32(translate(fakes, side.code))).abs().mean()
             )
         yield "generator", total
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedLosses:
     """The weights of the two losses, and the protection of what the generator learns from critics.
 
     `apart` shows a critic real and made images in two batches, so that batch norm does not mix
@@ -144,7 +145,7 @@ class Paired:
 
     adversarial: float
     l1: float
-    guard: Guarded
+    guard: GradientGuard
     apart: bool
 
     def losses(
@@ -158,7 +159,7 @@ class Paired:
             yield f"critics.{name}", _critic_loss(*self._verdicts(critics[name], real, made))
         shown = torch.cat([source, self.guard(fake)], 1)
         adversarial = _realism_loss(critics, judged, shown)
-        distance = (full(fake) - target).abs().mean()
+        distance = (to_float32(fake) - target).abs().mean()
         yield "generator", self.adversarial * adversarial + self.l1 * distance
 
     def _verdicts(self, critic: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:

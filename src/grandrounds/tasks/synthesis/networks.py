@@ -8,20 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from grandrounds.core.seeds import seed_for
-from grandrounds.core.weights import Filter, among, starting_with
+from grandrounds.core.weights import Filter, name_in, name_starts
 from grandrounds.models.discriminator import Discriminator, build_discriminator
 from grandrounds.models.generator import Generator, GeneratorShape, build_generator
 from grandrounds.models.layers import Norm, batch_norm_names
-from grandrounds.models.translation_unet import TranslationUnet, UnetShape, build_translation_unet
-from grandrounds.tasks.synthesis.examples import Pair
+from grandrounds.models.translation_unet import (
+    TranslationUNet,
+    TranslationUNetShape,
+    build_translation_unet,
+)
+from grandrounds.tasks.synthesis.examples import ContrastPair
 from grandrounds.tasks.task import Batch
 
 if TYPE_CHECKING:
     pass
 
 
-Shape: TypeAlias = GeneratorShape | UnetShape
-Single: TypeAlias = Generator | TranslationUnet
+Shape: TypeAlias = GeneratorShape | TranslationUNetShape
+Single: TypeAlias = Generator | TranslationUNet
 CODED = "coded-unet"  # driven by the direction of translation, whatever codes the study gives
 CONTRASTS = "contrasts-unet"
 UNETS = ("unet", CONTRASTS, CODED)
@@ -57,22 +61,22 @@ def _rows(code_BK: Tensor) -> tuple[list[int], list[int]]:
     return [n for n, way in enumerate(there) if way], [n for n, way in enumerate(there) if not way]
 
 
-Network: TypeAlias = Single | TwoWay
+SynthesisNetwork: TypeAlias = Single | TwoWay
 
 
-def build_network(shape: Shape, *, seed: int, two_way: bool) -> Network:
+def build_network(shape: Shape, *, seed: int, two_way: bool) -> SynthesisNetwork:
     """Build a study's generator; the same seed gives the same bits."""
     there = _single(shape, seed_for(seed, "generator"))
     return TwoWay(there, _single(shape, seed_for(seed, "back"))) if two_way else there
 
 
 def _single(shape: Shape, seed: int) -> Single:
-    if isinstance(shape, UnetShape):
+    if isinstance(shape, TranslationUNetShape):
         return build_translation_unet(shape, seed=seed)
     return build_generator(shape, seed=seed)
 
 
-def spread(image_B1HW: Tensor, contrast_B: Tensor, contrasts: int) -> Tensor:
+def one_channel_each(image_B1HW: Tensor, contrast_B: Tensor, contrasts: int) -> Tensor:
     """Give one channel for each contrast, all absent but the image's own; (B, C, H, W)."""
     channels_BCHW = image_B1HW.new_full(
         (*image_B1HW.shape[:1], contrasts, *image_B1HW.shape[2:]), ABSENT
@@ -81,7 +85,7 @@ def spread(image_B1HW: Tensor, contrast_B: Tensor, contrasts: int) -> Tensor:
     return channels_BCHW.index_put((rows_B, contrast_B), image_B1HW[:, 0])
 
 
-def chosen(images_BCHW: Tensor, contrast_B: Tensor) -> Tensor:
+def own_channel(images_BCHW: Tensor, contrast_B: Tensor) -> Tensor:
     """Read each row's channel of its contrast; (B, 1, H, W)."""
     rows_B = torch.arange(len(images_BCHW), device=images_BCHW.device)
     return images_BCHW[rows_B, contrast_B][:, None]
@@ -91,18 +95,18 @@ SINGLE = "any"
 
 
 @dataclass(frozen=True)
-class Judges:
+class Critics:
     """The critics of a study; without paired images the ways back have critics too."""
 
     contrasts: tuple[str, ...]
     per_task: bool
     both_ways: bool
 
-    def of(self, pair: Pair) -> str:
+    def of(self, pair: ContrastPair) -> str:
         """Name the critic of a pair."""
         return pair.label if self.per_task else SINGLE
 
-    def names(self, pairs: Iterable[Pair]) -> tuple[str, ...]:
+    def names(self, pairs: Iterable[ContrastPair]) -> tuple[str, ...]:
         """Name the critics of pairs, each once."""
         ways = (w for p in pairs for w in ((p, p.reversed) if self.both_ways else (p,)))
         return tuple(dict.fromkeys(self.of(way) for way in ways))
@@ -123,12 +127,14 @@ class Judges:
             for name in names
         }
 
-    def pairs(self, batch: Batch) -> list[Pair]:
+    def pairs(self, batch: Batch) -> list[ContrastPair]:
         """Read the pair of each row."""
         found = cast(list[list[int]], batch["pair"].tolist())  # pyright: ignore[reportUnknownMemberType]
-        return [Pair(self.contrasts[source], self.contrasts[target]) for source, target in found]
+        return [
+            ContrastPair(self.contrasts[source], self.contrasts[target]) for source, target in found
+        ]
 
-    def rows(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    def rows(self, pairs: Sequence[ContrastPair]) -> dict[str, Tensor]:
         """Map each critic that pairs concern to its rows."""
         rows: dict[str, list[int]] = {}
         for row, pair in enumerate(pairs):
@@ -142,10 +148,10 @@ GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder",
 class Translator(nn.Module):
     """A generator and the critics that judge it, in one module whose names tell them apart."""
 
-    generator: Network
+    generator: SynthesisNetwork
     critics: nn.ModuleDict
 
-    def __init__(self, generator: Network, critics: Mapping[str, Discriminator]) -> None:
+    def __init__(self, generator: SynthesisNetwork, critics: Mapping[str, Discriminator]) -> None:
         super().__init__()
         self.generator = generator
         self.critics = nn.ModuleDict(critics)
@@ -165,13 +171,13 @@ def groups_of(model: nn.Module) -> Mapping[str, Filter]:
     """Name the parameter groups of a translator; "all" leaves the critics out."""
     assert isinstance(model, Translator)
     head = list(model.generator.stages().values())[-1]
-    groups = {name: starting_with(f"generator.{name}.") for name in GROUPS}
-    critic = starting_with("critics.")
+    groups = {name: name_starts(f"generator.{name}.") for name in GROUPS}
+    critic = name_starts("critics.")
     norm = frozenset(n for n in batch_norm_names(model) if not critic(n))
     return groups | {
-        "norm": among(norm),
+        "norm": name_in(norm),
         "critic": critic,
-        "head": starting_with(*(f"generator.{prefix}" for prefix in head)),
-        "upper": starting_with("generator.bottleneck_late.", "generator.decoder."),
-        "all": starting_with("generator."),
+        "head": name_starts(*(f"generator.{prefix}" for prefix in head)),
+        "upper": name_starts("generator.bottleneck_late.", "generator.decoder."),
+        "all": name_starts("generator."),
     }

@@ -7,36 +7,42 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from grandrounds.core.device import full
+from grandrounds.core.device import to_float32
 from grandrounds.core.messages import CaseScore
-from grandrounds.core.weights import Filter, Weights, starting_with
-from grandrounds.data.cohort import Cohort, Split
+from grandrounds.core.weights import Filter, Weights, name_starts
+from grandrounds.data.cohort import Cohort, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.models.generator import GeneratorShape
 from grandrounds.models.layers import Norm
-from grandrounds.models.translation_unet import UnetShape
-from grandrounds.tasks.metrics import gabor, nrmse, psnr, ssim, summary
+from grandrounds.models.translation_unet import TranslationUNetShape
+from grandrounds.tasks.metrics import gabor, mean_over_patients, nrmse, psnr, ssim
 from grandrounds.tasks.synthesis.examples import (
     Augmentation,
-    Coding,
-    Pair,
+    ContrastPair,
+    SiteTaskCode,
     Slices,
     check_masks,
     check_pair,
 )
-from grandrounds.tasks.synthesis.losses import Cycle, Guarded, ImagePool, Paired, Side
+from grandrounds.tasks.synthesis.losses import (
+    CycleLosses,
+    GradientGuard,
+    ImagePool,
+    PairedLosses,
+    Side,
+)
 from grandrounds.tasks.synthesis.networks import (
     CODED,
     CONTRASTS,
     UNETS,
-    Judges,
+    Critics,
     Shape,
     Translator,
     TwoWay,
     build_network,
-    chosen,
     groups_of,
-    spread,
+    one_channel_each,
+    own_channel,
     unit,
 )
 from grandrounds.tasks.task import (
@@ -44,16 +50,16 @@ from grandrounds.tasks.task import (
     Batch,
     Labels,
     Picture,
-    check_counts,
     check_shares,
     check_size,
     list_slices,
     list_visits,
     require,
+    require_counts,
 )
 
 
-def shape_of(options: "Synthesis", coding: Coding, norm: Norm) -> Shape:
+def shape_of(options: "Synthesis", coding: SiteTaskCode, norm: Norm) -> Shape:
     """Give the dimensions of the generator that a study asks for."""
     if options.generator in UNETS:
         return _unet(options, coding, norm)
@@ -72,9 +78,9 @@ def shape_of(options: "Synthesis", coding: Coding, norm: Norm) -> Shape:
     )
 
 
-def _unet(options: "Synthesis", coding: Coding, norm: Norm) -> UnetShape:
+def _unet(options: "Synthesis", coding: SiteTaskCode, norm: Norm) -> TranslationUNetShape:
     images = len(coding.contrasts) if options.generator == CONTRASTS else 1
-    return UnetShape(
+    return TranslationUNetShape(
         inputs=images,
         outputs=images,
         width=options.unet_width,
@@ -93,9 +99,11 @@ class SynthesisTask:
     """Adversarial contrast translation. Dalmaz et al. 2024; least-squares GAN beside L1."""
 
     options: "Synthesis"
-    coding: Coding
-    pairs: Mapping[str, tuple[Pair, ...]]
-    guests: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict[str, tuple[Pair, ...]])
+    coding: SiteTaskCode
+    pairs: Mapping[str, tuple[ContrastPair, ...]]
+    guests: Mapping[str, tuple[ContrastPair, ...]] = field(
+        default_factory=dict[str, tuple[ContrastPair, ...]]
+    )
     pool: ImagePool = field(default_factory=lambda: ImagePool(0))
 
     @property
@@ -136,9 +144,9 @@ class SynthesisTask:
         return self.options.pairing == "unpaired"
 
     @property
-    def _judges(self) -> Judges:
+    def _judges(self) -> Critics:
         per_task = self.options.critics == "per-task"
-        return Judges(self.coding.contrasts, per_task=per_task, both_ways=self._unpaired)
+        return Critics(self.coding.contrasts, per_task=per_task, both_ways=self._unpaired)
 
     def _critics(self) -> tuple[str, ...]:
         pairs = [pair for own in self.pairs.values() for pair in own]
@@ -162,7 +170,7 @@ class SynthesisTask:
         if self._unpaired:
             yield from self._cycle_losses(model, batch)
         else:
-            yield from self.judge(model, self._translated(model, batch), batch)
+            yield from self.losses_of_output(model, self._translated(model, batch), batch)
 
     def _cycle_losses(self, model: Translator, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         o, judges = self.options, self._judges
@@ -172,7 +180,7 @@ class SynthesisTask:
         code = torch.stack([self.coding.code(site, way) for way in ways]).to(batch["code"])
         there = Side(batch["source"], batch["code"], judges.rows(pairs))
         back = Side(batch["target"], code, judges.rows(ways))
-        both_ways = Cycle(o.adversarial, o.cycle, o.identity, self._guard, self.pool)
+        both_ways = CycleLosses(o.adversarial, o.cycle, o.identity, self._guard, self.pool)
         yield from both_ways.losses(model.generator, model.critics, there, back)
 
     def _translated(self, model: Translator, batch: Batch) -> Tensor:
@@ -180,10 +188,12 @@ class SynthesisTask:
         if self.options.generator != CONTRASTS:
             return model.generator(batch["source"], batch["code"])
         source, target = batch["pair"].unbind(1)
-        images = spread(batch["source"], source, len(self.coding.contrasts))
-        return chosen(model.generator(images, batch["code"]), target)
+        images = one_channel_each(batch["source"], source, len(self.coding.contrasts))
+        return own_channel(model.generator(images, batch["code"]), target)
 
-    def judge(self, model: nn.Module, output: Tensor, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    def losses_of_output(
+        self, model: nn.Module, output: Tensor, batch: Batch
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield the losses of an image that the generator made."""
         assert isinstance(model, Translator)
         judges = self._judges
@@ -191,13 +201,13 @@ class SynthesisTask:
         yield from self._paired.losses(model.critics, output, batch, judged)
 
     @property
-    def _paired(self) -> Paired:
+    def _paired(self) -> PairedLosses:
         o = self.options
-        return Paired(o.adversarial, o.l1, self._guard, apart=self.norm == "batch")
+        return PairedLosses(o.adversarial, o.l1, self._guard, apart=self.norm == "batch")
 
     @property
-    def _guard(self) -> Guarded:
-        return Guarded(self.options.critic_clip, self.options.critic_noise)
+    def _guard(self) -> GradientGuard:
+        return GradientGuard(self.options.critic_clip, self.options.critic_noise)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Synthesise the targets, (B, 1, H, W) in [0, 1]."""
@@ -206,17 +216,17 @@ class SynthesisTask:
         for module in model.generator.modules():
             if isinstance(module, nn.Dropout):
                 module.train(self.options.dropout_at_evaluation)
-        return self.read(self._translated(model, batch))
+        return self.to_prediction(self._translated(model, batch))
 
-    def read(self, output: Tensor) -> Tensor:
+    def to_prediction(self, output: Tensor) -> Tensor:
         """Bring the generator's image to [0, 1]."""
-        return unit(full(output))
+        return unit(to_float32(output))
 
     def stages(self, model: nn.Module) -> Mapping[str, Filter]:
         """Name the generator's stages, each with its personalisation block."""
         assert isinstance(model, Translator)
         found = model.generator.stages()
-        return {n: starting_with(*(f"generator.{p}" for p in own)) for n, own in found.items()}
+        return {n: name_starts(*(f"generator.{p}" for p in own)) for n, own in found.items()}
 
     def inputs(self, batch: Batch) -> Weights:
         """Give source and code; the plain generator reads no code."""
@@ -244,7 +254,7 @@ class SynthesisTask:
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
         """Average over patients, then tasks, then sites."""
-        return summary(scores)
+        return mean_over_patients(scores)
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
         """Give source, target and prediction of the first case, each (H, W) in [0, 1]."""
@@ -262,9 +272,9 @@ class SynthesisTask:
     def uses(self, site: str) -> Filter:
         """Select the generator and the critics of a site's own tasks."""
         own = self._judges.names(self._known.get(site, sum(self.pairs.values(), ())))
-        return starting_with("generator.", *(f"critics.{name}." for name in own))
+        return name_starts("generator.", *(f"critics.{name}." for name in own))
 
-    def seen_by(self, site: str) -> Self:
+    def viewed_by(self, site: str) -> Self:
         """Let the network be told this site's code for every case."""
         return replace(self, coding=replace(self.coding, reader=site))
 
@@ -273,23 +283,23 @@ class SynthesisTask:
         """Give the images of the pool."""
         return self.pool.memory
 
-    def recalling(self, memory: Mapping[str, Tensor]) -> Self:
+    def with_memory(self, memory: Mapping[str, Tensor]) -> Self:
         """Give the task with a pool of the images of earlier rounds."""
         return replace(self, pool=ImagePool.of(self.options.image_pool, memory))
 
     @property
-    def _known(self) -> Mapping[str, tuple[Pair, ...]]:
+    def _known(self) -> Mapping[str, tuple[ContrastPair, ...]]:
         return {**self.pairs, **self.guests}
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Slices:
         """Give each training slice once; its task is drawn when it is used."""
         return self._examples(cohorts, "train", each=False)
 
-    def evaluation_examples(self, cohorts: Sequence[Cohort], split: Split) -> Slices:
+    def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> Slices:
         """Give each slice of a split once for each of its site's tasks that it can serve."""
         return self._examples(cohorts, split, each=True)
 
-    def _examples(self, cohorts: Sequence[Cohort], split: Split, *, each: bool) -> Slices:
+    def _examples(self, cohorts: Sequence[Cohort], split: SplitName, *, each: bool) -> Slices:
         visits = [list_visits(c, split, self._known[c.site], each=each) for c in cohorts]
         o = self.options
         mask = "" if o.masked == "none" else o.masked
@@ -298,7 +308,7 @@ class SynthesisTask:
         return Slices(list_slices(sum(visits, ())), self.coding, augmentation, mask)
 
 
-SMALL = {
+SMALL_WIDTH = {
     "width": 16,
     "blocks": 4,
     "latent": 128,
@@ -337,7 +347,7 @@ class Synthesis:
     """
 
     metric: ClassVar[str] = "psnr"
-    sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {"small": SMALL}
+    sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {"small": SMALL_WIDTH}
 
     kind: Literal["synthesis"] = "synthesis"
     model: Literal["full", "small"] = "full"
@@ -381,7 +391,7 @@ class Synthesis:
 
     def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
         """Refuse what no generator can be made of. Raises `BadStudy`."""
-        check_counts(self, LEAST)
+        require_counts(self, LEAST)
         check_shares(self, ("dropout", "flip"))
         for name in WEIGHTS:
             require(getattr(self, name) >= 0, f"task.{name} must be 0 or more")
@@ -391,9 +401,11 @@ class Synthesis:
         for site, labels in sites.items():
             for label in labels:
                 check_pair(site, label, elements)
-        self._check_network({Pair.parse(label) for labels in sites.values() for label in labels})
+        self._check_network(
+            {ContrastPair.parse(label) for labels in sites.values() for label in labels}
+        )
 
-    def _check_network(self, pairs: set[Pair]) -> None:
+    def _check_network(self, pairs: set[ContrastPair]) -> None:
         """Refuse options that do not go together, or that would do nothing."""
         require(
             self.channel_weights or self.generator == "personalised",
@@ -444,9 +456,11 @@ class Synthesis:
         distinct = dict.fromkeys(pair for own in pairs.values() for pair in own)
         if unpaired:
             distinct |= dict.fromkeys(pair.reversed for pair in distinct)
-        coding = Coding(tuple(sites), elements.contrasts, codes, tuple(distinct))
+        coding = SiteTaskCode(tuple(sites), elements.contrasts, codes, tuple(distinct))
         return SynthesisTask(self, coding, pairs, _parsed(guests))
 
 
-def _parsed(sites: Labels) -> dict[str, tuple[Pair, ...]]:
-    return {site: tuple(Pair.parse(label) for label in labels) for site, labels in sites.items()}
+def _parsed(sites: Labels) -> dict[str, tuple[ContrastPair, ...]]:
+    return {
+        site: tuple(ContrastPair.parse(label) for label in labels) for site, labels in sites.items()
+    }
