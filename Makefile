@@ -1,15 +1,22 @@
-.PHONY: demo test quick check golden docs clean
 PYTHON ?= python3
 BIN := .venv/bin
+.PHONY: demo test test-rest test-all quick check golden docs clean
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: .venv
 	$(BIN)/grandrounds demo
 
-test: .venv
-	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=60 --durations-min=1
+test: .venv  # what any machine can run: files, processes, sockets, a browser
+	$(PYTEST) -m "not full and not gpu" --durations=60 --durations-min=1
+
+test-rest: .venv  # what test leaves out: whole grids, fault schedules, more federations
+	$(PYTEST) -m "full and not gpu" --durations=60 --durations-min=1
+
+test-all: .venv
+	$(PYTEST) -m "not gpu" --durations=60 --durations-min=1
 
 quick: .venv
-	$(BIN)/python -m pytest -n 2 -m "not slow and not engine and not gpu and not browser"
+	$(PYTEST) tests/unit tests/journeys -m "not (slow or engine or browser or full or gpu)"
 
 check: .venv
 	$(BIN)/ruff format --check .

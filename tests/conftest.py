@@ -11,6 +11,12 @@ import pytest
 import torch
 from numpy.typing import ArrayLike
 
+from grandrounds.core.events import WorkSet
+from grandrounds.runs import build
+from grandrounds.runs.costs import workload
+from grandrounds.study.study import Study
+from grandrounds.tasks.task import Task
+
 SaveVolume: TypeAlias = Callable[..., Path]
 REPOSITORY = Path(__file__).parents[1]
 
@@ -36,6 +42,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def one_thread_each() -> None:
     """Tests share the cores, and exact numbers need a fixed number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def work_counted_once() -> Iterator[None]:
+    """The operations of a step follow from network and batch; to count them takes half a second."""
+    counted: dict[str, WorkSet] = {}
+
+    def remembered(study: Study, task: Task) -> WorkSet:
+        network_and_batch = repr((task, study.elements.size, study.training.batch_size))
+        if network_and_batch not in counted:
+            counted[network_and_batch] = workload(study, task)
+        return counted[network_and_batch]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "workload", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from grandrounds.algorithms import METHODS, TOPOLOGIES
 from grandrounds.core.errors import BadStudy
 from grandrounds.runs.loop import run
 from tests.helpers.federation import assert_trained, built, digests, tiny
+from tests.helpers.grids import with_representatives
 from tests.helpers.task_studies import tiny_of
 
 BF16 = ("amx_bf16", "avx512_bf16")  # each has kernels of its own
@@ -66,6 +67,12 @@ TASKS: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("segmentation", "classification"), ("method.kind=fedavg",)
 )
 
+REPRESENTATIVES = (  # each topology, each family of methods, each task
+    *("fedavg", "fedopt", "fedbn", "scaffold", "fedrep", "ditto", "pflsynth", "local", "central"),
+    *("fedmri", "fedmedgan", "pflsynth@swarm", "cyclic-travels", "fedavg@split", "splitfed2"),
+    *TASKS,
+)
+
 
 class Golden(TypedDict):
     """The digests of one platform."""
@@ -104,7 +111,7 @@ def store(arm: str, found: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", [*ARMS, *TASKS])
+@pytest.mark.parametrize("arm", with_representatives([*ARMS, *TASKS], REPRESENTATIVES))
 def test_weights_are_the_same_to_the_bit_as_ever(
     arm: str, tmp_path: Path, request: pytest.FixtureRequest
 ):

@@ -52,7 +52,7 @@ def run_and_die(study: Study, folder: Path, moment: Moment, at: int) -> None:
 def killed(study: Study, folder: Path, moment: Moment, at: int) -> bool:
     """Run in a fresh process until its write number `at`; tell whether that killed it."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["grandrounds.runs.loop"])
+    context.set_forkserver_preload(["grandrounds.runs.loop", "torch._dynamo"])
     process = context.Process(target=run_and_die, args=(study, folder, moment, at))
     process.start()
     process.join()

@@ -38,6 +38,7 @@ from tests.helpers.federation import (
     tiny,
     with_sites,
 )
+from tests.helpers.grids import with_representatives
 
 pytestmark = pytest.mark.slow
 
@@ -212,7 +213,10 @@ MOMENTS: dict[str, Callable[[Event], bool]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+HARDEST = ("between training and validation", "before round 2 is saved", "while testing")
+
+
+@pytest.mark.parametrize("moment", with_representatives(MOMENTS, HARDEST))
 def test_row_15_stopped_and_resumed_is_never_stopped(
     tmp_path: Path, moment: str, undisturbed: tuple[Study, tuple[object, ...]]
 ):

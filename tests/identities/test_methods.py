@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from tests.helpers.federation import (
     private_weights,
     with_sites,
 )
+from tests.helpers.grids import with_representatives
 from tests.helpers.task_studies import KINDS, tiny_of
 
 pytestmark = pytest.mark.slow
@@ -36,6 +38,14 @@ ROUNDS = 2
 MEANS = ("synthesis", "classification")  # the Dice loss is no mean over examples
 EXACT = ("training.precision=fp64", "training.optimizer=sgd", "training.learning_rate=0.1")
 ALIKE = ("task.adversarial=0.0", "task.flip=0.0")
+
+
+def for_every_task(*values: str) -> list[Any]:
+    """Pair every task with every value; `make test` takes each task and each value once."""
+    grid = [(kind, value) for value in values for kind in KINDS]
+    turns = max(len(KINDS), len(values))
+    kept = {(KINDS[n % len(KINDS)], values[n % len(values)]) for n in range(turns)}
+    return with_representatives(grid, kept)
 
 
 def shared(study: Study, folder: Path, rounds: int = ROUNDS) -> dict[str, Tensor]:
@@ -89,8 +99,9 @@ def _unequal(study: Study) -> Iterator[SiteSpec]:
         yield replace(site, slices=3 + 2 * number, tasks=study.site[0].tasks[:1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["fedavg", "fedopt", "scaffold", "fedper", "ditto"])
+@pytest.mark.parametrize(
+    ("kind", "method"), for_every_task("fedavg", "fedopt", "scaffold", "fedper", "ditto")
+)
 def test_row_2_a_swarm_of_all_sites_is_the_star(tmp_path: Path, kind: str, method: str):
     """Whoever leads, and though no server ever holds the model."""
     found: list[list[list[str]]] = []
@@ -152,8 +163,7 @@ def test_row_4_a_server_that_takes_the_whole_step_without_momentum_is_fedavg(
     assert_close(one, other, 1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("kind", "optimizer"), for_every_task("sgd", "adam"))
 def test_row_5_scaffold_with_one_site_is_plain_training(tmp_path: Path, kind: str, optimizer: str):
     rate = "training.learning_rate=0.01" if optimizer == "sgd" else "training.learning_rate=1e-3"
     options = (f"training.optimizer={optimizer}", rate, "training.precision=fp32")
@@ -176,8 +186,7 @@ def test_row_5_scaffold_without_drift_yet_is_fedavg_and_later_is_not(tmp_path: P
     assert second[0].state.fingerprint != second[1].state.fingerprint
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["fedavg", "fedper", "fedprox"])
+@pytest.mark.parametrize(("kind", "method"), for_every_task("fedavg", "fedper", "fedprox"))
 def test_row_8_a_cycle_of_one_site_is_local_training(tmp_path: Path, kind: str, method: str):
     if method == "fedprox":
         star = tiny_of(kind, "method.kind=fedprox", sites=1)

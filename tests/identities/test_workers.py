@@ -11,6 +11,7 @@ from grandrounds.runs.build import distribute
 from grandrounds.site.site import Site
 from grandrounds.study.study import Study
 from tests.helpers.federation import NOBODY, assert_trained, built, model_of, played, tiny
+from tests.helpers.grids import with_representatives
 
 ROUNDS = 2
 ARMS = {
@@ -41,7 +42,7 @@ def traces(outcomes: list[RoundResult]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", with_representatives(ARMS, ("pflsynth", "fedavg over split")))
 def test_row_17_one_worker_is_many_workers(tmp_path: Path, arm: str):
     method, topology = arm.split()[0], ARMS[arm]
     cut = ("topology.cut=encoder.2",) if topology == "split" else ()

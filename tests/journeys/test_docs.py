@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.grids import with_representatives
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("**/*.md"))
+FIRST_READ = ("docs/start/first-run.md", "docs/start/study-file.md", "docs/start/your-own-data.md")
 WITHOUT_COMMANDS = {"docs/how-to/live-report.md"}  # its command serves until Ctrl-C
 
 
@@ -34,7 +37,9 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+@pytest.mark.parametrize(
+    "page", with_representatives([page for page in PAGES if commands(page)], FIRST_READ)
+)
 def test_every_command_of_a_page_runs(page: str, elsewhere: Path, real_data: Path):
     program = str(Path(sys.executable).parent)
     environment = {

@@ -39,7 +39,7 @@ from tests.helpers.flare_federation import (
     written,
 )
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.full, needs_flare]
 
 NEVER_BEGUN = """
 import time

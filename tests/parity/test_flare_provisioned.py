@@ -5,6 +5,7 @@ by its command.
 import json
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,25 @@ from tests.helpers.flare_federation import (
     wait_until,
     written,
 )
+from tests.helpers.grids import with_representatives
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
+FEDERATIONS = {
+    "star": ("pflsynth",),
+    "without-server": ("fedavg@swarm", "fedavg@cyclic", "fedavg@split"),
+}
+pytestmark = [
+    *(pytest.mark.engine, pytest.mark.slow, needs_flare),
+    pytest.mark.parametrize("federation", with_representatives(FEDERATIONS, ("star",))),
+]
 
-PLAYED = ("pflsynth", "fedavg@swarm", "fedavg@cyclic", "fedavg@split")
 BY_NVFLARE = "fedavg@cyclic"  # submitted by its own command
 STATUS, LINES = "status.json", "listening.json"
 
 
-def play_all(folder: Path) -> None:
-    """Play the studies one after the other, and fetch what came of them."""
-    studies = {arm: small(*ARMS[arm]) for arm in PLAYED}
-    first, *others = PLAYED
+def play(arms: Sequence[str], folder: Path) -> None:
+    """Play studies one after the other, and fetch what came of them."""
+    studies = {arm: small(*ARMS[arm]) for arm in arms}
+    first, *others = arms
     with provisioned(studies[first], folder) as town:
         town.start(SERVER, "alder", "birch")
         jobs = {first: submit_and_look(town, studies[first])}
@@ -111,33 +119,36 @@ def told(town: Town, *words: str | Path) -> str:
     return done.out
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a run folder for each study."""
-    return made_once(tmp_path_factory, "provisioned", play_all)
+@pytest.fixture
+def played(federation: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a run folder for each study of a federation."""
+    arms = FEDERATIONS[federation]
+    return made_once(tmp_path_factory, f"provisioned-{federation}", partial(play, arms))
 
 
-@pytest.mark.parametrize("arm", PLAYED)
 def test_a_study_across_hospitals_has_the_digests_and_scores_of_this_process(
-    arm: str, played: Path, tmp_path: Path
+    federation: str, played: Path, tmp_path: Path
 ):
-    run(small(*ARMS[arm]), tmp_path / "here")
-    assert len(set(digests(played / arm))) == 2
-    assert differing(tmp_path / "here", played / arm) == []
-    assert (played / arm / "report.html").stat().st_size > 10_000
+    for arm in FEDERATIONS[federation]:
+        run(small(*ARMS[arm]), tmp_path / arm)
+        assert len(set(digests(played / arm))) == 2
+        assert differing(tmp_path / arm, played / arm) == []
+        assert (played / arm / "report.html").stat().st_size > 10_000
 
 
-def test_what_is_fetched_holds_no_state_and_no_images_of_a_site(played: Path):
-    for arm in PLAYED:
+def test_what_is_fetched_holds_no_state_and_no_images_of_a_site(federation: str, played: Path):
+    for arm in FEDERATIONS[federation]:
         files = {path.relative_to(played / arm).parts[0] for path in (played / arm).rglob("*")}
         assert "sites" not in files
         assert "state" not in files
 
 
-def test_the_status_names_the_sites_that_are_connected_and_every_job(played: Path):
+def test_the_status_names_the_sites_that_are_connected_and_every_job(federation: str, played: Path):
     status = json.loads((played / STATUS).read_text())
     assert status["sites"] == ["alder", "birch"]
-    assert [job["status"] for job in status["jobs"]] == ["FINISHED:COMPLETED"] * len(PLAYED)
+    assert [job["status"] for job in status["jobs"]] == ["FINISHED:COMPLETED"] * len(
+        FEDERATIONS[federation]
+    )
 
 
 def test_the_server_listens_on_this_machine_alone(played: Path):

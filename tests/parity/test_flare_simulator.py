@@ -23,6 +23,7 @@ from tests.helpers.flare_federation import (
     small,
     written,
 )
+from tests.helpers.grids import with_representatives
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
@@ -72,7 +73,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "played" / "server" / "grandrounds" / "grid"
 
 
-@pytest.mark.parametrize("arm", BY_COMMAND)
+@pytest.mark.parametrize("arm", with_representatives(BY_COMMAND, BY_COMMAND[:1]))
 def test_a_job_that_we_export_plays_in_nvflares_own_simulator(arm: str, tmp_path: Path):
     study = small(*ARMS[arm])
     words = ("federation", "export", written(study, tmp_path), "--out", tmp_path / "job", "--json")
@@ -91,6 +92,7 @@ def test_only_what_pools_the_data_of_all_sites_is_not_played():
     assert len(IN_THE_GRID) >= 50
 
 
+@pytest.mark.full
 def test_some_letters_are_too_large_to_be_pushed(grid: Path):
     from grandrounds.flare.transport import AT_ONCE, SMALL
 
@@ -98,6 +100,7 @@ def test_some_letters_are_too_large_to_be_pushed(grid: Path):
     assert min(sent) > AT_ONCE > SMALL
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arm", IN_THE_GRID)
 def test_every_method_over_every_topology_has_the_digests_of_this_process(
     arm: str, grid: Path, tmp_path: Path

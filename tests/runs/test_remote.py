@@ -154,7 +154,7 @@ def test_a_sites_own_failure_arrives_with_its_whole_card(attend: Attend, sites: 
         InProcessEngine((odd(sites["alder"], act),), ignore).ask({"alder": NEXT})
     card = card_of(reached(("alder", attend("alder", act))), NEXT)
     assert card == here.value.card
-    assert card.trace[-1].startswith("attended.py:")
+    assert card.trace[-1].startswith("remote_sites.py:")
     assert "learning_rate" in card.hint
 
 

@@ -8,6 +8,7 @@ import pytest
 from grandrounds.core.events import Event, RoundFinished, SiteExchanged, SiteTrained, SiteValidated
 from grandrounds.runs.loop import run
 from tests.helpers.federation import digests, rows, stopped, tiny
+from tests.helpers.grids import with_representatives
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,15 @@ HERE = [
     if arm.startswith("swarm") or moment not in ("merged", "adopted")
 ]
 
+REPRESENTATIVES = (  # each topology, and each moment
+    ("swarm", "merged"),
+    ("swarm, fedopt", "adopted"),
+    ("cyclic, travels", "trained"),
+    ("star, scaffold", "validated"),
+    ("star, ditto", "finished"),
+    ("star, fedrep", "in round 3"),
+)
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -63,7 +73,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return of
 
 
-@pytest.mark.parametrize(("arm", "moment"), HERE)
+@pytest.mark.parametrize(("arm", "moment"), with_representatives(HERE, REPRESENTATIVES))
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     tmp_path: Path, whole: Callable[[str], Path], arm: str, moment: str
 ):

@@ -32,6 +32,7 @@ from tests.helpers.federation import (
     stopped,
     tiny,
 )
+from tests.helpers.grids import with_representatives
 
 pytestmark = pytest.mark.slow
 
@@ -259,34 +260,36 @@ def trained_in(round: int, site: str) -> Callable[[Event], bool]:
     )
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        trained_in(2, "cedar"),
-        lambda event: isinstance(event, SiteValidated) and event.round == 2,
-        lambda event: isinstance(event, RoundFinished) and event.round == 2,
-        trained_in(3, "alder"),
-        trained_in(3, "birch"),
-        lambda event: isinstance(event, RoundFinished) and event.round == 3,
-    ],
-    ids=[
-        "in the round of the absence",
-        "in its validation",
-        "at its end",
-        "in the round after it",
-        "after the return",
-        "at the end of that",
-    ],
-)
+MOMENTS: dict[str, Callable[[Event], bool]] = {
+    "in the round of the absence": trained_in(2, "cedar"),
+    "in its validation": lambda event: isinstance(event, SiteValidated) and event.round == 2,
+    "at its end": lambda event: isinstance(event, RoundFinished) and event.round == 2,
+    "in the round after it": trained_in(3, "alder"),
+    "after the return": trained_in(3, "birch"),
+    "at the end of that": lambda event: isinstance(event, RoundFinished) and event.round == 3,
+}
+REPRESENTATIVES = ("in the round of the absence", "after the return")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that birch misses a round of, and that is never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        fail_when(patch, absent(2))
+        run(star("rounds=4"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("moment", with_representatives(MOMENTS, REPRESENTATIVES))
 def test_a_run_resumed_after_an_absence_has_the_same_bits_as_one_that_never_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: Callable[[Event], bool]
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ):
     fail_when(monkeypatch, absent(2))
-    study = star("rounds=4")
-    run(study, tmp_path / "whole")
-    stopped(study, tmp_path / "parts", moment)
-    run(study, tmp_path / "parts", resume=True)
-    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
-    assert rows(tmp_path / "parts" / "scores.csv") == rows(tmp_path / "whole" / "scores.csv")
-    part = [row["took_part"] for row in rows(tmp_path / "parts" / "rounds.csv")]
-    assert part == [row["took_part"] for row in rows(tmp_path / "whole" / "rounds.csv")]
+    study, parts = star("rounds=4"), tmp_path / "parts"
+    stopped(study, parts, MOMENTS[moment])
+    run(study, parts, resume=True)
+    assert digests(parts) == digests(whole)
+    assert rows(parts / "scores.csv") == rows(whole / "scores.csv")
+    part = [row["took_part"] for row in rows(parts / "rounds.csv")]
+    assert part == [row["took_part"] for row in rows(whole / "rounds.csv")]
