@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike
 
 from grandrounds.core.events import WorkSet
 from grandrounds.runs import build
-from grandrounds.runs.costs import workload
-from grandrounds.study.study import Study
-from grandrounds.tasks.task import Task
+from grandrounds.runs.costs import RunPlan, workload
 
 SaveVolume: TypeAlias = Callable[..., Path]
 REPOSITORY = Path(__file__).parents[1]
@@ -49,10 +47,11 @@ def work_counted_once() -> Iterator[None]:
     """The operations of a step follow from network and batch; to count them takes half a second."""
     counted: dict[str, WorkSet] = {}
 
-    def remembered(study: Study, task: Task) -> WorkSet:
-        network_and_batch = repr((task, study.elements.size, study.training.batch_size))
+    def remembered(plan: RunPlan) -> WorkSet:
+        study = plan.study
+        network_and_batch = repr((plan.task, study.elements.size, study.training.batch_size))
         if network_and_batch not in counted:
-            counted[network_and_batch] = workload(study, task)
+            counted[network_and_batch] = workload(plan)
         return counted[network_and_batch]
 
     with pytest.MonkeyPatch.context() as patch:
