@@ -407,6 +407,7 @@ def test_where_nobody_validates_the_last_round_is_the_best(tmp_path: Path):
     assert state.best_round == read_best(tmp_path / "run") == 2
 
 
+@pytest.mark.slow
 def test_rounds_between_validations_have_no_score_and_the_last_always_has(tmp_path: Path):
     run(tiny("rounds=3", "stop.validate_every=2", sites=1), tmp_path / "run")
     scored = {e.round: e.score for e in events(tmp_path / "run") if isinstance(e, RoundFinished)}

@@ -116,6 +116,7 @@ def test_a_volume_with_other_axes_becomes_the_same_image_on_these(
     assert np.abs(straight - other).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_real_volume_keeps_its_geometry_and_shows_the_prediction(
     ask: Ask, trained_run: Path, real_data: Path, tmp_path: Path
 ):

@@ -15,12 +15,14 @@ def test_the_package_and_its_help_load_nothing_heavy(statement: str):
     assert not loaded_by(statement) & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_what_computes_no_score_and_builds_no_network_of_monai_does_not_load_it():
     modules = ("runs.remote", "cli.study_output", "runs.loop", "runs.comparison", "runs.costs")
     statement = ", ".join(f"grandrounds.{module}" for module in modules)
     assert not loaded_by(f"import {statement}") & {"monai", "ignite", "nvflare", "matplotlib"}
 
 
+@pytest.mark.slow
 def test_a_report_needs_no_torch(tmp_path: Path):
     folder = write_comparison(tmp_path / "compared")
     statement = (

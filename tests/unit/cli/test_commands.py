@@ -18,6 +18,7 @@ from tests.helpers.federation import fail_when
 TINY = example("tiny")
 
 
+@pytest.mark.slow
 def test_check_prints_the_study_and_what_it_costs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -63,6 +64,7 @@ def test_a_site_file_of_another_study_is_refused(
     assert "no real site named 'elsewhere'" in done.err
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -73,6 +75,7 @@ def test_a_run_prints_its_scores(
     assert "note: fedbn changes nothing here" in said.err
 
 
+@pytest.mark.slow
 def test_the_report_the_table_and_the_check_count_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -110,6 +113,7 @@ def test_a_failure_is_one_sentence_on_stderr_and_its_trace_is_in_the_journal(
     assert last.trace[-1].startswith("test_commands.py:")
 
 
+@pytest.mark.slow
 def test_an_absence_is_told_on_stderr_and_the_result_still_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -1,5 +1,5 @@
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,10 +39,11 @@ def test_the_runs_of_a_comparison_are_found_and_find_it_again(tmp_path: Path):
     assert comparison_of(part.path) == (comparison, "birch")
 
 
-def words(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+@cache
+def words(path: Path) -> frozenset[str]:
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    values = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return frozenset(value for value in values if isinstance(value, str))
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -27,6 +27,7 @@ def spread(alpha: float) -> float:
     return float(np.mean([np.std([LABELS[hand].mean() for hand in hands]) for hands in dealt]))
 
 
+@pytest.mark.slow
 @given(
     sites=st.integers(2, 6), alpha=st.sampled_from([0.1, 1.0, 100.0, inf]), seed=st.integers(0, 50)
 )

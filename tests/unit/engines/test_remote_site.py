@@ -216,6 +216,7 @@ def test_an_update_goes_to_its_peers_and_a_receipt_to_the_coordinator(
     assert mailbox_of(attendants["birch"]) == Mailbox()
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_reached_is_named_by_the_site_that_could_not(attend: Attend):
     def broken(peer: str, letter: bytes) -> bytes:
         if peer == "cedar":

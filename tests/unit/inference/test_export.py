@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle.properties import InferProperties, MetaProperties
 from torch import Tensor
 
 from grandrounds.core.errors import BadFolder, BadInput, BadSite, BadStudy, RunFailed
@@ -206,6 +205,7 @@ def psnr_of(trained: TrainedModel, examples: Examples, index: int) -> float:
     return float(trained.task.score(prediction, batch)["psnr"])
 
 
+@pytest.mark.slow
 def test_a_file_that_predicts_otherwise_is_not_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -217,6 +217,7 @@ def test_a_file_that_predicts_otherwise_is_not_left(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_file_that_predicts_otherwise_is_not_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -270,7 +271,10 @@ def required(properties: dict[str, dict[str, object]]) -> set[str]:
     return {str(each["id"]) for each in properties.values() if each["required"]}
 
 
+@pytest.mark.slow
 def test_a_bundle_has_all_that_monai_asks_of_one(tmp_path: Path):
+    from monai.bundle.properties import InferProperties, MetaProperties  # seconds
+
     inference = predictor_for(untrained(tiny(sites=2)), "T1w->T2w")
     bundle = tmp_path / "bundle"
     export_bundle(inference, bundle)
@@ -352,6 +356,7 @@ def test_a_name_that_is_taken_or_wrong_is_refused(tmp_path: Path):
     assert taken.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_whole_model_is_refused(runs: Runs, tmp_path: Path):
     folder = tmp_path / "run"
     run(tiny("rounds=1", sites=2), folder)
@@ -377,6 +382,7 @@ def test_a_comparison_s_folder_names_its_runs(tmp_path: Path):
         load_trained_model(tmp_path, "alder")
 
 
+@pytest.mark.slow
 def test_a_model_whose_predictions_are_drawn_is_refused(runs: Runs, tmp_path: Path):
     folder = tmp_path / "run"
     run(tiny("rounds=1", "task.dropout=0.5", "task.dropout_at_evaluation=true", sites=2), folder)

@@ -219,6 +219,7 @@ def test_a_missing_folder_is_explained(tmp_path: Path):
         read_facts(tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_the_report_needs_neither_torch_nor_monai():
     code = "import sys, grandrounds.report.page.html; print({'torch', 'monai'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -101,7 +101,7 @@ def test_every_chart_has_a_description(page: Page):
     assert all("Validation score per round" in str(svg["aria-label"]) for svg in charts)
 
 
-@pytest.mark.parametrize("which", ["text", "many"])
+@pytest.mark.parametrize("which", ["text", pytest.param("many", marks=pytest.mark.slow)])
 def test_every_drawing_is_named_or_hidden(which: str, request: pytest.FixtureRequest):
     found = Page(request.getfixturevalue(which)).all("svg")
     named = [svg for svg in found if svg.get("role") == "img" and svg.get("aria-label")]
@@ -251,6 +251,7 @@ def test_a_short_training_is_warned_of(tmp_path: Path):
     assert "Short training." in report_of(folder)
 
 
+@pytest.mark.slow
 def test_a_report_replaces_the_one_before_and_leaves_nothing_else(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH)
     assert report_of(folder) == report_of(folder)

@@ -110,6 +110,7 @@ def test_the_page_with_pictures_of_real_patients_is_the_same_as_ever(tmp_path: P
     assert shown == STORED["report.html"]["run of real patients, with images"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_tables_are_the_same_as_ever(name: str, tmp_path: Path):
     folder = FOLDERS[name](tmp_path / "folder")

@@ -106,6 +106,7 @@ def test_sites_count_alike_whatever_their_patients(tmp_path: Path):
     assert found.n == 25
 
 
+@pytest.mark.slow
 def test_sites_that_are_better_off_alone_are_counted(tmp_path: Path):
     facts = read_facts(write_comparison(tmp_path / "c"))
     assert [facts.num_worse_than_alone(one) for one in facts.arms] == [1, 4, 4, 0]
@@ -117,6 +118,7 @@ def test_without_local_arms_nothing_is_counted(tmp_path: Path):
     assert facts.gains is None
 
 
+@pytest.mark.slow
 def test_gains_are_sorted_by_what_can_be_claimed(tmp_path: Path):
     gains = read_facts(write_comparison(tmp_path / "c")).gains
     assert gains is not None

@@ -33,6 +33,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     return read_facts(write_comparison(tmp_path_factory.mktemp("comparison")))
 
 
+@pytest.mark.slow
 def test_a_hospital_that_loses_reads_so_first(facts: Facts):
     assert plain(verdicts.verdict(facts, "birch")) == (
         "Birch would have been better off alone. "

@@ -36,6 +36,7 @@ def said(folder: Path, arms: Sequence[Plan] = ARMS, *, seeds: Sequence[int] = (7
     return [told.replace("\u00a0", " ").replace(MINUS, "-") for told in summary_sentences(facts)]
 
 
+@pytest.mark.slow
 def test_five_sentences_say_it_all(tmp_path: Path):
     assert said(tmp_path / "c") == [
         "Beside each hospital's best local-only model, by PSNR and with 95 % intervals, pFLSynth "
@@ -58,12 +59,14 @@ def test_five_sentences_say_it_all(tmp_path: Path):
     ]
 
 
+@pytest.mark.slow
 def test_a_protagonist_that_loses_on_average_says_so_first(tmp_path: Path):
     [lead, *_] = said(tmp_path / "c", [LOW, *ARMS[1:]])
     assert "pFLSynth is clearly worse on average over hospitals (-2.85 dB" in lead
     assert "it clearly loses at all 4 hospitals: Birch (-3.30 dB" in lead
 
 
+@pytest.mark.slow
 def test_the_rival_that_wins_is_named_before_the_one_that_loses(tmp_path: Path):
     sentence = said(tmp_path / "c", [*ARMS, DITTO])[1]
     assert sentence.startswith(
@@ -96,6 +99,7 @@ def test_several_seeds_are_counted_with_their_patients(tmp_path: Path):
     assert "another random seed" not in found[4]
 
 
+@pytest.mark.slow
 def test_real_patients_are_the_same_with_every_seed(tmp_path: Path):
     found = said(tmp_path / "c", [real(plan) for plan in ARMS], seeds=(7, 8, 9))
     assert "32 test patients at 4 hospitals and 3 random seeds" in found[3]

@@ -89,6 +89,7 @@ def test_few_arms_are_printed_as_columns(folder: Path, capsys: pytest.CaptureFix
     assert "T2w->PDw" in said
 
 
+@pytest.mark.slow
 def test_many_arms_are_printed_as_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     more = [replace(FEDAVG, name=f"m{n}", title=f"M{n}") for n in range(2)]
     write_comparison(tmp_path, [*ARMS, *more], seeds=SEEDS)
@@ -100,6 +101,7 @@ def test_many_arms_are_printed_as_rows(tmp_path: Path, capsys: pytest.CaptureFix
     ]
 
 
+@pytest.mark.slow
 def test_json_has_seeds_means_and_statistics(folder: Path, capsys: pytest.CaptureFixture[str]):
     told = json.loads(printed(folder, capsys, as_json=True))
     assert (told["seeds"], told["metric"], told["unfinished"]) == ([7, 8], "psnr", [])

@@ -130,6 +130,7 @@ def test_lower_is_better_reads_as_better(tmp_path: Path):
     assert "too few patients to tell" in lead  # all but one patient score the same
 
 
+@pytest.mark.slow
 def test_a_page_of_classification_shows_auc_and_no_pictures(tmp_path: Path):
     compared(tmp_path / "c")
     page = write_report(tmp_path / "c").read_text().replace("\u00a0", " ")

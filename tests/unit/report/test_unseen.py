@@ -125,6 +125,7 @@ def test_a_held_out_hospital_is_taken_from_the_run_that_trained_with_all_others(
     assert [one.without for one in found["alder"]] == pytest.approx([24.5])
 
 
+@pytest.mark.slow
 def test_methods_that_keep_a_part_at_the_hospitals_are_named(tmp_path: Path):
     folder = compared(tmp_path, PFLSYNTH, FEDAVG)
     critic = PolicySet(
@@ -137,6 +138,7 @@ def test_methods_that_keep_a_part_at_the_hospitals_are_named(tmp_path: Path):
     assert said in write_report(folder).read_text()
 
 
+@pytest.mark.slow
 def test_the_page_lists_every_arm_at_every_hospital(tmp_path: Path):
     page = write_report(compared(tmp_path, PFLSYNTH, FEDAVG)).read_text()
     section = page[page.index('<section id="unseen"') : page.index('<section id="learning"')]

@@ -40,6 +40,7 @@ def test_a_round_is_counted_over_all_links(topology: str, models: int):
     assert cost.bytes_per_run == 3 * models * MODEL
 
 
+@pytest.mark.slow
 def test_every_topology_is_told_the_study_s_own_with_its_options():
     found = topologies(plan_run(tiny("topology.kind=cyclic", "topology.monitor=0", FEDAVG)))
     assert list(found) == list(TOPOLOGIES)

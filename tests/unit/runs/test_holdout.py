@@ -42,6 +42,7 @@ def test_a_reader_s_code_stands_for_every_site():
     assert torch.equal(coding.code("cedar", pair), coding.code("alder", pair))
 
 
+@pytest.mark.slow
 def test_a_held_out_site_has_no_place_in_the_network_and_no_say_in_the_training(tmp_path: Path):
     federation = built(held(), tmp_path)
     assert federation.sites.names == ("alder", "cedar")

@@ -43,6 +43,7 @@ def pair(folder: Path, *overrides: str) -> tuple[Site, Site, dict[str, Tensor]]:
     return alder, birch, federation.start.weights
 
 
+@pytest.mark.slow
 def test_the_same_request_twice_is_the_same_reply_to_the_bit(tmp_path: Path):
     alder, _, start = pair(tmp_path)
     first = alder.answer(order(start))
@@ -97,6 +98,7 @@ def test_a_site_keeps_its_own_critics_and_no_others(tmp_path: Path):
         assert critics == labels
 
 
+@pytest.mark.slow
 def test_private_weights_are_each_sites_own_whoever_trains_beside_it(tmp_path: Path):
     """A site that takes turns with others saves what it would have saved alone."""
     together = built(tiny(sites=2), tmp_path / "together")
@@ -115,6 +117,7 @@ def test_private_weights_are_each_sites_own_whoever_trains_beside_it(tmp_path: P
     }
 
 
+@pytest.mark.slow
 def test_personal_models_are_written_under_their_own_sites_name(tmp_path: Path):
     federation = built(tiny(sites=2), tmp_path)
     played(federation, 3)
@@ -171,6 +174,7 @@ def steps(site: Site, round: int) -> set[float]:
             and n.endswith("/step")}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reset", "expected"), [("false", {4.0}), ("true", {2.0})])
 def test_adams_moments_live_on_unless_the_study_resets_them(
     tmp_path: Path, reset: str, expected: set[float]
@@ -181,6 +185,7 @@ def test_adams_moments_live_on_unless_the_study_resets_them(
     assert steps(federation.sites.sites[0], 2) == expected
 
 
+@pytest.mark.slow
 def test_optimiser_state_is_read_back_by_another_process_to_the_bit(tmp_path: Path):
     federation = built(tiny(sites=2), tmp_path)
     first, second = played(federation, 2)
@@ -190,6 +195,7 @@ def test_optimiser_state_is_read_back_by_another_process_to_the_bit(tmp_path: Pa
     assert digest(outcome.state.weights) == digest(second.state.weights)
 
 
+@pytest.mark.slow
 def test_optimiser_state_matters(tmp_path: Path):
     """The test before would prove nothing if moments made no difference."""
     kept, reset = (

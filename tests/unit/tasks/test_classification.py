@@ -284,6 +284,7 @@ def test_a_round_moves_every_stage(tmp_path: Path):
     assert isinstance(task_of().build(1), Classifier)
 
 
+@pytest.mark.slow
 def test_a_run_scores_each_slice_and_writes_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

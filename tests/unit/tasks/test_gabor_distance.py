@@ -176,6 +176,7 @@ def test_ssim_inside_a_mask_is_the_mean_of_the_windows_with_their_middle_in_it()
     assert ssim(prediction, target, mask).item() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_window_belongs_to_its_middle_pixel():
     """One pixel differs: the window around it alone is the worst of all."""
     target = noise(1, 1, 32, 32)

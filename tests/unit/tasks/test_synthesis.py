@@ -284,6 +284,7 @@ def test_a_blank_batch_has_the_form_of_a_real_one():
     assert len(list(task.losses(task.build(1), blank))) == 2
 
 
+@pytest.mark.slow
 def test_a_parity_study_builds_and_trains_a_round(tmp_path: Path):
     """Batch norm at batch 1, own first weights, the reference's schedule, crops and dropout."""
     study = tiny("parity=true", "training.batch_size=1", "rounds=2", "seed=2", sites=2)
