@@ -27,7 +27,7 @@ from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import save_state
 from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
-from grandrounds.runs.build import build_bench, build_federation
+from grandrounds.runs.build import build_federation, build_trainer
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.listeners import SilentListener
 from grandrounds.runs.site_data import open_sites
@@ -68,7 +68,7 @@ def federated(study: Study, folder: Path, files: Sequence[SiteFile] = ()) -> Cal
 
 def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
     plan = plan_run(study)
-    task, bench = plan.task, build_bench(plan, study.training.machine())
+    task, bench = plan.task, build_trainer(plan, study.training.machine())
     bench.set_rate(study.training.learning_rate)
     examples = [task.training_examples(o.cohorts) for o in open_sites(study, files).values()]
     rounds = iter(range(1, 10**6))

@@ -63,10 +63,10 @@ def stand(marker: str) -> None:
 def garble(round: int, marker: str) -> None:
     """Cut the first answer of a round in half, and send an older one in place of the second."""
     answer, older = attendant.SiteAgent.answer, list[bytes]()
-    harms = {"cut": lambda sealed: sealed[: len(sealed) // 2], "replayed": lambda _: older[-1]}
+    harms = {"cut": lambda packed: packed[: len(packed) // 2], "replayed": lambda _: older[-1]}
 
-    def garbled(self: attendant.SiteAgent, sealed: bytes) -> bytes:
-        found = answer(self, sealed)
+    def garbled(self: attendant.SiteAgent, packed: bytes) -> bytes:
+        found = answer(self, packed)
         said = unpack(found, ReplyEnvelope)
         if said.state != "done" or said.number == READY:
             return found

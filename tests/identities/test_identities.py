@@ -304,8 +304,8 @@ def test_codes_stay_apart_after_a_federated_round_and_after_a_reload(tmp_path: P
     for fresh, site in zip(again.sites.sites, federation.sites.sites, strict=True):
         assert_trained(site.first_weights(), model_of(site, outcome.state))
         for where, state in ((site, outcome.state), (fresh, reloaded)):
-            where.bench.load(model_of(where, state))
-            assert_codes_separate(where.bench.model, codes_of(study))
+            where.trainer.load(model_of(where, state))
+            assert_codes_separate(where.trainer.model, codes_of(study))
 
 
 def test_the_guard_tells_a_mapper_that_died(tmp_path: Path):
@@ -315,6 +315,6 @@ def test_the_guard_tells_a_mapper_that_died(tmp_path: Path):
     first = site.first_weights()
     dead = {n: t * 0.001 if n.startswith("generator.mapper.") else t for n, t in first.items()}
     assert differing(first, dead)
-    site.bench.load(dead)
+    site.trainer.load(dead)
     with pytest.raises(AssertionError):
-        assert_codes_separate(site.bench.model, codes_of(study))
+        assert_codes_separate(site.trainer.model, codes_of(study))

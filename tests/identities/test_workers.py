@@ -29,7 +29,7 @@ def spread(study: Study, folder: Path, workers: int) -> tuple[list[RoundResult],
     with distribute(federation, study, (), folder, NOBODY, processes=workers) as shared:
         if workers > 1:
             assert isinstance(shared.sites, ProcessPoolEngine)
-            assert len(shared.sites.crew) == workers
+            assert len(shared.sites.workers) == workers
         return played(shared, ROUNDS), federation.sites.sites
 
 

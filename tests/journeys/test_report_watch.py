@@ -36,13 +36,13 @@ def test_a_folder_half_written_is_read_again_and_a_damaged_one_is_told(tmp_path:
     (tmp_path / "arms.toml").write_text("seeds = [7")
     for _ in range(2):
         watch.look()
-        assert board.sight == waiting(tmp_path)
+        assert board.snapshot == waiting(tmp_path)
     watch.look()
-    assert board.sight.progress == "the report cannot be made"
-    assert f"{tmp_path / 'arms.toml'}: cannot be read" in board.sight.page
+    assert board.snapshot.progress == "the report cannot be made"
+    assert f"{tmp_path / 'arms.toml'}: cannot be read" in board.snapshot.page
     write_arms(tmp_path, [PFLSYNTH])
     watch.look()
-    assert board.sight.progress == "round 2 of 10"
+    assert board.snapshot.progress == "round 2 of 10"
 
 
 def test_pictures_of_which_no_byte_is_written_yet_are_waited_for(page_of: Shown):
@@ -51,10 +51,10 @@ def test_pictures_of_which_no_byte_is_written_yet_are_waited_for(page_of: Shown)
     picture.touch()
     go_on(page_of.folder, 3)
     page_of.watch.look()
-    assert page_of.server.board.sight.progress == "round 2 of 10"
+    assert page_of.server.board.snapshot.progress == "round 2 of 10"
     picture.unlink()
     page_of.watch.look()
-    assert page_of.server.board.sight.progress == "round 3 of 10"
+    assert page_of.server.board.snapshot.progress == "round 3 of 10"
 
 
 def test_progress_is_told_in_a_few_words(tmp_path: Path):

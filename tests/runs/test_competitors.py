@@ -59,11 +59,11 @@ def test_each_competitor_moves_what_it_trains_and_stays_finite(tmp_path: Path, n
         site.answer(
             Train(round=1, since=0, plan=federation.method.plan, weights=federation.start.weights)
         )
-        after = site.bench.model.state_dict()
+        after = site.trainer.model.state_dict()
         moved = {n for n, t in after.items() if not torch.equal(t.cpu(), before[n])}
         assert first_not_finite(after) is None
         generator = [
-            n for n, _ in site.bench.model.named_parameters() if n.startswith("generator.")
+            n for n, _ in site.trainer.model.named_parameters() if n.startswith("generator.")
         ]
         assert {n for n in generator if n not in moved} <= {n for n in generator if "bias" in n}
 
@@ -74,7 +74,7 @@ def test_each_competitor_moves_what_it_trains_and_stays_finite(tmp_path: Path, n
 )
 def test_what_travels_is_the_method_s(tmp_path: Path, kind: str, group: str):
     federation = built(tiny(f"method.kind={kind}", sites=2), tmp_path)
-    model = federation.sites.sites[0].bench.model
+    model = federation.sites.sites[0].trainer.model
     names = {n for n in model.state_dict() if n.startswith(group)}
     assert set(federation.start.weights) == names
 
@@ -230,7 +230,7 @@ def unpaired(*overrides: str) -> Study:
 
 def test_without_pairs_no_loss_reads_which_target_is_whose(tmp_path: Path):
     site = built(unpaired(), tmp_path).sites.sites[0]
-    model = site.bench.model
+    model = site.trainer.model
     assert isinstance(model, Translator)
     assert isinstance(model.generator, TwoWay)
     batch = site.task.training_examples(site.cohorts).batch([0, 1, 2, 3], torch.Generator())
@@ -379,7 +379,7 @@ def test_the_split_point_is_a_word(tmp_path: Path, split: str, private: set[str]
 def test_blocks_without_channel_weights_scale_and_shift_alone(tmp_path: Path):
     study = tiny("method.kind=pflsynth", "task.channel_weights=false", sites=2)
     assert not synthesis_of(study).channel_weights
-    model = built(study, tmp_path).sites.sites[0].bench.model
+    model = built(study, tmp_path).sites.sites[0].trainer.model
     names = [n for n in model.state_dict() if n.startswith("generator.personal.")]
     assert names
     assert all(".affine." in name for name in names)

@@ -68,7 +68,7 @@ def test_a_tuned_model_is_all_of_the_sites_own_and_moved(tmp_path: Path):
     federation = built(tiny(sites=2), tmp_path)
     state = played(federation, 1)[-1].state
     alder = federation.sites.sites[0]
-    before = alder.bench.weights(lambda _: False) | state.weights
+    before = alder.trainer.weights(lambda _: False) | state.weights
     reply = alder.answer(Tune(round=1, since=1, epochs=1, weights=state.weights))
     tuned = SiteStore(alder.folder).load_tuned()
     assert (reply.digest, reply.steps, reply.weights) == (digest(tuned), 2, {})
@@ -113,7 +113,7 @@ def test_a_site_that_cannot_be_tuned_is_missed_where_a_quorum_allows_it(
 
 
 def on_the_bench(site: Site) -> Weights:
-    return site.bench.weights(site.task.uses(site.name))
+    return site.trainer.weights(site.task.uses(site.name))
 
 
 def test_dittos_tested_model_is_the_personal_one(tmp_path: Path):

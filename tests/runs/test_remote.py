@@ -299,7 +299,7 @@ def test_only_who_is_asked_is_asked(attend: Attend):
 @pytest.mark.parametrize("came", list(permutations(NAMES)))
 def test_results_come_in_turn_whatever_order_they_come_in(came: Sequence[str]):
     results = [(name, name.upper()) for name in came]
-    turns = list(in_roster_order((*NAMES, "elder"), set(NAMES), results, hurried=True))
+    turns = list(in_roster_order((*NAMES, "elder"), set(NAMES), results, fail_fast=True))
     assert turns == [(name, name.upper()) for name in NAMES]
 
 

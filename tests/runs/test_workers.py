@@ -159,9 +159,9 @@ def test_a_process_that_is_killed_fails_its_sites_at_once_and_no_others(tmp_path
     """It is killed in the middle of an hour's work; the other process goes on."""
     with three_sites(tmp_path, "birch") as (engine, heard):
         engine.ask(dict.fromkeys(NAMES, Describe()))
-        pid = engine.crew[1].process.pid
+        pid = engine.workers[1].process.pid
         assert pid is not None
-        engine.crew[1].begin("birch", ORDER, ())
+        engine.workers[1].begin("birch", ORDER, ())
         os.kill(pid, signal.SIGKILL)
         began = time.perf_counter()
         replies = engine.ask(dict.fromkeys(NAMES, ORDER), quorum=Quorum(1))
@@ -188,9 +188,9 @@ def test_no_process_is_left_when_the_work_is_stopped(tmp_path: Path):
 
     def stopped() -> None:
         with three_sites(tmp_path, "birch") as (engine, _):
-            processes.extend(worker.process for worker in engine.crew)
+            processes.extend(worker.process for worker in engine.workers)
             engine.ask(dict.fromkeys(NAMES, Describe()))
-            engine.crew[1].begin("birch", ORDER, ())
+            engine.workers[1].begin("birch", ORDER, ())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -214,7 +214,7 @@ def test_sites_are_balanced_by_their_training_examples(tmp_path: Path):
     federation = built(study, tmp_path)
     with distribute(federation, study, (), tmp_path, SilentListener(), processes=2) as spread:
         assert isinstance(spread.sites, ProcessPoolEngine)
-        assert [worker.share for worker in spread.sites.crew] == [("birch",), ("alder", "cedar")]
+        assert [worker.share for worker in spread.sites.workers] == [("birch",), ("alder", "cedar")]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Methods and topologies say what happens in a round; each is a word in a study file.
+"""Methods and topologies define what happens in a round; a study file names them.
 
 Nothing here knows a task, a dataset, a model or an engine.
 """
@@ -22,7 +22,7 @@ TOPOLOGIES: dict[str, Callable[..., Topology]] = {
 
 
 def with_seed(topology: Topology, seed: int) -> Topology:
-    """Give a topology that draws leaders or orders the study's seed."""
+    """Return the topology with the study's seed, where it draws leaders or orders."""
     return (
         replace(topology, seed=seed) if isinstance(topology, Swarm | Cyclic | Split) else topology
     )

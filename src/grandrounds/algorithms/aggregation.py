@@ -1,4 +1,4 @@
-"""The sites' updates become one, and the server steps towards it."""
+"""The sites' updates are combined into one, and the server steps towards it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,13 +41,13 @@ class Aggregation:
     shares: Literal["cases", "uniform", "given"] = "cases"
 
     def dropped(self, sites: int) -> int:
-        """Count the values that trimming takes from each end."""
+        """Return how many values trimming takes from each end."""
         return int(self.trim * sites)
 
 
 @dataclass(frozen=True)
 class ServerStep:
-    """The server's own optimiser; it takes the sites' mean move as its gradient.
+    """The server's optimiser, which takes the sites' mean change as its gradient.
 
     `replace` with rate 1 is plain averaging. Momentum: m = beta1 m + d. Adam, Yogi, Adagrad:
     m = beta1 m + (1 - beta1) d, divided by sqrt(v) + tau, with v starting at `start`.
@@ -62,13 +62,13 @@ class ServerStep:
     start: float = 0.0
 
     def __call__(self, state: State, average: Weights) -> State:
-        """Step from the state's weights towards the sites' average."""
+        """Return the state after a step from its weights towards the sites' average."""
         if self.kind == "replace" and self.rate == 1.0:
             return replace(state, weights=average)
         weights, memory = dict(average), dict(state.memory)
         for name, target in average.items():
             if name.endswith(STATISTICS):
-                continue  # running statistics are no parameters: a step could make them negative
+                continue  # running statistics are not parameters: a step could make them negative
             old = state.weights[name].double()
             move = self._move(name, target.double() - old, memory)
             weights[name] = (old + self.rate * move).to(target.dtype)
@@ -97,11 +97,11 @@ SPREADS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Combine:
-    """From the sites' replies to the next state; `given` holds the shares given in the study.
+    """Combines the sites' replies into the next state; `given` holds the shares in the study.
 
-    `best` takes the update of the site whose own model validates best, in place of an average.
-    `uploads` remembers what each site sent. `uses` says which tensors a site has a part in, where
-    that is not all of them for all: each is then averaged over the sites that have.
+    `best` takes the update of the site whose model has the best validation score, in place of an
+    average. `uploads` saves in the state what each site sent. `uses` selects the tensors that a
+    site uses, where not every site uses all: each is then averaged over the sites that use it.
     """
 
     aggregation: Aggregation = field(default_factory=Aggregation)
@@ -112,10 +112,10 @@ class Combine:
     uses: Callable[[str], Filter] | None = None
 
     def __call__(self, state: State, replies: Sequence[Reply]) -> State:
-        """Combine the replies, in the order given, into the next round's state.
+        """Return the next round's state, from the replies in the order given.
 
-        The server's control variate is the mean of the sites' own: as all of them take part, this
-        is c + mean(c_i+ - c_i) of Karimireddy et al. 2020.
+        The server's control variate is the mean of the sites': as all of them take part, this is
+        c + mean(c_i+ - c_i) of Karimireddy et al. 2020.
         """
         average = self._average(replies) if self.uses is None else self._among_users(state, replies)
         controls = without_prefix(CONTROL, average)
@@ -127,21 +127,21 @@ class Combine:
         return replace(state, memory=memory, round=state.round + 1)
 
     def of_site(self, weights: Weights, site: str) -> Weights:
-        """Select the tensors that a site has a part in."""
+        """Return the tensors that a site uses."""
         return weights if self.uses is None else select(weights, self.uses(site))
 
     def _among_users(self, state: State, replies: Sequence[Reply]) -> Weights:
         """Average each tensor over the sites that use it; what nobody uses stays as it is."""
         names = state.weights or {name: t for reply in replies for name, t in reply.weights.items()}
-        users: dict[tuple[int, ...], set[str]] = {}
+        by_users: dict[tuple[int, ...], set[str]] = {}
         for name in names:
-            found = tuple(i for i, r in enumerate(replies) if name in self.of_site(names, r.site))
-            users.setdefault(found, set()).add(name)
+            users = tuple(i for i, r in enumerate(replies) if name in self.of_site(names, r.site))
+            by_users.setdefault(users, set()).add(name)
         average = dict(state.weights)
-        for found, own in users.items():
-            if found:
-                chosen = [replies[i] for i in found]
-                parts = [replace(r, weights=select(r.weights, own.__contains__)) for r in chosen]
+        for users, used in by_users.items():
+            if users:
+                chosen = [replies[i] for i in users]
+                parts = [replace(r, weights=select(r.weights, used.__contains__)) for r in chosen]
                 average |= self._average(parts)
         return average
 
@@ -168,7 +168,7 @@ class Combine:
 
 
 def _best(replies: Sequence[Reply]) -> Reply:
-    """Choose the reply with the highest score, of equal ones the first. Raises `RunFailed`."""
+    """Return the reply with the highest score, the first of equal ones. Raises `RunFailed`."""
     validated = [(reply.score, reply) for reply in replies if reply.score is not None]
     if not validated:
         raise RunFailed(

@@ -45,28 +45,28 @@ class Cyclic:
     quorum = EVERYONE
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
-        """Let each site train in turn, from what the one before it left."""
+        """Let each site train in turn, from the model of the one before it."""
         number = state.round + 1
         plans = self.plans(number, sites, method.plan)
         method = replace(method, plan=replace(method.plan, carries=self.optimizer == "travels"))
         replies: dict[str, Reply] = {}
         travelling = state
         for name in self.order_of(number, sites.names):
-            order = Train(
+            request = Train(
                 round=number,
                 since=state.round,
                 plan=plans[name],
                 keep=state.best_round,
                 weights=method.broadcast(travelling, name),
             )
-            [replies[name]] = sites.ask({name: order})
-            travelling = _left_by(replies[name], travelling)
-            self._watch(number, name, travelling, sites, set(replies))
+            [replies[name]] = sites.ask({name: request})
+            travelling = _state_after(replies[name], travelling)
+            self._score_everywhere(number, name, travelling, sites, set(replies))
         state = replace(travelling, round=number)
         return RoundResult(state, [replies[name] for name in sites.names])
 
     def order_of(self, round: int, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Give the order of a cycle's turns."""
+        """Return the sites in the order of a cycle's turns."""
         if self.order == "alternate" and round % 2 == 0:
             return names[::-1]
         if self.order == "shuffled":
@@ -74,19 +74,21 @@ class Cyclic:
         return names
 
     def plans(self, round: int, sites: Sites, plan: LocalPlan) -> dict[str, LocalPlan]:
-        """Give the length of each site's turn."""
+        """Return each site's plan, with the length of its turn."""
         plan = replace(plan, carries=self.optimizer == "travels")
         if self.turn == "epochs":
             epochs = replace(plan, epochs=self.length or plan.epochs)
             return dict.fromkeys(sites.names, epochs)
         if not self.proportional:
             return dict.fromkeys(sites.names, replace(plan, steps=self.length))
-        asked = sites.ask({name: Describe(round=round) for name in sites.names})
-        mean = sum(reply.examples for reply in asked) / len(asked)
-        steps = {r.site: max(1, round_half_up(self.length * r.examples / mean)) for r in asked}
+        replies = sites.ask({name: Describe(round=round) for name in sites.names})
+        mean = sum(reply.examples for reply in replies) / len(replies)
+        steps = {r.site: max(1, round_half_up(self.length * r.examples / mean)) for r in replies}
         return {name: replace(plan, steps=steps[name]) for name in sites.names}
 
-    def _watch(self, round: int, after: str, state: State, sites: Sites, trained: set[str]) -> None:
+    def _score_everywhere(
+        self, round: int, after: str, state: State, sites: Sites, trained: set[str]
+    ) -> None:
         if not self.monitor or round % self.monitor:
             return
         sites.ask(
@@ -103,11 +105,11 @@ class Cyclic:
         )
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
-        """Send the model to be scored."""
+        """Send the model to the sites, and return their scores."""
         return sites.ask(orders)
 
     def account(self, load: RoundLoad) -> RoundCost:
-        """Count each turn's model in and out, and what the monitor and the validation send."""
+        """Return the cost of each turn's model in and out, of the monitor and of the validation."""
         scored = load.validations + (load.sites / self.monitor if self.monitor else 0)
         return RoundCost(
             int(load.sites * (load.both_ways + scored * load.model)),
@@ -119,7 +121,7 @@ class Cyclic:
         )
 
 
-def _left_by(reply: Reply, state: State) -> State:
+def _state_after(reply: Reply, state: State) -> State:
     moments = name_starts(OPTIMIZER)
     weights = select(reply.weights, lambda name: not moments(name))
     memory = state.memory | select(reply.weights, moments)
@@ -127,5 +129,5 @@ def _left_by(reply: Reply, state: State) -> State:
 
 
 def round_half_up(value: float) -> int:
-    """Round, halves upwards."""
+    """Round to the nearest integer, and halves upwards."""
     return int(value + 0.5)

@@ -1,4 +1,4 @@
-"""A method says what travels, how a site trains and how updates become the next state."""
+"""A method defines which tensors are shared, how a site trains and how updates are combined."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from grandrounds.core.weights import OPTIMIZER, Filter, Weights, name_starts, se
 
 @dataclass(frozen=True)
 class Method:
-    """What is shared, how a site trains, how updates are combined; `title` is its name in tables.
+    """What is shared, how a site trains, how updates are combined; tables show the `title`.
 
     `shared` and `private` name parameter groups of the task; a tensor travels if a shared group
     holds it and no private group does. `pooled` trains one model on all sites' data in one place:
@@ -28,14 +28,14 @@ class Method:
     pooled: bool = False
 
     def broadcast(self, state: State, site: str) -> Weights:
-        """Give what a site needs to train from a state: the weights, and what a plan adds."""
-        plan, told = self.plan, self.plan.contrast > 0 and self.plan.negatives == "all"
-        names = (CONTROL,) * plan.controls + (OPTIMIZER,) * plan.carries + (UPLOAD,) * told
-        own = self.combine.of_site(state.weights, site)
-        return own | select(state.memory, name_starts(*names))
+        """Return what a site needs to train from a state: the weights, and what its plan adds."""
+        plan, uploads = self.plan, self.plan.contrast > 0 and self.plan.negatives == "all"
+        names = (CONTROL,) * plan.controls + (OPTIMIZER,) * plan.carries + (UPLOAD,) * uploads
+        weights = self.combine.of_site(state.weights, site)
+        return weights | select(state.memory, name_starts(*names))
 
     def travels(self, groups: Mapping[str, Filter]) -> Filter:
-        """Build the filter of what leaves a site. Raises `BadStudy` for an unknown group."""
+        """Return the filter of what leaves a site. Raises `BadStudy` for an unknown group."""
         for name in (*self.shared, *self.private):
             if name not in groups:
                 known = ", ".join(groups)

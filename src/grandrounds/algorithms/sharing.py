@@ -1,4 +1,4 @@
-"""Parameter groups decide which tensors leave a site, which stay and which start anew."""
+"""Parameter groups decide which tensors leave a site, which stay and which are reset."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,13 +10,13 @@ from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import GroupPolicy, PolicySet
 from grandrounds.core.weights import Filter, Weights, num_bytes, select
 
-UNIONS = ("all", "head", "upper")  # other words for groups that are told of by themselves
+UNIONS = ("all", "head", "upper")  # these join groups that are described one by one
 
 
 def sharing_filter(
     model: nn.Module, groups: Mapping[str, Filter], method: Method, *, norm_buffers: str
 ) -> Filter:
-    """Build the filter of the tensors that leave a site.
+    """Return the filter of the tensors that leave a site.
 
     Running statistics follow their layer unless `norm_buffers` says otherwise. Integer counters
     never travel: 3.5 batches is not a count. Raises `BadStudy` where the method would share nothing
@@ -56,14 +56,14 @@ def describe_sharing(
     norm_buffers: str,
     validate_every: int,
 ) -> PolicySet:
-    """Say for each parameter group whether it travels, and what a round costs a site in bytes."""
+    """Return the policy of each parameter group, and what a round costs a site in bytes."""
     state: Weights = model.state_dict()
-    told = {n: g for n, g in groups.items() if n not in UNIONS}
-    found = [_group(name, select(state, group), travels) for name, group in told.items()]
-    found += _statistics(model, travels, reset=norm_buffers == "reset")
+    described = {n: g for n, g in groups.items() if n not in UNIONS}
+    policies = [_group(name, select(state, group), travels) for name, group in described.items()]
+    policies += _statistics(model, travels, reset=norm_buffers == "reset")
     one_way = num_bytes(select(state, travels))
     return PolicySet(
-        groups=tuple(group for group in found if group.tensors),
+        groups=tuple(group for group in policies if group.tensors),
         norm_buffers=norm_buffers
         if any(True for _ in model.named_buffers())
         else "none in this network",
@@ -72,7 +72,7 @@ def describe_sharing(
 
 
 def _statistics(model: nn.Module, travels: Filter, *, reset: bool) -> list[GroupPolicy]:
-    """Say what becomes of batch norm's running statistics, which may go their own way."""
+    """Return the policy of batch norm's running statistics, which may differ from their layer's."""
     tensors = {n: t for n, t in model.named_buffers() if t.is_floating_point()}
     if not tensors:
         return []

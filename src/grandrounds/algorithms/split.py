@@ -1,4 +1,4 @@
-"""In split learning sites keep the first stages of a network, maybe the last; a server the rest."""
+"""In split learning a site runs a network's first stages, perhaps its last; a server the rest."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,48 +32,48 @@ SERVER_STATE = "server/"  # before the names of the server's optimiser state
 
 
 class ServerPart(Protocol):
-    """What the server computes; what crosses the cut comes and goes as it is on the wire."""
+    """The server's stages; tensors that cross the cut are named as in messages."""
 
     def holds(self, name: str) -> bool:
-        """Tell whether a tensor is the server's."""
+        """Tell whether a tensor belongs to the server's part."""
         ...
 
     def load(self, weights: Weights, moments: Weights, round: int) -> None:
-        """Begin a turn from these weights and this state of the optimiser."""
+        """Begin a turn from these weights and this optimiser state."""
         ...
 
     def weights(self) -> Weights:
-        """Give the server's part."""
+        """Return the weights of the server's part."""
         ...
 
     def moments(self) -> Weights:
-        """Give the state of its optimiser."""
+        """Return the state of its optimiser."""
         ...
 
-    def forward(self, came: Weights, site: str, round: int, batch: int) -> Weights:
-        """Run the server's stages on what came from a site's front; give what goes to its end."""
+    def forward(self, received: Weights, site: str, round: int, batch: int) -> Weights:
+        """Run the server's stages on a site's activations; return those for the site's tail."""
         ...
 
-    def backward(self, came: Weights) -> Weights:
-        """Backpropagate the gradients from a site's end, and step; give those for its front."""
+    def backward(self, received: Weights) -> Weights:
+        """Backpropagate the gradients of a site's tail, and step; return those for its head."""
         ...
 
-    def learn(self, came: Weights) -> Weights:
-        """Judge the output by labels that came with it, and step; give gradients for the front."""
+    def learn(self, received: Weights) -> Weights:
+        """Compute the loss with the labels received, and step; return gradients for the head."""
         ...
 
     def losses(self) -> Mapping[str, float]:
-        """Give the turn's mean losses, where the labels came here. Raises `RunFailed`."""
+        """Return the turn's mean losses, where the server has the labels. Raises `RunFailed`."""
         ...
 
-    def predict(self, came: Weights) -> Weights:
+    def predict(self, received: Weights) -> Weights:
         """Run the server's stages in evaluation mode."""
         ...
 
 
 @dataclass(frozen=True)
 class ServerTurn:
-    """What a site's turn left: its reply, the server's part, and that part's optimiser state."""
+    """The result of a site's turn: its reply, the server's part and that part's optimiser."""
 
     reply: Reply
     served: Weights
@@ -110,29 +110,29 @@ class Split:
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Let each site train its part in turn, batch by batch, together with the server's."""
-        plays = {
-            "sequential": self._handed_on,
-            "splitfed1": self._on_copies,
-            "splitfed2": self._on_one,
+        variants = {
+            "sequential": self._sequential,
+            "splitfed1": self._splitfed1,
+            "splitfed2": self._splitfed2,
         }
-        state, replies = plays[self.variant](state, sites, method)
+        state, replies = variants[self.variant](state, sites, method)
         return RoundResult(state, [replies[name] for name in sites.names])
 
-    def _handed_on(
+    def _sequential(
         self, state: State, sites: Sites, method: Method
     ) -> tuple[State, dict[str, Reply]]:
         plan, moments = replace(method.plan, carries=True), name_starts(OPTIMIZER)
         replies: dict[str, Reply] = {}
-        left = state
+        latest = state
         for name in sites.names:
-            turn = self._turn(name, state, left, plan, sites)
-            replies[name], came = turn.reply, turn.reply.weights
-            weights = select(came, lambda tensor: not moments(tensor)) | turn.served
-            memory = select(came, moments) | with_prefix(SERVER_STATE, turn.moments)
-            left = replace(left, weights=weights, memory=memory)
-        return replace(left, round=state.round + 1), replies
+            turn = self._turn(name, state, latest, plan, sites)
+            replies[name], received = turn.reply, turn.reply.weights
+            weights = select(received, lambda tensor: not moments(tensor)) | turn.served
+            memory = select(received, moments) | with_prefix(SERVER_STATE, turn.moments)
+            latest = replace(latest, weights=weights, memory=memory)
+        return replace(latest, round=state.round + 1), replies
 
-    def _on_copies(
+    def _splitfed1(
         self, state: State, sites: Sites, method: Method
     ) -> tuple[State, dict[str, Reply]]:
         turns: dict[str, ServerTurn] = {}
@@ -142,32 +142,34 @@ class Split:
             )
             start = replace(state, memory=memory)
             turns[name] = self._turn(name, state, start, method.plan, sites)
-        whole = [replace(t.reply, weights=t.reply.weights | t.served) for t in turns.values()]
+        complete = [replace(t.reply, weights=t.reply.weights | t.served) for t in turns.values()]
         memory = {
             address: tensor
             for name, turn in turns.items()
             for address, tensor in with_prefix(f"{SERVER_STATE}{name}/", turn.moments).items()
         }
-        combined = replace(method.combine(state, whole), memory=memory)
+        combined = replace(method.combine(state, complete), memory=memory)
         return combined, {name: turn.reply for name, turn in turns.items()}
 
-    def _on_one(self, state: State, sites: Sites, method: Method) -> tuple[State, dict[str, Reply]]:
-        draw = Random(seed_for(self.seed, "order", state.round + 1))
+    def _splitfed2(
+        self, state: State, sites: Sites, method: Method
+    ) -> tuple[State, dict[str, Reply]]:
+        rng = Random(seed_for(self.seed, "order", state.round + 1))
         replies: dict[str, Reply] = {}
-        served, left = dict[str, ServerTurn](), state
-        for name in draw.sample(sites.names, len(sites.names)):
-            turn = self._turn(name, state, left, method.plan, sites)
+        served, latest = dict[str, ServerTurn](), state
+        for name in rng.sample(sites.names, len(sites.names)):
+            turn = self._turn(name, state, latest, method.plan, sites)
             replies[name], served["last"] = turn.reply, turn
             memory = with_prefix(SERVER_STATE, turn.moments)
-            left = replace(left, weights=left.weights | turn.served, memory=memory)
+            latest = replace(latest, weights=latest.weights | turn.served, memory=memory)
         combined = method.combine(state, [replies[name] for name in sites.names])
-        part = select(left.weights, self._server.holds)
-        return replace(combined, weights=combined.weights | part, memory=left.memory), replies
+        part = select(latest.weights, self._server.holds)
+        return replace(combined, weights=combined.weights | part, memory=latest.memory), replies
 
     def _turn(
         self, name: str, state: State, start: State, plan: LocalPlan, sites: Sites
     ) -> ServerTurn:
-        """Let one site train on all its batches, from where `start` left both parts."""
+        """Let one site train on all its batches, from both parts' weights in `start`."""
         number, server = state.round + 1, self._server
         server.load(start.weights, without_prefix(SERVER_STATE, start.memory), number)
         opening = Forward(
@@ -178,22 +180,24 @@ class Split:
             weights=self._at_site(start.weights) | select(start.memory, name_starts(OPTIMIZER)),
         )
         replies: list[Reply] = []
-        for step, last, came in _batches(name, opening, sites):
-            gradients = self._exchange(name, number, step, came, sites)
-            order = Backward(round=number, step=step, last=last, weights=gradients)
-            order = replace(order, losses=server.losses()) if last else order
-            replies = sites.ask({name: order})
+        for step, last, received in _batches(name, opening, sites):
+            gradients = self._exchange(name, number, step, received, sites)
+            request = Backward(round=number, step=step, last=last, weights=gradients)
+            request = replace(request, losses=server.losses()) if last else request
+            replies = sites.ask({name: request})
         [reply] = replies
         return ServerTurn(reply, server.weights(), server.moments())
 
-    def _exchange(self, name: str, round: int, step: int, came: Weights, sites: Sites) -> Weights:
-        """Train the server's part on one batch, and give the gradients for the site's front."""
+    def _exchange(
+        self, name: str, round: int, step: int, received: Weights, sites: Sites
+    ) -> Weights:
+        """Train the server's part on one batch, and return the gradients for the site's head."""
         server = self._server
-        made = server.forward(came, name, round, step)
+        output = server.forward(received, name, round, step)
         if self.labels == "server":
-            return server.learn(came)
-        [judged] = sites.ask({name: Tail(round=round, step=step, weights=made)})
-        return server.backward(judged.weights)
+            return server.learn(received)
+        [reply] = sites.ask({name: Tail(round=round, step=step, weights=output)})
+        return server.backward(reply.weights)
 
     def _at_site(self, weights: Weights) -> Weights:
         return select(weights, lambda name: not self._server.holds(name))
@@ -213,13 +217,13 @@ class Split:
             cases=order.cases,
             weights=self._at_site(order.weights),
         )
-        for step, _, came in _batches(name, opening, sites):
-            made = self._server.predict(came)
-            sites.ask({name: Tail(round=order.round, step=step, weights=made)})
+        for step, _, received in _batches(name, opening, sites):
+            output = self._server.predict(received)
+            sites.ask({name: Tail(round=order.round, step=step, weights=output)})
         return sites.ask({name: replace(order, weights={})})
 
     def account(self, load: RoundLoad) -> RoundCost:
-        """Count what crosses the cut with every batch, and the site's part as it is handed on."""
+        """Return the cost of what crosses the cut with every batch, and of the site's part."""
         crossing = load.crossing
         assert crossing is not None, "a network that is split has a cut"
         up, down = sum(crossing.up.values()), crossing.down
@@ -248,19 +252,19 @@ class Split:
         return "the site's part after each turn" if self._hands_on else "every site's own part"
 
     def _crossing(self, crossing: CutTraffic) -> str:
-        """Say what the server sees of every batch, and what it weighs."""
+        """Say what the server sees of every batch, and how large it is."""
         tensors = dict(crossing.up)
         if self.labels == "server":
             tensors["labels"] = crossing.labels
         size = crossing.batch_size / KIB
-        told = ", ".join(f"{name} {size * n:,.1f} KiB" for name, n in tensors.items())
+        sizes = ", ".join(f"{name} {size * n:,.1f} KiB" for name, n in tensors.items())
         output = "" if self.back else "; the network's output"
         known = "" if crossing.cases else "; a round's bytes count one batch a site, files untold"
-        return f"every site's activations at the cut (a batch: {told}{known}){output}"
+        return f"every site's activations at the cut (a batch: {sizes}{known}){output}"
 
 
 def _batches(name: str, opening: Forward, sites: Sites) -> Iterator[tuple[int, bool, Weights]]:
-    """Ask a site for its batches one by one: the step, whether it is the last, what it sent."""
+    """Ask a site for its batches; yield the step, whether it is the last, and what was sent."""
     [reply] = sites.ask({name: opening})
     steps = reply.steps
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""In a star a server sends the model to every site, and combines what comes back."""
+"""In a star a server sends the model to every site, and combines the updates it receives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,36 +26,35 @@ class Star:
 
     @property
     def quorum(self) -> Quorum:
-        """Give the sites that a round needs."""
         return Quorum(None if self.require == "all" else self.require, self.patience)
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Broadcast, let every site train, combine in roster order."""
-        order = Train(
+        request = Train(
             round=state.round + 1,
             since=state.round,
             plan=method.plan,
         )
-        orders = {
+        requests = {
             name: replace(
-                order,
+                request,
                 since=state.last_of(name),
                 keep=state.best_of(name),
                 weights=method.broadcast(state, name),
             )
             for name in sites.names
         }
-        replies = sites.ask(orders, quorum=self.quorum)
+        replies = sites.ask(requests, quorum=self.quorum)
         absent = set(sites.names) - {reply.site for reply in replies}
         seen = {name: state.last_of(name) for name in sites.names if name in absent}
         return RoundResult(replace(method.combine(state, replies), seen=seen), replies)
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
-        """Send the model to be scored."""
+        """Send the model to the sites, and return their scores."""
         return sites.ask(orders, quorum=self.quorum)
 
     def account(self, load: RoundLoad) -> RoundCost:
-        """Count the model down, the update up, and the model down again to be scored."""
+        """Return the cost of the model down, the update up, and the model down to be scored."""
         others = "other sites' own updates" if load.reveals else "no other site's update"
         return RoundCost(
             int(load.sites * (load.both_ways + load.validations * load.model)),

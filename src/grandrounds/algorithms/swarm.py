@@ -1,4 +1,4 @@
-"""In a swarm no server holds a model: each round another site leads and merges for all."""
+"""In a swarm no server holds a model: each round a leading site merges the updates of all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -42,9 +42,9 @@ class Swarm:
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Train everywhere, deliver to the leader, merge there, deliver to all."""
         number = state.round + 1
-        order = Train(round=number, since=state.round, plan=method.plan, keep=state.best_round)
+        request = Train(round=number, since=state.round, plan=method.plan, keep=state.best_round)
         for leader in self.line(number, sites):
-            replies = sites.ask(dict.fromkeys(sites.names, order), deliver_to=(leader,))
+            replies = sites.ask(dict.fromkeys(sites.names, request), deliver_to=(leader,))
             merge = Merge(round=number, since=state.round, peers=sites.names)
             merged = sites.ask({leader: merge}, deliver_to=sites.names, quorum=_NOBODY)
             if merged:
@@ -57,29 +57,29 @@ class Swarm:
         return RoundResult(replace(state, round=number, held=merged[0].shared), replies)
 
     def line(self, round: int, sites: Sites) -> list[str]:
-        """Give the round's leader, then who follows if that one fails."""
+        """Return the round's leader, then the sites that replace it, in order, if it fails."""
         names = list(sites.names)
         if self.leader == "round-robin":
             first = (round - 1) % len(names)
             return names[first:] + names[:first]
-        draw = Random(seed_for(self.seed, "leader", round))
+        rng = Random(seed_for(self.seed, "leader", round))
         chances = dict.fromkeys(names, 1.0)
         if self.leader == "weighted":
-            asked = sites.ask({name: Describe(round=round) for name in names})
-            chances = {reply.site: float(reply.examples) for reply in asked}
-        drawn: list[str] = []
+            replies = sites.ask({name: Describe(round=round) for name in names})
+            chances = {reply.site: float(reply.examples) for reply in replies}
+        leaders: list[str] = []
         while chances:
-            (name,) = draw.choices(list(chances), list(chances.values()))
-            drawn.append(name)
+            (name,) = rng.choices(list(chances), list(chances.values()))
+            leaders.append(name)
             del chances[name]
-        return drawn
+        return leaders
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
-        """Let each site score the merged model that it holds."""
+        """Let each site score the merged model that it holds, and return the scores."""
         return sites.ask({n: replace(order, weights={}) for n, order in orders.items()})
 
     def account(self, load: RoundLoad) -> RoundCost:
-        """Count the updates to the leader and the merged model from it; scoring needs nothing."""
+        """Return the cost of updates to the leader and the merged model back; scoring is free."""
         others = ", and other sites' own updates" if load.reveals else ""
         return RoundCost(
             (load.sites - 1) * load.both_ways,

@@ -1,4 +1,4 @@
-"""A topology asks sites through any engine, and gets their replies in roster order."""
+"""A topology sends requests to sites through any engine, and gets replies in roster order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Links(Enum):
 
 @dataclass(frozen=True)
 class Quorum:
-    """How many replies a round needs; the others' absence is told, never silent.
+    """How many replies a round needs; the absence of others is always reported.
 
     `least` = None asks for all. `patience` in seconds, above 0, counts a site that took longer as
     absent, as long as enough others answered; 0 waits for a slow site as long as it lives.
@@ -33,17 +33,15 @@ EVERYONE = Quorum()
 
 
 class Sites(Protocol):
-    """The only view that a topology has of an engine."""
+    """All that a topology uses of an engine."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Give the roster; its order is the order of every result."""
+        """Return the roster; its order is the order of every result."""
         ...
 
     @property
-    def links(self) -> Links:
-        """Say who can reach whom."""
-        ...
+    def links(self) -> Links: ...
 
     def ask(
         self,
@@ -52,18 +50,18 @@ class Sites(Protocol):
         deliver_to: Sequence[str] = (),
         quorum: Quorum = EVERYONE,
     ) -> list[Reply]:
-        """Carry each request to its site and bring the replies back in roster order.
+        """Send each request to its site, and return the replies in roster order.
 
         With `deliver_to`, the replies' tensors go to these sites' mailboxes, and receipts return.
-        Raises `SiteFailed` unless the quorum answers: a round never goes on with a subset in
-        silence.
+        Raises `SiteFailed` unless the quorum answers: a round never continues with fewer sites
+        unnoticed.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round came to: the next state, and the sites' replies in roster order."""
+    """The result of a round: the next state, and the sites' replies in roster order."""
 
     state: State
     replies: Sequence[Reply]
@@ -91,12 +89,12 @@ class CutTraffic:
 
 @dataclass(frozen=True)
 class RoundLoad:
-    """What a round has to carry, in bytes.
+    """What a round transmits, in bytes.
 
     `model` is what a site and the server exchange one way, `extra` what a method adds to it each
-    way, `told` what it adds on the way to a site alone; `validations` says how often a round's
-    model is scored; `crossing` is a split network's. With `reveals`, a site is shown what others
-    sent.
+    way, `extra_down` what it adds on the way to a site alone; `validations` says how often the
+    model of a round is scored; `crossing` is a split network's. With `reveals`, sites are sent the
+    uploads of others.
     """
 
     sites: int
@@ -104,13 +102,13 @@ class RoundLoad:
     extra: int
     validations: float
     crossing: CutTraffic | None = None
-    told: int = 0
+    extra_down: int = 0
     reveals: bool = False
 
     @property
     def both_ways(self) -> int:
-        """Count what one site receives and sends in a round of training."""
-        return 2 * (self.model + self.extra) + self.told
+        """Return the bytes that one site receives and sends in a round of training."""
+        return 2 * (self.model + self.extra) + self.extra_down
 
 
 @dataclass(frozen=True)
@@ -126,28 +124,26 @@ class Topology(Protocol):
     """Who talks to whom in one round."""
 
     @property
-    def needs(self) -> Links:
-        """Say which links it needs."""
-        ...
+    def needs(self) -> Links: ...
 
     @property
     def quorum(self) -> Quorum:
-        """Say how many sites a round needs."""
+        """Return how many sites a round needs."""
         ...
 
     @property
     def model_at_sites(self) -> bool:
-        """Tell whether the sites hold the shared model, and the coordinator never does."""
+        """Tell whether the sites hold the shared model, which the coordinator then never has."""
         ...
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
-        """Play one round: from one state to the next."""
+        """Run one round, and return the next state with the replies."""
         ...
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
-        """Let each site score its cases."""
+        """Let each site score its cases, and return the replies."""
         ...
 
     def account(self, load: RoundLoad) -> RoundCost:
-        """Say what a round costs and shows."""
+        """Return what a round costs and shows."""
         ...

@@ -11,7 +11,7 @@ from grandrounds.core.errors import BadInput, GrandRoundsError
 
 
 def main() -> None:
-    """Run a command; say errors in one sentence.
+    """Run a command, and print an error as one sentence.
 
     Exit code 2: bad input; 1: the run failed or was stopped.
     """

@@ -25,7 +25,7 @@ at_site = typer.Typer(help="What a hospital decides for itself.", no_args_is_hel
 app.add_typer(federation, name="federation")
 app.add_typer(at_site, name="site")
 
-_START = 180.0  # seconds in which a demonstration's processes are there
+_START = 180.0  # seconds in which a demonstration's processes must answer
 AdminKit = Annotated[Path, typer.Option("--kit", help="The admin's startup kit.")]
 SiteKit = Annotated[Path, typer.Option("--kit", help="The site's own startup kit.")]
 AnyKit = Annotated[Path, typer.Argument(help="A startup kit: the server's or a site's.")]
@@ -291,7 +291,7 @@ def doctor(
 
 
 def _need_flare() -> None:
-    """Refuse to go on without NVFlare. Raises `BadStudy`."""
+    """Raise `BadStudy` where NVFlare is not installed."""
     if find_spec("nvflare") is None:
         raise BadStudy("NVIDIA FLARE is not installed here: pip install 'grandrounds[flare]'")
 

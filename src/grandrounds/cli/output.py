@@ -17,16 +17,16 @@ from grandrounds.report.analysis.statistics import LEVEL, Spread
 from grandrounds.report.prose.sentences import unfinished
 from grandrounds.report.prose.summary import summary_sentences
 
-MOST_COLUMNS = 5  # more arms than these are rows
+MOST_COLUMNS = 5  # with more arms than these, arms are rows
 
 
 def print_json(value: object) -> None:
-    """Print the result of a command that is asked for --json."""
+    """Print the result of a command with --json."""
     print(json.dumps(value, indent=2))
 
 
 def print_line(name: str, value: str, *, as_json: bool) -> None:
-    """Print the one value of a command, at once for whoever waits for it."""
+    """Print the one value of a command, and flush it for whoever waits for it."""
     print(json.dumps({name: value}) if as_json else f"{name}: {value}", flush=True)
 
 
@@ -93,7 +93,7 @@ def _by_seed(facts: Facts, arm: Arm) -> dict[int, dict[str, float]]:
 
 
 def _statistics(facts: Facts, arm: Arm) -> dict[str, object]:
-    """Give the intervals of an arm, and how much better than it the first arm is."""
+    """Return the intervals of an arm, and how much better than it the first arm is."""
     at_sites = {s: d[arm.name] for s, d in facts.compared_at.items() if arm.name in d}
     return {
         "overall": {metric.key: _overall(arm, metric) for metric in facts.metrics},
@@ -128,7 +128,7 @@ def _difference(found: Difference | None) -> dict[str, object] | None:
 
 
 def _matrix(facts: Facts, arm: Arm) -> dict[str, dict[str, float]]:
-    """Give the means of every site's model at every site, by the main metric."""
+    """Return the means of every site's model at every site, by the main metric."""
     found = [crossing.means for crossing in cross_site_matrices(facts) if crossing.arm is arm]
     return {model: dict(row) for means in found for model, row in means.items()}
 
@@ -226,7 +226,7 @@ def print_means(
 def print_adaptation(
     site: str, steps: Mapping[str, int], scores: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Print the steps and the scores of each model of a site that joins."""
+    """Print the steps and the scores of each model at a new site."""
     metrics = list(next(iter(scores.values())))
     table = Table("model", "own steps", *metrics, title=f"{site} joins: test scores")
     for model, means in scores.items():

@@ -1,4 +1,4 @@
-"""Bars on stderr show people how far runs have come; events feed them."""
+"""Progress bars on stderr show how far runs are; events update them."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ VERBS: dict[type, str] = {
     SiteTuned: "fine-tuned",
     SiteTested: "tested",
 }
-_AT_ONCE = 6  # more runs than these are shown only while they are at work
+_AT_ONCE = 6  # with more runs than these, only those that run are shown
 
 
 @contextmanager
@@ -57,14 +57,14 @@ def resumable_interrupt(how: str) -> Generator[None, None, None]:
 
 
 def warn(sentence: str) -> None:
-    """Warn on stderr, however quiet a command is to be."""
+    """Print a warning on stderr, even with --quiet."""
     Console(stderr=True).print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
 
 
 class ProgressBars:
-    """One bar for each run: rounds done, time left, who is at work, and the score so far.
+    """One bar for each run: rounds done, time left, what runs, and the score so far.
 
-    Of `runs` more than a few, those at work are shown, below a bar for all of them together.
+    With more than a few `runs`, those that run are shown, below a bar for all of them.
     """
 
     def __init__(self, console: Console, *, runs: int = 1) -> None:
@@ -100,7 +100,7 @@ class ProgressBars:
         self._progress.stop()
 
     def add(self, arm: str, title: str, rounds: int, *, done: bool = False) -> None:
-        """Show an arm before it starts, or as done already."""
+        """Add an arm's bar before it starts, or as done already."""
         doing = "done before" if done else "waiting"
         self._scores[arm], self._done[arm] = "", 0
         self._rows[arm] = self._progress.add_task(
@@ -120,7 +120,7 @@ class ProgressBars:
         self._count(arm, 0)
 
     def show(self, arm: str, event: Event) -> None:
-        """Show what an event says."""
+        """Update an arm's bar by an event."""
         row = self._rows[arm]
         match event:
             case RunStarted():
@@ -147,7 +147,7 @@ class ProgressBars:
                 self._progress.update(row, doing=_doing(event))
 
     def _count(self, arm: str, round: int) -> None:
-        """Move the bar of all runs on by the rounds that a run has done since."""
+        """Advance the bar of all runs by the rounds that a run has done since."""
         if self._all is None:
             return
         self._progress.advance(self._all, round - self._done[arm])
@@ -172,15 +172,15 @@ def _doing(event: Event) -> str:
 
 
 def policy_line(event: PolicySet) -> str:
-    """Say in one line which parameter groups are shared, private or reset."""
+    """Write in one line which parameter groups are shared, private or reset."""
     groups: dict[str, list[str]] = {}
     for group in event.groups:
         groups.setdefault(group.policy, []).append(group.group)
-    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups.items())
-    return told.replace("_", " ")
+    line = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups.items())
+    return line.replace("_", " ")
 
 
 def missed(event: SiteMissed) -> str:
-    """Say in one sentence who did not answer, and why."""
+    """Write in one sentence which site did not answer, and why."""
     card = FailureCard(**{field.name: getattr(event, field.name) for field in fields(FailureCard)})
     return f"went on without an answer: {card}"

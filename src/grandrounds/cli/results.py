@@ -1,4 +1,4 @@
-"""These commands use what a run left: reports, evaluation, models, cards, trackers.
+"""These commands use finished runs: reports, evaluation, models, cards, trackers.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
@@ -80,9 +80,9 @@ def evaluate(
         paths = site or []
         means = mean_matrix(run, paths) if matrix else {"its model": means_at_sites(run, paths)}
         scores = means if matrix else means["its model"]
-        results.append({"arm": run.told.arm, "seed": run.told.seed, "scores": scores})
+        results.append({"arm": run.score_label.arm, "seed": run.score_label.seed, "scores": scores})
         if not json and not quiet:
-            title = f"{run.told.arm}, seed {run.told.seed}"
+            title = f"{run.score_label.arm}, seed {run.score_label.seed}"
             print_means(means, metric=run.study.task.metric, title=title)
     if json:
         print_json(results)
@@ -106,16 +106,16 @@ def adapt(
     from grandrounds.runs.site_data import find_site
 
     run = FinishedRun(folder)
-    guest, task = find_site(run.study, site), run.study.make_task()
-    models = adapt_model(run, guest, epochs=epochs)
+    new_site, task = find_site(run.study, site), run.study.make_task()
+    models = adapt_model(run, new_site, epochs=epochs)
     steps = {model.name: model.steps for model in models}
     scores = {model.name: task.summary(model.scores) for model in models}
     if json:
         rows = {name: {"steps": steps[name], "scores": scores[name]} for name in steps}
-        print_json({guest.name: rows})
+        print_json({new_site.name: rows})
     elif not quiet:
-        print_adaptation(guest.name, steps, scores)
-        print(f"private part: {RunFolder(folder).adapted(guest.name).private()}")
+        print_adaptation(new_site.name, steps, scores)
+        print(f"private part: {RunFolder(folder).adapted(new_site.name).private()}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""These commands try, check, run and compare studies, and deal data for them.
+"""These commands check, run and compare studies, and partition data for them.
 
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """

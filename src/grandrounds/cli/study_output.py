@@ -1,4 +1,4 @@
-"""What a study costs, what a site can deliver and who answers in a federation is printed here."""
+"""A study's costs, a site's data and a federation's sites and jobs are printed here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -46,7 +46,7 @@ def _topology(found: TopologySet | str) -> dict[str, object]:
 
 
 def print_study(plan: RunPlan, cost: Estimate) -> None:
-    """Print what a study means and costs, and what its other topologies would cost."""
+    """Print the resolved study and its costs, and what other topologies would cost."""
     study, console = plan.study, Console()
     machine = study.training.machine()
     console.print(to_toml(study), markup=False, highlight=False)
@@ -88,7 +88,7 @@ def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
 
 
 def print_site(summary: SiteSummary) -> None:
-    """Print what a site can deliver, in counts."""
+    """Print the counts of a site's data."""
     console = Console()
     table = Table("", "patients", "sessions", "slices", title=f"Site '{summary.site}'")
     counts = [*summary.splits.items(), *summary.contents.items()]
@@ -110,7 +110,7 @@ def _ranges(ranges: Sequence[tuple[float, float]]) -> str:
 
 
 def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> None:
-    """Print how many patients of each label every pseudo-site was dealt."""
+    """Print how many patients of each label are assigned to every pseudo-site."""
     labels = tuple(next(iter(patients.values())))
     table = Table("site", *(f"{variable} {label}" for label in labels), title="Patients")
     for site, counts in patients.items():
@@ -119,7 +119,7 @@ def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> 
 
 
 def print_kits(kits: Mapping[str, Path]) -> None:
-    """Print whose each startup kit is, and what its owner does with it."""
+    """Print the owner of each startup kit, and what to do with it."""
     table = Table("kit", "for", "there, once", title="Startup kits: each holds a private key")
     for name, kit in kits.items():
         whose, once = _handed_to(name)
@@ -148,7 +148,7 @@ def leaving_as_json(study: Study) -> dict[str, object]:
 
 
 def print_leaving(study: Study, site: str) -> None:
-    """Print what a study asks of a site and what will leave it."""
+    """Print a study and what will leave a site that accepts it."""
     console, cost = Console(), estimate(plan_run(study))
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "parameters", title=f"What leaves '{site}'")
@@ -174,7 +174,7 @@ def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, st
 
 
 def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
-    """Print what each check of the doctor found, and what mends it."""
+    """Print the finding of each check of the doctor, and what mends it."""
     table = Table.grid("", "", "", padding=(0, 2, 0, 0))
     for name, finding in findings.items():
         mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""

@@ -24,7 +24,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def choose_device(wish: str = "auto") -> torch.device:
-    """Give the wished device, or for "auto" the first present of cuda, mps, cpu.
+    """Return the wished device, or for "auto" the first present of cuda, mps, cpu.
 
     Raises `BadStudy` if the wish names no device or one that this machine lacks.
     """
@@ -52,7 +52,7 @@ def _count(kind: str) -> int:
 
 
 def choose_precision(wish: Precision, device: torch.device) -> torch.dtype:
-    """Give the dtype that convolutions and matrix products compute in on this device."""
+    """Return the dtype that convolutions and matrix products compute in on this device."""
     if wish == "auto":
         return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
     return DTYPES[wish]
@@ -65,7 +65,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 def _cpu_features() -> frozenset[str]:
-    # Older releases of torch have no public question for this; Linux writes the same words.
+    # Older releases of torch have no public function for this; Linux lists the same features.
     if hasattr(torch.cpu, "get_capabilities"):
         present = torch.cpu.get_capabilities()
         return frozenset(name for name, value in present.items() if value is True)
@@ -84,24 +84,24 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Compute in the weights' own type inside this context, whatever the precision around it."""
-    if device.type == "meta":  # where nothing is computed, and autocast is not known
+    if device.type == "meta":  # nothing is computed there, and autocast does not support it
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """Bring a result of bfloat16 arithmetic to float32; float64 stays."""
+    """Convert a result of bfloat16 arithmetic to float32; float64 stays as it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def weights_dtype(precision: torch.dtype) -> torch.dtype:
-    """Give the type of weights and of what they are applied to: float32 but for fp64."""
+    """Return the type of weights and of their inputs: float64 for fp64, otherwise float32."""
     return torch.float64 if precision == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes, how precisely, with how many threads."""
+    """The device, the precision and the number of threads that a run computes with."""
 
     device: torch.device
     precision: torch.dtype
@@ -109,15 +109,15 @@ class Machine:
 
     @property
     def precision_name(self) -> str:
-        """Say "bf16", "fp32" or "fp64"."""
+        """Return "bf16", "fp32" or "fp64"."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.precision)
 
 
 def machine_for(device: str, precision: Precision, threads: int, *, processes: int = 1) -> Machine:
     """Choose device, precision and threads for a study. Raises `BadStudy` for an absent device.
 
-    Each of several processes gets `threads`, which keeps the numbers; where that is 0, they share
-    the cores.
+    Each of several processes gets `threads`, so that the numbers do not depend on how many there
+    are; where `threads` is 0, the processes share the cores.
     """
     chosen = choose_device(device)
     threads = threads or max(1, num_cores() // processes)
@@ -126,10 +126,10 @@ def machine_for(device: str, precision: Precision, threads: int, *, processes: i
 
 @contextmanager
 def deterministic(machine: Machine) -> Generator[None, None, None]:
-    """Fix the threads and ask for deterministic algorithms; put both back afterwards.
+    """Fix the threads and require deterministic algorithms; restore both settings afterwards.
 
-    On accelerators some operations have no deterministic form: there a warning is given, and equal
-    digests are promised on equal hardware only as far as the operations allow.
+    On accelerators some operations have no deterministic form: torch then warns, and digests are
+    equal on equal hardware only as far as the operations allow.
     """
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     fills = cast(bool, getattr(switches, FILL))
@@ -146,16 +146,16 @@ def deterministic(machine: Machine) -> Generator[None, None, None]:
 
 
 def peak_memory() -> int:
-    """Give the largest resident size of this process so far, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def physical_memory() -> int:
-    """Give the machine's memory in bytes, or what the container may use of it."""
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the machine's memory in bytes, or the container's limit where that is lower."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
-    return whole if limit == "max" else min(whole, int(limit))
+    return total if limit == "max" else min(total, int(limit))
 
 
 def num_cores() -> int:

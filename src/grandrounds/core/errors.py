@@ -1,4 +1,4 @@
-"""Every error a user can meet.
+"""Every error that a user can meet derives from `GrandRoundsError`.
 
     GrandRoundsError
     ├── BadInput             what the user gave is wrong; exit code 2, nothing trained, nothing lost
@@ -55,12 +55,12 @@ class BadUpdate(RunFailed):
 
 
 class DiskFailed(RunFailed):
-    """The disk refused to keep what must not be lost."""
+    """The disk refused to save what must not be lost."""
 
 
 @dataclass(frozen=True)
 class FailureCard:
-    """Who failed, when, in what, and what may help; `trace` names the lines, without any path."""
+    """Says which site failed, when, at what, and what may help; `trace` has no folder names."""
 
     site: str
     round: int
@@ -71,7 +71,7 @@ class FailureCard:
     trace: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         hint = f". {self.hint}" if self.hint else ""
         return (
             f"site '{self.site}' failed in round {self.round} ({self.stage}): "
@@ -87,5 +87,5 @@ class SiteFailed(RunFailed):
         self.card = card
 
     def __reduce__(self) -> tuple[type["SiteFailed"], tuple[FailureCard]]:
-        """Cross a process boundary with the card, not with its text."""
+        """Let a pickled error carry the card to another process, and not only its text."""
         return SiteFailed, (self.card,)

@@ -1,7 +1,6 @@
-"""Everything that happens in a run is told as a frozen event, in order.
+"""Everything that happens in a run is reported as a frozen event, in order.
 
-Progress bars, tables, the report and trackers are readers of these events; nothing else tells them
-anything.
+Progress bars, tables, the report and trackers read these events, and nothing else.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from typing import TypeAlias, get_args
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins: who takes part, on what."""
+    """A run begins with these sites, versions and device."""
 
     name: str
     arm: str
@@ -29,7 +28,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class RunResumed:
-    """A run goes on after this round; what the journal holds of later rounds did not survive."""
+    """A run continues after this round; earlier events of later rounds are superseded."""
 
     round: int
 
@@ -54,7 +53,7 @@ class SiteReady:
 
 @dataclass(frozen=True)
 class GroupPolicy:
-    """Whether one parameter group travels."""
+    """One parameter group, and whether its tensors leave a site."""
 
     group: str
     policy: str  # "shared", "private", "partly shared" or "reset"
@@ -64,7 +63,7 @@ class GroupPolicy:
 
 @dataclass(frozen=True)
 class PolicySet:
-    """What travels and what stays, decided before anything trains."""
+    """Which parameter groups leave a site and which stay, decided before training."""
 
     groups: tuple[GroupPolicy, ...]
     norm_buffers: str
@@ -73,7 +72,7 @@ class PolicySet:
 
 @dataclass(frozen=True)
 class TopologySet:
-    """What a round costs over all links, what its time is made of, and who sees what."""
+    """What a round transmits over all links, what determines its duration, and who sees what."""
 
     kind: str
     bytes_per_round: int
@@ -91,7 +90,7 @@ class WorkSet:
 
 @dataclass(frozen=True)
 class SiteTrained:
-    """One site's part in one round."""
+    """A site trained in one round."""
 
     round: int
     site: str
@@ -101,12 +100,12 @@ class SiteTrained:
     bytes_up: int
     bytes_down: int
     losses: Mapping[str, float] = field(default_factory=dict[str, float])
-    score: float | None = None  # how the site's own model validates, where the method asks for it
+    score: float | None = None  # validation score of the site's model, where the method asks for it
 
 
 @dataclass(frozen=True)
 class SiteValidated:
-    """One site's validation score of a round's aggregate (higher is better)."""
+    """A site computed its validation score of a round's aggregate (higher is better)."""
 
     round: int
     site: str
@@ -119,7 +118,7 @@ class SiteValidated:
 
 @dataclass(frozen=True)
 class SiteMonitored:
-    """One site's score of the travelling model, after another site's turn in a cycle."""
+    """A site scored the travelling model after another site's turn in a cycle."""
 
     round: int
     after: str
@@ -132,7 +131,7 @@ class SiteMonitored:
 
 @dataclass(frozen=True)
 class SiteExchanged:
-    """Tensors that a site sent or received beside training and scoring."""
+    """A site sent or received tensors outside training and scoring."""
 
     round: int
     site: str
@@ -144,7 +143,7 @@ class SiteExchanged:
 
 @dataclass(frozen=True)
 class SiteMissed:
-    """A site did not answer, and the quorum went on without it; or a leader failed."""
+    """A site did not answer and the quorum continued without it, or a leader failed."""
 
     site: str
     round: int
@@ -157,7 +156,7 @@ class SiteMissed:
 
 @dataclass(frozen=True)
 class SiteTuned:
-    """One site fine-tuned the federation's model for itself."""
+    """A site fine-tuned the federation's model for itself."""
 
     round: int
     site: str
@@ -169,7 +168,7 @@ class SiteTuned:
 
 @dataclass(frozen=True)
 class RoundFinished:
-    """The aggregate of a round stands; it is saved next."""
+    """The aggregate of a round is computed; it is saved next."""
 
     round: int
     digest: str

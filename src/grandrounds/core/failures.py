@@ -1,4 +1,4 @@
-"""A failure card tells what went wrong at a site, without what only the site may know."""
+"""A failure card says what went wrong at a site, without what only the site may know."""
 
 import re
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ LINES = 12  # of a trace that a card shows
 
 @dataclass(frozen=True)
 class Redactor:
-    """Takes out of a text what identifies: paths, and the site's own names of its patients."""
+    """Removes what identifies from a text: paths, and the site's own names of its patients."""
 
     names: frozenset[str] = frozenset()
 
     def __call__(self, text: str) -> str:
-        """Give the text without them."""
+        """Return the text with placeholders in their place."""
         text = PATH.sub("[path]", text)
         for name in sorted(self.names, key=len, reverse=True):
             text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", "[patient]", text)
@@ -38,12 +38,12 @@ class Redactor:
 
 
 def unredacted(text: str) -> str:
-    """Leave a text as it is: for simulated sites, and sites that allow it."""
+    """Return a text as it is, for simulated sites and sites that allow it."""
     return text
 
 
 def failure_card(site: str, request: Request, error: BaseException, message: str) -> FailureCard:
-    """Fill in the card of an error at a site; `message` has been redacted there."""
+    """Return the card of an error at a site; `message` has been redacted there."""
     kind = type(error).__name__
     stage = type(request).__name__.lower()
     hint = HINTS.get(kind, "")

@@ -1,4 +1,4 @@
-"""A file or folder appears at its place when it is whole, and not before."""
+"""Files and folders appear under their names only when they are complete."""
 
 import os
 import tempfile
@@ -16,9 +16,9 @@ STOPS_RUN = (
 
 @contextmanager
 def create_whole(out: Path) -> Generator[Path, None, None]:
-    """Give a name to write to; it becomes `out` at the end, or nothing is left of it.
+    """Yield a path to write to; it is renamed to `out` at the end, or removed after an error.
 
-    Raises `BadInput` where something is there already, or where nothing can be written.
+    Raises `BadInput` where `out` exists already, or where nothing can be written.
     """
     if out.exists():
         raise BadInput(f"{out}: is there already; choose another name")
@@ -49,7 +49,7 @@ def write_bytes(path: Path, content: bytes, *, refusal: str = STOPS_RUN) -> None
 
 @contextmanager
 def appearing(path: Path, *, refusal: str = STOPS_RUN) -> Generator[Path, None, None]:
-    """Let a file be written under a temporary name, flush it to the disk, then rename it."""
+    """Yield a temporary name to write a file to; flush it to the disk, then rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

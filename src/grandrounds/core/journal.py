@@ -1,4 +1,4 @@
-"""A journal keeps a run's events, one JSON object a line, even if its process is killed."""
+"""A journal saves a run's events, one JSON object a line, even if its process is killed."""
 
 import json
 import os
@@ -33,12 +33,11 @@ Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
 
 @dataclass(frozen=True)
 class Journal:
-    """A listener that keeps every event it hears, in order."""
+    """A listener that writes every event to a file, in order."""
 
     path: Path
 
     def __call__(self, event: Event) -> None:
-        """Hear an event."""
         self.append(event)
 
     def append(self, event: Event) -> None:
@@ -98,14 +97,14 @@ def _event(line: bytes, place: str) -> Stamped:
 
 
 def without_superseded(events: Iterable[Stamped]) -> list[Stamped]:
-    """Drop what did not survive: at each resume, the earlier events of rounds after its own."""
-    kept: list[Stamped] = []
+    """Drop what a resumed run repeated: the earlier events of rounds after the one it resumed."""
+    surviving: list[Stamped] = []
     for stamped in events:
         if isinstance(stamped[1], RunResumed):
             last = stamped[1].round
-            kept = [earlier for earlier in kept if _round(earlier[1]) <= last]
-        kept.append(stamped)
-    return kept
+            surviving = [earlier for earlier in surviving if _round(earlier[1]) <= last]
+        surviving.append(stamped)
+    return surviving
 
 
 def _round(event: Event) -> int:
@@ -117,8 +116,8 @@ def _round(event: Event) -> int:
 
 
 def bytes_by_site(events: Iterable[Event]) -> dict[Place, Traffic]:
-    """Add up what each site sent and received in each round, whatever it was for."""
-    found: dict[Place, Traffic] = {}
+    """Return the bytes that each site sent and received in each round, for all purposes."""
+    totals: dict[Place, Traffic] = {}
     for event in events:
         match event:
             case SiteTrained() | SiteExchanged() | SiteValidated():
@@ -127,12 +126,12 @@ def bytes_by_site(events: Iterable[Event]) -> dict[Place, Traffic]:
                 up, down = 0, event.bytes_down
             case _:
                 continue
-        before = found.get((event.round, event.site), (0, 0))
-        found[event.round, event.site] = (before[0] + up, before[1] + down)
-    return found
+        before = totals.get((event.round, event.site), (0, 0))
+        totals[event.round, event.site] = (before[0] + up, before[1] + down)
+    return totals
 
 
 def absences(events: Iterable[Event]) -> set[Place]:
-    """Find who missed a round's training."""
+    """Return which sites missed the training of which rounds."""
     missed = (event for event in events if isinstance(event, SiteMissed))
     return {(event.round, event.site) for event in missed if event.stage == "train"}

@@ -1,4 +1,4 @@
-"""A coordinator asks a site by requests, and gets replies; both travel as bytes, never pickled."""
+"""A coordinator sends requests to sites and gets replies; both are encoded, never pickled."""
 
 import json
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ class LocalPlan:
     (FedProx). `private_epochs` train what stays, before `epochs` train what is shared (FedRep).
     `controls` corrects the drift of each gradient (SCAFFOLD). `personal` trains a model of the
     site's own beside the shared one, pulled towards it with that strength (Ditto). `carries` sends
-    the optimiser's state along with the weights that it belongs to. `contrast` pushes off what was
-    sent last: by all sites, or by the site itself, as `negatives` says (FedMRI). `validates` scores
-    what was trained on the site's validation cases.
+    the optimiser's state along with the weights that it belongs to. `contrast` pushes away from
+    what was sent last: by all sites, or by the site itself, as `negatives` says (FedMRI).
+    `validates` scores the trained model on the site's validation cases.
     """
 
     epochs: int = 1
@@ -40,16 +40,17 @@ class LocalPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Describe:
-    """Say who you are: counts only, and the rounds whose private state you hold."""
+    """Asks a site for its counts, and for the rounds whose private state it has saved."""
 
     round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train from these weights and your private state of the round `since`; send what is shared.
+    """Asks a site to train from these weights and its private state of the round `since`.
 
-    `keep` names the older round whose private state must survive (the best one so far).
+    The reply brings what is shared. `keep` names the older round whose private state must stay
+    saved (the best one so far).
     """
 
     round: int
@@ -61,7 +62,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Combine the updates that these peers delivered to you, in this order."""
+    """Asks a leader to combine the updates that these peers delivered to it, in this order."""
 
     round: int
     since: int
@@ -70,7 +71,7 @@ class Merge:
 
 @dataclass(frozen=True, kw_only=True)
 class Adopt:
-    """Keep the merged model that this leader delivered to you."""
+    """Asks a site to save the merged model that this leader delivered to it."""
 
     round: int
     leader: str
@@ -79,7 +80,7 @@ class Adopt:
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
-    """Train these weights, and all that is yours, on your data for yourself alone."""
+    """Asks a site to fine-tune these weights, with its private ones, for itself alone."""
 
     round: int
     since: int
@@ -89,10 +90,10 @@ class Tune:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score these weights with your private state of the round `since`.
+    """Asks a site to score these weights with its private state of the round `since`.
 
     `cases` asks for every case's score; `after` names the site whose turn just ended; `tuned`
-    scores what `Tune` made.
+    asks to score the fine-tuned model instead.
     """
 
     round: int
@@ -106,11 +107,11 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """Run your front on your next batch, and send what crosses the cut of the network.
+    """Asks a site to run the head of a cut network on its next batch; returns the activations.
 
-    Step 0 begins a turn: it brings your part of the weights, which goes with your private state of
-    the round `since`, and its reply says how many batches come. `keep` as in `Train`; `cases` as in
-    the `Evaluate` that ends a turn whose `split` is not "train".
+    Step 0 begins a turn: it brings the site's part of the weights, which goes with its private
+    state of the round `since`, and its reply says how many batches there are. `keep` is as in
+    `Train`; `cases` as in the `Evaluate` that ends a turn whose `split` is not "train".
     """
 
     round: int
@@ -125,7 +126,7 @@ class Forward:
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """Run your end on what the server made of your batch; send the gradients of what came."""
+    """Asks a site to run the tail on the server's activations; returns their gradients."""
 
     round: int
     step: int
@@ -134,10 +135,10 @@ class Tail:
 
 @dataclass(frozen=True, kw_only=True)
 class Backward:
-    """Backpropagate these gradients of what crossed the cut, and take your step.
+    """Asks a site to backpropagate these gradients at the cut, and to take its optimiser step.
 
-    The `last` one ends a turn: send your part of what is shared. `losses` are the turn's, where the
-    server found them.
+    The `last` one ends a turn: its reply brings the site's part of what is shared. `losses` are the
+    turn's, where the server computed them.
     """
 
     round: int
@@ -149,7 +150,7 @@ class Backward:
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """Write your personal models: of the best round, and of the last one that you took part in."""
+    """Asks a site to write its models of the best round, and of the last one it took part in."""
 
     round: int
     best: int
@@ -177,9 +178,9 @@ class Reply:
 
     `examples` is n_k, the site's training examples, in every reply; `cases` counts what was scored;
     `digest` fingerprints the site's private state, which itself stays; `shared` the model that a
-    leader merged of as many updates as `merged` says; `sent` and `received` count the bytes of
-    tensors that travelled between sites or to the coordinator. `score` is how the model that the
-    site just trained validates, where the plan asks for it and the site has cases to do so.
+    leader merged from as many updates as `merged` says; `sent` and `received` count the bytes of
+    tensors that travelled between sites or to the coordinator. `score` is the validation score of
+    the model that the site just trained, where the plan asks for it and the site has such cases.
     """
 
     site: str
@@ -201,7 +202,7 @@ class Reply:
     weights: Weights = field(default_factory=dict[str, Tensor])
 
     def receipt(self, num_peers: int) -> "Reply":
-        """Give the reply without its tensors, which went to so many other sites."""
+        """Return the reply without its tensors, which went to `num_peers` other sites."""
         return replace(self, weights={}, sent=self.sent * num_peers)
 
 
@@ -210,7 +211,7 @@ MESSAGE_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_a
 
 
 def encode(message: Message) -> bytes:
-    """Pack a message: its weights as safetensors, all else as JSON in their header.
+    """Return a message as bytes: its weights as safetensors, all else as JSON in their header.
 
     Bits and dtypes stay intact.
     """
@@ -222,7 +223,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """Unpack a message. The inverse of `encode`."""
+    """Return the message that `encode` made these bytes of."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
     message = from_plain(MESSAGE_KINDS[header["kind"]], header["fields"])

@@ -15,7 +15,7 @@ SPAWN = mp.get_context("spawn")
 
 
 def start_process(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    """Start a process of one's own; arguments may be connections."""
+    """Start a process that ends with this one; arguments may be connections."""
     process = SPAWN.Process(target=_run, args=(target, *arguments), daemon=True)
     process.start()
     return process
@@ -36,7 +36,7 @@ def process_pool(workers: int) -> Generator[tuple[ProcessPoolExecutor, SyncManag
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent has ended, however that came about."""
+    """End this process as soon as its parent has ended, for whatever reason."""
     Thread(target=_watch, daemon=True).start()
 
 
@@ -48,7 +48,7 @@ def _watch() -> None:
 
 
 def end_when_orphaned() -> None:
-    """End this process within seconds of its parent's end, whoever started it and how."""
+    """End this process within seconds of its parent's end, however it was started."""
     Thread(target=_watch_id, args=(os.getppid(),), daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Scores tell how well probabilities separate two classes; with one class they are nan.
+"""Scores measure how well probabilities separate two classes; with one class they are nan.
 
 Shapes: N case. A label is 1 (positive) or 0.
 """
@@ -13,7 +13,7 @@ FloatArray: TypeAlias = NDArray[np.float64]
 
 
 def auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Give the chance that a positive case has a higher probability than a negative one.
+    """Return the chance that a positive case has a higher probability than a negative one.
 
     Ties count half. Mann and Whitney 1947.
     """
@@ -26,7 +26,7 @@ def auc(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def balanced_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Give the mean of sensitivity and specificity; positive is what has 0.5 or more."""
+    """Return the mean of sensitivity and specificity; 0.5 or more counts as positive."""
     positives, negatives = _by_class(probabilities, labels)
     if not positives.size or not negatives.size:
         return float("nan")
@@ -34,15 +34,15 @@ def balanced_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def sensitivity_at(probabilities: ArrayLike, labels: ArrayLike, *, specificity: float) -> float:
-    """Give the highest sensitivity of all thresholds with this specificity or a higher one."""
+    """Return the highest sensitivity of all thresholds with this specificity or a higher one."""
     positives, negatives = _by_class(probabilities, labels)
     if not positives.size or not negatives.size:
         return float("nan")
-    found = np.searchsorted(negatives, positives, "left") / negatives.size
-    return float((found >= specificity).mean())
+    specificities = np.searchsorted(negatives, positives, "left") / negatives.size
+    return float((specificities >= specificity).mean())
 
 
 def _by_class(probabilities: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Give the probabilities of the positive cases and of the negative ones, each in order."""
+    """Return the probabilities of the positive cases and of the negative ones, each in order."""
     values, positive = np.asarray(probabilities, np.float64), np.asarray(labels) > 0
     return np.sort(values[positive]), np.sort(values[~positive])

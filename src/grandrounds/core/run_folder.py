@@ -1,4 +1,4 @@
-"""The names of all files and folders of a run and of a comparison stand here, and here alone."""
+"""This module alone names the files and folders of a run and of a comparison."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class _Folder(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in every folder of a kind: the path there for a folder, the name for its class."""
+    """A name in every folder of a class: on a folder it is a path, on the class it is the name."""
 
     name: str
 
@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class SiteFolder:
-    """What a run keeps of one site, or of one that joined: models, private state, pictures."""
+    """What a run saves for one site, or for one that joined: models, private state, pictures."""
 
     path: Path
 
@@ -39,17 +39,17 @@ class SiteFolder:
     panels = Entry("panels.npz")
 
     def private(self, version: str = "") -> Path:
-        """Return where the site's own part lies of the tested model, or of another version."""
+        """Return the path of the private part of the tested model, or of another version."""
         return self.path / f"private{version}.safetensors"
 
     def shared(self, version: str = "") -> Path:
-        """Return where the shared part lies, if the site itself holds it."""
+        """Return the path of the shared part, which exists if the site itself holds it."""
         return self.path / f"shared{version}.safetensors"
 
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """What a run and a comparison both have: tables of test scores, and what reports make."""
+    """What a run and a comparison both have: tables of test scores, and the output of reports."""
 
     path: Path
 

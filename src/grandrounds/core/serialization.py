@@ -9,22 +9,24 @@ _T = TypeVar("_T")
 
 
 def from_plain(kind: type[_T], value: Any) -> _T:
-    """Rebuild `kind` from what `dataclasses.asdict` and JSON made of it.
+    """Return the object of class `kind` that `dataclasses.asdict` and JSON made plain.
 
-    Understands nested dataclasses, tuples and mappings.
+    It may hold nested dataclasses, tuples and mappings.
     """
-    return cast(_T, _revive(kind, value))
+    return cast(_T, _rebuild(kind, value))
 
 
-def _revive(hint: Any, value: Any) -> Any:
+def _rebuild(hint: Any, value: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         hints = get_type_hints(hint)
-        return cast(Any, hint)(**{name: _revive(hints[name], item) for name, item in value.items()})
+        return cast(Any, hint)(
+            **{name: _rebuild(hints[name], item) for name, item in value.items()}
+        )
     if origin is tuple:
-        return tuple(_revive(arguments[0], item) for item in value)
+        return tuple(_rebuild(arguments[0], item) for item in value)
     if origin is Mapping:
-        return {name: _revive(arguments[1], item) for name, item in value.items()}
+        return {name: _rebuild(arguments[1], item) for name, item in value.items()}
     if origin in (types.UnionType, Union):
-        return None if value is None else _revive(arguments[0], value)
+        return None if value is None else _rebuild(arguments[0], value)
     return value

@@ -1,7 +1,7 @@
-"""The coordinator's state and each site's private state survive a round on disk.
+"""The coordinator's state and each site's private state are saved to disk after each round.
 
 Everything is written to a temporary name, flushed and renamed, so that a process may be killed at
-any moment. The newest two rounds and the best one are kept.
+any moment. The newest two rounds and the best one stay on disk.
 """
 
 import json
@@ -22,10 +22,10 @@ NO_SCORE = float("-inf")
 class State:
     """All that survives a round at the coordinator.
 
-    Saving this is checkpointing; loading it is resuming. `memory` is what a method's server step
-    remembers; `best_round` had the best weighted validation score. `held` fingerprints the model
-    where the sites hold it and not the coordinator. `seen` says of each site that missed this round
-    which one it last took part in, `best_seen` the same of the best round.
+    Saving it is checkpointing; loading it is resuming. `memory` holds what a method's server step
+    remembers, such as momentum; `best_round` had the best weighted validation score. `held` is the
+    digest of the model where the sites hold it and not the coordinator. `seen` maps each site that
+    missed this round to the one it last took part in; `best_seen` does so for the best round.
     """
 
     weights: Weights
@@ -39,15 +39,15 @@ class State:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint the shared model, wherever it lies."""
+        """Return the digest of the shared model, whoever holds it."""
         return self.held or digest(self.weights)
 
     def last_of(self, site: str) -> int:
-        """Give the last round that a site took part in."""
+        """Return the last round that a site took part in."""
         return self.seen.get(site, self.round)
 
     def best_of(self, site: str) -> int:
-        """Give the last round that a site took part in when the best one ended."""
+        """Return the last round that a site had taken part in when the best round ended."""
         return self.best_seen.get(site, self.best_round)
 
 
@@ -58,7 +58,6 @@ class RoundStore:
     folder: Path
 
     def path(self, round: int) -> Path:
-        """Name the file of a round."""
         return self.folder / f"round-{round:06d}.safetensors"
 
     def rounds(self) -> tuple[int, ...]:
@@ -81,12 +80,12 @@ class RoundStore:
 
 
 def to_tensors(state: State) -> Weights:
-    """Lay a state's tensors in one set of names."""
+    """Return a state's weights and memory as one set of named tensors."""
     return with_prefix("weights/", state.weights) | with_prefix("memory/", state.memory)
 
 
 def from_tensors(tensors: Weights, round: int) -> State:
-    """Give the state whose tensors `flattened` laid together."""
+    """Return the state whose tensors `to_tensors` joined."""
     return State(without_prefix("weights/", tensors), round, without_prefix("memory/", tensors))
 
 
@@ -117,9 +116,10 @@ def load_state(folder: Path, round: int) -> State:
 
 
 def newest_complete_round(folder: Path, sites: Mapping[str, tuple[int, ...]]) -> int:
-    """Find the newest round that the coordinator and all sites that took part hold; 0 if none.
+    """Return the newest round that the coordinator and all its sites have saved; 0 if none.
 
-    `sites` maps each site to the rounds whose private state it holds.
+    `sites` maps each site to the rounds whose private state it holds. A site that missed a round
+    counts with the last one it took part in.
     """
     for round in reversed(saved_rounds(folder).rounds()):
         state = load_state(folder, round)

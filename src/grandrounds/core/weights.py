@@ -22,27 +22,27 @@ OPTIMIZER = "optimizer/"  # before the names of an optimiser's tensors, where th
 
 
 def name_starts(*prefixes: str) -> Filter:
-    """Select names by how they start, for example `starting_with("generator.decoder.")`."""
+    """Return a filter of names by their start, for example `name_starts("generator.decoder.")`."""
     return lambda name: name.startswith(prefixes)
 
 
 def name_in(names: frozenset[str]) -> Filter:
-    """Select exactly these names."""
+    """Return a filter that passes exactly these names."""
     return lambda name: name in names
 
 
 def select(weights: Mapping[str, Tensor], keep: Filter) -> Weights:
-    """Keep the tensors whose names pass the filter, in their order."""
+    """Return the tensors whose names pass the filter, in their order."""
     return {name: tensor for name, tensor in weights.items() if keep(name)}
 
 
 def with_prefix(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
-    """Put a prefix before every name."""
+    """Return the tensors with a prefix before every name."""
     return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
 
 
 def without_prefix(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
-    """Select the names that start with a prefix, and take it off."""
+    """Return the tensors whose names start with a prefix, by the names without it."""
     return {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
 
 
@@ -72,7 +72,7 @@ def mean(updates: Sequence[Weights], shares: Sequence[float]) -> Weights:
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Average block by block: a block's float64 stays in the cache."""
+    """Average block by block, so that a block's float64 fits in the cache."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     average = torch.empty_like(flat[0])
     for start in range(0, average.numel(), _BLOCK):
@@ -85,7 +85,7 @@ def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 
 def median(updates: Sequence[Weights]) -> Weights:
-    """Take the middle of each coordinate, in float64; of two middles, their mean.
+    """Return the median of each coordinate, in float64; of an even number, the middle two's mean.
 
     Every site counts alike. Yin et al. 2018, definition 1.
     """
@@ -109,22 +109,22 @@ def _trimmed(tensors: Sequence[Tensor], dropped: int) -> Tensor:
 def _check_alike(updates: Sequence[Weights]) -> None:
     shapes = {name: tensor.shape for name, tensor in updates[0].items()}
     for update in updates[1:]:
-        found = {name: tensor.shape for name, tensor in update.items()}
-        if found != shapes:
-            odd = sorted(n for n in shapes.keys() | found.keys() if shapes.get(n) != found.get(n))
+        other = {name: tensor.shape for name, tensor in update.items()}
+        if other != shapes:
+            odd = sorted(n for n in shapes.keys() | other.keys() if shapes.get(n) != other.get(n))
             raise BadUpdate(
                 f"updates differ in {len(odd)} tensors, first '{odd[0]}': "
-                f"{shapes.get(odd[0])} and {found.get(odd[0])}; every site must send the same names"
+                f"{shapes.get(odd[0])} and {other.get(odd[0])}; every site must send the same names"
             )
 
 
 def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """Name the first tensor that holds a NaN or an infinity, if any."""
+    """Return the name of the first tensor that holds a NaN or an infinity, if any."""
     return next((name for name, t in weights.items() if not _is_finite(t)), None)
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Look at the extremes alone, which a NaN becomes: fast, and without a mask of the tensor."""
+    """Look at minimum and maximum alone, which a NaN makes NaN: fast, and without a mask."""
     if not tensor.numel():
         return True
     low, high = torch.aminmax(tensor)
@@ -132,9 +132,9 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """Fingerprint names, dtypes, shapes and bits: equal digests mean identical weights.
+    """Return a SHA-256, in hex, of names, dtypes, shapes and bits.
 
-    The digest is a SHA-256, in hex.
+    Equal digests mean identical weights.
     """
     sha = hashlib.sha256()
     for name in sorted(weights):
@@ -147,7 +147,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file so that a reader sees all of it or nothing, even after a power cut.
 
-    Raises `DiskFailed` where the disk refuses; what stood at `path` before then still stands.
+    Raises `DiskFailed` where the disk refuses; what was at `path` before is then still there.
     """
     with appearing(path) as temporary:
         _save(temporary, weights, dict(notes) if notes else None)
@@ -156,7 +156,7 @@ def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) 
 def _save(path: Path, weights: Weights, notes: dict[str, str] | None) -> None:
     try:
         save_file(weights, path, notes)
-    except SafetensorError as error:  # the system's own words stand behind "I/O error: "
+    except SafetensorError as error:  # the system's own message follows "I/O error: "
         words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
         raise OSError(errno.EIO, words or str(error)) from error
 
@@ -170,8 +170,8 @@ class _OpenFile(Protocol):
 def read(path: Path) -> tuple[Weights, dict[str, str]]:
     """Read a safetensors file: its tensors and its notes. Raises `BadFolder` if it is damaged."""
     try:
-        opened = cast(AbstractContextManager[_OpenFile], safe_open(path, framework="pt"))
-        with opened as file:
+        handle = cast(AbstractContextManager[_OpenFile], safe_open(path, framework="pt"))
+        with handle as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, FileNotFoundError) as error:

@@ -1,1 +1,1 @@
-"""One hospital's images and tables are read, checked, prepared and split by patient."""
+"""These modules read, check and prepare a hospital's images and tables, and split its patients."""

@@ -1,4 +1,4 @@
-"""A site tells in counts alone what it can deliver of the common data elements."""
+"""A site reports in counts alone what it can deliver of the common data elements."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class SiteSummary:
 
     `splits` counts all sessions; `contents` those with a contrast ("T1w"), mask ("lesion") or
     variable ("age"); `tasks` those that can serve a task ("T1w->T2w"), per split. `geometry` is
-    None where images came without any. `notes` say what is missing and what it costs.
+    None where the images have none. `notes` say what is missing and what it costs.
     """
 
     site: str
@@ -55,7 +55,7 @@ class SiteSummary:
 
 
 def needs(task: str) -> tuple[str, ...]:
-    """Name what a case of a task must have: "T1w+FLAIR->lesion" needs two contrasts and a mask."""
+    """Return what a case of a task must have; "T1w+FLAIR->lesion" needs two contrasts, one mask."""
     return tuple(word.strip() for side in task.split("->") for word in side.split("+"))
 
 
@@ -67,15 +67,17 @@ def serves(session: Session, task: str) -> bool:
 def summarise(
     cohort: Cohort, files: Sequence[SessionFiles], *, elements: Elements, tasks: Sequence[str]
 ) -> SiteSummary:
-    """Count what a site's files (of `find_sessions`) and the cohort made of them hold."""
-    paths = [found.contrasts[name] for found in files for name in used_contrasts(found, elements)]
+    """Count what a site's files (from `find_sessions`) and the cohort made from them contain."""
+    paths = [
+        session.contrasts[name] for session in files for name in used_contrasts(session, elements)
+    ]
     geometry = _geometry([read_grid(path) for path in paths])
     left_out = _left_out(files, elements)
     return _summary(cohort, elements, tasks, simulated=False, geometry=geometry, notes=left_out)
 
 
 def summarise_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
-    """Count what a simulated cohort holds; its spacing and size are the study's."""
+    """Count what a simulated cohort contains; its spacing and size are the study's."""
     (rows, columns), (height, width) = elements.spacing, elements.size
     geometry = Geometry(
         ((rows, rows), (columns, columns)), ((height, height), (width, width)), None
@@ -84,7 +86,7 @@ def summarise_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[s
 
 
 def summarise_arrays(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
-    """Count what a cohort made of an image stack or a table holds."""
+    """Count what a cohort made from an image stack or a table contains."""
     return _summary(cohort, elements, tasks, simulated=False, geometry=None, notes=())
 
 
@@ -118,9 +120,9 @@ def _check_cases(
         )
     for split in splits:
         if not slices[split]:
-            found = ", ".join(f"{slices[other]} {other}" for other in SPLITS)
+            counts = ", ".join(f"{slices[other]} {other}" for other in SPLITS)
             raise BadSite(
-                f"site '{summary.site}': {task} has no {split} case ({found} slices); "
+                f"site '{summary.site}': {task} has no {split} case ({counts} slices); "
                 f"more patients need {' and '.join(needs(task))} in one session, or "
                 "the study another elements.split.salt, which deals all patients anew."
             )
@@ -165,9 +167,9 @@ def _has(session: Session, name: str) -> bool:
 
 
 def _count(sessions: Iterable[Session]) -> Count:
-    found = tuple(sessions)
-    patients = len({session.patient for session in found})
-    return Count(patients, len(found), sum(session.num_slices for session in found))
+    counted = tuple(sessions)
+    patients = len({session.patient for session in counted})
+    return Count(patients, len(counted), sum(session.num_slices for session in counted))
 
 
 def _geometry(grids: Sequence[Grid]) -> Geometry:
@@ -177,21 +179,21 @@ def _geometry(grids: Sequence[Grid]) -> Geometry:
 
 
 def _range(values: Iterable[float]) -> Range:
-    found = [round(value, 3) for value in values]
-    return min(found), max(found)
+    rounded = [round(value, 3) for value in values]
+    return min(rounded), max(rounded)
 
 
 def _left_out(files: Sequence[SessionFiles], elements: Elements) -> tuple[str, ...]:
-    # Counts without the contrasts' names: a name that the study does not know may say anything.
-    unused = [len(set(found.contrasts) - set(elements.contrasts)) for found in files]
-    without = sum(not used_contrasts(found, elements) for found in files)
+    # The names are not listed: a contrast that the study does not define may have a revealing name.
+    unused = [len(set(session.contrasts) - set(elements.contrasts)) for session in files]
+    without = sum(not used_contrasts(session, elements) for session in files)
     notes: list[str] = []
     if sum(unused):
         notes.append(f"{_some(sum(unused), 'volume')} of contrasts outside of the study: left out")
     if without:
-        who = _of(without, len(files))
+        sessions = _of(without, len(files))
         notes.append(
-            f"{who} {'has' if without == 1 else 'have'} no contrast of the study: left out"
+            f"{sessions} {'has' if without == 1 else 'have'} no contrast of the study: left out"
         )
     return tuple(notes)
 
@@ -207,13 +209,13 @@ def _missing(cohort: Cohort, names: Iterable[str], tasks: Sequence[str]) -> tupl
 
 
 def _cost(name: str, lacking: Sequence[Session], tasks: Sequence[str]) -> str:
-    losing = ", ".join(task for task in tasks if name in needs(task))
-    reading = ", ".join(task for task in tasks if VARIABLES in needs(task))
-    if losing:
+    blocked_tasks = ", ".join(task for task in tasks if name in needs(task))
+    table_tasks = ", ".join(task for task in tasks if VARIABLES in needs(task))
+    if blocked_tasks:
         slices = _some(sum(session.num_slices for session in lacking), "slice")
-        return f"{slices} cannot serve {losing}"
-    if reading and all(name in session.values for session in lacking):
-        return f"{reading} reads it as missing"
+        return f"{slices} cannot serve {blocked_tasks}"
+    if table_tasks and all(name in session.values for session in lacking):
+        return f"{table_tasks} reads it as missing"
     return "no task here needs it"
 
 

@@ -37,16 +37,15 @@ class Session:
 
     @property
     def num_slices(self) -> int:
-        """Count the slices."""
         return self.images.shape[0]
 
     @property
     def label(self) -> str:
-        """Name the session within its site: patient, and session where there is one."""
+        """Return the patient's ID, followed by the session's ID where there is one."""
         return f"{self.patient}_{self.session}" if self.session else self.patient
 
     def image(self, slice_index: int, contrast: str) -> NDArray[np.float32]:
-        """Give one slice of one contrast, (height, width)."""
+        """Return one slice of one contrast, (height, width)."""
         return self.images[slice_index, self.contrasts.index(contrast)]
 
 
@@ -58,21 +57,21 @@ class Cohort:
     splits: Mapping[SplitName, tuple[Session, ...]]
 
     def __iter__(self) -> Iterator[Session]:
-        """Walk through the sessions of all splits."""
+        """Yield the sessions of all splits."""
         for split in SPLITS:
             yield from self.splits[split]
 
     def patients(self, split: SplitName) -> tuple[str, ...]:
-        """Name the patients of a split, each once, in order of appearance."""
+        """Return the patients of a split, each once, in order of appearance."""
         return tuple(dict.fromkeys(session.patient for session in self.splits[split]))
 
 
 def split_patients(
     patients: Iterable[str], fractions: Fractions, *, site: str
 ) -> dict[str, SplitName]:
-    """Give each patient one split, the same on every machine and in any order of `patients`.
+    """Assign each patient to one split, the same on every machine and in any order of `patients`.
 
-    The patients are ranked by the SHA-256 of "site/patient" and the fractions' salt, and dealt out
+    The patients are ranked by the SHA-256 of "site/patient" and the fractions' salt, and assigned
     by largest remainder; train and test get at least one patient each. Raises `BadSite` with
     fewer than 2 patients.
     """
@@ -84,8 +83,8 @@ def split_patients(
             "cannot be split into train and test; a site needs at least 2 patients."
         )
     counts = _counts(len(ranked), fractions)
-    dealt: list[SplitName] = [split for split in SPLITS for _ in range(counts[split])]
-    return dict(zip(ranked, dealt, strict=True))
+    assigned: list[SplitName] = [split for split in SPLITS for _ in range(counts[split])]
+    return dict(zip(ranked, assigned, strict=True))
 
 
 def _rank(patient: str) -> str:
@@ -106,21 +105,21 @@ def _counts(total: int, fractions: Fractions) -> dict[SplitName, int]:
         counts[split] += 1
     for split in ("train", "test"):
         if not counts[split]:
-            # Not the only patient of the other split that needs one.
+            # Where a split needs its only patient, another split gives one.
             counts[max(SPLITS, key=lambda s: counts[s] - (s != "validation"))] -= 1
             counts[split] = 1
     return counts
 
 
 def pseudonyms_of(cohort: Cohort) -> Mapping[str, str]:
-    """Number the patients in an order that tells nothing of their names."""
+    """Return the patients' pseudonyms, numbered in an order that reveals nothing of names."""
     patients = {session.patient for session in cohort}
     ordered = sorted(patients, key=lambda p: sha256(f"{cohort.site}/{p}".encode()).hexdigest())
     return {patient: f"p{number:03d}" for number, patient in enumerate(ordered, start=1)}
 
 
 def visits_of(cohort: Cohort) -> Mapping[str, int]:
-    """Number each patient's sessions, by the order of their labels."""
+    """Return each session's number among its patient's, in the order of their labels."""
     labels = sorted((session.patient, session.label) for session in cohort)
     numbers = groupby(labels, key=itemgetter(0))
-    return {label: n for _, own in numbers for n, (_, label) in enumerate(own, start=1)}
+    return {label: n for _, pairs in numbers for n, (_, label) in enumerate(pairs, start=1)}

@@ -1,4 +1,4 @@
-"""A site's folder holds NIfTI volumes, which are found by name and read on one orientation."""
+"""A site's folder holds NIfTI volumes, which are found by name and read in one orientation."""
 
 import gzip
 import re
@@ -46,22 +46,22 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Give the distance between neighbours along slice, row and column, in mm."""
+        """Return the distance between neighbours along slice, row and column, in mm."""
         along_slice, along_row, along_column = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(along_slice), float(along_row), float(along_column)
 
     def distance(self, other: "Grid") -> float:
-        """Give the largest distance in mm between the same corners of two grids of one shape."""
+        """Return the largest distance in mm between the same corners of two grids of one shape."""
         corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(self.shape)[:, None] - 1)
         shifts = (self.affine - other.affine) @ np.vstack([corners, np.ones(8)])
         return float(np.linalg.norm(shifts[:3], axis=0).max())
 
 
 def find_sessions(folder: Path) -> tuple[SessionFiles, ...]:
-    """List the sessions of a site's folder, sorted; other files than .nii and .nii.gz play no part.
+    """List the sessions of a site's folder, sorted; only .nii and .nii.gz files are read.
 
     Raises `BadSite` where the folder cannot be read or holds no volume, where a volume's name does
-    not follow the rule, and where a volume is there twice.
+    not follow the rule, and where a volume occurs twice.
     """
     paths = _volumes(folder)
     matches = {path: NAME.fullmatch(path.name) for path in paths}
@@ -70,11 +70,13 @@ def find_sessions(folder: Path) -> tuple[SessionFiles, ...]:
     kinds: dict[tuple[str, str], dict[str, Path]] = {}
     for path, match in matches.items():
         assert match
-        found = kinds.setdefault((match["patient"], match["session"] or ""), {})
-        if twin := found.get(match["kind"]):
-            raise BadSite(f"{folder}: {twin.name} and {path.name} are one volume; keep only one.")
-        found[match["kind"]] = path
-    return tuple(_session(*key, found=kinds[key]) for key in sorted(kinds))
+        volumes = kinds.setdefault((match["patient"], match["session"] or ""), {})
+        if duplicate := volumes.get(match["kind"]):
+            raise BadSite(
+                f"{folder}: {duplicate.name} and {path.name} are one volume; keep only one."
+            )
+        volumes[match["kind"]] = path
+    return tuple(_session(*key, volumes=kinds[key]) for key in sorted(kinds))
 
 
 def read_grid(path: Path) -> Grid:
@@ -112,7 +114,7 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
 
 
 def to_nifti(voxels: NDArray[np.float32], like: Path) -> bytes:
-    """Turn (slice, row, column) onto the voxel axes of another volume: a NIfTI file's content.
+    """Return a NIfTI file's content: (slice, row, column) turned onto another volume's voxel axes.
 
     It has the other's shape and affine, and float32 voxels.
     """
@@ -166,12 +168,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _session(patient: str, session: str, *, found: Mapping[str, Path]) -> SessionFiles:
+def _session(patient: str, session: str, *, volumes: Mapping[str, Path]) -> SessionFiles:
     return SessionFiles(
         patient,
         session,
-        contrasts={kind: path for kind, path in found.items() if not kind.endswith("mask")},
-        masks={k.removesuffix("mask"): path for k, path in found.items() if k.endswith("mask")},
+        contrasts={kind: path for kind, path in volumes.items() if not kind.endswith("mask")},
+        masks={k.removesuffix("mask"): path for k, path in volumes.items() if k.endswith("mask")},
     )
 
 
@@ -196,7 +198,7 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, NDArray[np.float64]]:
 
 
 def _check_compression(path: Path) -> None:
-    # The reader stops at the last voxel, before the checksum that would tell of damage.
+    # The reader stops at the last voxel, before the checksum that would show damage.
     if path.suffix == ".gz":
         with gzip.open(path) as stream:
             while stream.read(1 << 20):

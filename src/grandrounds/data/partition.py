@@ -1,4 +1,4 @@
-"""One public dataset is dealt to pseudo-sites, whose label proportions follow a Dirichlet draw."""
+"""One public dataset is split among pseudo-sites; a Dirichlet draw sets their label proportions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from grandrounds.core.seeds import seed_for
 from grandrounds.data.stack import IMAGE_ARRAY, PATIENT_ROW, Arrays, Stack, read_arrays, stack_of
 
 _T = TypeVar("_T")
-TRIES = 10_000  # draws of the proportions, of which the first that may do is taken
+TRIES = 10_000  # draws of the proportions, of which the first that suits every site is used
 MEDMNIST = ("train", "val", "test")  # parts of a MedMNIST file; Yang et al. 2023
 
 
 @dataclass(frozen=True)
 class PartitionPlan:
-    """How patients are dealt: to how many sites, and how unlike these are.
+    """How patients are assigned: to how many sites, and how these differ.
 
     `alpha` is the concentration of the Dirichlet distribution about the dataset's own proportions;
-    infinity gives every site these. `cases` limits the patients of a site (0: all there are);
+    infinity gives every site these. `cases` limits the patients of a site (0: no limit);
     `least` is the fewest of each class that a site may have.
     """
 
@@ -34,7 +34,7 @@ class PartitionPlan:
     cases: int = 0
 
     def __post_init__(self) -> None:
-        """Check what the types cannot say."""
+        """Check the values, as types do not limit them."""
         if self.sites < 2:
             raise BadStudy(f"--sites is {self.sites}; it must be 2 or more")
         if not self.alpha > 0:
@@ -45,13 +45,12 @@ class PartitionPlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name the sites."""
         return tuple(f"site-{number}" for number in range(1, self.sites + 1))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset before it is dealt: its arrays, one row for each image, checked as a stack."""
+    """A dataset before it is partitioned: arrays with a row for each image, checked as a stack."""
 
     arrays: Arrays
     stack: Stack
@@ -59,50 +58,54 @@ class Dataset:
 
     @property
     def labels(self) -> NDArray[np.float64]:
-        """Give each patient's label."""
+        """Return each patient's label."""
         return np.array([values[self.variable] for values in self.stack.values.values()])
 
 
 def read_dataset(path: Path, variable: str) -> Dataset:
-    """Read a stack, or a MedMNIST file, whose parts are laid together. Raises `BadImage`."""
+    """Read a stack, or a MedMNIST file, whose parts are concatenated. Raises `BadImage`."""
     arrays = read_arrays(path)
     if f"{MEDMNIST[0]}_{IMAGE_ARRAY}" in arrays:
-        arrays = _merged(arrays, variable, path)
+        arrays = _merge(arrays, variable, path)
     stack = stack_of(arrays, (variable,), path)
     if any(np.isnan(values[variable]) for values in stack.values.values()):
         raise BadImage(f"{path}: '{variable}' is missing for some; each patient must have a label.")
     if len({values[variable] for values in stack.values.values()}) < 2:
         raise BadImage(f"{path}: '{variable}' is the same for all; sites must differ in something.")
-    own = {name: a for name, a in arrays.items() if a.shape[:1] == stack.images.shape[:1]}
-    return Dataset(own, stack, variable)
+    per_image = {name: a for name, a in arrays.items() if a.shape[:1] == stack.images.shape[:1]}
+    return Dataset(per_image, stack, variable)
 
 
 def assign(labels: NDArray[np.float64], plan: PartitionPlan) -> tuple[NDArray[np.int64], ...]:
-    """Deal patients, each to exactly one site; the sites are of equal size, but for one patient.
+    """Assign each patient to exactly one site; the sites' sizes differ by one patient at most.
 
-    Each site draws its class proportions from a Dirichlet distribution, anew where they would give
-    a site fewer than `plan.least` of a class; then the sites take turns, each drawing a class of
-    which a patient is left. Raises `BadSite` where a site gets too few. Hsu et al. 2019.
+    Each site draws its class proportions from a Dirichlet distribution, again where they would give
+    a site fewer than `plan.least` of a class; then the sites take turns, each drawing a class that
+    has a patient left. Raises `BadSite` where a site gets too few. Hsu et al. 2019.
     """
     draw = np.random.default_rng(seed_for(plan.seed, "partition"))
     classes, kinds = np.unique(labels, return_inverse=True)
     chosen = draw.permutation(len(labels))[: _wanted(len(labels), plan)]
-    piles = [[int(i) for i in chosen if kinds[i] == kind] for kind in range(len(classes))]
-    likely = _proportions(np.bincount(kinds), len(chosen) // plan.sites, plan, draw)
-    hands = _taken_turns(piles, likely, draw)
-    dealt = tuple(np.sort(np.array(hand, np.int64)) for hand in hands)
-    _check_least(labels, dealt, plan)
-    return dealt
+    by_class = [[int(i) for i in chosen if kinds[i] == kind] for kind in range(len(classes))]
+    proportions = _proportions(np.bincount(kinds), len(chosen) // plan.sites, plan, draw)
+    by_site = _take_turns(by_class, proportions, draw)
+    assignments = tuple(np.sort(np.array(patients, np.int64)) for patients in by_site)
+    _check_least(labels, assignments, plan)
+    return assignments
 
 
-def counts(labels: NDArray[np.float64], dealt: Sequence[NDArray[np.int64]]) -> list[dict[str, int]]:
+def counts(
+    labels: NDArray[np.float64], assignments: Sequence[NDArray[np.int64]]
+) -> list[dict[str, int]]:
     """Count the patients of each class at each site."""
     classes = np.unique(labels)
-    return [{f"{c:g}": int(np.sum(labels[hand] == c)) for c in classes} for hand in dealt]
+    return [
+        {f"{c:g}": int(np.sum(labels[patients] == c)) for c in classes} for patients in assignments
+    ]
 
 
 def write_sites(
-    pool: Dataset, dealt: Sequence[NDArray[np.int64]], plan: PartitionPlan, folder: Path
+    dataset: Dataset, assignments: Sequence[NDArray[np.int64]], plan: PartitionPlan, folder: Path
 ) -> None:
     """Write each site's stack, folder/NAME/images.npz, and its site file, folder/NAME.toml.
 
@@ -110,27 +113,31 @@ def write_sites(
     """
     if folder.exists() and any(folder.iterdir()):
         raise BadFolder(f"{folder}: is not empty; give a new folder with --out.")
-    patients = tuple(pool.stack.rows.items())
-    for name, hand in zip(plan.names, dealt, strict=True):
-        own = [(who, row) for who, rows in _picked(patients, hand) for row in rows]
-        arrays = {key: array[[row for _, row in own]] for key, array in pool.arrays.items()}
-        arrays[PATIENT_ROW] = np.array([who for who, _ in own])
+    rows_by_patient = tuple(dataset.stack.rows.items())
+    for name, assigned in zip(plan.names, assignments, strict=True):
+        chosen = [
+            (patient, row) for patient, rows in _pick(rows_by_patient, assigned) for row in rows
+        ]
+        arrays = {key: array[[row for _, row in chosen]] for key, array in dataset.arrays.items()}
+        arrays[PATIENT_ROW] = np.array([patient for patient, _ in chosen])
         (folder / name).mkdir(parents=True)
         np.savez_compressed(folder / name / "images.npz", **arrays)  # pyright: ignore[reportArgumentType]
         text = f'name = "{name}"\ndata = "{name}/images.npz"\n'
         (folder / f"{name}.toml").write_text(text, "utf-8")
 
 
-def _picked(items: Sequence[_T], where: NDArray[np.int64]) -> list[_T]:
+def _pick(items: Sequence[_T], where: NDArray[np.int64]) -> list[_T]:
     return [items[int(index)] for index in where]
 
 
-def _merged(arrays: Arrays, variable: str, path: Path) -> dict[str, NDArray[Any]]:
-    """Lay the parts of a MedMNIST file together: the study splits patients itself."""
+def _merge(arrays: Arrays, variable: str, path: Path) -> dict[str, NDArray[Any]]:
+    """Concatenate the parts of a MedMNIST file: the study splits patients itself."""
     names = [f"{part}_{kind}" for kind in (IMAGE_ARRAY, "labels") for part in MEDMNIST]
     if missing := [name for name in names if name not in arrays]:
         raise BadImage(f"{path}: there is no array '{missing[0]}'; a MedMNIST file has all six.")
-    images, labels = (np.concatenate([arrays[n] for n in own]) for own in (names[:3], names[3:]))
+    images, labels = (
+        np.concatenate([arrays[n] for n in parts]) for parts in (names[:3], names[3:])
+    )
     if labels.ndim != 2 or labels.shape[1] != 1:
         raise BadImage(
             f"{path}: the labels have shape {labels.shape}; each image must have one, (N, 1)."
@@ -138,12 +145,12 @@ def _merged(arrays: Arrays, variable: str, path: Path) -> dict[str, NDArray[Any]
     return {IMAGE_ARRAY: images, variable: labels[:, 0]}
 
 
-def _wanted(there: int, plan: PartitionPlan) -> int:
-    wanted = plan.sites * plan.cases or there
-    if wanted > there:
+def _wanted(available: int, plan: PartitionPlan) -> int:
+    wanted = plan.sites * plan.cases or available
+    if wanted > available:
         raise BadStudy(
             f"--cases is {plan.cases}; {plan.sites} sites then need {wanted} patients, "
-            f"but there are {there}"
+            f"but there are {available}"
         )
     return wanted
 
@@ -161,25 +168,27 @@ def _proportions(
     return drawn[int(enough.argmax())]
 
 
-def _taken_turns(
-    piles: Sequence[list[int]], likely: NDArray[np.float64], draw: np.random.Generator
+def _take_turns(
+    by_class: Sequence[list[int]], proportions: NDArray[np.float64], draw: np.random.Generator
 ) -> list[list[int]]:
-    """Let the sites take patients from the piles of the classes until all are empty."""
-    hands: list[list[int]] = [[] for _ in likely]
-    for turn in range(sum(len(pile) for pile in piles)):
-        site = turn % len(hands)
-        left = np.array([float(len(pile) > 0) for pile in piles])
-        # Where only classes are left that the site would never draw, all of these are alike.
-        wanted = left * likely[site] if (left * likely[site]).any() else left
-        hands[site].append(piles[int(draw.choice(len(piles), p=wanted / wanted.sum()))].pop())
-    return hands
+    """Let the sites take patients in turn until none is left in any class."""
+    by_site: list[list[int]] = [[] for _ in proportions]
+    for turn in range(sum(len(patients) for patients in by_class)):
+        site = turn % len(by_site)
+        left = np.array([float(len(patients) > 0) for patients in by_class])
+        # A site that would draw none of the remaining classes draws each with equal probability.
+        wanted = left * proportions[site] if (left * proportions[site]).any() else left
+        by_site[site].append(
+            by_class[int(draw.choice(len(by_class), p=wanted / wanted.sum()))].pop()
+        )
+    return by_site
 
 
 def _check_least(
-    labels: NDArray[np.float64], dealt: Sequence[NDArray[np.int64]], plan: PartitionPlan
+    labels: NDArray[np.float64], assignments: Sequence[NDArray[np.int64]], plan: PartitionPlan
 ) -> None:
-    for name, found in zip(plan.names, counts(labels, dealt), strict=True):
-        for label, count in found.items():
+    for name, classes in zip(plan.names, counts(labels, assignments), strict=True):
+        for label, count in classes.items():
             if count < plan.least:
                 raise BadSite(
                     f"{name} would get {count} of class {label}, fewer than --least {plan.least}; "

@@ -1,4 +1,4 @@
-"""A site's files become training slices: prepared once, kept on disk, read as memory maps."""
+"""A site's files become training slices: prepared once, cached on disk, read as memory maps."""
 
 import hashlib
 import json
@@ -30,21 +30,21 @@ def prepare_cohort(site: str, folder: Path, elements: Elements, *, cache: Path) 
     A session has those of the study's contrasts that its files have; one with none is left out.
     The arrays are read-only memory maps. Raises `BadSite` and `BadImage`.
     """
-    files = [found for found in find_sessions(folder) if used_contrasts(found, elements)]
+    files = [session for session in find_sessions(folder) if used_contrasts(session, elements)]
     if not files:
         raise BadSite(
             f"{folder}: no session has any of the study's contrasts "
             f"({', '.join(elements.contrasts)}); the names must spell them exactly so."
         )
-    split_of = split_patients((found.patient for found in files), elements.split, site=site)
+    split_of = split_patients((session.patient for session in files), elements.split, site=site)
     splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
-    for found in files:
-        splits[split_of[found.patient]].append(_cached_files(found, elements, cache))
+    for session in files:
+        splits[split_of[session.patient]].append(_cached_files(session, elements, cache))
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
 
 
 def used_contrasts(files: SessionFiles, elements: Elements) -> tuple[str, ...]:
-    """Name the study's contrasts that a session has, in the study's order."""
+    """Return the study's contrasts that a session has, in the study's order."""
     return tuple(contrast for contrast in elements.contrasts if contrast in files.contrasts)
 
 
@@ -57,28 +57,28 @@ def prepare_session(files: SessionFiles, elements: Elements) -> Session:
     brain mask (without one: inside the head) and clipped to [0, 1]. A slice stays if the brain
     (the head) that every contrast shows is a quarter of the largest one and nine tenths of its own.
     """
-    images, inside, masks = _prepared(files, elements)
+    images, inside, masks = _prepare(files, elements)
     paths = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
-    kept = _kept_slices(images, inside, paths)
+    selected = _select_slices(images, inside, paths)
     return Session(
         files.patient,
         files.session,
         used_contrasts(files, elements),
-        images[kept],
-        {name: mask[kept] for name, mask in masks.items()},
+        images[selected],
+        {name: mask[selected] for name, mask in masks.items()},
     )
 
 
 def prepare_volumes(files: SessionFiles, elements: Elements) -> NDArray[np.float32]:
-    """Bring a session's volumes to what `prepare_session` makes of them, but keep every slice.
+    """Prepare a session's volumes as `prepare_session` does, but with every slice.
 
-    Gives (slice, contrast, height, width) in [0, 1]. Raises `BadImage`.
+    Returns (slice, contrast, height, width) in [0, 1]. Raises `BadImage`.
     """
-    return _prepared(files, elements)[0]
+    return _prepare(files, elements)[0]
 
 
 def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Session:
-    """Give the session kept under `key` as read-only memory maps.
+    """Return the session stored under `key` as read-only memory maps.
 
     A missing or damaged entry is made first. Raises `BadFolder` where `cache` cannot be written.
     """
@@ -90,7 +90,7 @@ def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Sessio
 
 
 def cache_key(*parts: str) -> str:
-    """Give the SHA-256 of all that a cached session depends on."""
+    """Return the SHA-256 of all that a cached session depends on."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -104,17 +104,17 @@ def _cached_files(files: SessionFiles, elements: Elements, cache: Path) -> Sessi
     return cached_session(cache, key, lambda: prepare_session(files, elements))
 
 
-def _prepared(
+def _prepare(
     files: SessionFiles, elements: Elements
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], Mapping[str, NDArray[np.uint8]]]:
-    """Give all slices, where any contrast shows the brain (the head), and the masks."""
+    """Return all slices, where any contrast shows the brain (the head), and the masks."""
     pixels = _common_pixels(files, elements)
     paths = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
     masks = {name: _mask(path, pixels) for name, path in files.masks.items()}
     volumes = [_volume(path, pixels) for path in paths]
     inside = [masks["brain"] > 0 if "brain" in masks else _head(volume) for volume in volumes]
-    found = zip(volumes, inside, paths, strict=True)
-    images = np.stack([_normalised(*each) for each in found], axis=1)
+    parts = zip(volumes, inside, paths, strict=True)
+    images = np.stack([_normalise(*part) for part in parts], axis=1)
     return images, np.any(inside, axis=0), masks
 
 
@@ -131,7 +131,7 @@ def _digest(path: Path) -> str:
 
 
 def _common_pixels(files: SessionFiles, elements: Elements) -> tuple[Pixels, Pixels]:
-    """Say how the rows and columns that all volumes of a session share become the study's."""
+    """Return how rows and columns, equal in a session's volumes, are resampled to the study's."""
     used = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
     first, *others = [*used, *files.masks.values()]
     grid = read_grid(first)
@@ -147,8 +147,8 @@ def _common_pixels(files: SessionFiles, elements: Elements) -> tuple[Pixels, Pix
 
 def _difference(grid: Grid, reference: Grid) -> str:
     if grid.shape != reference.shape:
-        found, right = (" x ".join(map(str, shape)) for shape in (grid.shape, reference.shape))
-        return f"{found} voxels instead of {right}"
+        actual, expected = (" x ".join(map(str, shape)) for shape in (grid.shape, reference.shape))
+        return f"{actual} voxels instead of {expected}"
     distance = grid.distance(reference)
     return f"{distance:.1f} mm apart" if distance > GRID_TOLERANCE else ""
 
@@ -165,12 +165,12 @@ def _mask(path: Path, pixels: tuple[Pixels, Pixels]) -> NDArray[np.uint8]:
 
 
 def _head(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Tell the head from the air, by a threshold within the robust range (Smith 2002, BET)."""
+    """Return where the head is, by a threshold within the robust range (Smith 2002, BET)."""
     low, high = np.percentile(volume, [2, 98])
     return volume > low + AIR * (high - low)
 
 
-def _normalised(
+def _normalise(
     volume: NDArray[np.float32], inside: NDArray[np.bool_], path: Path
 ) -> NDArray[np.float32]:
     top = float(np.percentile(volume[inside], 99)) if inside.any() else 0.0
@@ -182,24 +182,24 @@ def _normalised(
     return np.clip(volume / (HEADROOM * top), 0, 1).astype(np.float32)
 
 
-def _kept_slices(
+def _select_slices(
     images: NDArray[np.float32], inside: NDArray[np.bool_], paths: Sequence[Path]
 ) -> NDArray[np.bool_]:
     seen = (inside & (images > 0).all(axis=1)).sum(axis=(1, 2))
     whole = (seen > 0) & (seen >= COVERED * inside.sum(axis=(1, 2)))
-    kept = whole & (seen >= KEPT_AREA * seen.max())
-    if not kept.any():
+    selected = whole & (seen >= KEPT_AREA * seen.max())
+    if not selected.any():
         names = ", ".join(path.name for path in paths)
         raise BadImage(
             f"{paths[0].parent}: no slice shows the brain in all of {names}; "
             "the contrasts of a session must show the same part of the body."
         )
-    return kept
+    return selected
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a cache entry says of itself; `digests`: an array's name to its file's SHA-256."""
+    """A cache entry's description; `digests` maps an array's name to its file's SHA-256."""
 
     patient: str
     session: str
@@ -208,7 +208,7 @@ class _Entry:
 
 
 def _intact(folder: Path) -> _Entry | None:
-    """Read a cache entry's description, or give None where the entry is missing or damaged."""
+    """Read a cache entry's description, or return None where the entry is missing or damaged."""
     try:
         entry = _Entry(**json.loads((folder / DESCRIPTION).read_text()))
         intact = all(_digest(folder / f"{n}.npy") == digest for n, digest in entry.digests.items())
@@ -232,11 +232,11 @@ def _store(session: Session, folder: Path) -> _Entry:
 
 
 def _put(scratch: Path, folder: Path) -> None:
-    """Put a new entry in its place, never moving one that another process may be reading."""
+    """Move a new entry to its place; an intact one, which may be in use, is never moved."""
     try:
         (scratch / "new").rename(folder)
     except OSError:
-        if _intact(folder):  # another process kept the same session a moment earlier
+        if _intact(folder):  # another process stored the same session a moment earlier
             return
         folder.rename(scratch / "damaged")
         (scratch / "new").rename(folder)

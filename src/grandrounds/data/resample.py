@@ -1,4 +1,4 @@
-"""A volume is resampled axis by axis to exact spacing, and its centre stays the centre."""
+"""A volume is resampled axis by axis to exact spacing, and its centre stays where it is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ Voxels: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pixels:
-    """What an axis of pixels `found` mm apart becomes: `size` pixels `wanted` mm apart."""
+    """How an axis is resampled: from pixels `spacing` mm apart to `size`, `wanted` mm apart."""
 
-    found: float
+    spacing: float
     size: int
     wanted: float
 
     def positions(self, length: int) -> NDArray[np.float64]:
-        """Give where each new pixel's centre lies among the `length` old ones."""
+        """Return where each new pixel's centre lies among the `length` old ones."""
         steps = np.arange(self.size, dtype=np.float64) - (self.size - 1) / 2
-        return np.asarray(steps * (self.wanted / self.found) + (length - 1) / 2, dtype=np.float64)
+        return np.asarray(steps * (self.wanted / self.spacing) + (length - 1) / 2, dtype=np.float64)
 
 
 Resampler: TypeAlias = Callable[[Voxels, int, Pixels], Voxels]
@@ -33,11 +33,11 @@ def in_plane(values: Voxels, rows: Pixels, columns: Pixels, *, by: Resampler) ->
 
 
 def smooth(values: Voxels, axis: int, pixels: Pixels) -> Voxels:
-    """Resample grey values by cubic convolution (Keys 1981, a = -0.5); outside of them lies 0.
+    """Resample grey values by cubic convolution (Keys 1981, a = -0.5), with 0 outside the volume.
 
     The kernel widens by the factor of a downsampling, so that fine detail does not alias.
     """
-    length, width = values.shape[axis], max(1.0, pixels.wanted / pixels.found)
+    length, width = values.shape[axis], max(1.0, pixels.wanted / pixels.spacing)
     positions, reach = pixels.positions(length), int(np.ceil(2 * width))
     taps = np.floor(positions)[:, None] + np.arange(1.0 - reach, reach + 1)
     weights = _keys(np.abs(positions[:, None] - taps) / width) * _within(taps, length)
@@ -45,18 +45,18 @@ def smooth(values: Voxels, axis: int, pixels: Pixels) -> Voxels:
     shape = list(values.shape)
     shape[axis] = pixels.size
     result = np.zeros(shape, dtype=np.float32)
-    # Tap by tap: the same sum in the same order everywhere; a matrix product does not promise that.
+    # Tap by tap, so that the order of the sum is fixed; a matrix product does not guarantee that.
     for tap, weight in zip(taps.T, weights.astype(np.float32).T, strict=True):
-        result += _taken(values, axis, tap) * _along(axis, weight)
+        result += _take(values, axis, tap) * _along(axis, weight)
     return result
 
 
 def nearest(values: Voxels, axis: int, pixels: Pixels) -> Voxels:
-    """Resample labels by the nearest old pixel; outside of them lies 0."""
+    """Resample labels by the nearest old pixel, with 0 outside the volume."""
     length = values.shape[axis]
     positions = np.floor(pixels.positions(length) + 0.5)
     inside = _within(positions, length).astype(np.float32)
-    return _taken(values, axis, positions) * _along(axis, inside)
+    return _take(values, axis, positions) * _along(axis, inside)
 
 
 def _keys(distance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -69,7 +69,7 @@ def _within(positions: NDArray[np.float64], length: int) -> NDArray[np.bool_]:
     return (positions >= -0.5) & (positions < length - 0.5)
 
 
-def _taken(values: Voxels, axis: int, positions: NDArray[np.float64]) -> Voxels:
+def _take(values: Voxels, axis: int, positions: NDArray[np.float64]) -> Voxels:
     return np.take(values, positions.clip(0, values.shape[axis] - 1).astype(np.intp), axis=axis)
 
 

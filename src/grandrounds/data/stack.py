@@ -41,14 +41,14 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def stack_of(arrays: Arrays, variables: Sequence[str], path: Path) -> Stack:
-    """Make a stack of the arrays of a file, with these of its variables; nan is a missing value.
+    """Make a stack from a file's arrays and the named variables; nan is a missing value.
 
-    Without the array `patient` each image is of another one. Raises `BadImage`.
+    Without the array `patient` each image belongs to a patient of its own. Raises `BadImage`.
     """
     for name in (IMAGE_ARRAY, *variables):
         if name not in arrays:
-            found = ", ".join(arrays) or "none"
-            raise BadImage(f"{path}: there is no array '{name}'; the file must have one ({found}).")
+            names = ", ".join(arrays) or "none"
+            raise BadImage(f"{path}: there is no array '{name}'; the file must have one ({names}).")
     images = _images(arrays[IMAGE_ARRAY], path)
     for name in (PATIENT_ROW, *variables):
         if name in arrays and arrays[name].shape != (len(images),):
@@ -58,7 +58,9 @@ def stack_of(arrays: Arrays, variables: Sequence[str], path: Path) -> Stack:
             )
     rows = _rows_of(arrays, len(images))
     columns = {name: _numbers(arrays[name], name, path) for name in variables}
-    values = {patient: _values(columns, own, path) for patient, own in rows.items()}
+    values = {
+        patient: _values(columns, patient_rows, path) for patient, patient_rows in rows.items()
+    }
     return Stack(images, rows, values)
 
 
@@ -68,19 +70,19 @@ def is_stack(data: Path) -> bool:
 
 
 def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
-    """Make a cohort of a stack: a patient's images are slices of the study's first contrast.
+    """Make a cohort from a stack: a patient's images are slices of the study's first contrast.
 
-    Smaller images are padded with 0 about their middle. Raises `BadImage` and `BadSite`.
+    Smaller images are padded with 0 around them. Raises `BadImage` and `BadSite`.
     """
     if not elements.contrasts:
         raise BadSite(f"{path}: holds images; the study's elements.contrasts must name what of.")
     stack = stack_of(read_arrays(path), elements.variables, path)
-    images = _padded(stack.images, elements.size, path)
+    images = _pad(stack.images, elements.size, path)
     split_of = split_patients(stack.rows, elements.split, site=site)
     splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
     for patient, rows in stack.rows.items():
-        own, values = images[list(rows), None], stack.values[patient]
-        session = Session(patient, "", elements.contrasts[:1], own, values=values)
+        patient_images, values = images[list(rows), None], stack.values[patient]
+        session = Session(patient, "", elements.contrasts[:1], patient_images, values=values)
         splits[split_of[patient]].append(session)
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
 
@@ -108,7 +110,7 @@ def _rows_of(arrays: Arrays, count: int) -> dict[str, tuple[int, ...]]:
     rows: dict[str, list[int]] = {}
     for row, patient in enumerate(arrays[PATIENT_ROW]):
         rows.setdefault(str(patient), []).append(row)
-    return {patient: tuple(own) for patient, own in rows.items()}
+    return {patient: tuple(patient_rows) for patient, patient_rows in rows.items()}
 
 
 def _numbers(column: NDArray[Any], name: str, path: Path) -> NDArray[np.float64]:
@@ -125,22 +127,22 @@ def _values(
 ) -> dict[str, float]:
     values: dict[str, float] = {}
     for name, column in columns.items():
-        own = np.unique(column[list(rows)])
-        if len(own) > 1:
+        distinct = np.unique(column[list(rows)])
+        if len(distinct) > 1:
             raise BadImage(
                 f"{path}: the images of one patient differ in '{name}' "
-                f"({own[0]:g} and {own[1]:g}); a variable is the patient's."
+                f"({distinct[0]:g} and {distinct[1]:g}); a variable is the patient's."
             )
-        values[name] = float(own[0])
+        values[name] = float(distinct[0])
     return values
 
 
-def _padded(images: NDArray[np.float32], size: tuple[int, int], path: Path) -> NDArray[np.float32]:
-    missing = [own - found for own, found in zip(size, images.shape[1:], strict=True)]
+def _pad(images: NDArray[np.float32], size: tuple[int, int], path: Path) -> NDArray[np.float32]:
+    missing = [wanted - actual for wanted, actual in zip(size, images.shape[1:], strict=True)]
     if min(missing) < 0:
-        found = " x ".join(str(pixels) for pixels in images.shape[1:])
+        shape = " x ".join(str(pixels) for pixels in images.shape[1:])
         raise BadImage(
-            f"{path}: images of {found} pixels are larger than elements.size {list(size)}; "
+            f"{path}: images of {shape} pixels are larger than elements.size {list(size)}; "
             "make them smaller, or agree on a larger size."
         )
     edges = [(pixels // 2, pixels - pixels // 2) for pixels in missing]

@@ -1,4 +1,4 @@
-"""A table gives patients' variables: BIDS `participants.tsv`, or all that a site has."""
+"""A table holds patients' variables, in BIDS `participants.tsv` or as a site's only data."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,17 @@ def read_participants(path: Path, variables: Sequence[str]) -> dict[str, _Values
     """Read each patient's variables from a .tsv or .csv file; n/a and empty cells become nan.
 
     Other columns are not read. Raises `BadSite` where a column, a name or a number is missing, and
-    where a patient is there twice.
+    where a patient occurs twice.
     """
     header, *rows = _read_rows(path)
     if not rows:
         raise BadSite(f"{path}: the table has no row below its header; it needs one a patient.")
     for name in (PATIENT, *variables):
         if header.count(name) != 1:
-            found = ", ".join(header)
+            names = ", ".join(header)
             raise BadSite(
                 f"{path}: {header.count(name)} columns are named '{name}'; there must be one "
-                f"(n/a where a value is missing). Found: {found}."
+                f"(n/a where a value is missing). Found: {names}."
             )
     columns = {name: header.index(name) for name in variables}
     table: dict[str, _Values] = {}
@@ -46,7 +46,7 @@ def read_participants(path: Path, variables: Sequence[str]) -> dict[str, _Values
 
 
 def with_values(cohort: Cohort, table: Mapping[str, _Values], variables: Sequence[str]) -> Cohort:
-    """Give the sessions of a cohort the variables of their patients, nan for one without a row."""
+    """Return the cohort with its patients' variables, nan for a patient without a row."""
     unknown = dict.fromkeys(variables, nan)
     splits = {
         split: tuple(replace(s, values=table.get(s.patient, unknown)) for s in sessions)
@@ -62,7 +62,7 @@ def is_table(data: Path, elements: Elements) -> bool:
 
 
 def table_cohort(site: str, data: Path, elements: Elements) -> Cohort:
-    """Make a cohort of a table: a session without images for each patient, split by patient.
+    """Make a cohort from a table: a session without images for each patient, split by patient.
 
     `data` is the table, or a folder that holds it as participants.tsv. Raises `BadSite`.
     """
@@ -76,7 +76,7 @@ def table_cohort(site: str, data: Path, elements: Elements) -> Cohort:
 
 
 def _no_image() -> np.ndarray:
-    """Give one slice of no contrast: a row of a table counts as one case."""
+    """Return one slice of no contrast: a row of a table counts as one case."""
     return np.zeros((1, 0, 1, 1), np.float32)
 
 

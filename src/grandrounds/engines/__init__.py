@@ -1,1 +1,1 @@
-"""Engines carry a request to a site and bring its reply back; they compute nothing."""
+"""Engines send requests to sites and return their replies; they compute nothing."""

@@ -1,6 +1,6 @@
 """All sites answer in this process, one after the other, as on a laptop.
 
-While one site's private state goes to the disk, the next site computes.
+While one site's private state is written to the disk, the next site computes.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -16,15 +16,15 @@ from grandrounds.core.weights import first_not_finite
 from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, fail_if_missing
 from grandrounds.site.site import Promise, Site
 
-Begun: TypeAlias = tuple[Site, Request, Promise]
+PendingReply: TypeAlias = tuple[Site, Request, Promise]
 
 
 @dataclass(frozen=True)
 class InProcessEngine:
     """The sites of a study in one process.
 
-    `on_reply` hears of every reply as it comes; `on_failure` of every site that a quorum goes on
-    without.
+    `on_reply` is called with every reply as it arrives, `on_failure` with the card of every site
+    that a quorum continues without.
     """
 
     sites: tuple[Site, ...]
@@ -35,7 +35,7 @@ class InProcessEngine:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Give the roster."""
+        """Return the roster."""
         return tuple(site.name for site in self.sites)
 
     def ask(
@@ -45,41 +45,41 @@ class InProcessEngine:
         deliver_to: Sequence[str] = (),
         quorum: Quorum = EVERYONE,
     ) -> list[Reply]:
-        """Let each site answer, in roster order.
+        """Let each site answer in roster order, and return the replies.
 
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
         without it.
         """
-        roll = ReplyCollector(quorum, self.on_reply, self.on_failure)
-        begun: list[Begun] = []
+        collector = ReplyCollector(quorum, self.on_reply, self.on_failure)
+        pending: list[PendingReply] = []
         try:
             for site in (site for site in self.sites if site.name in requests):
-                with roll.call():
-                    begun.append(_begin(site, requests[site.name]))
-                if len(begun) > 1:
-                    self._finish(*begun.pop(0), roll, deliver_to)
-            while begun:
-                self._finish(*begun.pop(0), roll, deliver_to)
+                with collector.call():
+                    pending.append(_begin(site, requests[site.name]))
+                if len(pending) > 1:
+                    self._finish(*pending.pop(0), collector, deliver_to)
+            while pending:
+                self._finish(*pending.pop(0), collector, deliver_to)
         except BaseException as error:
-            for site, _, promise in begun:
-                _settle(site, promise, error)
+            for site, _, promise in pending:
+                _wait_for_disk(site, promise, error)
             raise
-        return roll.answered()
+        return collector.answered()
 
     def _finish(
         self,
         site: Site,
         request: Request,
         promise: Promise,
-        roll: ReplyCollector,
+        collector: ReplyCollector,
         deliver_to: Sequence[str],
     ) -> None:
-        with roll.call():
-            reply = self._delivered(_finished(site, request, promise), deliver_to)
-            roll.note(request, reply)
+        with collector.call():
+            reply = self._deliver(_finished(site, request, promise), deliver_to)
+            collector.note(request, reply)
 
-    def _delivered(self, reply: Reply, deliver_to: Sequence[str]) -> Reply:
-        """Put the tensors into the peers' mailboxes, and keep the receipt."""
+    def _deliver(self, reply: Reply, deliver_to: Sequence[str]) -> Reply:
+        """Put the tensors into the peers' mailboxes, and return the receipt."""
         if not deliver_to:
             return reply
         for site in self.sites:
@@ -88,13 +88,13 @@ class InProcessEngine:
         return reply.receipt(num_peers=len(set(deliver_to) - {reply.site}))
 
 
-def _begin(site: Site, request: Request) -> Begun:
-    with _carded(site, request):
+def _begin(site: Site, request: Request) -> PendingReply:
+    with _errors_as_cards(site, request):
         return site, request, site.begin(request)
 
 
 def _finished(site: Site, request: Request, promise: Promise) -> Reply:
-    with _carded(site, request):
+    with _errors_as_cards(site, request):
         reply = promise()
         odd = first_not_finite(reply.weights)
         if odd:
@@ -102,8 +102,8 @@ def _finished(site: Site, request: Request, promise: Promise) -> Reply:
     return reply
 
 
-def _settle(site: Site, promise: Promise, stopped_by: BaseException) -> None:
-    """Let the disk finish before anyone else writes there; a second failure is noted, not told."""
+def _wait_for_disk(site: Site, promise: Promise, stopped_by: BaseException) -> None:
+    """Wait until the disk has finished; a second failure becomes a note of the first."""
     try:
         promise()
     except Exception as error:
@@ -112,8 +112,8 @@ def _settle(site: Site, promise: Promise, stopped_by: BaseException) -> None:
 
 
 @contextmanager
-def _carded(site: Site, request: Request) -> Generator[None, None, None]:
-    """Turn what goes wrong at a site into its failure card; bad input says enough by itself."""
+def _errors_as_cards(site: Site, request: Request) -> Generator[None, None, None]:
+    """Turn an error at a site into its failure card; `BadInput` says enough by itself."""
     try:
         yield
     except BadInput as error:

@@ -1,9 +1,9 @@
-"""Several processes host the sites of a study, each at the other end of a pipe.
+"""Several worker processes host the sites of a study, each at the other end of a pipe.
 
-A `ProcessPoolExecutor` would not do. Where a worker is killed in the middle of a large reply, it
-waits for the rest for ever (Python 3.11: this process keeps the writing end of the pipe open, too);
-it names no exit code, logs what a site's data are refused with and does not return it, and at the
-end lets a worker finish what it has begun. A pipe of one's own ends with its worker.
+A `ProcessPoolExecutor` does not suffice. Where a worker is killed in the middle of a large reply,
+it waits for the rest for ever (Python 3.11: this process has the writing end of the pipe open,
+too); it names no exit code, logs the error that a site's data are refused with instead of returning
+it, and at the end lets a worker finish its task. A pipe for each worker closes with it.
 """
 
 import signal
@@ -30,7 +30,7 @@ Link: TypeAlias = "Connection[object, object]"
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """To a worker: a site and its request as bytes; with peers to deliver to, a receipt returns."""
+    """To a worker: a site and its request as bytes; with `deliver_to` a receipt returns."""
 
     site: str
     request: bytes
@@ -39,7 +39,7 @@ class WorkerRequest:
 
 @dataclass(frozen=True)
 class WorkerDelivery:
-    """To a worker: an update as bytes, for the mailboxes of those of these sites that it hosts."""
+    """To a worker: an update as bytes, for the mailboxes of these sites, where it hosts them."""
 
     sites: Assignment
     update: bytes
@@ -47,7 +47,7 @@ class WorkerDelivery:
 
 @dataclass(frozen=True)
 class WorkerReply:
-    """From a worker: a reply as bytes, and the update that it is the receipt of, if it is one."""
+    """From a worker: a reply as bytes, and the update if the reply is a receipt."""
 
     reply: bytes
     update: bytes = b""
@@ -59,7 +59,7 @@ class WorkerDied(RuntimeError):  # noqa: N818 - the word that a failure card sho
 
 @dataclass
 class Worker:
-    """One process that hosts a share of the sites and does one thing at a time."""
+    """One process that hosts its share of the sites and does one task at a time."""
 
     share: Assignment
     process: BaseProcess
@@ -67,19 +67,19 @@ class Worker:
     pending: tuple[str, Request] | None = None
 
     def begin(self, site: str, request: Request, deliver_to: Assignment) -> None:
-        """Let a site answer; `result` gives what comes of it."""
-        if self.pending:  # an earlier question, given up when another site failed
+        """Let a site answer; `result` returns the answer."""
+        if self.pending:  # an earlier request, abandoned when another site failed
             self.result()
         self.pending = (site, request)
         self.send(WorkerRequest(site, encode(request), deliver_to))
 
     def send(self, task: WorkerRequest | WorkerDelivery) -> None:
-        """Hand a task over; where the process has ended, `result` tells."""
+        """Send a task; if the process has ended, `result` says so."""
         with suppress(ConnectionError):
             self.link.send(task)
 
     def result(self) -> tuple[str, WorkerReply | Exception]:
-        """Wait for the site's answer or failure; a process that has ended fails at once."""
+        """Wait for the site's answer or failure; where the process has ended, fail at once."""
         assert self.pending is not None
         site, request = self.pending
         self.pending = None
@@ -91,7 +91,7 @@ class Worker:
             return site, SiteFailed(failure_card(site, request, error, str(error)))
 
     def end(self) -> None:
-        """End the process, wherever it is: what it keeps on disk is there whole or not at all."""
+        """Kill the process at any point: its files on disk are always complete or absent."""
         self.process.kill()
         self.process.join()
         self.link.close()
@@ -101,22 +101,22 @@ class Worker:
 def start_workers(
     shares: Iterable[Assignment], host: WorkerSites
 ) -> Generator[tuple[Worker, ...], None, None]:
-    """Start a process for each share, which `host` opens there; in the end all are gone."""
-    crew: list[Worker] = []
+    """Start a process for each share, whose sites `host` opens there; end all of them on exit."""
+    workers: list[Worker] = []
     try:
-        with _interrupts_held():
+        with _interrupts_blocked():
             for share in shares:
-                crew.append(_started(share, host))  # noqa: PERF401 - each is ended, come what may
-        yield tuple(crew)
+                workers.append(_start(share, host))  # noqa: PERF401 - each is ended, even after an error
+        yield tuple(workers)
     finally:
-        for worker in crew:
+        for worker in workers:
             worker.end()
 
 
 @contextmanager
-def _interrupts_held() -> Generator[None, None, None]:
-    """Hold Ctrl-C back; processes started meanwhile never take it: the coordinator ends them."""
-    resource_tracker.ensure_running()  # its own start would let Ctrl-C through again
+def _interrupts_blocked() -> Generator[None, None, None]:
+    """Block Ctrl-C here and in processes started meanwhile, which the coordinator ends itself."""
+    resource_tracker.ensure_running()  # starting it later would unblock Ctrl-C again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -124,7 +124,7 @@ def _interrupts_held() -> Generator[None, None, None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _started(share: Assignment, host: WorkerSites) -> Worker:
+def _start(share: Assignment, host: WorkerSites) -> Worker:
     ours, theirs = SPAWN.Pipe()
     process = start_process(_work, share, host, theirs)
     theirs.close()
@@ -132,7 +132,7 @@ def _started(share: Assignment, host: WorkerSites) -> Worker:
 
 
 def _work(share: Assignment, host: WorkerSites, link: Link) -> None:
-    """Open a share of the sites, and do what is asked for as long as the coordinator lives."""
+    """Open a share of the sites, and do tasks for as long as the coordinator lives."""
     with suppress(EOFError, ConnectionError):
         try:
             with host(share) as sites:
@@ -164,7 +164,7 @@ def _result_of(sites: InProcessEngine, order: WorkerRequest) -> WorkerReply | Ex
 
 
 def assign_sites(examples: Mapping[str, int], workers: int) -> tuple[Assignment, ...]:
-    """Share sites out, the largest first, each to the worker that has the least to do so far.
+    """Assign sites to workers, the largest first, each to the one with the fewest examples so far.
 
     `examples` counts what each site trains on. Each share is in roster order; none is empty.
     """
@@ -179,13 +179,13 @@ def assign_sites(examples: Mapping[str, int], workers: int) -> tuple[Assignment,
 class ProcessPoolEngine:
     """The sites of a study, hosted by several processes; each process trains one site at a time.
 
-    Messages cross as bytes of the codec; an update for peers is not decoded on its way. `on_reply`
-    hears of every reply in roster order, as soon as those before it are there; `on_failure` of
-    every site that a quorum goes on without.
+    Messages are encoded for the pipes; an update for peers is not decoded on its way. `on_reply` is
+    called with every reply in roster order, as soon as those before it are there, `on_failure` with
+    the card of every site that a quorum continues without.
     """
 
     names: tuple[str, ...]
-    crew: tuple[Worker, ...]
+    workers: tuple[Worker, ...]
     on_reply: OnReply
     on_failure: OnFailure = fail_if_missing
 
@@ -198,49 +198,49 @@ class ProcessPoolEngine:
         deliver_to: Sequence[str] = (),
         quorum: Quorum = EVERYONE,
     ) -> list[Reply]:
-        """Let the sites answer, and give their replies in roster order.
+        """Let the sites answer, and return their replies in roster order.
 
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
-        without it, and the `BadInput` that a worker met, when it opened its sites too.
+        without it, and the `BadInput` of a worker, from opening its sites too.
         """
-        roll, updates = ReplyCollector(quorum, self.on_reply, self.on_failure), list[bytes]()
+        collector, updates = ReplyCollector(quorum, self.on_reply, self.on_failure), list[bytes]()
         answers = self._answers(requests, tuple(deliver_to))
-        replies = roll.collect(self.names, requests, _opened(answers, updates))
+        replies = collector.collect(self.names, requests, _decoded(answers, updates))
         self._deliver([WorkerDelivery(tuple(deliver_to), update) for update in updates])
         return replies
 
     def _answers(
         self, requests: Mapping[str, Request], deliver_to: Assignment
     ) -> Iterator[tuple[str, WorkerReply | Exception]]:
-        """Keep every worker busy, and yield what each site answers as it comes."""
-        crew = {worker.link: worker for worker in self.crew}
-        todo = {link: iter([n for n in w.share if n in requests]) for link, w in crew.items()}
+        """Give every worker its next site at once, and yield answers as they arrive."""
+        by_link = {worker.link: worker for worker in self.workers}
+        todo = {link: iter([n for n in w.share if n in requests]) for link, w in by_link.items()}
 
         def begin(links: Iterable[Link]) -> None:
             for link in links:
                 site = next(todo[link], None)
                 if site is not None:
-                    crew[link].begin(site, requests[site], deliver_to)
+                    by_link[link].begin(site, requests[site], deliver_to)
 
-        begin(crew)
-        while busy := [link for link, worker in crew.items() if worker.pending]:
+        begin(by_link)
+        while busy := [link for link, worker in by_link.items() if worker.pending]:
             ready = cast(list[Link], wait(busy))
-            came = [crew[link].result() for link in ready]
+            answers = [by_link[link].result() for link in ready]
             begin(ready)
-            yield from came
+            yield from answers
 
-    def _deliver(self, mail: Iterable[WorkerDelivery]) -> None:
-        """Forward updates; every worker has answered, so that each takes its mail at once."""
-        for letter in mail:
-            for worker in self.crew:
-                if set(letter.sites) & set(worker.share):
-                    worker.send(letter)
+    def _deliver(self, deliveries: Iterable[WorkerDelivery]) -> None:
+        """Forward updates; every worker has answered, so that each receives them at once."""
+        for delivery in deliveries:
+            for worker in self.workers:
+                if set(delivery.sites) & set(worker.share):
+                    worker.send(delivery)
 
 
-def _opened(
+def _decoded(
     answers: Iterable[tuple[str, WorkerReply | Exception]], updates: list[bytes]
 ) -> Iterator[tuple[str, Result]]:
-    """Decode replies as they come, and lay the updates that go to peers aside."""
+    """Decode replies as they arrive, and collect the updates for peers."""
     for site, answer in answers:
         if isinstance(answer, Exception):
             yield site, answer

@@ -1,4 +1,4 @@
-"""The coordinator asks sites on other machines, over whatever carries its bytes there."""
+"""The coordinator sends requests to sites on other machines, over any transport of bytes."""
 
 import json
 import time
@@ -32,11 +32,11 @@ _TOO_MANY = 5
 
 
 class SiteSilent(RuntimeError):  # noqa: N818 - the word that a failure card shows
-    """A site gave no sign of life."""
+    """Nothing was received from a site for too long."""
 
 
 class ConnectionInterrupted(ConnectionError):  # noqa: N818 - the word for what happened
-    """A line broke after it had held for a while."""
+    """A connection broke after it had received something."""
 
 
 class Abandoned(RuntimeError):  # noqa: N818 - nobody waits for this answer any more
@@ -47,9 +47,9 @@ class Abandoned(RuntimeError):  # noqa: N818 - nobody waits for this answer any 
 class Timeouts:
     """How long to wait for a site elsewhere, in seconds.
 
-    A working site says so every `poll`; one that says nothing for `silence` is dead; one that lives
-    may take `deadline` for one request (0: as long as it lives). Its process may take `start` to be
-    there at all, and is asked every `knock` until then. `pause` lies before any other new try.
+    A working site says so every `poll`; one that is silent for `silence` has failed; one that
+    responds may take `deadline` for one request (0: any time). Its process may take `start` to
+    start, and is tried every `connect_every` until then. `pause` precedes any other new try.
     """
 
     poll: float = 2.0
@@ -61,117 +61,117 @@ class Timeouts:
 
     @property
     def per_call(self) -> float:
-        """Give the seconds after which one call is lost: several fit into the silence."""
+        """Return the seconds after which one call counts as lost: several fit into the silence."""
         return self.poll + self.silence / 4
 
     def before_again(self, number: int) -> float:
-        """Give the seconds before this request is asked again."""
+        """Return the seconds before this request is sent again."""
         return self.connect_every if number == READY else self.pause
 
 
 @dataclass
 class SiteConnection:
-    """The line to one site.
+    """The connection to one site.
 
-    `call` brings a sealed letter there and the sealed answer back, or raises `ConnectionError`
-    where it hears nothing for so many seconds, `Interrupted` if it heard something before. One
-    thread numbers the requests and gives them up; any may ask.
+    `call` sends a packed envelope and returns the packed answer, or raises `ConnectionError` where
+    nothing arrives for the seconds given, `ConnectionInterrupted` if something arrived before. One
+    thread numbers requests and abandons them; any thread may ask.
     """
 
     site: str
     call: Call
-    patience: Timeouts
+    timeouts: Timeouts
     _number: int = field(default=READY, init=False)
 
     def begin(self) -> int:
-        """Number the next request; nobody waits for the one before any longer."""
+        """Return the number of the next request; the one before is abandoned."""
         self._number += 1
         return self._number
 
     def ask(self, number: int, body: bytes, deliver_to: Sequence[str] = ()) -> ReplyEnvelope:
-        """Ask, and ask again where the line breaks, until the site has answered.
+        """Send a request, again where the connection breaks, and return the site's answer.
 
-        Raises `SiteSilent`, `TimeoutError` past the deadline, `CorruptEnvelope` where letters come
-        damaged again and again, and `GivenUp`.
+        Raises `SiteSilent`, `TimeoutError` past the deadline, `CorruptEnvelope` where envelopes
+        arrive damaged again and again, and `Abandoned`.
         """
-        whole = RequestEnvelope(
+        complete = RequestEnvelope(
             number=number,
-            wait=self.patience.poll,
+            wait=self.timeouts.poll,
             deliver_to=tuple(deliver_to),
             body=body,
         )
-        letter, watch = whole, self._watch(number)
+        envelope, watch = complete, self._watch(number)
         while self._number == number:
-            answer = self._once(letter, watch)
+            answer = self._once(envelope, watch)
             if answer and answer.state in _ENDS:
                 return answer
             working = answer is not None and answer.state == "working"
-            letter = replace(whole, body=b"") if working else whole
+            envelope = replace(complete, body=b"") if working else complete
             if working:
                 watch.waiting()
             else:
-                time.sleep(self.patience.before_again(number))
+                time.sleep(self.timeouts.before_again(number))
         raise Abandoned(f"request {number} of '{self.site}' was given up")
 
     def _watch(self, number: int) -> "_Watch":
         if number == READY:
-            return _Watch(self.patience.start)
-        return _Watch(self.patience.silence, self.patience.deadline)
+            return _Watch(self.timeouts.start)
+        return _Watch(self.timeouts.silence, self.timeouts.deadline)
 
     def abandon(self) -> None:
-        """Wait no longer for an answer; the site finishes what it has begun."""
+        """Wait no longer for an answer; the site still finishes the request."""
         self.begin()
 
-    def _once(self, letter: RequestEnvelope, watch: "_Watch") -> ReplyEnvelope | None:
-        """Call once; None where nothing came that answers this letter."""
+    def _once(self, envelope: RequestEnvelope, watch: "_Watch") -> ReplyEnvelope | None:
+        """Call once; return the answer to this envelope, or None where none arrives."""
         try:
             answer = unpack(
-                self.call(self.site, pack(letter), self.patience.per_call), ReplyEnvelope
+                self.call(self.site, pack(envelope), self.timeouts.per_call), ReplyEnvelope
             )
         except ConnectionInterrupted:
-            watch.heard()
+            watch.alive()
             return None
         except ConnectionError as error:
             watch.silent(error)
             return None
         except CorruptEnvelope:
             answer = None
-        if answer is None or answer.number != letter.number:
+        if answer is None or answer.number != envelope.number:
             watch.damaged()
             return None
-        watch.heard()
+        watch.alive()
         return answer
 
 
 @dataclass
 class _Watch:
-    """Watches over one request: how long it has taken, and when the site was last heard."""
+    """Checks the timeouts of one request: its time so far, and since the last sign of life."""
 
     silence: float
     deadline: float = 0.0
     _began: float = field(default_factory=time.monotonic)
-    _heard: float = field(default_factory=time.monotonic)
+    _last_sign: float = field(default_factory=time.monotonic)
     _damaged: int = 0
 
-    def heard(self) -> None:
+    def alive(self) -> None:
         """Note a sign of life."""
-        self._heard, self._damaged = time.monotonic(), 0
+        self._last_sign, self._damaged = time.monotonic(), 0
 
     def waiting(self) -> None:
-        """Note that the site works on. Raises `TimeoutError` past the deadline."""
+        """Note that the site still works. Raises `TimeoutError` past the deadline."""
         taken = time.monotonic() - self._began
         if self.deadline and taken > self.deadline:
             limit = f"the deadline is {self.deadline:g} s"
             raise TimeoutError(f"it lives and has not answered in {taken:.0f} s; {limit}")
 
     def silent(self, error: ConnectionError) -> None:
-        """Note that nothing came. Raises `SiteSilent` when that is too long."""
-        silence = time.monotonic() - self._heard
+        """Note that nothing arrived. Raises `SiteSilent` after too long a silence."""
+        silence = time.monotonic() - self._last_sign
         if silence > self.silence:
             raise SiteSilent(f"no sign of life for {silence:.0f} s: {error}")
 
     def damaged(self) -> None:
-        """Note a letter that does not fit. Raises `CorruptEnvelope` at the fifth."""
+        """Note an envelope that is no valid answer. Raises `CorruptEnvelope` at the fifth."""
         self._damaged += 1
         if self._damaged == _TOO_MANY:
             raise CorruptEnvelope(f"{_TOO_MANY} letters came damaged, one after the other")
@@ -179,14 +179,14 @@ class _Watch:
 
 @dataclass(frozen=True)
 class RemoteEngine:
-    """The sites of a study, each at the end of a line; all of them work at once.
+    """The sites of a study, each over its own connection; all of them work at once.
 
-    `on_reply` hears of every reply in roster order, as soon as those before it are there;
-    `on_failure` of every site that a quorum goes on without. A site too slow for the quorum is
-    left behind while it works.
+    `on_reply` is called with every reply in roster order, as soon as those before it are there,
+    `on_failure` with the card of every site that a quorum continues without. A request to a site
+    that is too slow for the quorum is abandoned while the site works.
     """
 
-    lines: tuple[SiteConnection, ...]
+    connections: tuple[SiteConnection, ...]
     on_reply: OnReply
     on_failure: OnFailure = fail_if_missing
 
@@ -194,8 +194,8 @@ class RemoteEngine:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Give the roster."""
-        return tuple(line.site for line in self.lines)
+        """Return the roster."""
+        return tuple(connection.site for connection in self.connections)
 
     def ask(
         self,
@@ -204,75 +204,86 @@ class RemoteEngine:
         deliver_to: Sequence[str] = (),
         quorum: Quorum = EVERYONE,
     ) -> list[Reply]:
-        """Let the sites answer, and give their replies in roster order.
+        """Let the sites answer, and return their replies in roster order.
 
         Raises `SiteFailed` with the failure card of the first that fails, unless the quorum can do
-        without it, and the `BadSite` that a site refuses with.
+        without it, and the `BadSite` of a site that refuses.
         """
-        roll = ReplyCollector(quorum, self.on_reply, self.on_failure)
+        collector = ReplyCollector(quorum, self.on_reply, self.on_failure)
         with closing(self._results(requests, deliver_to, quorum)) as results:
-            return roll.collect(self.names, requests, results)
+            return collector.collect(self.names, requests, results)
 
     def _results(
         self, requests: Mapping[str, Request], deliver_to: Sequence[str], quorum: Quorum
     ) -> Generator[tuple[str, Result], None, None]:
-        """Ask all at once, and give what comes of it as it comes."""
+        """Send all requests at once, and yield results as they arrive."""
         late_at = time.monotonic() + quorum.patience if quorum.patience else 0.0
         pool = ThreadPoolExecutor(len(requests))
-        lines = [line for line in self.lines if line.site in requests]
+        connections = [connection for connection in self.connections if connection.site in requests]
         bodies = _encoded(requests)
-        open_ = {
+        waiting = {
             pool.submit(
-                answered, line, line.begin(), requests[line.site], bodies[line.site], deliver_to
-            ): line
-            for line in lines
+                answered,
+                connection,
+                connection.begin(),
+                requests[connection.site],
+                bodies[connection.site],
+                deliver_to,
+            ): connection
+            for connection in connections
         }
-        came = 0
+        num_replies = 0
         try:
-            while open_:
-                hurries = late_at and quorum.least is not None and came >= quorum.least
+            while waiting:
+                hurries = late_at and quorum.least is not None and num_replies >= quorum.least
                 timeout = max(0.0, late_at - time.monotonic()) if hurries else None
-                done, _ = wait(open_, timeout, FIRST_COMPLETED)
+                done, _ = wait(waiting, timeout, FIRST_COMPLETED)
                 for future in done:
-                    came += isinstance(future.result(), Reply)
-                    yield open_.pop(future).site, future.result()
+                    num_replies += isinstance(future.result(), Reply)
+                    yield waiting.pop(future).site, future.result()
                 if not done:
-                    yield from _late([line.site for line in open_.values()], requests, quorum)
+                    yield from _late(
+                        [connection.site for connection in waiting.values()], requests, quorum
+                    )
                     return
         finally:
-            for line in open_.values():
-                line.abandon()
+            for connection in waiting.values():
+                connection.abandon()
             pool.shutdown(wait=False)
 
 
 def _encoded(requests: Mapping[str, Request]) -> dict[str, bytes]:
-    """Encode each request, and what several sites get only once."""
-    found, bodies = dict[object, bytes](), dict[str, bytes]()
+    """Return each site's request as bytes; equal requests are encoded once."""
+    encoded, bodies = dict[object, bytes](), dict[str, bytes]()
     for site, request in requests.items():
         tensors: Weights = getattr(request, "weights", {})
         words = str(replace(request, weights={}) if tensors else request)
         same = (words, *((name, id(tensor)) for name, tensor in tensors.items()))
-        if same not in found:
-            found[same] = encode(request)
-        bodies[site] = found[same]
+        if same not in encoded:
+            encoded[same] = encode(request)
+        bodies[site] = encoded[same]
     return bodies
 
 
 def answered(
-    line: SiteConnection, number: int, request: Request, body: bytes, deliver_to: Sequence[str]
+    connection: SiteConnection,
+    number: int,
+    request: Request,
+    body: bytes,
+    deliver_to: Sequence[str],
 ) -> Result:
-    """Ask one site, and give what came of it."""
+    """Ask one site, and return its reply or its failure."""
     try:
-        answer = line.ask(number, body, deliver_to)
-        return _read(line.site, request, _body(answer))
+        answer = connection.ask(number, body, deliver_to)
+        return _read(connection.site, request, _body(answer))
     except (SiteFailed, BadInput) as failure:
         return failure
     except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate, FloatingPointError) as error:
-        return SiteFailed(failure_card(line.site, request, error, str(error)))
+        return SiteFailed(failure_card(connection.site, request, error, str(error)))
 
 
 def _body(answer: ReplyEnvelope) -> bytes:
-    """Give what a site has done. Raises what it failed or refused with."""
+    """Return the body of a site's answer. Raises what the site failed or refused with."""
     if answer.state == "failed":
         raise SiteFailed(from_plain(FailureCard, json.loads(answer.body)))
     if answer.state == "refused":
@@ -283,12 +294,12 @@ def _body(answer: ReplyEnvelope) -> bytes:
 
 
 def _read(site: str, request: Request, body: bytes) -> Reply:
-    """Read a reply, and trust nothing in it that can be checked."""
+    """Decode a reply, and check that it answers the request with finite tensors."""
     try:
         reply = decode(body)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise BadUpdate(f"what came from '{site}' is no reply ({found})") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise BadUpdate(f"what came from '{site}' is no reply ({cause})") from error
     if not isinstance(reply, Reply) or (reply.site, reply.round) != (site, request.round):
         raise BadUpdate(f"it does not answer what '{site}' was asked in round {request.round}")
     odd = first_not_finite(reply.weights)
@@ -305,21 +316,21 @@ def _late(
         yield site, SiteFailed(failure_card(site, requests[site], error, str(error)))
 
 
-def ready(lines: Sequence[SiteConnection]) -> dict[str, bytes]:
-    """Wait until every site is open, and give what each one says of itself.
+def ready(connections: Sequence[SiteConnection]) -> dict[str, bytes]:
+    """Wait until every site is open, and return the bytes with which each describes itself.
 
     Raises `BadSite` for the first in the roster that refuses, and `SiteFailed` for a silent one.
     """
-    with ThreadPoolExecutor(len(lines)) as pool:
+    with ThreadPoolExecutor(len(connections)) as pool:
         try:
-            return dict(pool.map(_opened, lines))
+            return dict(pool.map(_describe, connections))
         finally:
-            for line in lines:
-                line.abandon()
+            for connection in connections:
+                connection.abandon()
 
 
-def _opened(line: SiteConnection) -> tuple[str, bytes]:
+def _describe(connection: SiteConnection) -> tuple[str, bytes]:
     try:
-        return line.site, _body(line.ask(READY, b""))
+        return connection.site, _body(connection.ask(READY, b""))
     except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate) as error:
-        raise SiteFailed(failure_card(line.site, Describe(), error, str(error))) from error
+        raise SiteFailed(failure_card(connection.site, Describe(), error, str(error))) from error

@@ -26,98 +26,100 @@ from grandrounds.engines.in_process import InProcessEngine
 
 Host: TypeAlias = AbstractContextManager[tuple[InProcessEngine, bytes]]
 SendToPeer: TypeAlias = Callable[[str, bytes], bytes]
-_log = logging.getLogger(__name__)  # the site's own: there a refusal stands with its paths
-_TRIES = 5  # to bring mail to a peer
+_log = logging.getLogger(__name__)  # the site's log, where refusals keep their paths
+_TRIES = 5  # to send an update to a peer
 _PAUSE = 0.2  # seconds between them
 
 
 @dataclass
 class SiteAgent:
-    """Answers the coordinator for one site, and takes its peers' mail.
+    """Answers the coordinator for one site, and receives its peers' updates.
 
-    `host` opens the site, and says what the coordinator should know before round 1; `post` brings
-    sealed mail to another site and its sealed answer back, or raises `ConnectionError`. A request
-    that comes again is answered from the stored answer.
+    `host` opens the site, and returns what the coordinator should know before round 1;
+    `send_to_peer` sends a packed envelope to another site and returns the packed answer, or raises
+    `ConnectionError`. A request that arrives again gets the stored answer.
     """
 
     host: Host
-    post: SendToPeer
+    send_to_peer: SendToPeer
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    _opened: ExitStack = field(default_factory=ExitStack)
+    _resources: ExitStack = field(default_factory=ExitStack)
     _lock: Lock = field(default_factory=Lock)
     _number: int = READY
 
     def __post_init__(self) -> None:
         self._answer: Future[ReplyEnvelope] = self._worker.submit(self._open)
 
-    def answer(self, sealed: bytes) -> bytes:
-        """Answer a sealed `Ask` with a sealed `Answer`, within the seconds that it waits."""
+    def answer(self, packed: bytes) -> bytes:
+        """Answer a packed `RequestEnvelope` with a packed `ReplyEnvelope`, within its `wait`."""
         try:
-            return pack(self._answered(unpack(sealed, RequestEnvelope)))
+            return pack(self._answer_to(unpack(packed, RequestEnvelope)))
         except CorruptEnvelope:
             return pack(ReplyEnvelope(number=-1, state="damaged"))
 
-    def receive_update(self, sealed: bytes) -> bytes:
-        """Put a peer's sealed `Mail` into the mailbox, and acknowledge it."""
+    def receive_update(self, packed: bytes) -> bytes:
+        """Put the update of a packed `PeerEnvelope` into the mailbox, and acknowledge it."""
         try:
-            update = cast(Reply, decode(unpack(sealed, PeerEnvelope).body))
+            update = cast(Reply, decode(unpack(packed, PeerEnvelope).body))
         except CorruptEnvelope:
             return pack(ReplyEnvelope(number=-1, state="damaged"))
         self._site.receive(update)
         return pack(ReplyEnvelope(number=-1, state="done"))
 
     def close(self) -> None:
-        """Finish what has begun, and close the site."""
-        self._worker.submit(self._opened.close).result()
+        """Finish the requests that have begun, and close the site."""
+        self._worker.submit(self._resources.close).result()
         self._worker.shutdown()
 
-    def _answered(self, ask: RequestEnvelope) -> ReplyEnvelope:
-        answer = self._begun(ask)
+    def _answer_to(self, envelope: RequestEnvelope) -> ReplyEnvelope:
+        answer = self._begin(envelope)
         if isinstance(answer, ReplyEnvelope):
             return answer
-        done, _ = wait([answer], timeout=ask.wait)
-        return answer.result() if done else ReplyEnvelope(number=ask.number, state="working")
+        done, _ = wait([answer], timeout=envelope.wait)
+        return answer.result() if done else ReplyEnvelope(number=envelope.number, state="working")
 
-    def _begun(self, ask: RequestEnvelope) -> ReplyEnvelope | Future[ReplyEnvelope]:
-        """Begin what is new; what was begun before is not begun again."""
+    def _begin(self, envelope: RequestEnvelope) -> ReplyEnvelope | Future[ReplyEnvelope]:
+        """Begin a new request; return the answer, present or to come, of one begun before."""
         with self._lock:
-            if ask.number < self._number:
-                return ReplyEnvelope(number=ask.number, state="stale")
-            if ask.number > self._number:
-                if not ask.body:
-                    return ReplyEnvelope(number=ask.number, state="unknown")
-                self._number = ask.number
-                self._answer = self._worker.submit(self._do, ask)
+            if envelope.number < self._number:
+                return ReplyEnvelope(number=envelope.number, state="stale")
+            if envelope.number > self._number:
+                if not envelope.body:
+                    return ReplyEnvelope(number=envelope.number, state="unknown")
+                self._number = envelope.number
+                self._answer = self._worker.submit(self._do, envelope)
             return self._answer
 
     def _open(self) -> ReplyEnvelope:
         try:
-            simulation, facts = self._opened.enter_context(self.host)
+            engine, description = self._resources.enter_context(self.host)
         except BadInput as refusal:
             _log.error("%s", refusal)
-            return _unopened(str(refusal))
+            return _refusal(str(refusal))
         except Exception as error:
             _log.exception("the site cannot open")
-            return _unopened(f"the site cannot open: {type(error).__name__}: {error}")
-        [self._site] = simulation.sites
-        self._simulation = simulation
-        return ReplyEnvelope(number=READY, state="done", body=facts)
+            return _refusal(f"the site cannot open: {type(error).__name__}: {error}")
+        [self._site] = engine.sites
+        self._engine = engine
+        return ReplyEnvelope(number=READY, state="done", body=description)
 
-    def _do(self, ask: RequestEnvelope) -> ReplyEnvelope:
-        if ask.number < self._number:  # it was given up before its turn came
-            return ReplyEnvelope(number=ask.number, state="stale")
-        request = cast(Request, decode(ask.body))
+    def _do(self, envelope: RequestEnvelope) -> ReplyEnvelope:
+        if envelope.number < self._number:  # it was abandoned while it was queued
+            return ReplyEnvelope(number=envelope.number, state="stale")
+        request = cast(Request, decode(envelope.body))
         try:
-            reply = encode(self._reply(request, ask.deliver_to))
+            reply = encode(self._reply(request, envelope.deliver_to))
         except SiteFailed as failure:
             card = json.dumps(asdict(failure.card)).encode()
-            return ReplyEnvelope(number=ask.number, state="failed", body=card)
+            return ReplyEnvelope(number=envelope.number, state="failed", body=card)
         except BadInput as refusal:
-            return ReplyEnvelope(number=ask.number, state="refused", body=str(refusal).encode())
-        return ReplyEnvelope(number=ask.number, state="done", body=reply)
+            return ReplyEnvelope(
+                number=envelope.number, state="refused", body=str(refusal).encode()
+            )
+        return ReplyEnvelope(number=envelope.number, state="done", body=reply)
 
     def _reply(self, request: Request, deliver_to: Sequence[str]) -> Reply:
-        [reply] = self._simulation.ask({self._site.name: request})
+        [reply] = self._engine.ask({self._site.name: request})
         if not deliver_to:
             return reply
         peers = [name for name in deliver_to if name != self._site.name]
@@ -127,20 +129,20 @@ class SiteAgent:
         return reply.receipt(num_peers=len(peers))
 
     def _deliver(self, request: Request, reply: Reply, peers: Sequence[str]) -> None:
-        """Bring an update to its peers. Raises `SiteFailed` where one cannot be reached."""
-        letter = pack(PeerEnvelope(body=encode(reply))) if peers else b""
+        """Send an update to the peers. Raises `SiteFailed` where one cannot be reached."""
+        packed = pack(PeerEnvelope(body=encode(reply))) if peers else b""
         for peer in peers:
             try:
-                self._bring(letter, peer)
+                self._send(packed, peer)
             except (ConnectionError, CorruptEnvelope) as error:
                 text = f"its update did not reach '{peer}': {error}"
                 raise SiteFailed(failure_card(self._site.name, request, error, text)) from error
 
-    def _bring(self, letter: bytes, peer: str) -> None:
-        """Bring mail to a peer; it does no harm to bring it twice. Raises `ConnectionError`."""
+    def _send(self, packed: bytes, peer: str) -> None:
+        """Send an update to a peer; sending it twice does no harm. Raises `ConnectionError`."""
         for tries_left in reversed(range(_TRIES)):
             try:
-                if unpack(self.post(peer, letter), ReplyEnvelope).state == "done":
+                if unpack(self.send_to_peer(peer, packed), ReplyEnvelope).state == "done":
                     return
             except (ConnectionError, CorruptEnvelope):
                 if not tries_left:
@@ -149,6 +151,6 @@ class SiteAgent:
         raise ConnectionError(f"it came damaged {_TRIES} times")
 
 
-def _unopened(sentence: str) -> ReplyEnvelope:
-    """Tell why without any path: what else only the site may know is known once it is open."""
+def _refusal(sentence: str) -> ReplyEnvelope:
+    """Return a refusal without paths; patients' names are unknown until the site is open."""
     return ReplyEnvelope(number=READY, state="refused", body=Redactor()(sentence).encode())

@@ -1,4 +1,4 @@
-"""Replies are collected in roster order, whatever order they come in; a quorum counts them."""
+"""Replies are collected in roster order, whatever order they arrive in; a quorum counts them."""
 
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,31 +9,31 @@ from grandrounds.algorithms.topology import Quorum
 from grandrounds.core.errors import FailureCard, SiteFailed
 from grandrounds.core.messages import Reply, Request
 
-Given = TypeVar("Given")
+Answer = TypeVar("Answer")
 
 
 def in_roster_order(
     roster: Sequence[str],
     asked: Container[str],
-    results: Iterable[tuple[str, Given | Exception]],
+    results: Iterable[tuple[str, Answer | Exception]],
     *,
-    hurried: bool,
-) -> Iterator[tuple[str, Given | Exception]]:
-    """Bring results into roster order; hurried, a failure is raised before all others."""
+    fail_fast: bool,
+) -> Iterator[tuple[str, Answer | Exception]]:
+    """Yield results in roster order; with `fail_fast` a failure is raised as soon as it arrives."""
     turns = iter([name for name in roster if name in asked])
     turn = next(turns, None)
-    came: dict[str, Given | Exception] = {}
+    waiting: dict[str, Answer | Exception] = {}
     for site, result in results:
-        if hurried:
+        if fail_fast:
             unwrap(result)
-        came[site] = result
-        while turn in came:
-            yield turn, came.pop(turn)
+        waiting[site] = result
+        while turn in waiting:
+            yield turn, waiting.pop(turn)
             turn = next(turns, None)
 
 
-def unwrap(result: Given | Exception) -> Given:
-    """Give what a site answered. Raises what it failed with."""
+def unwrap(result: Answer | Exception) -> Answer:
+    """Return a site's answer. Raises the error that it failed with."""
     if isinstance(result, Exception):
         raise result
     return result
@@ -45,13 +45,13 @@ OnFailure: TypeAlias = Callable[[FailureCard], None]
 
 
 def fail_if_missing(card: FailureCard) -> None:
-    """Refuse to go on without a site where nobody is told. Raises `SiteFailed`."""
+    """Fail where a site is missing and nothing reports it. Raises `SiteFailed`."""
     raise SiteFailed(card)
 
 
 @dataclass
 class ReplyCollector:
-    """The roll of one `ask`: a failure stops it, unless the quorum allows it; then it is told."""
+    """Collects the replies of one `ask`; a failure stops it unless the quorum allows for it."""
 
     quorum: Quorum
     on_reply: OnReply
@@ -62,7 +62,7 @@ class ReplyCollector:
 
     @contextmanager
     def call(self) -> Generator[None, None, None]:
-        """Call on a site. Raises its `SiteFailed` where everyone is needed."""
+        """Count the `SiteFailed` of the call inside; raise it where every site is needed."""
         try:
             yield
         except SiteFailed as failure:
@@ -76,20 +76,20 @@ class ReplyCollector:
         requests: Mapping[str, Request],
         results: Iterable[tuple[str, Result]],
     ) -> list[Reply]:
-        """Note what sites answer as it comes, each in its turn, and return the replies that count.
+        """Note the sites' answers in roster order, and return the replies that count.
 
         Raises `SiteFailed` for the first that fails, unless the quorum can do without it, and any
-        other error that a site answered with.
+        other error among the results.
         """
         for site, result in in_roster_order(
-            roster, requests, results, hurried=self.quorum.least is None
+            roster, requests, results, fail_fast=self.quorum.least is None
         ):
             with self.call():
                 self.note(requests[site], unwrap(result))
         return self.answered()
 
     def note(self, request: Request, reply: Reply) -> None:
-        """Note a reply to a request, and tell of it."""
+        """Note a reply to a request, and report it."""
         self.on_reply(request, reply)
         self._stage = type(request).__name__.lower()
         self._replies.append(reply)
@@ -99,7 +99,7 @@ class ReplyCollector:
         self.on_failure(failure.card)
 
     def answered(self) -> list[Reply]:
-        """Give the replies that count. Raises `SiteFailed` if they are too few."""
+        """Return the replies that count. Raises `SiteFailed` if they are too few."""
         least = len(self._replies) if self.quorum.least is None else self.quorum.least
         if len(self._replies) < least:
             raise self._failures[0]

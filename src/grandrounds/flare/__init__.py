@@ -1,1 +1,1 @@
-"""NVIDIA FLARE carries messages, identities and jobs between hospitals; every number is ours."""
+"""NVIDIA FLARE carries messages, identities and jobs between hospitals; it computes no number."""

@@ -28,7 +28,7 @@ from grandrounds.study.file import read_study
 
 @dataclass
 class Progress:
-    """How far a run has come, for those who ask while it goes."""
+    """The progress of a run, for NVFlare's status command."""
 
     rounds: int
     round: int = 0
@@ -36,7 +36,7 @@ class Progress:
     missed: list[str] = field(default_factory=list[str])
 
     def __call__(self, event: Event) -> None:
-        """Hear of an event."""
+        """Update the progress by an event."""
         if isinstance(event, RoundFinished):
             self.round, self.score = event.round, event.score
         elif isinstance(event, SiteMissed):
@@ -48,17 +48,17 @@ class Progress:
 
 
 def hand_out(run: Path, result: Path) -> None:
-    """Copy a run folder to where NVFlare's clients fetch it: all but states and locks."""
+    """Copy a run folder, without states and locks, to where NVFlare's clients fetch it."""
     if run.exists():
         leave = shutil.ignore_patterns(RunFolder.state, SiteFolder.merged, RunFolder.lock)
         shutil.copytree(run, result, ignore=leave, dirs_exist_ok=True)
 
 
 class StudyController(Controller):
-    """Conducts the study of a job, whose run `run` it goes on with if it `resume`s.
+    """Runs the study of a job in the run folder `run`, from the newest saved round if it `resume`s.
 
-    Its arguments stand in the job's config_fed_server.json; see `Timeouts` for the seconds. What
-    goes wrong ends the job as failed: a job that finished has finished its study.
+    Its arguments are in the job's config_fed_server.json; see `Timeouts` for the seconds. Any error
+    ends the job as failed: a job that finished has finished its study.
     """
 
     def __init__(
@@ -70,34 +70,34 @@ class StudyController(Controller):
         self.patience = Timeouts(silence=silence, deadline=deadline)
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """See that a job's own process does not outlive its server's."""
+        """End a job's own process once its server's process is gone."""
         if job_paths(fl_ctx, self.run).root:
             end_when_orphaned()
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """Run the study to its end. Raises what stops it, which NVFlare turns into a failed job."""
+        """Run the study to its end. Raises what stops it; NVFlare turns that into a failed job."""
 
-        def call(site: str, sealed: bytes, timeout: float) -> bytes:
+        def call(site: str, envelope: bytes, timeout: float) -> bytes:
             if cast(bool, abort_signal.triggered):
                 raise Stopped("the job was aborted; what is saved can be resumed")
-            return post.send(ASK, site, sealed, timeout)
+            return transport.send(ASK, site, envelope, timeout)
 
-        here, post = job_paths(fl_ctx, self.run), Transport(fl_ctx, SERVER)
-        study = read_study(here.study)
+        paths, transport = job_paths(fl_ctx, self.run), Transport(fl_ctx, SERVER)
+        study = read_study(paths.study)
         progress = Progress(study.rounds)
         cast(Any, fl_ctx.get_engine()).register_app_command(STATUS, progress.answer)
         try:
             run_remotely(
                 study,
-                here.run,
+                paths.run,
                 call,
                 patience=self.patience,
-                root=here.root,
+                root=paths.root,
                 resume=self.resume,
                 listeners=[progress],
             )
         finally:
-            hand_out(here.run, here.result)
+            hand_out(paths.run, paths.result)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Do nothing: `control_flow` has ended."""
@@ -110,4 +110,4 @@ class StudyController(Controller):
         result: Shareable,
         fl_ctx: FLContext,
     ) -> None:
-        """Do nothing: no tasks are given out."""
+        """Do nothing: this controller sends no tasks."""

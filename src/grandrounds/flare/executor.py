@@ -1,4 +1,4 @@
-"""A hospital runs as an NVFlare executor: it answers its coordinator and takes its peers' mail."""
+"""A site runs as an NVFlare executor: it answers the coordinator and receives updates of peers."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -24,18 +24,18 @@ from grandrounds.runs.remote import serve_site
 from grandrounds.study.file import read_study
 from grandrounds.study.site_file import read_site
 
-_PATIENCE = 10.0  # seconds in which a peer takes mail
+_PATIENCE = 10.0  # seconds in which a peer must receive an update
 
 
 class SiteExecutor(Executor):
-    """Attends for one site to the run `run`, as long as the job lasts."""
+    """Answers for one site in the run `run`, as long as the job lasts."""
 
     def __init__(self, run: str) -> None:
         super().__init__()
         self.run = run
         self._attendant: SiteAgent | None = None
-        end_when_orphaned()  # NVFlare 2.9 spins for ever in a job whose site's own process is gone
-        self._overdue = Timer(Timeouts().start, os._exit, [1])  # or was gone before this began
+        end_when_orphaned()  # NVFlare 2.9 loops for ever in a job whose site's own process is gone
+        self._overdue = Timer(Timeouts().start, os._exit, [1])  # or was gone before this started
         self._overdue.daemon = True
         self._overdue.start()
 
@@ -54,20 +54,20 @@ class SiteExecutor(Executor):
         fl_ctx: FLContext,  # noqa: ARG002
         abort_signal: Signal,  # noqa: ARG002
     ) -> Shareable:
-        """Refuse: no tasks are given out."""
+        """Refuse every task: the controller sends none."""
         return make_reply(ReturnCode.TASK_UNKNOWN)
 
     def _attend(self, context: FLContext) -> SiteAgent:
-        here, name = job_paths(context, self.run), cast(str, context.get_identity_name())
-        post = Transport(context, name)
+        paths, name = job_paths(context, self.run), cast(str, context.get_identity_name())
+        transport = Transport(context, name)
 
-        def mail(peer: str, sealed: bytes) -> bytes:
-            return post.send(MAIL, peer, sealed, _PATIENCE)
+        def mail(peer: str, envelope: bytes) -> bytes:
+            return transport.send(MAIL, peer, envelope, _PATIENCE)
 
-        study = read_study(here.study)
-        files = [read_site(here.site)] if here.site.exists() else []
-        accepted = here.local if here.root else None
-        attendant = SiteAgent(serve_site(study, name, files, here.run, accepted), mail)
-        post.answer(ASK, attendant.answer)
-        post.answer(MAIL, attendant.receive_update)
-        return attendant
+        study = read_study(paths.study)
+        files = [read_site(paths.site)] if paths.site.exists() else []
+        accepted = paths.local if paths.root else None
+        agent = SiteAgent(serve_site(study, name, files, paths.run, accepted), mail)
+        transport.answer(ASK, agent.answer)
+        transport.answer(MAIL, agent.receive_update)
+        return agent

@@ -1,4 +1,4 @@
-"""A study becomes an NVFlare job of classes on the sites' allow-list; it brings no code."""
+"""A study becomes an NVFlare job that uses two classes of the sites' allow-list and has no code."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -26,11 +26,11 @@ CONTROLLER = "grandrounds.flare.controller.StudyController"
 EXECUTOR = "grandrounds.flare.executor.SiteExecutor"
 ALLOWED = (CONTROLLER, EXECUTOR)
 _FILTERS: Mapping[str, list[object]] = {"task_data_filters": [], "task_result_filters": []}
-_PAUSE = 1.0  # seconds between a site's questions for tasks, of which there are none
+_PAUSE = 1.0  # seconds between a site's requests for tasks, of which there are none
 
 
 def run_name(study: Study) -> str:
-    """Name the run of a study on the disks of server and sites."""
+    """Return the name of a study's run folder at the server and the sites."""
     return f"{study.name}-{fingerprint(study)[:12]}"
 
 
@@ -63,7 +63,7 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class JobPaths:
-    """Where one party finds things: `study` as the job brought it, `run` on its own disk.
+    """The paths of one party: `study` is in the job's folder, `run` on the party's own disk.
 
     `site` is its site file and `local` its own folder. A provisioned party has the certificate of
     the federation's authority, `root`; in the simulator there is none.
@@ -78,7 +78,7 @@ class JobPaths:
 
 
 def job_paths(context: FLContext, run: str) -> JobPaths:
-    """Find the places of the job that is running."""
+    """Return the paths of the job that is running."""
     engine = cast(Any, context.get_engine())
     workspace = engine.get_workspace()
     config = Path(workspace.get_app_config_dir(context.get_job_id()))

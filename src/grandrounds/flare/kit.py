@@ -1,4 +1,4 @@
-"""A startup kit says who a party of a federation is, and signs what a site accepts."""
+"""A startup kit holds a party's identity, and signs the studies that a site accepts."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from grandrounds.study.study import Study
 
 @dataclass(frozen=True)
 class Kit:
-    """A startup kit on this machine. Raises `BadSite` for a folder that is none."""
+    """A startup kit on this machine. Raises `BadSite` for any other folder."""
 
     folder: Path
 
@@ -26,17 +26,17 @@ class Kit:
 
     @property
     def startup(self) -> Path:
-        """Give the folder of keys, certificates and addresses, which is signed as a whole."""
+        """Return the folder of keys, certificates and addresses, which is signed as a whole."""
         return self.folder / "startup"
 
     @property
     def local(self) -> Path:
-        """Give the folder of what this party decides for itself."""
+        """Return the folder of the party's own settings."""
         return self.folder / "local"
 
     @property
     def kind(self) -> Literal["server", "client", "admin"]:
-        """Say whose kit it is."""
+        """Return whose kit it is."""
         for kind in ("server", "client"):
             if (self.startup / f"fed_{kind}.json").exists():
                 return kind
@@ -44,14 +44,14 @@ class Kit:
 
     @property
     def name(self) -> str:
-        """Give the site's name, or the server's host."""
+        """Return the site's name, or the server's host."""
         if self.kind == "client":
             return str(self._settings["client"]["fqsn"])
         return self.address[0]
 
     @property
     def address(self) -> tuple[str, int]:
-        """Give the server's host and port."""
+        """Return the server's host and port."""
         if self.kind == "admin":
             admin = self._read("fed_admin.json")["admin"]
             return str(admin["host"]), int(admin["port"])
@@ -68,7 +68,7 @@ class Kit:
 
 
 def accept_study(study: Study, kit: Kit) -> tuple[Acceptance, Path]:
-    """Sign a study's SHA-256 with a site's key, and keep the acceptance in the kit.
+    """Sign a study's SHA-256 with a site's key, save the acceptance in the kit, and return both.
 
     Raises `BadSite` where the kit is not that of a site of the study.
     """

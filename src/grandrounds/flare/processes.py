@@ -1,4 +1,4 @@
-"""The processes of startup kits run on this machine, and none outlives its work."""
+"""The processes of startup kits run on this machine, and are ended after use."""
 
 import os
 import signal
@@ -15,19 +15,19 @@ from grandrounds.core.files import write_text
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.session import AdminSession, NoServer, open_session
 
-STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server keep its jobs
+STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server store its jobs
 LOG = "console.log"
 _GRACE = 10.0  # seconds in which a process ends by itself
 
 
 def run_kit(kit: Kit) -> None:
-    """Become the kit's process: it ends when this one is told to."""
+    """Replace this process by the kit's process, so that signals reach it."""
     words = kit_command(kit)
     os.execv(words[0], words)
 
 
 def kit_command(kit: Kit) -> list[str]:
-    """Give the command that runs a kit's process in the foreground. Raises `BadSite`."""
+    """Return the command that runs a kit's process in the foreground. Raises `BadSite`."""
     if kit.kind == "admin":
         raise BadSite(f"{kit.folder}: is the kit to submit studies with; nothing runs from it")
     keep_storage_in_kit(kit)
@@ -39,7 +39,7 @@ def kit_command(kit: Kit) -> list[str]:
 
 
 def keep_storage_in_kit(kit: Kit) -> None:
-    """Let a server keep its jobs in its own kit, wherever that was put."""
+    """Make a server store its jobs in its own kit, wherever that lies."""
     resources = kit.local / "resources.json"
     text = resources.read_text()
     settings = text.replace(STORAGE, str(kit.folder.absolute() / "storage"))
@@ -112,7 +112,7 @@ def _session(kit: Kit, deadline: float) -> Generator[AdminSession, None, None]:
 
 
 def free_port() -> int:
-    """Find a port that nobody listens at on this machine."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -63,7 +63,7 @@ def provision_kits(
         [production] = Path(made).glob("*/prod_00")
         names = {server: "server", ADMIN: "admin"} | {name: name for name in study.trainers}
         return {
-            folder: _handed_over(production / name, out / folder) for name, folder in names.items()
+            folder: _hand_over(production / name, out / folder) for name, folder in names.items()
         }
 
 
@@ -82,7 +82,7 @@ def _project(study: Study, server: str, port: int) -> dict[str, Any]:
     }
 
 
-def _handed_over(made: Path, kit: Path) -> Path:
+def _hand_over(made: Path, kit: Path) -> Path:
     shutil.copytree(made, kit)
     if Kit(kit).kind != "admin":
         _settle(kit / "local" / "resources.json", _restricted)
@@ -91,7 +91,7 @@ def _handed_over(made: Path, kit: Path) -> Path:
 
 
 def _settle(path: Path, restrict: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Put our own settings in the place of NVFlare's default."""
+    """Replace NVFlare's default settings by restricted ones."""
     default = path.with_name(f"{path.name}.default")
     settings = cast(dict[str, Any], json.loads(default.read_text()))
     path.write_text(json.dumps(restrict(settings), indent=2) + "\n")
@@ -99,7 +99,7 @@ def _settle(path: Path, restrict: Callable[[dict[str, Any]], dict[str, Any]]) ->
 
 
 def _restricted(settings: dict[str, Any]) -> dict[str, Any]:
-    """Allow our two classes and no other, and let no site's log leave it."""
+    """Return settings that allow only our two classes and stream no log."""
     components = cast(list[dict[str, Any]], settings["components"])
     return settings | {
         "class_allow_list": list(ALLOWED),
@@ -109,7 +109,7 @@ def _restricted(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
-    """Let nobody bring code or run shell commands: the allow-list holds for no such job."""
+    """Return permissions without code or shell commands, which the allow-list does not bind."""
     permissions = cast(dict[str, dict[str, str] | str], settings["permissions"])
     nobody = dict.fromkeys(CODE, "none")
     found = {

@@ -1,4 +1,4 @@
-"""The person who submits studies does so here, and watches, fetches and aborts jobs."""
+"""An admin session submits studies, and watches, fetches and aborts jobs."""
 
 # NVFlare has no type stubs.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -39,7 +39,7 @@ from grandrounds.study.study import Study
 
 DONE = "FINISHED:COMPLETED"
 LOST = "LOST"  # a job whose server was killed: NVFlare 2.9 calls it RUNNING for ever
-_LOOKS = 10  # in a row at a job that seems to be lost: one that ends seems so for a moment
+_LOOKS = 10  # in a row that must find a job lost: a job that ends seems lost for a moment
 _SILENT = {"error": "No replies"}  # what NVFlare says of a site that does not answer
 
 
@@ -49,7 +49,7 @@ class NoServer(RunFailed):
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a federation: NVFlare's id and status, and how far its study has come."""
+    """One job of a federation: NVFlare's id and status, and the progress of its study."""
 
     id: str
     name: str
@@ -59,22 +59,22 @@ class Job:
 
     @property
     def progress(self) -> str:
-        """Say how many rounds of how many are done, if the coordinator said so."""
+        """Write how many of the rounds are done; empty where the coordinator did not report."""
         return f"{self.told['round']} of {self.told['rounds']}" if self.told else ""
 
     @property
     def is_over(self) -> bool:
-        """Tell whether it has ended, well or not."""
+        """Tell whether the job has ended, with or without success."""
         return self.status.startswith("FINISHED") or "FAILED" in self.status
 
     @property
     def is_lost(self) -> bool:
-        """Tell whether no process plays it any longer."""
+        """Tell whether no process runs the job any longer."""
         return self.status == LOST
 
     @property
     def is_done(self) -> bool:
-        """Tell whether its study came to its end."""
+        """Tell whether the job's study was finished."""
         return self.status == DONE
 
 
@@ -82,27 +82,27 @@ Look: TypeAlias = Callable[[Job], None]
 
 
 def unseen(job: Job) -> None:
-    """See a job and do nothing."""
+    """Ignore a job's progress."""
 
 
 @dataclass(frozen=True)
 class AdminSession:
-    """A session with the federation's server, by the admin's kit."""
+    """A session with the federation's server, opened with the admin's kit."""
 
     session: Session
 
     def responding_sites(self) -> tuple[str, ...]:
-        """Ask all sites, and name those that answer; a lost one is connected for minutes."""
+        """Return the sites that answer; NVFlare calls a lost one connected for minutes."""
         try:
-            found = cast(dict[str, object], self.session.report_version("client"))
+            replies = cast(dict[str, object], self.session.report_version("client"))
         except NoClientsAvailable:
             return ()
-        return tuple(sorted(name for name, said in found.items() if said != _SILENT))
+        return tuple(sorted(name for name, reply in replies.items() if reply != _SILENT))
 
     def submit(
         self, study: Study, patience: Timeouts, *, resume: bool = False, token: str = ""
     ) -> str:
-        """Submit a study as a job, and give its id; with a token again without a second job."""
+        """Submit a study as a job, and return its id; the same token again makes no second job."""
         with TemporaryDirectory() as made:
             folder = Path(made) / study.name
             silence, deadline = patience.silence, patience.deadline
@@ -110,33 +110,35 @@ class AdminSession:
             return self.session.submit_job(str(folder), token or uuid4().hex)
 
     def jobs(self) -> list[Job]:
-        """List all jobs, the newest first."""
-        found = cast(list[dict[str, Any]], self.session.list_jobs() or [])
-        played = self._played()
-        jobs = [self._job(meta, played) for meta in found]
+        """Return all jobs, the newest first."""
+        metas = cast(list[dict[str, Any]], self.session.list_jobs() or [])
+        running = self._running_jobs()
+        jobs = [self._job(meta, running) for meta in metas]
         return sorted(jobs, key=lambda job: job.submitted, reverse=True)
 
     def job(self, id: str) -> Job:
-        """Look at one job. Raises `BadFolder` where there is none of this id."""
+        """Return one job. Raises `BadStudy` where there is none of this id."""
         with _known(id):
-            return self._job(cast(dict[str, Any], self.session.get_job_meta(id)), self._played())
+            return self._job(
+                cast(dict[str, Any], self.session.get_job_meta(id)), self._running_jobs()
+            )
 
-    def _played(self) -> set[str]:
-        """Ask which jobs the server plays just now."""
+    def _running_jobs(self) -> set[str]:
+        """Return the ids of the jobs that the server runs now."""
         return {str(job.job_id) for job in self.session.get_system_info().job_info}
 
-    def _job(self, meta: Mapping[str, Any], played: Container[str]) -> Job:
+    def _job(self, meta: Mapping[str, Any], running: Container[str]) -> Job:
         id = str(meta["job_id"])
         status = str(meta.get("status", ""))
-        if status == "RUNNING" and id not in played:
+        if status == "RUNNING" and id not in running:
             status = LOST
-        told = self._told(id) if status == "RUNNING" else {}
+        reported = self._progress(id) if status == "RUNNING" else {}
         name = str(meta.get("name") or meta.get("job_name", ""))
         submitted = str(meta.get("submit_time_iso") or meta.get("submit_time") or "")
-        return Job(id, name, status, submitted, told)
+        return Job(id, name, status, submitted, reported)
 
-    def _told(self, id: str) -> Mapping[str, Any]:
-        """Ask the coordinator how far it is; it may just be starting, or ending."""
+    def _progress(self, id: str) -> Mapping[str, Any]:
+        """Ask the coordinator for the progress; empty where it is starting or ending."""
         try:
             return self.session.do_app_command(id, STATUS, {})
         except (
@@ -150,7 +152,7 @@ class AdminSession:
             return {}
 
     def wait(self, id: str, *, look: Look = unseen) -> tuple[Job, str]:
-        """Wait until a job is over, and let `look` see it meanwhile; give why it failed, if so."""
+        """Wait until a job is over, and call `look` meanwhile; return the job and why it failed."""
         lost = 0
         while not (job := self.job(id)).is_over and lost < _LOOKS:
             lost = lost + 1 if job.is_lost else 0
@@ -161,39 +163,39 @@ class AdminSession:
         return job, "" if job.is_done else self.reason(id)
 
     def logs(self, id: str) -> str:
-        """Give the server's log of a job; a site's log stays at the site."""
+        """Return the server's log of a job; a site's log stays at the site."""
         with _known(id):
             return str(self.session.get_job_logs(id)["logs"].get("server", ""))
 
     def reason(self, id: str) -> str:
-        """Give what the server's log says last of why a job failed."""
+        """Return the last reason in the server's log for a job's failure."""
         start = "Exception in workflow study: "
-        found = [line.partition(start)[2] for line in self.logs(id).splitlines() if start in line]
-        return found[-1] if found else "see its logs"
+        reasons = [line.partition(start)[2] for line in self.logs(id).splitlines() if start in line]
+        return reasons[-1] if reasons else "see its logs"
 
     def abort(self, id: str) -> None:
-        """Stop a job; what it has saved can be resumed."""
+        """Abort a job; its run can be resumed from what it has saved."""
         with _known(id):
             self.session.abort_job(id)
 
     def fetch(self, id: str, out: Path) -> Path:
-        """Bring a job's run folder here, without states. Raises `BadFolder`."""
+        """Download a job's run folder, without states. Raises `BadFolder`."""
         if out.exists() and any(out.iterdir()):
             raise BadFolder(f"{out}: is not empty; give another --out")
         with TemporaryDirectory() as made, _known(id):
-            got = Path(self.session.download_job_result(id, made))
-            found = next(iter(got.rglob(RESULT)), None)
-            if found is None:
+            download = Path(self.session.download_job_result(id, made))
+            run = next(iter(download.rglob(RESULT)), None)
+            if run is None:
                 raise BadFolder(f"job {id} left no results: it is not over, or failed at once")
-            shutil.copytree(found, out, dirs_exist_ok=True)
+            shutil.copytree(run, out, dirs_exist_ok=True)
         return out
 
 
 @contextmanager
 def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, None, None]:
-    """Open a session with a federation's server. Raises `NoServer`, also where it ends midway."""
+    """Open a session with a federation's server. Raises `NoServer`, also where it breaks off."""
     host, port = kit.address
-    # What NVFlare would log here on stderr, one sentence says.
+    # The sentence of `NoServer` replaces what NVFlare would log here on stderr.
     logging.getLogger().addHandler(logging.NullHandler())
     with contextlib.redirect_stdout(io.StringIO()):
         try:

@@ -1,4 +1,4 @@
-"""A submitted run is seen through: whoever is lost is waited for, and the run is resumed."""
+"""A supervisor brings a submitted run to its end: it waits for lost parties, and resumes it."""
 
 import re
 import time
@@ -14,21 +14,21 @@ from grandrounds.flare.session import Job, NoServer, open_session
 from grandrounds.study.study import Study
 
 _Tell: TypeAlias = Callable[[str], None]
-_PAUSE = 5.0  # seconds between looks for who is missing
-_IN_VAIN = 3  # losses in a row without a further round
+_PAUSE = 5.0  # seconds between checks for missing parties
+_IN_VAIN = 3  # losses in a row, without a further round, after which it gives up
 _SILENT = re.compile(r" failed in round \d+ \(\w+\): (SiteSilent|ConnectionError): ")
 _NOT_BEGUN = "FINISHED:FAILED_TO_RUN"  # a site was gone when the job was sent there
 
 
 @dataclass
 class RoundReporter:
-    """Tells of every further round of a study's jobs."""
+    """Reports every further round of a study's jobs."""
 
     tell: _Tell
     best: int = 0
 
     def __call__(self, job: Job) -> None:
-        """Look at a job that runs."""
+        """Report a running job's round, if it is a further one."""
         if (round := int(job.told.get("round", 0))) > self.best:
             self.best = round
             self.tell(f"round {round} of {job.told['rounds']}")
@@ -36,7 +36,7 @@ class RoundReporter:
 
 @dataclass
 class Supervisor:
-    """A study that is to be done, whoever is lost on the way: the server, a site, or all."""
+    """Brings a study to its end although the server, a site, or all may be lost meanwhile."""
 
     kit: Kit
     study: Study
@@ -46,10 +46,10 @@ class Supervisor:
     resume: bool = False
 
     def run_to_end(self) -> None:
-        """Submit, and resume after every loss, once all are there again.
+        """Submit the study, and resume it after every loss, once all parties answer again.
 
-        Raises `RunFailed` where something else went wrong, or where three losses came in a row
-        without a round between them.
+        Raises `RunFailed` for any other failure, or after three losses in a row without a
+        round between them.
         """
         rounds, losses, best = RoundReporter(self.tell), 0, 0
         while True:
@@ -65,7 +65,7 @@ class Supervisor:
             self.resume = True
 
     def _one_job(self, rounds: RoundReporter) -> tuple[Job, str]:
-        """Submit one job and follow it to its end, through whatever breaks between here and it."""
+        """Submit one job and wait for its end; reopen the session whenever it breaks off."""
         token, id = uuid4().hex, ""
         while True:
             wait_for_all(self.kit, self.study.trainers, self.tell)
@@ -82,7 +82,7 @@ class Supervisor:
 
 
 def raise_if_failed(job: Job, why: str) -> None:
-    """See that a job was done. Raises `RunFailed` with why it was not."""
+    """Raise `RunFailed`, with the reason, for a job that was not done."""
     if not job.is_done:
         raise RunFailed(f"job {job.id} ended as {job.status}: {why}")
 
@@ -108,5 +108,5 @@ def _missing(kit: Kit, sites: Sequence[str]) -> list[str]:
 
 
 def is_loss(job: Job, reason: str) -> bool:
-    """Tell whether a job failed because someone was lost, and not by what was computed."""
+    """Tell whether a job failed because a party was lost, and not by an error of the run."""
     return job.is_lost or job.status == _NOT_BEGUN or bool(_SILENT.search(reason))

@@ -1,4 +1,4 @@
-"""A trained model is exported for other programs, and compared with what was written."""
+"""A trained model is exported for other programs, and the file's predictions are compared."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from grandrounds.core.files import create_whole
 from grandrounds.inference.predictor import Predictor
 
 TOLERANCE = 1e-4  # how far a file's predictions may be from the model's in float64, at any pixel
-COUNTS = (1, 3)  # images in the batches that a file is tried on
+COUNTS = (1, 3)  # images in the batches that a file is tested on
 DYNAMIC = {0: torch.export.Dim("batch")}
 IMAGE, PREDICTION = "image", "prediction"
 Predict = Callable[[Tensor], Tensor]
@@ -33,10 +33,10 @@ class Format:
     needs: tuple[str, ...] = ()
 
 
-def write_program(inference: Predictor, path: Path) -> None:
+def write_program(predictor: Predictor, path: Path) -> None:
     """Write an exported program, for `torch.export.load`."""
     program = torch.export.export(
-        inference.network, (inference.example(2),), dynamic_shapes=(DYNAMIC,)
+        predictor.network, (predictor.example(2),), dynamic_shapes=(DYNAMIC,)
     )
     torch.export.save(program, path)
 
@@ -45,12 +45,12 @@ def _load_program(path: Path) -> Predict:
     return torch.export.load(path).module()
 
 
-def write_torchscript(inference: Predictor, path: Path) -> None:
+def write_torchscript(predictor: Predictor, path: Path) -> None:
     """Write TorchScript, for `torch.jit.load` in Python and C++."""
     with torch.no_grad(), _quiet():
         traced = cast(
             torch.jit.ScriptModule,
-            torch.jit.trace(inference.network, inference.example(2)),  # pyright: ignore[reportUnknownMemberType]
+            torch.jit.trace(predictor.network, predictor.example(2)),  # pyright: ignore[reportUnknownMemberType]
         )
         traced.save(str(path))  # pyright: ignore[reportUnknownMemberType]
 
@@ -60,12 +60,12 @@ def _load_torchscript(path: Path) -> Predict:
         return cast(Predict, torch.jit.load(path))  # pyright: ignore[reportUnknownMemberType]
 
 
-def write_onnx(inference: Predictor, path: Path) -> None:
+def write_onnx(predictor: Predictor, path: Path) -> None:
     """Write ONNX with a batch axis of any length."""
     with _quiet():
         program = torch.onnx.export(  # pyright: ignore[reportUnknownMemberType]
-            inference.network,
-            (inference.example(2),),
+            predictor.network,
+            (predictor.example(2),),
             dynamo=True,
             dynamic_shapes=({0: "batch"},),
             input_names=[IMAGE],
@@ -95,18 +95,18 @@ FORMATS: Mapping[str, Format] = {
 }
 
 
-def export_program(inference: Predictor, kind: str, out: Path) -> float:
-    """Write a model, and give how far its predictions are from exact ones at the farthest pixel.
+def export_program(predictor: Predictor, kind: str, out: Path) -> float:
+    """Write a model, and return the largest difference of its predictions from exact ones.
 
-    Nothing is left where they differ by more than 1e-4. Raises `BadInput`, `RunFailed`.
+    No file is left where they differ by more than 1e-4. Raises `BadInput`, `RunFailed`.
     """
     form = FORMATS[kind]
     if out.suffix != form.suffix:
         raise BadInput(f"--out {out}: a file of format '{kind}' must be named *{form.suffix}")
     check_packages(kind, form.needs)
     with create_whole(out) as path:
-        form.write(inference, path)
-        return checked(inference, form.load(path), kind)
+        form.write(predictor, path)
+        return checked(predictor, form.load(path), kind)
 
 
 def check_packages(kind: str, needed: tuple[str, ...]) -> None:
@@ -119,10 +119,10 @@ def check_packages(kind: str, needed: tuple[str, ...]) -> None:
         )
 
 
-def checked(inference: Predictor, predict: Predict, kind: str) -> float:
-    """Compare a file's predictions with the model's. Raises `RunFailed` where they differ."""
+def checked(predictor: Predictor, predict: Predict, kind: str) -> float:
+    """Return the largest difference of a file's predictions; `RunFailed` where it is too large."""
     with torch.no_grad():
-        apart = max(_apart(inference, predict, count) for count in COUNTS)
+        apart = max(_apart(predictor, predict, count) for count in COUNTS)
     if not apart <= TOLERANCE:
         raise RunFailed(
             f"--format {kind}: its predictions are up to {apart:.1e} from the model's own in "
@@ -131,21 +131,21 @@ def checked(inference: Predictor, predict: Predict, kind: str) -> float:
     return apart
 
 
-def _apart(inference: Predictor, predict: Predict, count: int) -> float:
-    images = inference.example(count)
-    return float((predict(images) - inference.predict_float64(images)).abs().max())
+def _apart(predictor: Predictor, predict: Predict, count: int) -> float:
+    images = predictor.example(count)
+    return float((predict(images) - predictor.predict_float64(images)).abs().max())
 
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep to ourselves what PyTorch says of its own ways to export, and of packages it misses."""
+    """Silence PyTorch's warnings about its exporters and about packages that it does not find."""
     registry = logging.getLogger("torch.onnx")
     level = registry.level
     registry.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
-            # That a size decided something: rows and columns may; `checked` tries other batches.
+            # It warns of constant sizes: rows and columns may be; `checked` tests other batches.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
             warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
             yield

@@ -17,25 +17,25 @@ SCHEMA = (
     "meta_schema_20240725.json"
 )
 MODEL = "models/model.ts"
-IGNITE = "0.5.5"  # with which bundles are tested; to write one it is not needed
+IGNITE = "0.5.5"  # with which bundles are tested; writing one does not need it
 DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
 INTENDED_USE = "Research only. The model is no medical device, and nobody has tested it as one."
 
 
-def export_bundle(inference: Predictor, out: Path) -> float:
-    """Write a bundle, and give how far its predictions are from exact ones at the farthest pixel.
+def export_bundle(predictor: Predictor, out: Path) -> float:
+    """Write a bundle, and return the largest difference of its predictions from exact ones.
 
-    It needs MONAI and no grandrounds. Raises `BadInput`, `RunFailed`.
+    The bundle needs MONAI, but not grandrounds. Raises `BadInput`, `RunFailed`.
     """
     form = FORMATS["torchscript"]
     with create_whole(out) as folder:
         for name in ("configs", "models", "docs"):
             (folder / name).mkdir(parents=True)
-        form.write(inference, folder / MODEL)
-        apart = checked(inference, form.load(folder / MODEL), "bundle")
-        _write(folder / "configs" / "metadata.json", metadata(inference))
-        _write(folder / "configs" / "inference.json", configuration(inference))
-        (folder / "docs" / "README.md").write_text(readme(inference), "utf-8")
+        form.write(predictor, folder / MODEL)
+        apart = checked(predictor, form.load(folder / MODEL), "bundle")
+        _write(folder / "configs" / "metadata.json", metadata(predictor))
+        _write(folder / "configs" / "inference.json", configuration(predictor))
+        (folder / "docs" / "README.md").write_text(readme(predictor), "utf-8")
         return apart
 
 
@@ -43,9 +43,9 @@ def _write(path: Path, table: Mapping[str, object]) -> None:
     path.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
 
 
-def metadata(inference: Predictor) -> dict[str, object]:
-    """Say what the model is, and what goes in and comes out, in the terms of MONAI's schema."""
-    trained, study = inference.trained, inference.trained.study
+def metadata(predictor: Predictor) -> dict[str, object]:
+    """Return the model's metadata, inputs and outputs in the terms of MONAI's schema."""
+    trained, study = predictor.trained, predictor.trained.study
     return {
         "schema": SCHEMA,
         "version": "1.0.0",
@@ -57,16 +57,16 @@ def metadata(inference: Predictor) -> dict[str, object]:
             "nibabel": version("nibabel"),
             "pytorch-ignite": IGNITE,
         },
-        "name": _title(inference),
-        "task": f"{study.task.kind}: {', '.join(inference.labels)}",
-        "description": f"{_title(inference)}. Trained by {study.build_method().title} "
+        "name": _title(predictor),
+        "task": f"{study.task.kind}: {', '.join(predictor.labels)}",
+        "description": f"{_title(predictor)}. Trained by {study.build_method().title} "
         f"(grandrounds {__version__}); this is the model as site '{trained.site}' uses it.",
         "authors": f"the consortium of study '{study.name}'",
         "copyright": f"the consortium of study '{study.name}'",
         "intended_use": INTENDED_USE,
         "network_data_format": {
-            "inputs": {"image": _image(inference)},
-            "outputs": {"pred": _prediction(inference)},
+            "inputs": {"image": _image(predictor)},
+            "outputs": {"pred": _prediction(predictor)},
         },
         "preparation": {
             "spacing": study.elements.spacing,
@@ -82,22 +82,22 @@ def metadata(inference: Predictor) -> dict[str, object]:
     }
 
 
-def _title(inference: Predictor) -> str:
-    trained = inference.trained
-    return f"{', '.join(inference.labels)} of study {trained.study.name}, site {trained.site}"
+def _title(predictor: Predictor) -> str:
+    trained = predictor.trained
+    return f"{', '.join(predictor.labels)} of study {trained.study.name}, site {trained.site}"
 
 
-def _image(inference: Predictor) -> dict[str, object]:
+def _image(predictor: Predictor) -> dict[str, object]:
     return {
         "type": "image",
         "format": "magnitude",
-        **_channels(inference.contrasts),
-        "spatial_shape": inference.trained.study.elements.size,
+        **_channels(predictor.contrasts),
+        "spatial_shape": predictor.trained.study.elements.size,
     }
 
 
-def _prediction(inference: Predictor) -> dict[str, object]:
-    study, channels = inference.trained.study, _channels(inference.outputs)
+def _prediction(predictor: Predictor) -> dict[str, object]:
+    study, channels = predictor.trained.study, _channels(predictor.outputs)
     match study.task:
         case Classification():
             kind, shape = ("probabilities", "probabilities"), ()
@@ -118,9 +118,9 @@ def _channels(names: tuple[str, ...]) -> dict[str, object]:
     }
 
 
-def configuration(inference: Predictor) -> dict[str, object]:
-    """Say how MONAI runs the model on a folder of slices."""
-    channel = "no_channel" if len(inference.contrasts) == 1 else 0
+def configuration(predictor: Predictor) -> dict[str, object]:
+    """Return MONAI's configuration for running the model on a folder of slices."""
+    channel = "no_channel" if len(predictor.contrasts) == 1 else 0
     return {
         "imports": ["$import glob", "$import torch"],
         "bundle_root": ".",
@@ -144,7 +144,7 @@ def configuration(inference: Predictor) -> dict[str, object]:
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
         "inferer": {"_target_": "SimpleInferer"},
-        "postprocessing": {"_target_": "Compose", "transforms": [_saver(inference)]},
+        "postprocessing": {"_target_": "Compose", "transforms": [_saver(predictor)]},
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -157,8 +157,8 @@ def configuration(inference: Predictor) -> dict[str, object]:
     }
 
 
-def _saver(inference: Predictor) -> dict[str, object]:
-    if isinstance(inference.trained.study.task, Classification):
+def _saver(predictor: Predictor) -> dict[str, object]:
+    if isinstance(predictor.trained.study.task, Classification):
         return {
             "_target_": "SaveClassificationd",
             "keys": "pred",
@@ -175,49 +175,49 @@ def _saver(inference: Predictor) -> dict[str, object]:
     }
 
 
-def readme(inference: Predictor) -> str:
+def readme(predictor: Predictor) -> str:
     """Write what a person needs to know before use."""
-    study = inference.trained.study
+    study = predictor.trained.study
     rows, columns = study.elements.size
     along, across = study.elements.spacing
-    return f"""# {_title(inference)}
+    return f"""# {_title(predictor)}
 
 {INTENDED_USE}
 
 The model was trained by {study.build_method().title}; this is the one that site
-'{inference.trained.site}' uses, with what is private to it. It runs with MONAI, PyTorch and
+'{predictor.trained.site}' uses, with what is private to it. It runs with MONAI, PyTorch and
 pytorch-ignite; grandrounds is not needed.
 
     pip install "monai[nibabel,ignite,fire]"
     python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\
         --dataset_dir slices
 
-Each file in `slices/` (.npy or NIfTI) is one slice: {_layout(inference)}
+Each file in `slices/` (.npy or NIfTI) is one slice: {_layout(predictor)}
 of float32 in [0, 1]. It has {rows} rows from front to back and {columns} columns from the
 patient's right to left, {along:g} x {across:g} mm. A volume is brought there by resampling each
 axial slice about the volume's centre, dividing the volume by 1.2 times its 99th percentile inside
-the brain, and clipping it to [0, 1].{_per_slice(inference)}
+the brain, and clipping it to [0, 1].{_per_slice(predictor)}
 
-The prediction of each slice goes to `predictions/`: {_meaning(inference)}
+The prediction of each slice goes to `predictions/`: {_meaning(predictor)}
 """
 
 
-def _per_slice(inference: Predictor) -> str:
-    options = inference.trained.study.task
+def _per_slice(predictor: Predictor) -> str:
+    options = predictor.trained.study.task
     if not isinstance(options, Synthesis) or options.intensity == "volume":
         return ""
     return " Then each slice is scaled to its own range, in steps of 1/255."
 
 
-def _layout(inference: Predictor) -> str:
-    if len(inference.contrasts) == 1:
-        return f"a {inference.contrasts[0]} image (rows, columns)"
-    return f"the images {', '.join(inference.contrasts)} as one array (contrasts, rows, columns)"
+def _layout(predictor: Predictor) -> str:
+    if len(predictor.contrasts) == 1:
+        return f"a {predictor.contrasts[0]} image (rows, columns)"
+    return f"the images {', '.join(predictor.contrasts)} as one array (contrasts, rows, columns)"
 
 
-def _meaning(inference: Predictor) -> str:
-    names = ", ".join(inference.outputs)
-    match inference.trained.study.task:
+def _meaning(predictor: Predictor) -> str:
+    names = ", ".join(predictor.outputs)
+    match predictor.trained.study.task:
         case Classification():
             return (
                 f"the probability of {names}, in predictions.csv, in the order of the file names."

@@ -1,4 +1,4 @@
-"""A site's model becomes a function of images alone: all else that it is told is built in."""
+"""A site's model becomes a function of images alone: its codes of site and task are built in."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -25,27 +25,27 @@ from grandrounds.tasks.synthesis.networks import (
 from grandrounds.tasks.synthesis.task import SynthesisTask
 from grandrounds.tasks.task import Batch
 
-UNTOLD = ("plain", "unet")  # the generators that read neither site nor task
+UNTOLD = ("plain", "unet")  # the generators that use neither site nor task
 
 
 class Module(Protocol):
     """Makes a prediction of images, (B, C, H, W) in [0, 1]."""
 
     def batch(self, images: Tensor) -> Batch:
-        """Give the batch that the task would make of these images."""
+        """Return the batch that the task would make of these images."""
         ...
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Give the task's prediction."""
+        """Return the task's prediction."""
         ...
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A module to be exported, and what goes in and comes out.
+    """A module to be exported, with its inputs and outputs.
 
     `contrasts` are the input's channels, `outputs` the prediction's; `labels` the tasks that it is
-    for: several only where the network is not told which.
+    for: several only where the network does not use the task.
     """
 
     trained: TrainedModel
@@ -56,20 +56,20 @@ class Predictor:
 
     @property
     def network(self) -> nn.Module:
-        """Give the module as PyTorch's exporters take it."""
+        """Return the module in evaluation mode, as PyTorch's exporters take it."""
         return cast(nn.Module, self.module).eval()
 
     def example(self, count: int) -> Tensor:
-        """Draw images to try the module on; the same at any time."""
+        """Return random images to test the module on; the same for the same count."""
         generator = torch.Generator().manual_seed(seed_for(count, "example"))
         size = self.trained.study.elements.size
         return torch.rand(count, len(self.contrasts), *size, generator=generator)
 
     @torch.no_grad()
     def predict_float64(self, images: Tensor) -> Tensor:
-        """Predict as the task does with the trained model, in float64.
+        """Return the trained model's predictions, computed in float64.
 
-        Two ways to compute in float32 may be farther from each other than each from this.
+        Two computations in float32 may differ more from each other than each from this.
         """
         batch = self.module.batch(images).items()
         exact = {name: t.double() if t.is_floating_point() else t for name, t in batch}
@@ -81,10 +81,10 @@ class Predictor:
 
 
 def predictor_for(trained: TrainedModel, label: str = "") -> Predictor:
-    """Make a site's model for a task a function of images; `label` may be left out where one is.
+    """Return a site's model for a task as a predictor; `label` may be left out for a single task.
 
-    Raises `BadInput` where the task is not the site's, or must be said; `BadStudy` where the task
-    is none of slices.
+    Raises `BadInput` where the task is not the site's, or must be named; `BadStudy` where the task
+    does not predict slices.
     """
     labels = (trained.asked(label),) if label else trained.labels
     match trained.task:
@@ -109,8 +109,9 @@ def predictor_for(trained: TrainedModel, label: str = "") -> Predictor:
 
 def _synthesis(trained: TrainedModel, task: SynthesisTask, labels: Sequence[str]) -> Predictor:
     o = task.options
-    told = o.generator not in UNTOLD or o.pairing == "unpaired"
-    pairs = [ContrastPair.parse(label) for label in ([_one(labels, trained)] if told else labels)]
+    uses_task = o.generator not in UNTOLD or o.pairing == "unpaired"
+    chosen = [_one(labels, trained)] if uses_task else labels
+    pairs = [ContrastPair.parse(label) for label in chosen]
     sources = "/".join(dict.fromkeys(pair.source for pair in pairs))
     targets = "/".join(dict.fromkeys(pair.target for pair in pairs))
     assert isinstance(trained.model, Translator)
@@ -128,7 +129,7 @@ def _one(labels: Sequence[str], trained: TrainedModel) -> str:
 
 
 class _Synthesiser(nn.Module):
-    """Makes slices of one contrast from those of another; the site's and the task's code inside."""
+    """Makes slices of one contrast from those of another; it holds the code of site and task."""
 
     code_of_pair: Tensor
     contrasts: Tensor
@@ -148,7 +149,7 @@ class _Synthesiser(nn.Module):
             self.generator = _one_way(generator, code)
 
     def batch(self, images: Tensor) -> Batch:
-        """Bring images to [-1, 1], and tell the code beside them."""
+        """Return the images in [-1, 1], with the code of site and task."""
         count = images.shape[0]
         return {
             "source": images * 2 - 1,
@@ -157,20 +158,20 @@ class _Synthesiser(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the target, (B, 1, H, W) in [0, 1]."""
+        """Return the target, (B, 1, H, W) in [0, 1]."""
         batch = self.batch(images)
         return self.task.to_prediction(self.generator(batch["source"], batch["code"]))
 
 
 def _one_way(generator: SynthesisNetwork, code: Tensor) -> SynthesisNetwork:
-    """Choose the direction beforehand, where each has a network."""
+    """Return the network of the direction, where each has one."""
     if not isinstance(generator, TwoWay):
         return generator
     return generator.there if bool(code[0, 0] > 0) else generator.back
 
 
 class _OneOfMany(nn.Module):
-    """Shows a network of all contrasts one of them, and takes another one from it."""
+    """Feeds one contrast to a network of all contrasts, and selects another one of its output."""
 
     shown: Tensor
 
@@ -181,13 +182,13 @@ class _OneOfMany(nn.Module):
         self.register_buffer("shown", shown[:, None, None])
 
     def forward(self, source: Tensor, code: Tensor) -> Tensor:
-        """Give the target, (B, 1, H, W) in [-1, 1]."""
+        """Return the target, (B, 1, H, W) in [-1, 1]."""
         images = torch.where(self.shown, source, ABSENT)
         return self.generator(images, code)[:, self.target : self.target + 1]
 
 
 class _Reader(nn.Module):
-    """Reads a task's own contrasts; the others that the network knows are 0."""
+    """Predicts from a task's own contrasts; the network's other channels are 0."""
 
     places: Tensor
 
@@ -204,9 +205,9 @@ class _Reader(nn.Module):
         self.register_buffer("places", places)
 
     def batch(self, images: Tensor) -> Batch:
-        """Put each contrast into its channel of the network."""
+        """Return the images with each contrast in its channel of the network."""
         return {"source": torch.einsum("nc,bchw->bnhw", self.places, images)}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give probabilities: (B, structures, H, W), or (B, 1)."""
+        """Return probabilities: (B, structures, H, W), or (B, 1)."""
         return self.task.to_prediction(self.model(self.batch(images)["source"]))

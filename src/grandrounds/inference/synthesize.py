@@ -1,4 +1,4 @@
-"""A trained model makes a contrast that was not measured, from a NIfTI volume of another."""
+"""A trained model synthesises a contrast that was not measured from a NIfTI volume of another."""
 
 import gzip
 from dataclasses import replace
@@ -41,7 +41,7 @@ def synthesize_volume(
         files = SessionFiles("input", "", {pair.source: source}, masks)
         images = prepare_volumes(files, trained.study.elements)[:, 0]
         made = predict_volume(trained, task, pair, images)
-        made[~images.any(axis=(1, 2))] = 0  # of nothing, a network makes something
+        made[~images.any(axis=(1, 2))] = 0  # a network predicts something for empty slices, too
         content = to_nifti(_on_grid_of(source, made, trained.study.elements), source)
         compressed = out.name.endswith(COMPRESSED)
         path.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
@@ -60,7 +60,7 @@ def _checked(trained: TrainedModel, pair: ContrastPair) -> tuple[SynthesisTask, 
 def predict_volume(
     trained: TrainedModel, task: SynthesisTask, pair: ContrastPair, images: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Predict prepared slices, (slice, height, width) in [0, 1], as the site's own are."""
+    """Predict prepared slices, (slice, height, width) in [0, 1], as those of the site."""
     unknown = images  # nothing reads the target
     session = Session("input", "", (pair.source, pair.target), np.stack([images, unknown], axis=1))
     cohort = Cohort(trained.site, {"train": (), "validation": (), "test": (session,)})

@@ -27,11 +27,11 @@ class TrainedModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Give the labels of the site's tasks."""
+        """Return the labels of the site's tasks."""
         return self.study.roster[self.site]
 
     def asked(self, label: str) -> str:
-        """Find a task label among the site's own, however it is spaced. Raises `BadSite`."""
+        """Return the site's label that equals this one but for spaces. Raises `BadSite`."""
         found = [own for own in self.labels if own.replace(" ", "") == label.replace(" ", "")]
         if not found:
             raise BadSite(
@@ -42,10 +42,10 @@ class TrainedModel:
 
 
 def load_trained_model(folder: Path, site: str) -> TrainedModel:
-    """Load the model that a site uses: what is shared, with its private, personal or tuned part.
+    """Load the model that a site uses: the shared part with its private, personal or tuned part.
 
     Raises `BadFolder` where no finished run lies there or a part of the model is missing, `BadSite`
-    for a site that did not train, `BadStudy` where each prediction is a draw of its own.
+    for a site that did not train, `BadStudy` where each prediction is a random draw.
     """
     run = _run_in(folder)
     study = run.study
@@ -53,10 +53,10 @@ def load_trained_model(folder: Path, site: str) -> TrainedModel:
     _check_repeatable(study)
     task = study.make_task()
     model = task.build(study.seed).eval()
-    weights = run.own(POOLED if POOLED in run.models else site)
+    weights = run.model_weights(POOLED if POOLED in run.models else site)
     _check_whole(folder, site, model, weights, task.uses(site))
-    model.load_state_dict(weights, strict=False)  # the critics of others' tasks are not there
-    return TrainedModel(study, task, site, run.told.round, model)
+    model.load_state_dict(weights, strict=False)  # the critics of other sites' tasks are missing
+    return TrainedModel(study, task, site, run.score_label.round, model)
 
 
 def _run_in(folder: Path) -> FinishedRun:

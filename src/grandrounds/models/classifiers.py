@@ -28,9 +28,9 @@ class ClassifierShape:
 
 
 class Classifier(StagedNetwork):
-    """Gives one logit for an image, (B, C, H, W) to (B, 1), float32 or wider.
+    """A residual network with one logit for an image, (B, C, H, W) to (B, 1), float32 or wider.
 
-    Stem and blocks each halve its rows and columns. Between stages go "features". He et al. 2016.
+    Stem and blocks each halve rows and columns. Stages pass on "features". He et al. 2016.
     """
 
     def __init__(self, shape: ClassifierShape) -> None:
@@ -43,7 +43,6 @@ class Classifier(StagedNetwork):
         super().__init__({STEM: _stem(shape), **blocks, CLASSIFIER: last})
 
     def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run one stage."""
         block = self.network[stage]
         if stage == STEM:
             return {"features": block(carried["source"])}
@@ -53,13 +52,13 @@ class Classifier(StagedNetwork):
 
 
 def build_classifier(shape: ClassifierShape, *, seed: int) -> Classifier:
-    """Build an initialised classifier: equal seeds give equal bits, global draws are untouched."""
+    """Build an initialised classifier; equal seeds give equal bits, the global RNG is restored."""
     with isolated_seed(seed):
         return Classifier(shape)
 
 
 def _stem(shape: ClassifierShape) -> nn.Module:
-    from monai.networks.blocks.convolutions import Convolution  # seconds, for those who need it
+    from monai.networks.blocks.convolutions import Convolution  # an import that takes seconds
 
     norm = (shape.norm, {"affine": True})
     return Convolution(
@@ -75,9 +74,9 @@ def _block(shape: ClassifierShape, inputs: int, outputs: int) -> nn.Module:
 
 
 class Perceptron(StagedNetwork):
-    """Gives one logit for a row of numbers, (B, F) to (B, 1), float32 or wider.
+    """A perceptron with one logit for a row of numbers, (B, F) to (B, 1), float32 or wider.
 
-    Without hidden layers it is logistic regression. Between stages go "features".
+    Without hidden layers it is logistic regression. Stages pass on "features".
     """
 
     def __init__(self, inputs: int, hidden: Sequence[int], dropout: float) -> None:
@@ -89,16 +88,17 @@ class Perceptron(StagedNetwork):
         super().__init__({**layers, PERCEPTRON_OUTPUT: last})
 
     def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run one stage."""
         (entering,) = carried.values()
-        found = self.network[stage](entering)
-        return {"output": to_float32(found)} if stage == PERCEPTRON_OUTPUT else {"features": found}
+        output = self.network[stage](entering)
+        return (
+            {"output": to_float32(output)} if stage == PERCEPTRON_OUTPUT else {"features": output}
+        )
 
 
 def build_perceptron(
     inputs: int, hidden: Sequence[int], *, dropout: float, seed: int
 ) -> Perceptron:
-    """Build a perceptron: equal seeds give equal bits, global draws are untouched."""
+    """Build a perceptron; equal seeds give equal bits, and the global RNG is restored."""
     with isolated_seed(seed):
         return Perceptron(inputs, hidden, dropout)
 

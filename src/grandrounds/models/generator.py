@@ -1,4 +1,4 @@
-"""The generator of pFLSynth translates images, personalised between its stages.
+"""The generator of pFLSynth translates images and is personalised between its stages.
 
 Shapes: B batch, D latent, H height, K code value, W width. The first part of a parameter's name is
 its group: mapper, encoder, bottleneck_early, bottleneck_late, decoder, personal.
@@ -26,7 +26,7 @@ from grandrounds.models.layers import (
 )
 from grandrounds.models.personalisation import Mapper, Modulation, PersonalBlock
 
-_EARLY_SHARE = 5 / 9  # of the residual blocks; Dalmaz et al. keep five of nine at the site
+_EARLY_SHARE = 5 / 9  # of the residual blocks; in Dalmaz et al. five of nine stay at the site
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class GeneratorShape:
 
     `code_size` counts the values of a code. Without `personalised` it is the plain ResNet: no
     mapper, no personalisation blocks, and codes are ignored. Without `channel_weights` the blocks
-    scale and shift only. `equalised` slows the mapper and the
-    blocks down the way the published code does.
+    scale and shift only. `equalised` slows down the mapper and the blocks as in the published code.
     """
 
     code_size: int
@@ -53,12 +52,12 @@ class GeneratorShape:
 
     @property
     def num_early(self) -> int:
-        """Count the residual blocks of the early bottleneck: 5 of 9, 2 of 4."""
+        """Return the number of residual blocks in the early bottleneck: 5 of 9, 2 of 4."""
         return round(self.blocks * _EARLY_SHARE)
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
-        """Give the output channels of every stage but the last, which makes the image."""
+        """Return the output channels of every stage but the last, which makes the image."""
         width = self.width
         return (width, 2 * width, *[4 * width] * (self.blocks + 1), 2 * width, width)
 
@@ -77,7 +76,7 @@ class Generator(nn.Module):
         self.personal = _personal(shape) if shape.personalised else nn.ModuleList()
 
     def forward(self, source_B1HW: Tensor, code_BK: Tensor) -> Tensor:
-        """Give the image in [-1, 1], float32, (B, 1, H, W); H and W are multiples of 4."""
+        """Return the image in [-1, 1], float32, (B, 1, H, W); H and W are multiples of 4."""
         *stages, to_image = self._stages()
         features = channels_last(source_B1HW)
         for stage, modulation in zip(stages, self._modulations(code_BK), strict=True):
@@ -86,20 +85,20 @@ class Generator(nn.Module):
         return torch.tanh(to_float32(to_image(features)))
 
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """Name the stages in order, each with how the names of its parameters start."""
-        own = {
+        """Return the stages in order, each with the prefixes of its parameters' names."""
+        stages = {
             name: (f"{name}.", f"personal.{number}.") for number, name in enumerate(self._names())
         }
-        return {"mapper": ("mapper.",)} | own if self.mapper else own
+        return {"mapper": ("mapper.",)} | stages if self.mapper else stages
 
     def run(self, stages: Sequence[str], carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run neighbouring stages on what the stage before them gave.
+        """Run consecutive stages on the output of the stage before them.
 
-        The first takes "source", (B, 1, H, W), and "code", (B, K); between stages go "features" and
-        "style", (B, D); the last one gives "output", the image in [-1, 1].
+        The first takes "source", (B, 1, H, W), and "code", (B, K); stages pass on "features" and
+        "style", (B, D); the last one returns "output", the image in [-1, 1].
         """
         tensors, names = dict(carried), self._names()
-        if "features" in tensors:  # they may have crossed a cut, which keeps no layout
+        if "features" in tensors:  # a cut does not preserve the memory layout
             tensors["features"] = channels_last(tensors["features"])
         for stage in stages:
             if stage == "mapper":
@@ -112,14 +111,14 @@ class Generator(nn.Module):
         stages = self._stages()
         source = tensors.get("source")
         features = tensors["features"] if source is None else channels_last(source)
-        made = stages[number](features)
+        output = stages[number](features)
         if number == len(stages) - 1:
-            return {"output": torch.tanh(to_float32(made))}
+            return {"output": torch.tanh(to_float32(output))}
         if self.mapper is None:
-            return {"features": made}
+            return {"features": output}
         block = self.personal[number]
         modulation = self._modulation(block, tensors["style"])
-        return {"features": modulation.apply(made), "style": tensors["style"]}
+        return {"features": modulation.apply(output), "style": tensors["style"]}
 
     def _names(self) -> list[str]:
         parts = ("encoder", "bottleneck_early", "bottleneck_late", "decoder")
@@ -130,7 +129,7 @@ class Generator(nn.Module):
         return [*self.encoder, *bottleneck, *self.decoder]
 
     def _style(self, code_BK: Tensor) -> Tensor:
-        # In full precision: codes must stay apart, and casting these weights costs more than a use.
+        # In full precision: codes must stay distinct, and casting the weights costs more than use.
         assert self.mapper is not None
         with full_precision(code_BK.device):
             return self.mapper(code_BK)
@@ -147,7 +146,7 @@ class Generator(nn.Module):
 
 
 def build_generator(shape: GeneratorShape, *, seed: int) -> Generator:
-    """Build an initialised generator: equal seeds give equal bits, global draws are untouched."""
+    """Build an initialised generator; equal seeds give equal bits, the global RNG is restored."""
     with isolated_seed(seed):
         return initialise(Generator(shape))
 

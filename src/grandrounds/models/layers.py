@@ -24,7 +24,7 @@ def normalise(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tens
     """Normalise every map of every sample (biased variance, eps 1e-5), then scale and shift it.
 
     A batch norm over (1, B*C, H, W) in training mode does all of it in one native kernel, if that
-    view is free. Channels-last samples go one by one: a change of layout costs more.
+    view needs no copy. Channels-last samples run one by one: a change of layout costs more.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return _norm_any_batch(features_BCHW, scale_BC, shift_BC)
@@ -39,7 +39,7 @@ def normalise(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tens
 
 
 def _norm_any_batch(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tensor:
-    # What is exported must not depend on how many images the example had.
+    # The exported graph must not depend on the example's number of images.
     normed_BCHW = functional.instance_norm(features_BCHW)
     return normed_BCHW * scale_BC[:, :, None, None] + shift_BC[:, :, None, None]
 
@@ -68,7 +68,7 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
 
 
 def batch_norm_names(module: nn.Module) -> frozenset[str]:
-    """Name the parameters and buffers that belong to batch norms."""
+    """Return the names of the parameters and buffers of batch norms."""
     return frozenset(
         name
         for name in module.state_dict()
@@ -79,9 +79,9 @@ def batch_norm_names(module: nn.Module) -> frozenset[str]:
 
 
 class StagedNetwork(nn.Module, ABC):
-    """Runs its stages in order, each from named tensors to named tensors.
+    """A network of stages that run in order, each from named tensors to named tensors.
 
-    The first takes "source", the last gives "output".
+    The first takes "source", the last returns "output".
     """
 
     network: nn.ModuleDict
@@ -91,15 +91,14 @@ class StagedNetwork(nn.Module, ABC):
         self.network = nn.ModuleDict(stages)
 
     def forward(self, source: Tensor) -> Tensor:
-        """Give the output of all stages."""
         return self.run(tuple(self.network), {"source": source})["output"]
 
     def stages(self) -> dict[str, str]:
-        """Name the stages in order, each with how the names of its parameters start."""
+        """Return the stages in order, each with the prefix of its parameters' names."""
         return {name: f"network.{name}." for name in self.network}
 
     def run(self, stages: Sequence[str], carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run neighbouring stages on what the stage before them gave."""
+        """Run consecutive stages on the output of the stage before them."""
         tensors = dict(carried)
         for stage in stages:
             tensors = self.run_one(stage, tensors)
@@ -111,7 +110,7 @@ class StagedNetwork(nn.Module, ABC):
 
 
 def channels_last(image_BCHW: Tensor) -> Tensor:
-    """Give images the layout that is fastest: on a CPU channels-last, which later layers then keep.
+    """Return images in the fastest layout: on a CPU channels-last, which later layers preserve.
 
     Stacked, since `contiguous(memory_format=...)` leaves one channel with strides that a
     convolution reads as channels-first.
@@ -124,7 +123,7 @@ def channels_last(image_BCHW: Tensor) -> Tensor:
 class Dropout(nn.Dropout):
     """Dropout at a rate rounded to 1/256, which on a CPU costs one random byte per value.
 
-    PyTorch draws there value by value, in series: at rate 0.5 that took a quarter of a step.
+    There PyTorch draws value by value, serially: at rate 0.5 that took a quarter of a step.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -136,7 +135,7 @@ class Dropout(nn.Dropout):
         return input * _kept_mask(input.detach(), round(self.p * _BYTE))
 
 
-# An operator of its own: the compiler would draw value by value again, or stop at the drawing.
+# A custom operator: otherwise the compiler draws value by value again, or breaks at the draw.
 @torch.library.custom_op("grandrounds::kept_mask", mutates_args=())
 def _kept_mask(features_BCHW: Tensor, dropped: int) -> Tensor:
     words = torch.empty(math.ceil(features_BCHW.numel() / 8), dtype=torch.int64)
@@ -156,7 +155,7 @@ torch.library.register_fake(  # pyright: ignore[reportUnknownMemberType] - torch
 
 
 class Stage(nn.Module):
-    """One convolution without bias, a norm, ReLU."""
+    """A convolution without bias, a norm and ReLU."""
 
     def __init__(self, convolution: nn.Module, norm: nn.Module) -> None:
         super().__init__()
@@ -164,7 +163,6 @@ class Stage(nn.Module):
         self.norm = norm
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """Give the stage's feature maps."""
         return functional.relu(self.norm(self.convolution(features_BCHW)), inplace=True)
 
 
@@ -179,7 +177,7 @@ class ResidualBlock(nn.Module):
         self.norm = norm_layer(norm, channels)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """Add the block's correction; same shape."""
+        """Add the block's residual; same shape."""
         hidden = self.dropout(self.first(features_BCHW))
         return features_BCHW + self.norm(self.convolution(hidden))
 
@@ -208,7 +206,7 @@ def upsample(inputs: int, outputs: int, norm: Norm) -> Stage:
 
 @contextmanager
 def isolated_seed(seed: int) -> Generator[None]:
-    """Draw from the CPU's global generator as if it had just been seeded, then put it back."""
+    """Draw from the CPU's global generator as if just seeded, then restore its state."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
@@ -220,7 +218,7 @@ def isolated_seed(seed: int) -> Generator[None]:
 def initialise(network: Network) -> Network:
     """Draw convolution weights from N(0, 0.02^2) and norm weights from N(1, 0.02^2), in place.
 
-    Linear layers keep what they drew for themselves: at spread 0.02 a mapper would stay dead.
+    Linear layers keep their own initialisation: at spread 0.02 a mapper would stay dead.
     """
     for part in network.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):

@@ -1,4 +1,4 @@
-"""The code of a sample (site, source, target contrast) becomes scales and shifts of its maps.
+"""A sample's code (site, source, target contrast) is turned into scales and shifts of its maps.
 
 Shapes: B batch, C channel, D latent, K code value.
 """
@@ -66,7 +66,7 @@ class Mapper(nn.Module):
         self.layers = nn.ModuleList(_mapper_layer(width, latent, equalised) for width in widths)
 
     def forward(self, code_BK: Tensor) -> Tensor:
-        """Give the style, (B, D)."""
+        """Return the style, (B, D)."""
         style = code_BK
         for layer in self.layers:
             style = functional.leaky_relu(layer(style), _SLOPE)
@@ -107,7 +107,7 @@ class PersonalBlock(nn.Module):
         return Modulation(weight_BC * (1 + scale_BC), weight_BC * shift_BC)
 
     def channel_weights(self, style_BD: Tensor) -> Tensor:
-        """Give the weight of each channel, (B, C), between 0 and 1."""
+        """Return the weight of each channel, (B, C), between 0 and 1."""
         assert self.squeeze is not None, "this block has no channel weights"
         assert self.excite is not None
         return torch.sigmoid(self.excite(functional.relu(self.squeeze(style_BD))))

@@ -1,4 +1,4 @@
-"""A U-Net of MONAI's blocks is laid out flat, so that it can be cut between any two of them.
+"""A U-Net of MONAI's blocks is a flat list of stages, so that it can be cut between any two.
 
 Shapes: B batch, C channel, S structure, then the image's axes: H, W or D, H, W.
 """
@@ -30,10 +30,10 @@ class UNetShape:
 
 
 class UNet(StagedNetwork):
-    """Gives a logit for each structure at each pixel, (B, C, H, W) to (B, S, H, W), float32.
+    """A U-Net with a logit for each structure and pixel, (B, C, H, W) to (B, S, H, W), float32.
 
-    The axes halve at every level but the first. Between stages go "features" and, from each level
-    of the encoder but the last one run, "skip_0", "skip_1", ... With five levels it is MONAI's
+    The axes halve at every level but the first. Stages pass on "features" and, from each level of
+    the encoder but the last one run, "skip_0", "skip_1", ... With five levels it is MONAI's
     `BasicUNet`. Ronneberger et al. 2015; Falk et al. 2019.
     """
 
@@ -41,7 +41,6 @@ class UNet(StagedNetwork):
         super().__init__(_encoder(shape) | _decoder(shape))
 
     def run_one(self, stage: str, carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run one stage."""
         block = self.network[stage]
         if "source" in carried:
             return {"features": block(carried["source"])}
@@ -56,23 +55,23 @@ class UNet(StagedNetwork):
 
 
 def build_unet(shape: UNetShape, *, seed: int) -> UNet:
-    """Build an initialised U-Net: equal seeds give equal bits, global draws are untouched."""
+    """Build an initialised U-Net; equal seeds give equal bits, and the global RNG is restored."""
     with isolated_seed(seed):
         return UNet(shape)
 
 
 def slid(network: nn.Module, source_BCDHW: Tensor, patch: Sequence[int], *, at_once: int) -> Tensor:
-    """Slide over volumes: the logits of half-overlapping patches, weighed by their middles."""
-    from monai.inferers.inferer import SlidingWindowInferer  # seconds, for those who need it
+    """Return the logits of volumes, from half-overlapping patches with Gaussian weights."""
+    from monai.inferers.inferer import SlidingWindowInferer  # an import that takes seconds
 
     inferer = SlidingWindowInferer(patch, at_once, overlap=0.5, mode="gaussian")
-    found = inferer(source_BCDHW, network)
-    assert isinstance(found, Tensor)
-    return found
+    logits = inferer(source_BCDHW, network)
+    assert isinstance(logits, Tensor)
+    return logits
 
 
 def _encoder(shape: UNetShape) -> dict[str, nn.Module]:
-    from monai.networks.nets.basic_unet import Down, TwoConv  # seconds, for those who need it
+    from monai.networks.nets.basic_unet import Down, TwoConv  # an import that takes seconds
 
     entry = TwoConv(shape.dims, shape.inputs, shape.channels[0], *_options(shape))
     *downs, bottleneck = [

@@ -39,12 +39,12 @@ class TranslationUNetShape:
 
     @property
     def level_channels(self) -> tuple[int, ...]:
-        """Give the channels of every level, the finest first, the bottom last."""
+        """Return the channels of every level, the finest first, the bottom last."""
         return tuple(self.width * 2**level for level in range(self.levels + 1))
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
-        """Give the output channels of every stage: each level up has two, of equal channels."""
+        """Return the output channels of every stage: each level up has two, of equal channels."""
         *upper, _ = self.level_channels
         up = [channels for channels in reversed(upper) for _ in range(2)]
         return (*self.level_channels, *up[:-1], self.outputs)
@@ -65,25 +65,25 @@ class TranslationUNet(nn.Module):
         self.personal = _personal(shape) if shape.code_size else nn.ModuleList()
 
     def forward(self, source_BCHW: Tensor, code_BK: Tensor) -> Tensor:
-        """Give images in [-1, 1], float32, (B, outputs, H, W).
+        """Return images in [-1, 1], float32, (B, outputs, H, W).
 
-        H and W are multiples of 2 to the number of levels, and the bottom keeps two pixels or more.
+        H and W are multiples of 2 to the number of levels, and the bottom has two pixels or more.
         """
         return self.run(tuple(self.stages()), {"source": source_BCHW, "code": code_BK})["output"]
 
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """Name the stages in order, each with how the names of its parameters start."""
-        own = {
+        """Return the stages in order, each with the prefixes of its parameters' names."""
+        stages = {
             name: (f"{name}.", f"personal.{number}.") for number, name in enumerate(self._names())
         }
-        return {MAPPER: (f"{MAPPER}.",)} | own if self.mapper else own
+        return {MAPPER: (f"{MAPPER}.",)} | stages if self.mapper else stages
 
     def run(self, stages: Sequence[str], carried: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run neighbouring stages on what the stage before them gave.
+        """Run consecutive stages on the output of the stage before them.
 
-        The first takes "source", (B, inputs, H, W), and "code", (B, K); between stages go
+        The first takes "source", (B, inputs, H, W), and "code", (B, K); stages pass on
         "features", "skip_0", "skip_1", ... from the levels above, and "style", (B, D), where there
-        are codes; the last one gives "output", the images in [-1, 1].
+        are codes; the last one returns "output", the images in [-1, 1].
         """
         tensors = {name: _laid_out(tensor) for name, tensor in carried.items()}
         for stage in stages:
@@ -95,21 +95,21 @@ class TranslationUNet(nn.Module):
 
     def _run_one(self, stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         entering, skips = _entering(stage, tensors)
-        made = self.get_submodule(stage)(entering)
+        output = self.get_submodule(stage)(entering)
         *names, last = self._names()
         if stage == last:
-            return {"output": torch.tanh(self._modulated(len(names), to_float32(made), tensors))}
-        made = self._modulated(names.index(stage), made, tensors)
+            return {"output": torch.tanh(self._modulated(len(names), to_float32(output), tensors))}
+        output = self._modulated(names.index(stage), output, tensors)
         style = {"style": tensors["style"]} if self.mapper else {}
-        return {"features": made} | skips | style
+        return {"features": output} | skips | style
 
-    def _modulated(self, number: int, made: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    def _modulated(self, number: int, output: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         if self.mapper is None:
-            return made
-        return self._modulation(number, tensors["style"]).apply(made)
+            return output
+        return self._modulation(number, tensors["style"]).apply(output)
 
     def _style(self, code_BK: Tensor) -> Tensor:
-        # In full precision: codes must stay apart.
+        # In full precision: codes must stay distinct.
         assert self.mapper is not None
         with full_precision(code_BK.device):
             return self.mapper(code_BK)
@@ -134,13 +134,13 @@ class AdaptiveNorm(nn.Module):
         self.affine = plain_linear(latent, 2 * channels, gain=1.0)
 
     def forward(self, style_BD: Tensor) -> Modulation:
-        """Give what normalised maps are scaled by and shifted by."""
+        """Return the scale and shift of normalised maps."""
         scale_BC, shift_BC = self.affine(style_BD).chunk(2, dim=1)
         return Modulation(1 + scale_BC, shift_BC)
 
 
 def build_translation_unet(shape: TranslationUNetShape, *, seed: int) -> TranslationUNet:
-    """Build an initialised U-Net: equal seeds give equal bits, global draws are untouched."""
+    """Build an initialised U-Net; equal seeds give equal bits, and the global RNG is restored."""
     with isolated_seed(seed):
         return initialise(TranslationUNet(shape))
 
@@ -150,7 +150,7 @@ class PlainInstanceNorm(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Normalise every map of every sample (biased variance, eps 1e-5); same shape."""
-        # In full precision: with a scale in bfloat16 the statistics would be, too.
+        # In full precision: a scale in bfloat16 would make the statistics bfloat16, too.
         ones_BC = to_float32(features_BCHW.new_ones(features_BCHW.shape[:2]))
         return normalise(features_BCHW, ones_BC, torch.zeros_like(ones_BC))
 
@@ -162,12 +162,12 @@ class _Stage(nn.Module):
         self.norm = norm
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        found = self.norm(self.convolution(features_BCHW))
-        return functional.leaky_relu(found, _SLOPE, inplace=True)
+        normed = self.norm(self.convolution(features_BCHW))
+        return functional.leaky_relu(normed, _SLOPE, inplace=True)
 
 
 def _entering(stage: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Give what a stage computes on, and the skips that are left then."""
+    """Return the input of a stage, and the skips that are left after it."""
     group, number = stage.split(".")
     skips = {name: tensor for name, tensor in tensors.items() if name.startswith("skip_")}
     features = tensors["source"] if "source" in tensors else tensors["features"]

@@ -1,1 +1,1 @@
-"""The report of a run or a comparison, its cards and its trackers; none of them needs torch."""
+"""This package makes a run's or comparison's report, cards and tracked points, without torch."""

@@ -1,1 +1,1 @@
-"""This package runs a study: it builds what trains, plays the rounds and keeps the results."""
+"""This package runs a study: it builds what trains, runs the rounds and saves the results."""

@@ -26,22 +26,21 @@ class ArmChoice:
 
     @property
     def kind(self) -> str:
-        """Name the method."""
         return self.label.partition(":")[0].partition("@")[0]
 
     @property
     def topology(self) -> str:
-        """Name the topology, if the arm does."""
+        """Return the arm's topology; empty where the study's own is used."""
         return self.label.partition(":")[0].partition("@")[2]
 
     @property
     def name(self) -> str:
-        """Give the name that the arm has in tables and folders."""
+        """Return the name that the arm has in tables and folders."""
         return re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """List what differs, as `key=value`."""
+        """Return the options that differ from the study's, as `key=value`."""
         pairs = self.label.split(":")[1:]
         return tuple(pair if "." in pair.partition("=")[0] else f"method.{pair}" for pair in pairs)
 
@@ -68,7 +67,7 @@ class ArmChoice:
 
 
 def _said(pair: str) -> str:
-    """Say a difference for people: a word by itself, a number or a switch with its name."""
+    """Write a difference for people: a word by itself, a number or a switch with its name."""
     key, _, value = pair.partition("=")
     if re.fullmatch(r"[a-z][a-z0-9-]*", value) and value not in ("true", "false"):
         return value
@@ -90,7 +89,7 @@ def arms_of(labels: Sequence[str]) -> tuple[ArmChoice, ...]:
 
 
 def check_equal(studies: Mapping[ArmChoice, Study]) -> None:
-    """Refuse arms that are not trained, fed or judged alike. Raises `BadStudy`."""
+    """Refuse arms that differ in budget, data or evaluation. Raises `BadStudy`."""
     for arm, keys in budget_differences(studies).items():
         if keys:
             raise BadStudy(
@@ -113,7 +112,7 @@ def _budget(study: Study) -> dict[str, object]:
 
 
 def comparison_terms(studies: Mapping[ArmChoice, Study]) -> list[str]:
-    """Say what is equal for all arms, and which arms do more or other work than that."""
+    """Write what is equal for all arms, and which arms do more or other work than that."""
     unequal = budget_differences(studies)
     return [
         _equal(next(iter(studies.values()))),

@@ -46,17 +46,17 @@ Engine = TypeVar("Engine", bound=Sites, covariant=True)
 class Blueprint:
     """A run's plan on one machine, as the server and every site build it.
 
-    `bench` holds the plan's model, the one of this process, whose sites share it.
+    `trainer` holds the plan's model; all sites of this process share it.
     """
 
     plan: RunPlan
     machine: Machine
     topology: Topology
-    bench: Trainer
+    trainer: Trainer
 
     @property
     def start(self) -> State:
-        """Give the state before round 1: one first broadcast, unless the sites begin apart."""
+        """Return the state before round 1: one first broadcast, unless the sites start apart."""
         broadcasts = self.plan.study.training.first_broadcast
         if not broadcasts or self.topology.model_at_sites:
             return State({})
@@ -64,41 +64,41 @@ class Blueprint:
 
     @cached_property
     def first_weights(self) -> Callable[[str], Weights]:
-        """Return what makes a site's first weights, or for "" those of all, each only once."""
+        """Return a cached function from a site's name, or "" for all, to first weights."""
         return cache(partial(first_weights, self.plan, self.machine))
 
-    def site(self, opened: SiteData, folder: Path, disk: Executor) -> Site:
+    def site(self, site_data: SiteData, folder: Path, disk: Executor) -> Site:
         """Build one site of a run in `folder` from its data, with the whole network."""
         plan, study = self.plan, self.plan.study
-        own = "" if study.training.first_broadcast else opened.name
+        named = "" if study.training.first_broadcast else site_data.name
         return Site(
-            name=opened.name,
+            name=site_data.name,
             task=plan.task,
-            cohorts=opened.cohorts,
+            cohorts=site_data.cohorts,
             training=study.training,
             rounds=study.rounds,
             seed=study.seed,
             travels=plan.travels,
             method=plan.method,
-            first_weights=partial(self.first_weights, own),
-            bench=self.bench,
-            folder=RunFolder(folder).site(opened.name).path,
-            ready=opened.ready,
+            first_weights=partial(self.first_weights, named),
+            trainer=self.trainer,
+            folder=RunFolder(folder).site(site_data.name).path,
+            ready=site_data.ready,
             disk=disk,
-            shows_images=opened.shows_images,
-            redact=opened.redact,
+            shows_images=site_data.shows_images,
+            redact=site_data.redact,
         )
 
 
 def make_blueprint(plan: RunPlan, machine: Machine) -> Blueprint:
-    """Put a run's plan on this machine, with the server's part of a network that is cut."""
-    bench = build_bench(plan, machine)
-    topology = with_server_part(plan, partial(_another_bench, plan, machine))
-    return Blueprint(plan, machine, topology, bench)
+    """Build a run's plan on this machine, with the server's part of a network that is cut."""
+    trainer = build_trainer(plan, machine)
+    topology = with_server_part(plan, partial(_another_trainer, plan, machine))
+    return Blueprint(plan, machine, topology, trainer)
 
 
 def with_server_part(plan: RunPlan, build: Callable[[], Trainer]) -> Topology:
-    """Build the topology; one that cuts the network has the server's part, whose bench `build`s."""
+    """Build the topology; one that cuts the network has the server's part, trained by `build()`."""
     study, topology = plan.study, plan.study.build_topology()
     if not isinstance(topology, Split):
         return topology
@@ -110,15 +110,15 @@ def with_server_part(plan: RunPlan, build: Callable[[], Trainer]) -> Topology:
 
 
 def with_site_part(topology: Topology, site: Site) -> Site:
-    """Give a site its part of a network that the topology cuts; else the site as it is."""
+    """Return a site with its part of a network that the topology cuts; else the site as it is."""
     if not isinstance(topology, Split):
         return site
-    cut = cut_model(topology, site.task, site.bench.model)
+    cut = cut_model(topology, site.task, site.trainer.model)
     return replace(site, travels=cut.at_site(site.travels), cut=cut)
 
 
-def build_bench(plan: RunPlan, machine: Machine) -> Trainer:
-    """Put the plan's model on the device, compiled if the study asks for it."""
+def build_trainer(plan: RunPlan, machine: Machine) -> Trainer:
+    """Make a trainer of the plan's model on the device, compiled if the study asks for it."""
     training = plan.study.training
     model = plan.model.to(machine.device, weights_dtype(machine.precision))
     if training.compile:
@@ -134,14 +134,14 @@ def build_bench(plan: RunPlan, machine: Machine) -> Trainer:
     )
 
 
-def _another_bench(plan: RunPlan, machine: Machine) -> Trainer:
-    return build_bench(replace(plan, model=plan.task.build(plan.study.seed)), machine)
+def _another_trainer(plan: RunPlan, machine: Machine) -> Trainer:
+    return build_trainer(replace(plan, model=plan.task.build(plan.study.seed)), machine)
 
 
 def first_weights(plan: RunPlan, machine: Machine, site: str = "") -> Weights:
-    """Make the weights before any training: one for all sites, or a site's own where it is named.
+    """Make the weights before any training: one set for all sites, or the named site's own.
 
-    Round 0 broadcasts the former, unless the study lets every site begin apart.
+    Round 0 broadcasts the former, unless the study lets every site start from its own weights.
     """
     model = plan.task.build(seed_for(plan.study.seed, "first weights", site))
     return model.to(weights_dtype(machine.precision)).state_dict()
@@ -151,7 +151,7 @@ def first_weights(plan: RunPlan, machine: Machine, site: str = "") -> Weights:
 class Federation(Generic[Engine]):
     """Everything that a run needs, built and checked before anything trains.
 
-    `guests` hold sites that do not train; the model is tested on them in the end.
+    `holdouts` are sites that do not train; the model is tested on them in the end.
     """
 
     method: Method
@@ -161,47 +161,47 @@ class Federation(Generic[Engine]):
     policy: PolicySet
     account: TopologySet
     work: WorkSet
-    guests: tuple[Site, ...] = ()
+    holdouts: tuple[Site, ...] = ()
 
 
 def build_federation(
     plan: RunPlan,
-    opened: Mapping[str, SiteData],
+    site_data: Mapping[str, SiteData],
     folder: Path,
     machine: Machine,
     listener: ReplyListener,
 ) -> Federation[InProcessEngine]:
-    """Build what a study trains on, from sites that are open. Raises `BadStudy`."""
-    drawn, holdout = make_blueprint(plan, machine), plan.study.holdout_sites
-    guests = [each for name, each in opened.items() if name in holdout]
-    trainers = {name: each for name, each in opened.items() if name not in holdout}
+    """Build a run's federation in this process from opened sites. Raises `BadStudy`."""
+    blueprint, holdout = make_blueprint(plan, machine), plan.study.holdout_sites
+    holdouts = [each for name, each in site_data.items() if name in holdout]
+    trainers = {name: each for name, each in site_data.items() if name not in holdout}
     members = [pool_sites(trainers)] if plan.method.pooled else list(trainers.values())
-    make = partial(drawn.site, folder=folder, disk=ThreadPoolExecutor(2))
-    hosts = tuple(with_site_part(drawn.topology, make(member)) for member in members)
+    make = partial(blueprint.site, folder=folder, disk=ThreadPoolExecutor(2))
+    hosts = tuple(with_site_part(blueprint.topology, make(member)) for member in members)
     sites = InProcessEngine(hosts, listener.on_reply, listener.on_missing)
-    return make_federation(drawn, sites, tuple(make(each) for each in guests))
+    return make_federation(blueprint, sites, tuple(make(each) for each in holdouts))
 
 
 def make_federation(
-    drawn: Blueprint, sites: Engine, guests: tuple[Site, ...] = ()
+    blueprint: Blueprint, sites: Engine, holdouts: tuple[Site, ...] = ()
 ) -> Federation[Engine]:
     """Join a blueprint and the engine that reaches its sites. Raises `BadStudy`."""
-    plan = drawn.plan
-    check_links(plan.study, drawn.topology, sites)
+    plan = blueprint.plan
+    check_links(plan.study, blueprint.topology, sites)
     return Federation(
         method=plan.method,
-        topology=drawn.topology,
+        topology=blueprint.topology,
         sites=sites,
-        start=drawn.start,
+        start=blueprint.start,
         policy=plan.policy,
         account=round_cost(plan, plan.study),
         work=workload(plan),
-        guests=guests,
+        holdouts=holdouts,
     )
 
 
 def check_links(study: Study, topology: Topology, sites: Sites) -> None:
-    """Refuse an engine that cannot reach who must be reached. Raises `BadStudy`."""
+    """Refuse an engine without the links that the topology needs. Raises `BadStudy`."""
     if topology.needs is Links.MESH and sites.links is Links.STAR:
         raise BadStudy(
             f"topology '{study.topology.kind}' needs sites that reach each other; "
@@ -210,7 +210,7 @@ def check_links(study: Study, topology: Topology, sites: Sites) -> None:
 
 
 def num_processes(study: Study, workers: int) -> int:
-    """Say how many of the workers there is a site for; pooled data is one site's."""
+    """Return the number of processes: at most one a site, and one for pooled data."""
     return 1 if study.build_method().pooled else min(workers, len(study.trainers))
 
 
@@ -224,15 +224,15 @@ def distribute(
     *,
     processes: int,
 ) -> Generator[Federation[Sites], None, None]:
-    """Let several processes host a federation's sites; one is this process."""
+    """Host a federation's sites in several processes; with one, in this process."""
     if processes == 1:
         yield federation
         return
     simulated = federation.sites
     examples = {s.name: len(s.task.training_examples(s.cohorts)) for s in simulated.sites}
     host = partial(host_sites, study, files, folder, processes)
-    with start_workers(assign_sites(examples, processes), host) as crew:
-        sites = ProcessPoolEngine(simulated.names, crew, listener.on_reply, listener.on_missing)
+    with start_workers(assign_sites(examples, processes), host) as workers:
+        sites = ProcessPoolEngine(simulated.names, workers, listener.on_reply, listener.on_missing)
         yield replace(federation, sites=sites)
 
 
@@ -240,8 +240,8 @@ def distribute(
 def host_sites(
     study: Study, files: Sequence[SiteFile], folder: Path, processes: int, share: Assignment
 ) -> Generator[InProcessEngine, None, None]:
-    """Open a share of the sites in one of several processes. Raises `BadInput`."""
+    """Open the sites assigned to one of several processes. Raises `BadInput`."""
     machine = study.training.machine(processes=processes)
-    opened = open_sites(study, files, only=share)
+    site_data = open_sites(study, files, only=share)
     with deterministic(machine):
-        yield build_federation(plan_run(study), opened, folder, machine, SilentListener()).sites
+        yield build_federation(plan_run(study), site_data, folder, machine, SilentListener()).sites

@@ -38,7 +38,7 @@ class ComparisonRun:
 
     @property
     def name(self) -> str:
-        """Name the run's folder, below the comparison's."""
+        """Return the path of the run's folder below the comparison's."""
         below = ComparisonFolder(Path())
         return below.run(self.arm.name, self.seed, without=self.left_out).path.as_posix()
 
@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def cells(self) -> dict[ComparisonRun, Study]:
-        """List all runs: all arms with the first seed, then all with the next."""
+        """Return all runs: all arms with the first seed, then all with the next."""
         return {
             ComparisonRun(arm, study.seed + more, site): _without(site, study, study.seed + more)
             for more in range(self.num_seeds)
@@ -75,24 +75,23 @@ class Comparison:
         return () if alone or not self.leave_one_out else study.trainers
 
     def run_folder(self, cell: ComparisonRun) -> Path:
-        """Give the folder of one run."""
         return self.folder / cell.name
 
     def title(self, cell: ComparisonRun) -> str:
-        """Write a run's name for people: its seed where there are several, and who is left out."""
+        """Write a run's title: its seed where there are several, and the site that is left out."""
         title = cell.arm.title(self.studies[cell.arm])
         seed = f", seed {cell.seed}" if self.num_seeds > 1 else ""
         without = f", without {cell.left_out}" if cell.left_out else ""
         return f"{title}{seed}{without}"
 
     def is_done(self, cell: ComparisonRun) -> bool:
-        """Tell whether all that a run is to give was there before."""
+        """Tell whether a run has all its results."""
         folder = self.run_folder(cell)
         crossed = RunFolder(folder).matrix.exists() or not self.crosses or bool(cell.left_out)
         return is_finished(folder) and crossed
 
     def run(self, on_event: OnEvent) -> None:
-        """Run what is not done yet; what is done is kept. Raises as `run` does."""
+        """Run what is not done yet, and leave what is done. Raises as `run` does."""
         cells = self.cells
         for cell, study in cells.items():
             if RunFolder(self.run_folder(cell)).study.exists():
@@ -123,17 +122,17 @@ class Comparison:
             for arm, study in self.studies.items()
         ]
         seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
-        told = {"seeds": seeds, "terms": comparison_terms(self.studies), "arm": arms}
-        write_text(ComparisonFolder(self.folder).arms, tomli_w.dumps(told))
+        description = {"seeds": seeds, "terms": comparison_terms(self.studies), "arm": arms}
+        write_text(ComparisonFolder(self.folder).arms, tomli_w.dumps(description))
 
     def _run_all(self, todo: Mapping[ComparisonRun, Study], on_event: OnEvent) -> None:
         with process_pool(self.workers) as (pool, manager):
-            line = Channel(manager.Queue(), manager.Event())
-            jobs = [pool.submit(_run_cell, self._order(*cell), line) for cell in todo.items()]
+            channel = Channel(manager.Queue(), manager.Event())
+            jobs = [pool.submit(_run_cell, self._order(*cell), channel) for cell in todo.items()]
             try:
-                _follow(jobs, line, on_event)
+                _follow(jobs, channel, on_event)
             except BaseException:
-                line.stop.set()
+                channel.stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -143,10 +142,10 @@ class Comparison:
 
 
 def _join(table: Path, parts: Sequence[Path]) -> None:
-    """Lay the runs' tables of one kind together, if they have any."""
-    found = [path for path in parts if path.exists()]
-    if found:
-        concatenate(table, found)
+    """Join the runs' tables of one kind into one, if there are any."""
+    existing = [path for path in parts if path.exists()]
+    if existing:
+        concatenate(table, existing)
 
 
 def _without(site: str, study: Study, seed: int) -> Study:
@@ -156,7 +155,7 @@ def _without(site: str, study: Study, seed: int) -> Study:
 
 @dataclass(frozen=True)
 class RunOrder:
-    """What a process of the comparison has to do."""
+    """A run that a process of the comparison executes."""
 
     cell: ComparisonRun
     study: Study
@@ -167,38 +166,38 @@ class RunOrder:
 
 @dataclass(frozen=True)
 class Channel:
-    """Between the arms' processes and this one: events come this way, "stop" goes the other."""
+    """A channel between the runs' processes, which send events, and this one, which stops them."""
 
-    heard: "Queue[tuple[ComparisonRun, Event]]"
+    events: "Queue[tuple[ComparisonRun, Event]]"
     stop: ThreadEvent
 
 
-def _follow(jobs: Sequence["Future[None]"], line: Channel, on_event: OnEvent) -> None:
+def _follow(jobs: Sequence["Future[None]"], channel: Channel, on_event: OnEvent) -> None:
     pending = set(jobs)
     while pending:
         done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-        _drain(line, on_event)
+        _drain(channel, on_event)
         for job in done:
             job.result()
 
 
-def _drain(line: Channel, on_event: OnEvent) -> None:
+def _drain(channel: Channel, on_event: OnEvent) -> None:
     while True:
         try:
-            on_event(*line.heard.get_nowait())
+            on_event(*channel.events.get_nowait())
         except Empty:
             return
 
 
-def _run_cell(order: RunOrder, line: Channel) -> None:
-    def hear(event: Event) -> None:
-        if line.stop.is_set():
+def _run_cell(order: RunOrder, channel: Channel) -> None:
+    def send(event: Event) -> None:
+        if channel.stop.is_set():
             raise KeyboardInterrupt
-        line.heard.put((order.cell, event))
+        channel.events.put((order.cell, event))
 
     folder, files = order.folder, order.files
     if not is_finished(folder):
         resume = RunFolder(folder).study.exists()
-        run(order.study, folder, files=files, resume=resume, listeners=[hear])
+        run(order.study, folder, files=files, resume=resume, listeners=[send])
     if order.crosses:
         matrix(FinishedRun(folder), files)

@@ -1,4 +1,4 @@
-"""A run's plan is made here before anything trains, and its memory and traffic estimated."""
+"""A run's plan is made here before anything trains, and its memory and traffic are estimated."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -24,8 +24,8 @@ from grandrounds.study.study import Choice, SiteSpec, Study
 from grandrounds.tasks import Tabular
 from grandrounds.tasks.task import Task
 
-_STEP = 4  # bytes in which Adam counts a parameter's steps
-PROBE = 64  # pixels of a side, of the case on which activations are counted
+_STEP = 4  # bytes of Adam's step counter, one a parameter
+PROBE = 64  # side in pixels of the example on which activations are counted
 PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
 META = torch.device("meta")
 
@@ -45,7 +45,7 @@ class RunPlan:
 
     @property
     def policy(self) -> PolicySet:
-        """Say what is shared, private and reset."""
+        """Return which parameter groups are shared, private or reset."""
         return describe_sharing(
             self.model,
             self.task.groups(self.model),
@@ -55,12 +55,12 @@ class RunPlan:
         )
 
 
-def plan_run(study: Study, **guests: tuple[str, ...]) -> RunPlan:
-    """Build what a study trains, and check that its parts fit; guests are sites it never knew.
+def plan_run(study: Study, **new_sites: tuple[str, ...]) -> RunPlan:
+    """Build what a study trains, and check that its parts fit.
 
-    Raises `BadStudy`.
+    `new_sites` maps sites that the study does not have to their tasks. Raises `BadStudy`.
     """
-    task, method = study.make_task(**guests), study.build_method()
+    task, method = study.make_task(**new_sites), study.build_method()
     model = task.build(study.seed)
     travels = sharing_filter(
         model, task.groups(model), method, norm_buffers=study.training.norm_buffers
@@ -71,16 +71,16 @@ def plan_run(study: Study, **guests: tuple[str, ...]) -> RunPlan:
 
 
 def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
-    """Tell whether a site has no part in some tensor that travels."""
+    """Tell whether a site does not use some tensor that is shared."""
     return any(travels(name) and not uses(name) for name in model.state_dict())
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The memory of one process that simulates all sites, in bytes, by what takes it.
+    """The memory of one process that simulates all sites, in bytes, and the traffic of a run.
 
     `weights`: the model, its gradients, Adam's moments, the state of the coordinator and of one
-    site; `activations`: what autograd keeps for one batch, in fp32; an upper bound.
+    site; `activations`: what autograd saves for one batch, in fp32; an upper bound.
     """
 
     policy: PolicySet
@@ -91,17 +91,15 @@ class Estimate:
 
     @property
     def memory(self) -> int:
-        """Add up the memory."""
         return PROCESS + self.weights + self.activations
 
     @property
     def bytes_per_round(self) -> int:
-        """Count what travels in a round over all links."""
+        """Return the bytes that are sent in a round over all links."""
         return self.topology.bytes_per_round
 
     @property
     def bytes_per_run(self) -> int:
-        """Count what travels in the whole run."""
         return self.bytes_per_round * self.rounds
 
 
@@ -135,14 +133,14 @@ def _in(processes: int) -> str:
 
 
 def _activations(plan: RunPlan) -> int:
-    """Add up what autograd keeps for one small case, scaled to the study's pixels and batch."""
-    model = deepcopy(plan.model).train()  # a copy: its running statistics move
+    """Add up what autograd saves for one small example, scaled to the study's pixels and batch."""
+    model = deepcopy(plan.model).train()  # a copy: a forward pass changes the running statistics
     parameters = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in parameters:
-            kept[tensor.data_ptr()] = max(tensor.nbytes, kept.get(tensor.data_ptr(), 0))
+            saved[tensor.data_ptr()] = max(tensor.nbytes, saved.get(tensor.data_ptr(), 0))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -152,47 +150,51 @@ def _activations(plan: RunPlan) -> int:
     )
     height, width = plan.study.elements.size
     batch = plan.study.training.batch_size
-    return sum(kept.values()) * batch * height * width // PROBE**2
+    return sum(saved.values()) * batch * height * width // PROBE**2
 
 
 def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:
-    """Say of each topology what a round costs and shows there, or why the study cannot choose it.
+    """Map each topology to what a round costs and who sees what, or why the study cannot use it.
 
     The study's own is counted with its options, the others with their defaults.
     """
     study = plan.study
     choices = {kind: Choice(kind) for kind in TOPOLOGIES} | {study.topology.kind: study.topology}
-    found: dict[str, TopologySet | str] = {}
+    by_kind: dict[str, TopologySet | str] = {}
     for kind, choice in choices.items():
         try:
             chosen = complete(replace(study, topology=choice))
         except BadStudy as refusal:
-            found[kind] = str(refusal)
+            by_kind[kind] = str(refusal)
         else:
-            found[kind] = round_cost(plan, chosen)
-    return found
+            by_kind[kind] = round_cost(plan, chosen)
+    return by_kind
 
 
 def round_cost(plan: RunPlan, study: Study) -> TopologySet:
-    """Say what a round costs and who sees what over the topology of a study.
+    """Return what a round costs and who sees what over the topology of a study.
 
     That is the plan's own study, or one that differs from it in the topology alone.
     """
     method, topology = plan.method, study.build_topology()
     shared = select(plan.model.state_dict(), plan.travels)
-    each = [num_bytes(method.combine.of_site(shared, name)) for name in study.trainers]
-    sites, one_way = 1 if method.pooled else len(each), sum(each) // len(each)
+    site_bytes = [num_bytes(method.combine.of_site(shared, name)) for name in study.trainers]
+    sites, one_way = 1 if method.pooled else len(site_bytes), sum(site_bytes) // len(site_bytes)
     extra = one_way if method.plan.controls else 0
-    told = sites * one_way if method.combine.uploads else 0
-    crossed = cut_traffic(plan, topology) if isinstance(topology, Split) else None
+    uploaded = sites * one_way if method.combine.uploads else 0
+    crossing = cut_traffic(plan, topology) if isinstance(topology, Split) else None
     validations = 1 / study.stop.validate_every
     reveals = method.combine.uploads or method.combine.best
-    found = topology.account(RoundLoad(sites, one_way, extra, validations, crossed, told, reveals))
-    return TopologySet(study.topology.kind, found.bytes_per_round, found.wall_clock, found.sees)
+    account = topology.account(
+        RoundLoad(sites, one_way, extra, validations, crossing, uploaded, reveals)
+    )
+    return TopologySet(
+        study.topology.kind, account.bytes_per_round, account.wall_clock, account.sees
+    )
 
 
 def cut_traffic(plan: RunPlan, topology: Split) -> CutTraffic:
-    """Size up what crosses the cut, training in the study's precision."""
+    """Compute the bytes that cross the cut, training in the study's precision."""
     training, size = plan.study.training, plan.study.elements.size
     task, model = plan.task, plan.model
     cut = cut_model(topology, task, model)
@@ -216,7 +218,7 @@ def cut_traffic(plan: RunPlan, topology: Split) -> CutTraffic:
 
 
 def _cases(study: Study) -> tuple[int, int]:
-    """Count the cases that a round trains on and that it validates, if they are known before."""
+    """Count the examples that a round trains and validates on; 0 where data are not simulated."""
     if any(site.data != "simulated" for site in study.site):
         return 0, 0
     sites = [site for site in study.site if site.name in study.trainers]
@@ -226,19 +228,19 @@ def _cases(study: Study) -> tuple[int, int]:
 
 
 def _counted(study: Study, site: SiteSpec, patients: int) -> int:
-    """Count cases: rows of a table, slices of everything else."""
+    """Count examples: rows of a table, slices of everything else."""
     return patients if isinstance(study.task, Tabular) else patients * site.slices
 
 
 def _moments(training: Training, parameters: Weights) -> int:
-    """Count what the optimiser remembers of these parameters, in bytes."""
+    """Return the bytes of the optimiser's state for these parameters."""
     if training.optimizer == "adam":
         return 2 * num_bytes(parameters) + _STEP * len(parameters)
     return num_bytes(parameters) if training.momentum else 0
 
 
 def workload(plan: RunPlan) -> WorkSet:
-    """Count the parameters, and the operations of a step on a whole batch."""
+    """Count the parameters, and the floating-point operations of a step on a whole batch."""
     study, task = plan.study, plan.task
     with META:
         model = task.build(study.seed).train()
@@ -255,6 +257,6 @@ def _batch(study: Study, task: Task) -> dict[str, Tensor]:
 
 
 def _tiled(tensor: Tensor, cases: int) -> Tensor:
-    """Repeat a case without its content; whole numbers keep theirs, since losses read them."""
+    """Repeat an example on the meta device; integers stay real tensors, since losses read them."""
     batch = tensor.expand(cases, *tensor.shape[1:])
     return batch.to(META) if batch.is_floating_point() else batch

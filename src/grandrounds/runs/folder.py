@@ -21,10 +21,10 @@ from grandrounds.study.study import Study
 
 @contextmanager
 def lock_folder(folder: Path, study: Study, *, resume: bool) -> Generator[None, None, None]:
-    """Hold the folder for this process, and note the resolved study in it.
+    """Lock the folder for this process, and write the resolved study into it.
 
-    Raises `BadFolder` if another process holds it, if it holds a run that was not asked to go on,
-    or if it is to go on with another study than it began with.
+    Raises `BadFolder` if another process holds it, if it has a run and `resume` is not set, or if
+    the run began with another study.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def _settle(folder: Path, study: Study, *, resume: bool) -> None:
 
 
 def check_unchanged(folder: Path, study: Study) -> None:
-    """Refuse to go on with another study than the folder's; `BadFolder` names what changed.
+    """Refuse to resume with another study than the folder's; `BadFolder` names what changed.
 
     A key that did not exist yet when the run began has its default, which changes nothing.
     """
@@ -70,13 +70,13 @@ def check_unchanged(folder: Path, study: Study) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether the folder's run came to its end."""
+    """Tell whether the folder's run is finished."""
     return RunFolder(folder).scores.exists()
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The folder of a run that came to its end. Raises `BadFolder` for any other."""
+    """The folder of a finished run. Raises `BadFolder` for any other."""
 
     folder: Path
 
@@ -94,29 +94,29 @@ class FinishedRun:
 
     @cached_property
     def study(self) -> Study:
-        """Give the study as it was resolved."""
+        """Return the resolved study."""
         return read_study(self._files.study, ())
 
     @cached_property
-    def told(self) -> ScoreLabel:
-        """Say whose scores these are: arm, seed, and the round whose model was tested."""
+    def score_label(self) -> ScoreLabel:
+        """Return the arm, the seed and the round whose model was tested."""
         with self._files.scores.open(newline="") as file:
             rounds = [int(row["round"]) for row in csv.DictReader(file)]
         return ScoreLabel(self.study.title, self.study.seed, max(rounds, default=0))
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Name the sites whose models there are; pooled data made one model."""
+        """Return the sites that have a model; pooled data made one model."""
         return (POOLED,) if self.study.build_method().pooled else self.study.trainers
 
     def shared(self) -> Weights:
-        """Give what of the tested model is every site's; empty where nothing travels."""
-        places = (self._files.shared, self._files.site(self.models[0]).shared())
-        found = [place for place in places if place.exists()]
-        return read(found[0])[0] if found else {}
+        """Return the shared part of the tested model; empty where nothing is shared."""
+        paths = (self._files.shared, self._files.site(self.models[0]).shared())
+        existing = [path for path in paths if path.exists()]
+        return read(existing[0])[0] if existing else {}
 
-    def own(self, site: str) -> Weights:
-        """Give the tested model of a site, its private part included."""
+    def model_weights(self, site: str) -> Weights:
+        """Return the tested model of a site, its private part included."""
         files = self._files.site(site)
         if self.study.training.fine_tune:
             return read(files.tuned)[0]

@@ -1,4 +1,4 @@
-"""The sites' replies become events here, and every listener is told of each."""
+"""The sites' replies become events here, which every listener receives."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -36,53 +36,53 @@ from grandrounds.study.study import Study
 
 
 class ReplyListener(Protocol):
-    """Who hears what comes from the sites."""
+    """Receives the sites' replies, and learns which sites are missing."""
 
     def on_reply(self, request: Request, reply: Reply) -> None:
-        """Hear of a reply."""
+        """Receive a site's reply to a request."""
         ...
 
     def on_missing(self, card: FailureCard) -> None:
-        """Hear of a site that a quorum goes on without."""
+        """Receive the failure card of a site without which a quorum continues."""
         ...
 
 
 class SilentListener:
-    """Nobody hears a site in a worker's process; what it sends is heard where it arrives."""
+    """Ignores replies in a worker process; the main process makes events of them."""
 
     def on_reply(self, request: Request, reply: Reply) -> None:
-        """Leave a reply untold."""
+        """Ignore a reply."""
 
     def on_missing(self, card: FailureCard) -> None:
-        """Refuse to go on without a site. Raises `SiteFailed`."""
+        """Raise `SiteFailed`: a worker process does not continue without a site."""
         fail_if_missing(card)
 
 
 @dataclass(frozen=True)
 class EventBus:
-    """Turns what an engine hears into events, and tells all listeners."""
+    """Turns an engine's replies into events, and passes them to all listeners."""
 
     listeners: Sequence[Listener]
     study: Study
 
     def emit(self, event: Event) -> None:
-        """Tell an event to everyone."""
+        """Pass an event to all listeners."""
         for listener in self.listeners:
             listener(event)
 
     def on_reply(self, request: Request, reply: Reply) -> None:
-        """Hear of a site's reply as it comes."""
+        """Emit the event of a site's reply, if it is one."""
         event = event_for_reply(request, reply, self.study.task.metric)
         if event:
             self.emit(event)
 
     def on_missing(self, card: FailureCard) -> None:
-        """Hear of a site that a quorum goes on without."""
+        """Receive the failure card of a site without which a quorum continues."""
         self.emit(SiteMissed(**asdict(card)))
 
 
 def event_for_reply(request: Request, reply: Reply, metric: str) -> Event | None:
-    """Give the event that a site's reply is, if it is one; `metric` is what validation watches."""
+    """Return the event of a site's reply, if it is one; `metric` is the validation metric."""
     match request:
         case Train() | Backward():
             return _trained(request, reply)

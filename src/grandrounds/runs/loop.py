@@ -1,4 +1,4 @@
-"""A run goes through its rounds here, tests its model, and writes what each site is left with."""
+"""A run executes its rounds here, tests its model, and writes the models of the sites."""
 
 import time
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def run(
     listeners: Sequence[Listener] = (),
     workers: int = 1,
 ) -> State:
-    """Run a study to its end in `folder`, and give the last round's state.
+    """Run a study to its end in `folder`, and return the last round's state.
 
     With several `workers`, as many processes share the sites; the numbers are the same as long as
     training.threads says how many threads each one has.
@@ -64,27 +64,27 @@ def run(
     """
     plan, processes = plan_run(study), num_processes(study, workers)
     check_memory(plan, processes=processes)
-    opened = open_sites(study, files)
+    site_data = open_sites(study, files)
     machine = study.training.machine(processes=processes)
     with lock_folder(folder, study, resume=resume), deterministic(machine):
-        teller = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
-        built = build_federation(plan, opened, folder, machine, teller)
-        with distribute(built, study, files, folder, teller, processes=processes) as federation:
-            return run_recorded(RunLoop(study, folder, federation, machine, teller, resume))
+        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
+        built = build_federation(plan, site_data, folder, machine, bus)
+        with distribute(built, study, files, folder, bus, processes=processes) as federation:
+            return run_recorded(RunLoop(study, folder, federation, machine, bus, resume))
 
 
-def run_recorded(course: "RunLoop") -> State:
-    """Follow a course to its last state; whatever comes, it is told, and tables are written."""
+def run_recorded(run_loop: "RunLoop") -> State:
+    """Execute a run loop to its last state; emit what ends it early; always write the tables."""
     try:
-        return course.follow()
+        return run_loop.follow()
     except RunFailed as error:
-        course.teller.emit(_failed(error, course.reached))
+        run_loop.bus.emit(_failed(error, run_loop.reached))
         raise
     except KeyboardInterrupt:
-        course.teller.emit(Interrupted(course.reached))
+        run_loop.bus.emit(Interrupted(run_loop.reached))
         raise
     finally:
-        _write_tables(course.folder, course.federation.sites.names)
+        _write_tables(run_loop.folder, run_loop.federation.sites.names)
 
 
 def _failed(error: RunFailed, round: int) -> Failed:
@@ -103,19 +103,19 @@ def _write_tables(folder: Path, sites: Sequence[str]) -> None:
 
 @dataclass
 class RunLoop:
-    """The course of one run: where it starts, its rounds, its end."""
+    """The loop of one run: its start, its rounds and its end."""
 
     study: Study
     folder: Path
     federation: Federation[Sites]
     machine: Machine
-    teller: EventBus
+    bus: EventBus
     resumes: bool
     reached: int = field(default=0, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
 
     def follow(self) -> State:
-        """Go through all rounds that are left, then test and write the models."""
+        """Execute all rounds that are left, then test and write the models."""
         state = self._begin()
         while state.round < self.study.rounds and not self._is_over(state):
             state = self._round(state)
@@ -124,14 +124,14 @@ class RunLoop:
 
     def _begin(self) -> State:
         names = self.federation.sites.names
-        self.teller.emit(self._started(names))
+        self.bus.emit(self._started(names))
         replies = self.federation.sites.ask({name: Describe() for name in names})
         held = newest_complete_round(self.folder, {r.site: r.rounds for r in replies})
-        self.teller.emit(self.federation.policy)
-        self.teller.emit(self.federation.account)
-        self.teller.emit(self.federation.work)
+        self.bus.emit(self.federation.policy)
+        self.bus.emit(self.federation.account)
+        self.bus.emit(self.federation.work)
         if self.resumes:
-            self.teller.emit(RunResumed(held))
+            self.bus.emit(RunResumed(held))
         self.reached = held
         return load_state(self.folder, held) if held else self.federation.start
 
@@ -155,23 +155,23 @@ class RunLoop:
         started = time.perf_counter()
         federation = self.federation
         outcome = federation.topology.round(state, federation.sites, federation.method)
-        state, score = self._judged(outcome.state)
+        state, score = self._validated(outcome.state)
         seconds = time.perf_counter() - started
         digest_of_all = _digest_of_all(state, outcome.replies)
-        # The journal first: a run killed between the two plays this round again, to the same bits.
-        self.teller.emit(
-            RoundFinished(state.round, digest_of_all, score, state.best_round, seconds)
-        )
+        # The journal first: a run killed between the two repeats this round, to the same bits.
+        self.bus.emit(RoundFinished(state.round, digest_of_all, score, state.best_round, seconds))
         save_state(self.folder, state)
         self.reached = state.round
         return state
 
-    def _judged(self, state: State) -> tuple[State, float | None]:
-        """Validate the aggregate at every site, and remember the best round."""
+    def _validated(self, state: State) -> tuple[State, float | None]:
+        """Validate the aggregate at every site, and record the best round."""
         if state.round % self.study.stop.validate_every and state.round < self.study.rounds:
             return state, None
-        asked = evaluate_sites(self.federation, state, "validation", self.federation.sites.names)
-        replies = [reply for reply in asked if reply.cases]
+        all_replies = evaluate_sites(
+            self.federation, state, "validation", self.federation.sites.names
+        )
+        replies = [reply for reply in all_replies if reply.cases]
         if not replies:  # nobody validates: the newest round is the best known
             return _best(state, state.best_score), None
         metric = self.study.task.metric
@@ -185,20 +185,20 @@ class RunLoop:
         patience = self.study.stop.patience
         if not patience or state.round - state.best_round < patience:
             return False
-        self.teller.emit(StoppedEarly(state.round, state.best_round))
+        self.bus.emit(StoppedEarly(state.round, state.best_round))
         return True
 
     def _end(self, state: State) -> None:
-        ending = FinalTest(self.study, self.folder, self.federation, state)
-        tested, scores = ending.scores()
-        unseen = ending.unseen(tested)
+        final_test = FinalTest(self.study, self.folder, self.federation, state)
+        tested, scores = final_test.scores()
+        unseen = final_test.unseen(tested)
         seconds = time.perf_counter() - self._began
         best, last = tested.round, state.fingerprint
-        self.teller.emit(RunFinished(state.round, best, last, seconds, peak_memory()))
-        files, told = RunFolder(self.folder), ScoreLabel(self.study.title, self.study.seed, best)
+        self.bus.emit(RunFinished(state.round, best, last, seconds, peak_memory()))
+        files, label = RunFolder(self.folder), ScoreLabel(self.study.title, self.study.seed, best)
         if self.study.holdout_sites:
-            write_scores(files.unseen, unseen, told)
-        write_scores(files.scores, scores, told)  # last: it marks a finished run
+            write_scores(files.unseen, unseen, label)
+        write_scores(files.scores, scores, label)  # last: it marks a finished run
 
 
 def _best(state: State, score: float) -> State:
@@ -206,7 +206,7 @@ def _best(state: State, score: float) -> State:
 
 
 def _digest_of_all(state: State, replies: Sequence[Reply]) -> str:
-    """Fingerprint a round: what is shared, and every site's private state, in roster order."""
+    """Return the digest of the shared state and every site's private state, in roster order."""
     sha = sha256(state.fingerprint.encode())
     for reply in replies:
         sha.update(f"{reply.site}|{reply.digest}|".encode())
@@ -222,7 +222,7 @@ def evaluate_sites(
     cases: bool = False,
     tuned: bool = False,
 ) -> list[Reply]:
-    """Let sites score a state's model."""
+    """Score a state's model at these sites."""
     order = Evaluate(round=state.round, since=0, split=split, cases=cases, tuned=tuned)
     own = federation.method.combine.of_site
     orders = {
@@ -234,7 +234,7 @@ def evaluate_sites(
 
 @dataclass(frozen=True)
 class FinalTest:
-    """What happens after the last round; `tested` is the state whose model is tested."""
+    """The test after the last round; `tested` is the state whose model is tested."""
 
     study: Study
     folder: Path
@@ -247,12 +247,12 @@ class FinalTest:
 
     @property
     def tested(self) -> State:
-        """Load the best round, or the last one if the study tests that."""
+        """Return the state of the best round, or of the last one if the study tests that."""
         best = self.study.stop.test == "best"
         return load_state(self.folder, self.last.best_round if best else self.last.round)
 
     def scores(self) -> tuple[State, list[CaseScore]]:
-        """Write the models, and score every test case; give the tested state, too."""
+        """Write the models, and return the tested state and the score of every test case."""
         tested = self.tested
         self._write_shared(self._files.shared, tested)
         self._write_shared(self._files.last, self.last)
@@ -264,13 +264,13 @@ class FinalTest:
 
     def unseen(self, tested: State) -> list[CaseScore]:
         """Score the tested model at the sites that did not train, with their first private part."""
-        guests = self.federation.guests
-        weights = self._for_guests(tested) if guests else {}
+        holdouts = self.federation.holdouts
+        weights = self._holdout_weights(tested) if holdouts else {}
         order = Evaluate(round=tested.round, since=0, split="test", cases=True, weights=weights)
-        return [score for guest in guests for score in guest.answer(order).scores]
+        return [score for site in holdouts for score in site.answer(order).scores]
 
-    def _for_guests(self, tested: State) -> Weights:
-        """Give what of the model may reach a site that did not train, wherever it lies."""
+    def _holdout_weights(self, tested: State) -> Weights:
+        """Return the part of the model that a site that did not train may get."""
         first = self._files.site(self.federation.sites.names[0])
         if self.federation.method.pooled:
             return read(first.private())[0]
@@ -292,7 +292,7 @@ class FinalTest:
         self.federation.sites.ask(orders, quorum=self.federation.topology.quorum)
 
     def _tuned(self, tested: State) -> tuple[str, ...]:
-        """Let each site train the tested model on for itself alone; name those that could."""
+        """Fine-tune the tested model at each site alone; return the sites that did so."""
         order = Tune(
             round=tested.round,
             since=0,

@@ -42,7 +42,7 @@ class Handshake:
 
 
 def handshake_of(study: Study) -> Handshake:
-    """Give this process's facts."""
+    """Return this process's handshake."""
     return Handshake(fingerprint(study), __version__, torch.__version__)
 
 
@@ -56,7 +56,7 @@ def run_remotely(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> State:
-    """Run a study to its end, in `folder`, with sites that `call` reaches; else as `run`.
+    """Run a study to its end in `folder`, as `run` does, with sites that `call` reaches.
 
     No round begins before every site is open, with the same study and versions; with `root`, the
     certificate of the federation's authority, every site must have accepted the study. Raises
@@ -64,13 +64,15 @@ def run_remotely(
     """
     check_remote(study)
     machine = study.training.machine()
-    lines = tuple(SiteConnection(name, call, patience) for name in study.trainers)
-    _greeted(study, lines, root)  # before there is a folder: who is refused can submit again
+    connections = tuple(SiteConnection(name, call, patience) for name in study.trainers)
+    _check_handshakes(
+        study, connections, root
+    )  # before the folder exists: a refused study can be resubmitted
     with lock_folder(folder, study, resume=resume), deterministic(machine):
-        teller = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
-        remote = RemoteEngine(lines, teller.on_reply, teller.on_missing)
+        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
+        remote = RemoteEngine(connections, bus.on_reply, bus.on_missing)
         federation = make_federation(make_blueprint(plan_run(study), machine), remote)
-        return run_recorded(RunLoop(study, folder, federation, machine, teller, resume))
+        return run_recorded(RunLoop(study, folder, federation, machine, bus, resume))
 
 
 def check_remote(study: Study) -> None:
@@ -87,11 +89,13 @@ def check_remote(study: Study) -> None:
         )
 
 
-def _greeted(study: Study, lines: Sequence[SiteConnection], root: Path | None) -> None:
-    """Wait until all sites are open, and check what they say of themselves. Raises `BadSite`."""
+def _check_handshakes(
+    study: Study, connections: Sequence[SiteConnection], root: Path | None
+) -> None:
+    """Wait until all sites are open, and check their handshakes. Raises `BadSite`."""
     ours = handshake_of(study)
-    for site, said in ready(lines).items():
-        theirs = Handshake(**json.loads(said))
+    for site, handshake in ready(connections).items():
+        theirs = Handshake(**json.loads(handshake))
         if replace(theirs, acceptance="") != ours:
             raise BadSite(_difference(site, theirs, ours))
         if root:
@@ -120,26 +124,26 @@ def serve_site(
     folder: Path,
     accepted: Path | None = None,
 ) -> Generator[tuple[InProcessEngine, bytes], None, None]:
-    """Open one site of a run whose private state lies in `folder`, and give what it says of itself.
+    """Open one site of a run whose private state lies in `folder`; yield its engine and handshake.
 
     With `accepted`, the folder of its acceptances, it opens only for a study that it accepted.
     Raises `BadInput`.
     """
     facts = handshake_of(study)
     if accepted:
-        facts = replace(facts, acceptance=_word(study, site, accepted))
+        facts = replace(facts, acceptance=_acceptance(study, site, accepted))
     with (
         lock_folder(folder, study, resume=True),
-        host_sites(study, files, folder, 1, (site,)) as simulation,
+        host_sites(study, files, folder, 1, (site,)) as engine,
     ):
-        yield simulation, json.dumps(asdict(facts)).encode()
+        yield engine, json.dumps(asdict(facts)).encode()
 
 
-def _word(study: Study, site: str, accepted: Path) -> str:
-    word = load_acceptance(fingerprint(study), accepted)
-    if word is None:
+def _acceptance(study: Study, site: str, accepted: Path) -> str:
+    acceptance = load_acceptance(fingerprint(study), accepted)
+    if acceptance is None:
         raise BadSite(
             f"site '{site}' has not accepted this study; look at it and sign it there: "
             "grandrounds site accept STUDY --kit KIT"
         )
-    return to_json(word).decode()
+    return to_json(acceptance).decode()

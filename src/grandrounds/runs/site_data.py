@@ -36,7 +36,7 @@ POOLED = "pooled"
 
 @dataclass(frozen=True)
 class SiteData:
-    """One site's prepared data, and what may be said of it: counts only."""
+    """One site's prepared data, and the counts of it that may be reported."""
 
     name: str
     cohorts: tuple[Cohort, ...]
@@ -48,10 +48,10 @@ class SiteData:
 def open_sites(
     study: Study, files: Sequence[SiteFile], *, only: Container[str] | None = None
 ) -> dict[str, SiteData]:
-    """Open every site of the roster, or only some.
+    """Open every site of the study, or only some.
 
-    Raises `BadSite` or `BadImage` where one cannot deliver the common data elements: a run starts
-    only when all can.
+    Raises `BadSite` or `BadImage` where one lacks the common data elements: a run starts only when
+    all have them.
     """
     by_name = match_site_files(study, files, only)
     specs = [spec for spec in study.site if only is None or spec.name in only]
@@ -66,7 +66,7 @@ def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> SiteData:
 
 
 def _redactor(cohort: Cohort, file: SiteFile | None) -> Callable[[str], str]:
-    """Take a real site's paths and names out of its failure cards, unless it allows them."""
+    """Return what removes a real site's paths and names from failure cards, if it must."""
     if file is None or file.reveal_failures:
         return unredacted
     sessions = tuple(cohort)
@@ -74,24 +74,24 @@ def _redactor(cohort: Cohort, file: SiteFile | None) -> Callable[[str], str]:
 
 
 def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Cohort, SiteSummary]:
-    """Prepare one site's data, or take it from the cache, and count it.
+    """Prepare one site's data, or load it from the cache, and count it.
 
     Raises `BadSite` or `BadImage`.
     """
     if file is None:
-        cohort = _simulated(study, spec)
+        cohort = _simulate(study, spec)
         return cohort, summarise_simulated(cohort, elements=study.elements, tasks=spec.tasks)
     if is_stack(file.data) or is_table(file.data, study.elements):
         make = stack_cohort if is_stack(file.data) else table_cohort
         cohort = make(spec.name, file.data, study.elements)
         return cohort, summarise_arrays(cohort, elements=study.elements, tasks=spec.tasks)
-    cohort = _prepared(study, spec, file)
+    cohort = _prepare(study, spec, file)
     found = find_sessions(file.data)
     return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks)
 
 
 def summarise_site(study: Study, path: Path) -> SiteSummary:
-    """Count what a real site of the study can deliver, by its site file.
+    """Count the data of a real site of the study, found by its site file.
 
     Raises `BadSite` or `BadImage`.
     """
@@ -103,8 +103,8 @@ def summarise_site(study: Study, path: Path) -> SiteSummary:
     raise BadSite(f"{path}: the study has no real site named '{file.name}'; it has {real}")
 
 
-def _prepared(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
-    """Prepare a folder of NIfTI volumes; patients' variables may stand beside them in a table."""
+def _prepare(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
+    """Prepare a folder of NIfTI volumes; a table beside them may hold the patients' variables."""
     elements = study.elements
     cohort = prepare_cohort(spec.name, file.data, elements, cache=file.cache or default_cache())
     if not elements.variables:
@@ -114,16 +114,16 @@ def _prepared(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
     return with_values(cohort, table, elements.variables)
 
 
-def _simulated(study: Study, spec: SiteSpec) -> Cohort:
-    """Simulate a site patient by patient, each kept in the cache."""
+def _simulate(study: Study, spec: SiteSpec) -> Cohort:
+    """Simulate a site patient by patient, and save each in the cache."""
     splits: dict[SplitName, tuple[Session, ...]] = {
-        split: tuple(_simulated_session(study, spec, label) for label in labels)
+        split: tuple(_simulate_session(study, spec, label) for label in labels)
         for split, labels in patient_labels(spec.patients).items()
     }
     return Cohort(spec.name, splits)
 
 
-def _simulated_session(study: Study, spec: SiteSpec, patient: str) -> Session:
+def _simulate_session(study: Study, spec: SiteSpec, patient: str) -> Session:
     elements = study.elements
     make = partial(
         simulate_session, study.seed, spec.name, patient, spec.scanner, elements, slices=spec.slices
@@ -158,7 +158,7 @@ def _ready(summary: SiteSummary) -> SiteReady:
 
 
 def pool_sites(opened: Mapping[str, SiteData]) -> SiteData:
-    """Lay all sites' data together, as only a comparison can."""
+    """Pool all sites' data into one site, as only a comparison can."""
     parts = list(opened.values())
     ready = [part.ready for part in parts]
     return SiteData(
@@ -184,18 +184,17 @@ def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class NewSite:
-    """A site and where its data lies; without a file it is simulated."""
+    """A site and the file that locates its data; without a file it is simulated."""
 
     spec: SiteSpec
     file: SiteFile | None
 
     @property
     def name(self) -> str:
-        """Name the site."""
         return self.spec.name
 
     def unknown_to(self, study: Study) -> dict[str, tuple[str, ...]]:
-        """Map the site to its tasks if the study has no such site."""
+        """Map the site to its tasks; empty if the study has the site."""
         return {} if self.name in study.roster else {self.name: self.spec.tasks}
 
     def cohort(self, study: Study, *splits: SplitName) -> Cohort:
@@ -214,18 +213,18 @@ def find_site(study: Study, given: str) -> NewSite:
         return NewSite(spec, None)
     file = read_site(Path(given))
     if file.name not in study.roster:
-        return NewSite(SiteSpec(file.name, _asked(study, file)), file)
+        return NewSite(SiteSpec(file.name, _tasks_asked(study, file)), file)
     return NewSite(_spec(study, file.name), file)
 
 
 def _spec(study: Study, name: str) -> SiteSpec:
-    """Give a site of the study, with the tasks that somebody trained."""
+    """Return a site of the study, with the tasks that some site trained."""
     [spec] = [spec for spec in study.site if spec.name == name]
     return replace(spec, tasks=study.held_out.get(name, spec.tasks))
 
 
-def _asked(study: Study, file: SiteFile) -> tuple[str, ...]:
-    """Give the tasks that a new site asks for: its file's, else all that were trained."""
+def _tasks_asked(study: Study, file: SiteFile) -> tuple[str, ...]:
+    """Return the tasks that a new site asks for: its file's, else all that were trained."""
     known = tuple(dict.fromkeys(t for name in study.trainers for t in study.roster[name]))
     for label in file.tasks:
         if label not in known:

@@ -18,9 +18,9 @@ from grandrounds.tasks.task import Task
 
 @dataclass
 class SplitServer:
-    """Runs the stages between the cuts, forwards and backwards; `build` makes its bench.
+    """Runs the stages between the cuts, forwards and backwards; `build` makes its trainer.
 
-    Its optimiser knows no parts of the network: a part's parameters may lie on both sides.
+    One optimiser steps the whole body: a part's parameters may lie on both sides of a cut.
     """
 
     task: Task
@@ -30,74 +30,75 @@ class SplitServer:
     rounds: int
     seed: int
     build: Callable[[], Trainer]
-    _begun: Weights = field(default_factory=dict[str, Tensor])
-    _made: Weights = field(default_factory=dict[str, Tensor])
+    _leaves: Weights = field(default_factory=dict[str, Tensor])
+    _outputs: Weights = field(default_factory=dict[str, Tensor])
     _totals: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
 
     @cached_property
-    def _bench(self) -> Trainer:
+    def _trainer(self) -> Trainer:
         return self.build()
 
     def holds(self, name: str) -> bool:
-        """Tell whether a tensor is the server's."""
+        """Tell whether the server holds a tensor."""
         return self.travels(name) and self.cut.at_server(name)
 
     def load(self, weights: Weights, moments: Weights, round: int) -> None:
-        """Begin a turn from these weights and this state of the optimiser."""
-        self._bench.load(select(weights, self.holds))
+        """Start a turn from these weights and this state of the optimiser."""
+        self._trainer.load(select(weights, self.holds))
         keeps = not self.training.reset_optimizer
-        self._bench.load_optimizer_state(moments if keeps else {})
-        self._bench.set_rate(self.training.rate(round, self.rounds))
+        self._trainer.load_optimizer_state(moments if keeps else {})
+        self._trainer.set_rate(self.training.rate(round, self.rounds))
         self._totals.clear()
 
     def weights(self) -> Weights:
-        """Give the server's part."""
-        return self._bench.weights(self.holds)
+        """Return the weights of the server's part."""
+        return self._trainer.weights(self.holds)
 
     def moments(self) -> Weights:
-        """Give the state of its optimiser."""
-        return self._bench.optimizer_state(self.holds)
+        """Return the state of the server's optimiser."""
+        return self._trainer.optimizer_state(self.holds)
 
-    def forward(self, came: Weights, site: str, round: int, batch: int) -> Weights:
-        """Run the server's stages on what came from a site's front; give what goes to its end."""
-        bench = self._bench
-        bench.model.train()
-        self._begun = leaves_from(came, bench.device)
+    def forward(self, received: Weights, site: str, round: int, batch: int) -> Weights:
+        """Run the body on the output of a site's head, and return the input of the site's tail."""
+        trainer = self._trainer
+        trainer.model.train()
+        self._leaves = leaves_from(received, trainer.device)
         seed = seed_for(self.seed, site, round, "server", batch)
-        with isolated_rng(seed), autocast(bench.device, bench.precision):
-            self._made = self.task.run(bench.model, self.cut.body, self._begun)
-        return with_prefix(CUT, to_cpu(self._made))
+        with isolated_rng(seed), autocast(trainer.device, trainer.precision):
+            self._outputs = self.task.run(trainer.model, self.cut.body, self._leaves)
+        return with_prefix(CUT, to_cpu(self._outputs))
 
-    def backward(self, came: Weights) -> Weights:
-        """Backpropagate the gradients from a site's end, and step; give those for its front."""
-        optimizer = self._bench.optimizer(WHOLE)
+    def backward(self, received: Weights) -> Weights:
+        """Backpropagate the gradients from a site's tail, and step; return those for its head."""
+        optimizer = self._trainer.optimizer(WHOLE)
         optimizer.zero_grad()
-        backpropagate(self._made, came)
+        backpropagate(self._outputs, received)
         optimizer.step()
-        return with_prefix(CUT, leaf_gradients(self._begun))
+        return with_prefix(CUT, leaf_gradients(self._leaves))
 
-    def learn(self, came: Weights) -> Weights:
-        """Judge the output by labels that came with it, and step; give gradients for the front."""
-        bench = self._bench
+    def learn(self, received: Weights) -> Weights:
+        """Compute losses from the labels received, and step; return the gradients for the head."""
+        trainer = self._trainer
         labels = {
-            name: tensor.to(bench.device) for name, tensor in without_prefix(LABEL, came).items()
+            name: tensor.to(trainer.device)
+            for name, tensor in without_prefix(LABEL, received).items()
         }
-        losses = self.task.losses_of_output(bench.model, self._made["output"], labels)
-        for part, loss in bench.under_autocast(losses):
-            step(bench, WHOLE, loss)
+        losses = self.task.losses_of_output(trainer.model, self._outputs["output"], labels)
+        for part, loss in trainer.under_autocast(losses):
+            step(trainer, WHOLE, loss)
             self._totals.setdefault(part, []).append(loss.detach())
-        return with_prefix(CUT, leaf_gradients(self._begun))
+        return with_prefix(CUT, leaf_gradients(self._leaves))
 
     def losses(self) -> Mapping[str, float]:
-        """Give the turn's mean losses, where the labels came here. Raises `RunFailed`."""
+        """Return the turn's mean losses, where labels were received. Raises `RunFailed`."""
         try:
             return means(self._totals)
         except FloatingPointError as error:
             raise RunFailed(f"the server's part: {error}") from None
 
     @torch.no_grad()
-    def predict(self, came: Weights) -> Weights:
-        """Run the server's stages in evaluation mode, in full precision."""
-        model = self._bench.model.eval()
-        placed = {n: t.to(self._bench.device) for n, t in without_prefix(CUT, came).items()}
+    def predict(self, received: Weights) -> Weights:
+        """Run the body in evaluation mode, in full precision."""
+        model = self._trainer.model.eval()
+        placed = {n: t.to(self._trainer.device) for n, t in without_prefix(CUT, received).items()}
         return with_prefix(CUT, to_cpu(self.task.run(model, self.cut.body, placed)))

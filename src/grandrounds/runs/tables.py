@@ -21,36 +21,40 @@ _Row: TypeAlias = Mapping[str, object]
 
 @dataclass(frozen=True)
 class ScoreLabel:
-    """Whose scores a table holds: an arm's, with a seed, by the model of a round."""
+    """What a table's scores belong to: an arm, a seed, and the round whose model was tested."""
 
     arm: str
     seed: int
     round: int
 
 
-def write_scores(path: Path, scores: Iterable[CaseScore], told: ScoreLabel) -> None:
+def write_scores(path: Path, scores: Iterable[CaseScore], label: ScoreLabel) -> None:
     """Write one row for each test case and metric."""
-    _write(path, SCORE_COLUMNS, _score_rows(scores, told))
+    _write(path, SCORE_COLUMNS, _score_rows(scores, label))
 
 
-def write_matrix(path: Path, scores: Mapping[str, Iterable[CaseScore]], told: ScoreLabel) -> None:
+def write_matrix(path: Path, scores: Mapping[str, Iterable[CaseScore]], label: ScoreLabel) -> None:
     """Write one row for each model (by the name of its site), test case and metric."""
-    rows = [{"model": m, **row} for m, found in scores.items() for row in _score_rows(found, told)]
+    rows = [
+        {"model": m, **row}
+        for m, of_model in scores.items()
+        for row in _score_rows(of_model, label)
+    ]
     _write(path, ("model", *SCORE_COLUMNS), rows)
 
 
-def _score_rows(scores: Iterable[CaseScore], told: ScoreLabel) -> list[_Row]:
+def _score_rows(scores: Iterable[CaseScore], label: ScoreLabel) -> list[_Row]:
     return [
         {
-            "arm": told.arm,
-            "seed": told.seed,
+            "arm": label.arm,
+            "seed": label.seed,
             "site": score.site,
             "patient": score.patient,
             "case": score.case,
             "task": score.task,
             "metric": metric,
             "value": repr(value),
-            "round": told.round,
+            "round": label.round,
         }
         for score in scores
         for metric, value in score.values.items()
@@ -87,7 +91,7 @@ def _bytes(traffic: Traffic | None) -> dict[str, object]:
 
 
 def write_forgetting(path: Path, events: Sequence[Event]) -> None:
-    """Write each site's score of the travelling model after each turn, if a cycle was watched."""
+    """Write each site's score of the travelling model after each turn, if turns were monitored."""
     watched = [event for event in events if isinstance(event, SiteMonitored)]
     rows = [
         {"round": e.round, "after": e.after, "site": e.site, "score": score, "cases": e.cases}
@@ -99,7 +103,7 @@ def write_forgetting(path: Path, events: Sequence[Event]) -> None:
 
 
 def write_digests(path: Path, events: Sequence[Event]) -> None:
-    """Write each round's digest, so that anyone can see where two runs part."""
+    """Write each round's digest, so that anyone can see where two runs start to differ."""
     finished = [event for event in events if isinstance(event, RoundFinished)]
     _write(path, ("round", "digest"), [{"round": e.round, "digest": e.digest} for e in finished])
 

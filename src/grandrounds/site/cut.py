@@ -1,4 +1,4 @@
-"""Split learning cuts a network: whose its stages are, and what crosses the cut."""
+"""Split learning divides the stages of a network between site and server at a cut."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ LabelsAt = Literal["site", "server"]
 
 @dataclass(frozen=True)
 class Cut:
-    """The stages in order: the site's `front`, the server's `middle`, the site's `end` if any.
+    """The stages in order: the site's `head`, the server's `body`, the site's `tail` if any.
 
-    `at_server` selects the tensors of the server's stages, `staged` those of any stage; what is
-    outside all stages, such as a critic, is the site's.
+    `at_server` selects the tensors of the server's stages, `staged` those of any stage; tensors
+    outside all stages, such as a critic's, belong to the site.
     """
 
     head: tuple[str, ...]
@@ -35,25 +35,25 @@ class Cut:
     staged: Filter
 
     def at_site(self, keep: Filter) -> Filter:
-        """Narrow a filter to what is not the server's."""
+        """Return the filter without the server's tensors."""
         return lambda name: keep(name) and not self.at_server(name)
 
 
 def cut_at(stages: Mapping[str, Filter], *, cut: str, back: str, labels: LabelsAt) -> Cut:
-    """Cut before the stage `cut`, and again before `back` where that is given.
+    """Cut a network before the stage `cut`, and again before `back` where that is given.
 
-    Raises `BadStudy` for a stage that is not there, or that leaves one of the sides without any.
+    Raises `BadStudy` for an unknown stage, or one that leaves a side without any stage.
     """
     names = tuple(stages)
     first = _place("cut", cut, names, after=0)
     last = _place("back", back, names, after=first) if back else len(names)
-    middle = names[first:last]
+    body = names[first:last]
     return Cut(
         head=names[:first],
-        body=middle,
+        body=body,
         tail=names[last:],
         labels=labels,
-        at_server=_any([stages[name] for name in middle]),
+        at_server=_any([stages[name] for name in body]),
         staged=_any(list(stages.values())),
     )
 
@@ -76,32 +76,32 @@ def _any(filters: Sequence[Filter]) -> Filter:
 
 
 def labels_of(task: Task, batch: Batch) -> Weights:
-    """Give what a batch holds beside what enters the network."""
+    """Return the tensors of a batch that are not inputs of the network."""
     inputs = task.inputs(batch)
     return {name: tensor for name, tensor in batch.items() if name not in inputs}
 
 
 def leaves_from(tensors: Weights, device: torch.device) -> Weights:
-    """Begin a graph at what came across the cut."""
+    """Return the tensors received across the cut as leaves of a new graph."""
     return {
         name: tensor.detach().to(device).requires_grad_(tensor.is_floating_point())
         for name, tensor in without_prefix(CUT, tensors).items()
     }
 
 
-def backpropagate(made: Weights, came: Weights) -> None:
-    """Backpropagate from what was made, by the gradients that came across the cut.
+def backpropagate(outputs: Weights, received: Weights) -> None:
+    """Backpropagate from these outputs the gradients received across the cut.
 
-    Each is laid out as what it belongs to: another layout would be another order of sums.
+    Each gradient gets its output's memory layout: another layout would be another order of sums.
     """
-    found = {name: g for name, g in without_prefix(CUT, came).items() if made[name].requires_grad}
-    laid_out = [torch.empty_like(made[name]).copy_(g) for name, g in found.items()]
-    torch.autograd.backward([made[name] for name in found], laid_out)
+    gradients = {n: g for n, g in without_prefix(CUT, received).items() if outputs[n].requires_grad}
+    laid_out = [torch.empty_like(outputs[n]).copy_(g) for n, g in gradients.items()]
+    torch.autograd.backward([outputs[name] for name in gradients], laid_out)
 
 
-def leaf_gradients(begun: Weights) -> Weights:
-    """Give the gradients of where a graph began, as far as it reached."""
-    return to_cpu({n: t.grad for n, t in begun.items() if t.grad is not None})
+def leaf_gradients(leaves: Weights) -> Weights:
+    """Return the gradients of a graph's leaves that have any."""
+    return to_cpu({n: t.grad for n, t in leaves.items() if t.grad is not None})
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class CaseBytes:
 
 
 def case_bytes(task: Task, cut: Cut, size: tuple[int, int], precision: torch.dtype) -> CaseBytes:
-    """Find what one case sends across the cut, on tensors that have shapes and no content."""
+    """Return what one case sends across the cut, found on tensors with shapes and no content."""
     scale = weights_dtype(precision).itemsize // torch.float32.itemsize
     with FakeTensorMode(), autocast(torch.device("cpu"), precision):
         model, batch = task.build(0), task.blank(size)

@@ -1,4 +1,4 @@
-"""A site scores its cases, and chooses by rule the pictures that a report shows."""
+"""A site scores its cases, and chooses by a rule the pictures that a report may show."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,24 +23,31 @@ from grandrounds.tasks.task import Batch, Examples, Picture, Task
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores a site's cases, and keeps its pictures."""
+    """Scores a site's cases, and saves its pictures."""
 
-    desk: SiteModel
+    site_model: SiteModel
 
-    def take(self, request: Evaluate) -> Reply:
-        """Score the model that a request is about."""
-        desk, site = self.desk, self.desk.site
+    def evaluate(self, request: Evaluate) -> Reply:
+        """Score the model that a request names."""
+        site_model, site = self.site_model, self.site_model.site
         examples = site.cases(cast(SplitName, request.split))
-        desk.bench.load(desk.kept.load_tuned() if request.tuned else desk.local_model(request))
-        scores = score_examples(desk.bench, site.task, examples)
+        site_model.trainer.load(
+            site_model.store.load_tuned() if request.tuned else site_model.local_model(request)
+        )
+        scores = score_examples(site_model.trainer, site.task, examples)
         return self.report(
-            request, examples, scores, partial(predict_picture, desk.bench, site.task, examples)
+            request,
+            examples,
+            scores,
+            partial(predict_picture, site_model.trainer, site.task, examples),
         )
 
-    def trained(self) -> float | None:
-        """Return the validation score of the model on the bench; none without cases."""
-        task = self.desk.site.task
-        scores = score_examples(self.desk.bench, task, self.desk.site.cases("validation"))
+    def validation_score(self) -> float | None:
+        """Return the validation score of the model in memory; None without cases."""
+        task = self.site_model.site.task
+        scores = score_examples(
+            self.site_model.trainer, task, self.site_model.site.cases("validation")
+        )
         return task.summary(scores).get(task.metric)
 
     def report(
@@ -50,15 +57,15 @@ class Evaluator:
         scores: Sequence[CaseScore],
         picture: Callable[[int], Picture],
     ) -> Reply:
-        """Report scores that were made; `picture` shows an example by number.
+        """Return the reply with these scores; `picture` shows an example by number.
 
-        Pictures are no part of the reply. They go below the folder of all sites, where each has its
-        own, if the site shows any.
+        Pictures are not part of the reply. They are saved in the folder of each case's site, if
+        this site may show any.
         """
-        site = self.desk.site
+        site = self.site_model.site
         if request.cases and site.shows_images:
-            for name, made in panels(site.task, examples, scores, picture).items():
-                save_panels(SiteFolder(site.folder.parent / name).panels, made)
+            for name, of_site in panels(site.task, examples, scores, picture).items():
+                save_panels(SiteFolder(site.folder.parent / name).panels, of_site)
         return Reply(
             site=site.name,
             round=request.round,
@@ -68,23 +75,27 @@ class Evaluator:
         )
 
 
-def score_examples(bench: Trainer, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
+def score_examples(trainer: Trainer, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
     """Score every example, in fp32 and evaluation mode."""
     chunks = evaluation_batches(task, examples)
-    return tuple(score for chunk in chunks for score in _scored_batch(bench, task, examples, chunk))
+    return tuple(
+        score for chunk in chunks for score in _scored_batch(trainer, task, examples, chunk)
+    )
 
 
 def evaluation_batches(task: Task, examples: Examples) -> list[range]:
-    """Deal examples out in the batches in which they are scored."""
+    """Return the indices of examples in the batches in which they are scored."""
     size = task.cases_at_once
     starts = range(0, len(examples), size)
     return [range(start, min(start + size, len(examples))) for start in starts]
 
 
 @torch.no_grad()
-def _scored_batch(bench: Trainer, task: Task, examples: Examples, chunk: range) -> list[CaseScore]:
-    batch = bench.to_device(examples.batch(chunk, None))
-    return case_scores(task, examples, chunk, task.predict(bench.model, batch), batch)
+def _scored_batch(
+    trainer: Trainer, task: Task, examples: Examples, chunk: range
+) -> list[CaseScore]:
+    batch = trainer.to_device(examples.batch(chunk, None))
+    return case_scores(task, examples, chunk, task.predict(trainer.model, batch), batch)
 
 
 def case_scores(
@@ -109,7 +120,7 @@ def _transposed(columns: Sequence[torch.Tensor]) -> list[list[float]]:
 class Panel:
     """The picture of one task at one site: the middle slice of a patient.
 
-    Every test patient has one, so that who chooses among them can do so by a rule.
+    Every test patient has one, so that a report can choose among them by a rule.
     """
 
     task: str
@@ -124,40 +135,40 @@ def panels(
     scores: Sequence[CaseScore],
     picture: Callable[[int], Picture],
 ) -> dict[str, list[Panel]]:
-    """Make each site's panels, one for each of its tasks that has pictures.
+    """Return each site's panels, one for each patient and task that has pictures.
 
     `picture` shows an example by number.
     """
     pictures = {index: picture(index) for index in panel_examples(examples)}
     means = patient_means(scores, task.metric) if any(pictures.values()) else {}
-    found: dict[str, list[Panel]] = defaultdict(list)
+    by_site: dict[str, list[Panel]] = defaultdict(list)
     for index in (index for index, made in pictures.items() if made):
         case = examples.case(index)
         value = means[case.site, case.task, case.patient]
-        found[case.site].append(Panel(case.task, case.patient, value, pictures[index]))
-    return dict(found)
+        by_site[case.site].append(Panel(case.task, case.patient, value, pictures[index]))
+    return dict(by_site)
 
 
 @torch.no_grad()
-def predict_picture(bench: Trainer, task: Task, examples: Examples, index: int) -> Picture:
-    """Show what the model on the bench predicts of one example."""
-    batch = bench.to_device(examples.batch([index], None))
-    return task.picture(task.predict(bench.model, batch), batch)
+def predict_picture(trainer: Trainer, task: Task, examples: Examples, index: int) -> Picture:
+    """Return the picture of what the model in memory predicts for one example."""
+    batch = trainer.to_device(examples.batch([index], None))
+    return task.picture(task.predict(trainer.model, batch), batch)
 
 
 def panel_examples(examples: Examples) -> tuple[int, ...]:
-    """Choose the examples that a report may show: of each site, task and patient the middle one."""
+    """Return the examples that a report may show: the middle one of each site, task and patient."""
     by_patient: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for index in range(len(examples)):
         case = examples.case(index)
         by_patient[case.site, case.task, case.patient].append(index)
-    return tuple(own[len(own) // 2] for own in by_patient.values())
+    return tuple(indices[len(indices) // 2] for indices in by_patient.values())
 
 
-def save_panels(path: Path, made: Sequence[Panel]) -> None:
-    """Write panels to an .npz file that needs no pickle to be read."""
+def save_panels(path: Path, panels: Sequence[Panel]) -> None:
+    """Write panels to an .npz file, without pickle."""
     arrays: dict[str, np.ndarray] = {}
-    for number, panel in enumerate(made):
+    for number, panel in enumerate(panels):
         arrays |= {f"{number}/{name}": image for name, image in panel.picture.items()}
         arrays[f"{number}/label"] = np.array(panel.task)
         arrays[f"{number}/patient"] = np.array(panel.patient)

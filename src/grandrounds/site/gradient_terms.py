@@ -22,7 +22,7 @@ class GradientTerm(Protocol):
 
 @dataclass(frozen=True)
 class ProximalTerm:
-    """The gradient of strength / 2 |w - w0|^2, for every tensor that `towards` names.
+    """Adds the gradient of strength / 2 |w - w0|^2, for every tensor that `towards` names.
 
     Li et al. 2020 (FedProx); Li et al. 2021 (Ditto).
     """
@@ -41,20 +41,20 @@ class ProximalTerm:
 
 @dataclass(frozen=True)
 class ControlVariate:
-    """Adds c - c_i to the gradients of what is shared, and learns the next c_i.
+    """Adds c - c_i to the gradients of what is shared, and finds the next c_i.
 
     The next c_i is the mean of the uncorrected gradients, which is option II of Karimireddy et al.
     2020 (SCAFFOLD), (x - y) / (K rate) - c + c_i, where steps are plain SGD.
     """
 
     shared: Filter
-    own: Weights
+    local: Weights
     server: Weights
     _sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     _steps: dict[str, int] = field(default_factory=dict[str, int])
 
     def __call__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Note the gradient, then correct it."""
+        """Add the gradient to the sum for the next c_i, then correct it."""
         for name, parameter in parameters.items():
             if parameter.grad is None or not self.shared(name):
                 continue
@@ -62,21 +62,22 @@ class ControlVariate:
                 self._sums[name] = torch.zeros_like(parameter.grad)
             self._sums[name] += parameter.grad
             self._steps[name] = self._steps.get(name, 0) + 1
-            if name in self.own:
-                drift = self.server[name] - self.own[name]
+            if name in self.local:
+                drift = self.server[name] - self.local[name]
                 parameter.grad.add_(drift.to(parameter.device))
 
     def learned(self) -> Weights:
-        """Give the next c_i; what was not trained keeps its own."""
-        made = {n: (total / self._steps[n]).cpu() for n, total in self._sums.items()}
-        return {**self.own, **made}
+        """Return the next c_i; a tensor that was not trained keeps the present one."""
+        means = {n: (total / self._steps[n]).cpu() for n, total in self._sums.items()}
+        return {**self.local, **means}
 
 
 @dataclass(frozen=True)
 class ContrastiveTerm:
-    """The gradient of strength * |w - start|_1 / sum_j |w - other_j|_1, over `start`'s tensors.
+    """Adds the gradient of strength * |w - start|_1 / sum_j |w - other_j|_1.
 
-    Norms are summed over all tensors; where w = start there is no pull. Feng et al. 2023 (FedMRI).
+    Norms are summed over the tensors of `start`; where w = start the gradient is 0. Feng et al.
+    2023 (FedMRI).
     """
 
     strength: float
@@ -103,7 +104,7 @@ def _sign(parameter: Tensor, other: Tensor) -> Tensor:
     return torch.sign(parameter - other.to(parameter.device))
 
 
-def apply_terms(nudges: Sequence[GradientTerm], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Apply all nudges in order."""
-    for nudge in nudges:
-        nudge(parameters)
+def apply_terms(terms: Sequence[GradientTerm], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Apply all terms in order."""
+    for term in terms:
+        term(parameters)

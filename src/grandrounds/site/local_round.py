@@ -1,4 +1,4 @@
-"""A site trains for one round by the plan of its method."""
+"""A site trains for one round as the plan of its method says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,71 +24,78 @@ from grandrounds.site.training import BatchSource, TrainingResult, isolated_rng,
 
 @dataclass(frozen=True)
 class LocalRound:
-    """One round at a site's desk, as a request orders it."""
+    """One round of training of a site's model, as a request asks for it."""
 
-    desk: SiteModel
+    site_model: SiteModel
     request: Train
 
     def train(self) -> tuple[TrainingResult, Weights, Weights]:
-        """Train; give what came of it, what may leave, and what stays."""
-        desk, plan = self.desk, self.request.plan
-        private = desk.private_of(self.request.since)
-        came = desk.incoming(self.request)
-        desk.load_for_training(private | came)
+        """Train; return the result, the tensors that leave the site, and those that stay."""
+        site_model, plan = self.site_model, self.request.plan
+        private = site_model.private_of(self.request.since)
+        received = site_model.incoming(self.request)
+        site_model.load_for_training(private | received)
         control = ControlVariate(
-            desk.site.travels, without_prefix(CONTROL, private), without_prefix(CONTROL, came)
+            site_model.site.travels,
+            without_prefix(CONTROL, private),
+            without_prefix(CONTROL, received),
         )
-        others = _uploads(private | came)
-        lesson = desk.site.lesson(self.request.round)
-        task = lesson.task.with_memory(without_prefix(MEMORY, private))
-        trained = self._follow(replace(lesson, task=task), came, control, others)
+        others = _uploads(private | received)
+        source = site_model.site.batch_source(self.request.round)
+        task = source.task.with_memory(without_prefix(MEMORY, private))
+        result = self._train_shared(replace(source, task=task), received, control, others)
         controls = with_prefix(CONTROL, control.learned())
-        shared = desk.shared(with_moments=plan.carries) | controls
-        stays = desk.private() | controls | with_prefix(MEMORY, task.memory)
+        shared = site_model.shared(with_moments=plan.carries) | controls
+        stays = site_model.private() | controls | with_prefix(MEMORY, task.memory)
         if plan.contrast and plan.negatives == "own":
             stays |= with_prefix(UPLOAD, shared)
         if plan.personal is not None:
-            stays |= with_prefix(PERSONAL, self._personal(plan.personal, private, came))
-        return trained, shared, stays
+            stays |= with_prefix(PERSONAL, self._train_personal(plan.personal, private, received))
+        return result, shared, stays
 
-    def _follow(
-        self, lesson: BatchSource, came: Weights, control: ControlVariate, others: Sequence[Weights]
+    def _train_shared(
+        self,
+        source: BatchSource,
+        received: Weights,
+        control: ControlVariate,
+        others: Sequence[Weights],
     ) -> TrainingResult:
-        """Train the shared model as the plan says."""
-        desk, plan, travels = self.desk, self.request.plan, self.desk.site.travels
-        nudges = list[GradientTerm]()
+        """Train the shared model, with the gradient terms of the plan."""
+        plan, trainer = self.request.plan, self.site_model.trainer
+        travels = self.site_model.site.travels
+        terms = list[GradientTerm]()
         if plan.prox:
-            nudges.append(ProximalTerm(plan.prox, model_tensors(came)))
+            terms.append(ProximalTerm(plan.prox, model_tensors(received)))
         if plan.controls:
-            nudges.append(control)
+            terms.append(control)
         if plan.contrast and others:
-            nudges.append(ContrastiveTerm(plan.contrast, model_tensors(came), others))
-        batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
+            terms.append(ContrastiveTerm(plan.contrast, model_tensors(received), others))
+        batches = source.batches(epochs=plan.epochs, steps=plan.steps)
         if not plan.private_epochs:
-            return train(desk.bench, lesson, batches, nudges=nudges)
-        with desk.bench.train_only(lambda name: not travels(name)):
-            train(desk.bench, lesson, lesson.batches(epochs=plan.private_epochs))
-        with desk.bench.train_only(travels):
-            return train(desk.bench, lesson, batches, nudges=nudges)
+            return train(trainer, source, batches, terms=terms)
+        with trainer.train_only(lambda name: not travels(name)):
+            train(trainer, source, source.batches(epochs=plan.private_epochs))
+        with trainer.train_only(travels):
+            return train(trainer, source, batches, terms=terms)
 
-    def _personal(self, strength: float, private: Weights, came: Weights) -> Weights:
-        """Train the site's own model beside the shared one, as if alone but for the pull."""
-        desk, plan = self.desk, self.request.plan
-        desk.load_for_training(personal_tensors(private) if self.request.since else private)
-        pull = ProximalTerm(strength, model_tensors(came))
-        # Its examples and draws begin anew, so that it is trained as if it were the only model.
-        with isolated_rng(desk.site.answer_seed(self.request)):
-            lesson = desk.site.lesson(self.request.round)
-            batches = lesson.batches(epochs=plan.epochs, steps=plan.steps)
-            train(desk.bench, lesson, batches, nudges=[pull] if strength else [])
-        return desk.all_weights() | desk.bench.optimizer_state(desk.site.uses)
+    def _train_personal(self, strength: float, private: Weights, received: Weights) -> Weights:
+        """Train the personal model as the shared one was, with the proximal term in addition."""
+        site_model, plan = self.site_model, self.request.plan
+        site_model.load_for_training(personal_tensors(private) if self.request.since else private)
+        pull = ProximalTerm(strength, model_tensors(received))
+        # Its batches and draws start from their seeds again, as if it were the only model.
+        with isolated_rng(site_model.site.answer_seed(self.request)):
+            source = site_model.site.batch_source(self.request.round)
+            batches = source.batches(epochs=plan.epochs, steps=plan.steps)
+            train(site_model.trainer, source, batches, terms=[pull] if strength else [])
+        return site_model.all_weights() | site_model.trainer.optimizer_state(site_model.site.uses)
 
 
 def _uploads(tensors: Weights) -> list[Weights]:
-    """Give what sites sent in the last round, each by itself; a site's own has no site's name."""
-    found = without_prefix(UPLOAD, tensors)
-    sites = dict.fromkeys(name.rpartition("/")[0] for name in found)
+    """Return what each site sent in the last round; what this one sent has no site in its names."""
+    uploads = without_prefix(UPLOAD, tensors)
+    sites = dict.fromkeys(name.rpartition("/")[0] for name in uploads)
     return [
-        {n.rpartition("/")[2]: t for n, t in found.items() if n.rpartition("/")[0] == site}
+        {n.rpartition("/")[2]: t for n, t in uploads.items() if n.rpartition("/")[0] == site}
         for site in sites
     ]

@@ -1,4 +1,4 @@
-"""A site's weights are private or shared, and it keeps them on its own disk."""
+"""A site loads its model from shared and private weights, and saves them on its own disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,18 @@ from grandrounds.site.setup import SiteSetup
 from grandrounds.site.training import Trainer
 
 PERSONAL = "personal/"
-MEMORY = "memory/"  # before the names of what the task remembers of its training
+MEMORY = "memory/"  # before the names of what the task remembers from its training
 
 
 @dataclass(frozen=True)
 class SiteStore:
-    """The rounds that a site can go on from, below its own folder."""
+    """The rounds that a site can continue from, in its own folder."""
 
     folder: Path
 
     @property
     def private(self) -> RoundStore:
-        """Give the rounds of private state: own weights, optimiser state, control variates."""
+        """Return the rounds of private state: weights, optimiser state, control variates."""
         return RoundStore(self._files.state)
 
     @property
@@ -32,31 +32,31 @@ class SiteStore:
         return SiteFolder(self.folder)
 
     def rounds(self) -> tuple[int, ...]:
-        """List the rounds that are complete here."""
+        """List the rounds that are complete on this disk."""
         merged = saved_rounds(self._files.merged).rounds()
         return tuple(r for r in self.private.rounds() if not merged or r in merged)
 
     def save_merged(self, state: State, best: int) -> None:
-        """Keep a merged model and what goes with it. Raises `DiskFailed`."""
+        """Save a merged model with its server state. Raises `DiskFailed`."""
         save_state(self._files.merged, State(state.weights, state.round, state.memory, best))
 
     def has_merged(self, round: int) -> bool:
-        """Tell whether a leader's merged model of a round is kept here."""
+        """Tell whether a leader's merged model of a round is saved here."""
         return saved_rounds(self._files.merged).path(round).exists()
 
     def merged(self, round: int) -> State:
         """Load the merged model of a round. Raises `BadFolder`."""
         return load_state(self._files.merged, round)
 
-    def write_model(self, name: str, round: int, own: Weights) -> None:
-        """Write what of a round's model is the site's alone, and the merged one if it is here."""
+    def write_model(self, name: str, round: int, private: Weights) -> None:
+        """Write the private part of a round's model, and the merged model if it is saved here."""
         notes = {"site": self.folder.name, "round": str(round)}
-        write(self._files.private(name), own, notes)
+        write(self._files.private(name), private, notes)
         if self.has_merged(round):
             write(self._files.shared(name), self.merged(round).weights, notes)
 
     def save_tuned(self, weights: Weights) -> None:
-        """Keep the model that was fine-tuned for this site alone."""
+        """Save the model that was fine-tuned for this site alone."""
         write(self._files.tuned, weights)
 
     def load_tuned(self) -> Weights:
@@ -65,91 +65,89 @@ class SiteStore:
 
 
 def model_tensors(private: Weights) -> Weights:
-    """Select the model's own tensors in private state."""
+    """Return the model's tensors of private state."""
     return select(private, lambda name: "/" not in name)
 
 
 def personal_tensors(private: Weights) -> Weights:
-    """Select the personal model of private state, and its optimiser's state."""
+    """Return the personal model of private state, and its optimiser's state."""
     return without_prefix(PERSONAL, private)
 
 
 def optimizer_tensors(private: Weights) -> Weights:
-    """Select an optimiser's state."""
+    """Return the tensors of the optimiser."""
     return select(private, lambda name: name.startswith(OPTIMIZER))
 
 
 @dataclass(frozen=True)
 class SiteModel:
-    """One site's place at a bench that it may share."""
+    """One site's model, in a trainer that other sites of the process may share."""
 
     site: SiteSetup
 
     @property
-    def bench(self) -> Trainer:
-        """The model in memory that the site shares."""
-        return self.site.bench
+    def trainer(self) -> Trainer:
+        return self.site.trainer
 
     @property
-    def kept(self) -> SiteStore:
-        """What the site keeps in its folder."""
+    def store(self) -> SiteStore:
         return SiteStore(self.site.folder)
 
     def private_of(self, round: int) -> Weights:
-        """Give the private state after a round; before the first it is the first weights."""
+        """Return the private state after a round; before the first it is the first weights."""
         if round == 0:
             return select(self.site.first_weights(), self.site.uses)
-        return self.kept.private.load(round)[0]
+        return self.store.private.load(round)[0]
 
     def merged(self, round: int) -> State:
-        """Give the merged model of a round; before the first it is what all sites start from."""
+        """Return the merged model of a round; before the first it is what all sites start from."""
         first = State(select(self.site.first_weights(), self.site.travels))
-        return self.kept.merged(round) if round and first.weights else first
+        return self.store.merged(round) if round and first.weights else first
 
     def incoming(self, request: Train | Evaluate | Tune) -> Weights:
-        """Give what a request brought, or the merged model that this site holds itself."""
+        """Return the weights in a request, or the merged model that this site holds itself."""
         if request.weights:
             return request.weights
         return self.site.method.broadcast(self.merged(request.since), self.site.name)
 
     def load_for_training(self, tensors: Weights) -> None:
-        """Put a model on the bench to train: weights, and the optimiser's state if it lasts."""
-        self.bench.load(model_tensors(tensors))
+        """Load a model to train: its weights, and the optimiser's state unless rounds reset it."""
+        self.trainer.load(model_tensors(tensors))
         keeps = not self.site.training.reset_optimizer
-        self.bench.load_optimizer_state(optimizer_tensors(tensors) if keeps else {})
+        self.trainer.load_optimizer_state(optimizer_tensors(tensors) if keeps else {})
         if self.site.training.norm_buffers == "reset":
-            _reset_running_statistics(self.bench.model)
+            _reset_running_statistics(self.trainer.model)
 
     def shared(self, *, with_moments: bool) -> Weights:
-        """Copy what may leave the bench, with the optimiser's state where that travels too."""
-        moments = self.bench.optimizer_state(self.site.travels) if with_moments else {}
-        leaves = self.bench.weights(lambda name: self.site.uses(name) and self.site.travels(name))
+        """Return a copy of what may leave the site, with the optimiser's state on demand."""
+        moments = self.trainer.optimizer_state(self.site.travels) if with_moments else {}
+        leaves = self.trainer.weights(lambda name: self.site.uses(name) and self.site.travels(name))
         return leaves | moments
 
     def private(self) -> Weights:
-        """Copy what stays: own weights, and the optimiser's state."""
-        stays = self.bench.weights(
+        """Return a copy of what stays: private weights, and the optimiser's state."""
+        stays = self.trainer.weights(
             lambda name: self.site.uses(name) and not self.site.travels(name)
         )
-        return stays | self.bench.optimizer_state(self.site.uses)
+        return stays | self.trainer.optimizer_state(self.site.uses)
 
     def all_weights(self) -> Weights:
-        """Copy the whole model of the site's tasks."""
-        return self.bench.weights(self.site.uses)
+        """Return a copy of the whole model of the site's tasks."""
+        return self.trainer.weights(self.site.uses)
 
     def local_model(self, request: Evaluate | Tune) -> Weights:
-        """Give the model that this site uses: private and shared, or its personal one."""
+        """Return the model that this site uses: private and shared part, or its personal model."""
         private = self.private_of(request.since)
         return model_tensors(
             private | self.incoming(request) | model_tensors(personal_tensors(private))
         )
 
     def write_models(self, rounds: dict[str, int]) -> None:
-        """Write what of each round's model is the site's alone; a name ends the file's."""
+        """Write the private part of each round's model; file names end with these keys."""
         for name, round in rounds.items():
             private = self.private_of(round)
-            own = select(model_tensors(private), lambda n: not self.site.travels(n))
-            self.kept.write_model(name, round, own | model_tensors(personal_tensors(private)))
+            staying = select(model_tensors(private), lambda n: not self.site.travels(n))
+            self.store.write_model(name, round, staying | model_tensors(personal_tensors(private)))
 
 
 def _reset_running_statistics(model: nn.Module) -> None:

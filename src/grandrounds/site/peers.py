@@ -1,4 +1,4 @@
-"""A site keeps what its peers deliver until it merges or adopts it."""
+"""A site stores what its peers deliver until it merges or adopts it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,26 +12,26 @@ from grandrounds.site.model_state import SiteModel
 
 @dataclass(frozen=True)
 class Mailbox:
-    """Updates of peers, and the model that a leader merged of them, by who sent them."""
+    """Updates of peers, and the model that a leader merged from them, by sender."""
 
     _updates: dict[str, Reply] = field(default_factory=dict[str, Reply])
     _merged: dict[str, Reply] = field(default_factory=dict[str, Reply])
 
     def put(self, update: Reply) -> None:
-        """Take what came; a later one of the same sender takes the place of the one before."""
+        """Store an update; it replaces an earlier one of the same sender."""
         box = self._merged if update.merged else self._updates
         box[update.site] = update
 
     def updates(self, peers: Sequence[str], round: int) -> list[Reply]:
-        """Use up these peers' updates of a round, in their order. Raises `BadUpdate`."""
-        found = {name: self._updates.get(name) for name in peers}
-        missing = [n for n, update in found.items() if update is None or update.round != round]
+        """Remove and return these peers' updates of a round, in their order. Raises `BadUpdate`."""
+        updates = {name: self._updates.get(name) for name in peers}
+        missing = [n for n, update in updates.items() if update is None or update.round != round]
         if missing:
             raise BadUpdate(f"no update of {', '.join(missing)} was delivered to this leader")
         return [self._updates.pop(name) for name in peers]
 
     def merged(self, leader: str, round: int) -> Reply:
-        """Use up a leader's merged model, and all else. Raises `BadUpdate` where it is missing."""
+        """Empty the mailbox, and return a leader's merged model. Raises `BadUpdate` without one."""
         merged = self._merged.get(leader)
         if merged is None or merged.round != round:
             raise BadUpdate(f"no merged model of '{leader}' was delivered to this site")
@@ -42,16 +42,16 @@ class Mailbox:
 
 @dataclass(frozen=True)
 class PeerExchange:
-    """One site among its peers: its mailbox, and the desk that it merges at."""
+    """Merges what peers delivered to a site's mailbox, or adopts what a leader merged."""
 
-    desk: SiteModel
+    site_model: SiteModel
     mailbox: Mailbox
 
     def merge(self, request: Merge) -> Reply:
-        """Lead: combine what the peers delivered. Raises `BadUpdate` where one is missing."""
+        """Combine the updates of the peers. Raises `BadUpdate` where one is missing."""
         updates = self.mailbox.updates(request.peers, request.round)
-        site = self.desk.site
-        merged = site.method.combine(self.desk.merged(request.since), updates)
+        site = self.site_model.site
+        merged = site.method.combine(self.site_model.merged(request.since), updates)
         return Reply(
             site=site.name,
             round=request.round,
@@ -62,11 +62,11 @@ class PeerExchange:
         )
 
     def adopt(self, request: Adopt) -> Reply:
-        """Keep the leader's merged model; what else was delivered is of no use any more."""
+        """Save the leader's merged model; all else that was delivered is dropped."""
         merged = self.mailbox.merged(request.leader, request.round)
         state = from_tensors(merged.weights, request.round)
-        self.desk.kept.save_merged(state, request.keep)
-        site = self.desk.site.name
+        self.site_model.store.save_merged(state, request.keep)
+        site = self.site_model.site.name
         received = 0 if request.leader == site else num_bytes(merged.weights)
         shared = state.fingerprint
         return Reply(site=site, round=request.round, shared=shared, received=received)

@@ -1,4 +1,4 @@
-"""A site is set up with its data, its task, the model in memory and its folder on disk."""
+"""A site consists of its data, its task, the model in memory and its folder on disk."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from grandrounds.tasks.task import Examples, Task
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSetup:
-    """What a site has, the same in every round, and what a round takes of it.
+    """What a site has, the same in every round, and what a round needs of it.
 
     `cohorts` is the site's own data (several only where a comparison pools them). `travels` selects
     the tensors that may leave, `method` combines updates where this site leads. `first_weights`
-    gives the model before any training; `bench` holds the model in memory and may be shared with
-    other sites of the same process. `cut` says which stages of a split network are the site's.
+    returns the model before any training; `trainer` holds the model in memory and may be shared
+    with other sites of the same process. `cut` says which stages of a split network are the site's.
     """
 
     name: str
@@ -36,14 +36,13 @@ class SiteSetup:
     travels: Filter
     method: Method
     first_weights: Callable[[], Weights]
-    bench: Trainer
+    trainer: Trainer
     folder: Path
     shows_images: bool = True
     cut: Cut | None = None
 
     @cached_property
     def training_examples(self) -> Examples:
-        """Return the examples that the site trains on."""
         return self.task.training_examples(self.cohorts)
 
     def cases(self, split: SplitName) -> Examples:
@@ -52,7 +51,7 @@ class SiteSetup:
 
     @cached_property
     def uses(self) -> Filter:
-        """Select the tensors that the site's tasks need, without those of a server."""
+        """Return the filter of the tensors that the site's tasks need, without a server's."""
         uses = self.task.uses(self.name)
         return self.cut.at_site(uses) if self.cut else uses
 
@@ -60,7 +59,7 @@ class SiteSetup:
         """Return the learning rate of a round, counted from 1."""
         return self.training.rate(round, self.rounds)
 
-    def lesson(self, round: int) -> BatchSource:
+    def batch_source(self, round: int) -> BatchSource:
         """Return a round's training examples in batches, in the same order at every call."""
         seed = seed_for(self.seed, self.name, round, "batches")
         generator = torch.Generator().manual_seed(seed)
@@ -68,8 +67,8 @@ class SiteSetup:
 
     def answer_seed(self, request: Request) -> int:
         """Return the seed of what an answer draws without a generator, such as dropout."""
-        # The name of the request's class is in it, since a round asks a site several times: what
-        # tuning draws must not repeat what training drew. So the name of a class of requests is
-        # data, and another name would change the numbers of every run.
+        # The name of the request's class is in the seed, as a site gets several in a round:
+        # tuning must not draw what training drew. So the names of these classes are data, and
+        # another name would change the numbers of every run.
         step = (request.step,) if isinstance(request, Forward | Tail) else ()
         return seed_for(self.seed, self.name, request.round, type(request).__name__, *step)

@@ -1,4 +1,4 @@
-"""A site answers requests with what its data, its model and its disk hold."""
+"""A site answers requests from its data, its model and its disk."""
 
 import time
 from collections.abc import Callable
@@ -40,8 +40,8 @@ SimpleRequest: TypeAlias = Describe | Merge | Adopt | Tune | Evaluate | Finish
 class Site(SiteSetup):
     """A site that answers requests; its private state stays on its own disk.
 
-    `disk` keeps and fingerprints private state while the site, or another one, computes. `redact`
-    takes out of a failure what only the site may know.
+    `disk` saves private state and computes its digest while the site, or another one, computes.
+    `redact` removes from a failure what only the site may know.
     """
 
     ready: SiteReady
@@ -50,31 +50,32 @@ class Site(SiteSetup):
     mailbox: Mailbox = field(default_factory=Mailbox)
 
     def answer(self, request: Request) -> Reply:
-        """Do what is asked; when the reply is released, what must survive is on this site's disk.
+        """Answer a request, and return the reply once all that must last is on this site's disk.
 
-        Randomness depends on (study seed, site, round) alone, and leaves no trace.
+        Random numbers depend on the study's seed, site, round and request alone; the global state
+        of the generators is restored.
         """
         return self.begin(request)()
 
     def begin(self, request: Request) -> Promise:
-        """Do what is asked, and promise the reply for when the disk has taken what must survive.
+        """Answer a request; the promise waits for the disk, then returns the reply.
 
-        An engine may let another site compute meanwhile; it releases no reply before it has kept
-        its promise.
+        An engine may let another site compute meanwhile; it passes a reply on only once its promise
+        has returned.
         """
         started = time.perf_counter()
         with isolated_rng(self.answer_seed(request)):
             promise = self._begin(request)
         seconds = time.perf_counter() - started
-        return lambda: self._signed(promise(), seconds)
+        return lambda: self._with_totals(promise(), seconds)
 
-    def _signed(self, reply: Reply, seconds: float) -> Reply:
+    def _with_totals(self, reply: Reply, seconds: float) -> Reply:
         sent = reply.sent or num_bytes(reply.weights)
         seconds = reply.seconds or seconds
         return replace(reply, examples=len(self.training_examples), seconds=seconds, sent=sent)
 
     def receive(self, update: Reply) -> None:
-        """Take a peer's update, or a leader's merged model; only `Merge` and `Adopt` use it up."""
+        """Store a peer's update, or a leader's merged model, until `Merge` or `Adopt` uses it."""
         self.mailbox.put(update)
 
     def _begin(self, request: Request) -> Promise:
@@ -82,16 +83,16 @@ class Site(SiteSetup):
             return self._train_round(request)
         if isinstance(request, Forward | Tail | Backward):
             return self._take_turn(request)
-        return partial(_same, self._answer(request))
+        return partial(_return, self._answer(request))
 
     def _answer(self, request: SimpleRequest) -> Reply:
         match request:
             case Describe():
                 return self._describe()
             case Merge():
-                return PeerExchange(self._desk, self.mailbox).merge(request)
+                return PeerExchange(self._site_model, self.mailbox).merge(request)
             case Adopt():
-                return PeerExchange(self._desk, self.mailbox).adopt(request)
+                return PeerExchange(self._site_model, self.mailbox).adopt(request)
             case Tune():
                 return self._tune(request)
             case Evaluate():
@@ -102,73 +103,79 @@ class Site(SiteSetup):
                 assert_never(request)
 
     def _describe(self) -> Reply:
-        return Reply(site=self.name, round=0, rounds=self._desk.kept.rounds(), ready=self.ready)
+        return Reply(
+            site=self.name, round=0, rounds=self._site_model.store.rounds(), ready=self.ready
+        )
 
     @cached_property
-    def _desk(self) -> SiteModel:
+    def _site_model(self) -> SiteModel:
         return SiteModel(self)
 
     @cached_property
     def _turns(self) -> SplitTurns:
         assert self.cut is not None, "only a study that cuts the network asks for this"
-        return SplitTurns(self._desk, self.cut)
+        return SplitTurns(self._site_model, self.cut)
 
     def _evaluate(self, request: Evaluate) -> Reply:
-        """Score the model that a request is about, or end the turn in which it was scored."""
-        exam = Evaluator(self._desk)
+        """Score the model that a request names, or end the turn in which it was scored."""
+        evaluator = Evaluator(self._site_model)
         if not self.cut:
-            return exam.take(request)
-        turn = self._turns.scored()
+            return evaluator.evaluate(request)
+        turn = self._turns.end_evaluation()
         picture = turn.pictures.__getitem__
-        return turn.tally.signed(exam.report(request, turn.examples, turn.scores, picture))
+        return turn.traffic.complete(evaluator.report(request, turn.examples, turn.scores, picture))
 
     def _train_round(self, request: Train) -> Promise:
-        self.bench.set_rate(self.learning_rate(request.round))
-        trained, shared, stays = LocalRound(self._desk, request).train()
+        self.trainer.set_rate(self.learning_rate(request.round))
+        result, shared, stays = LocalRound(self._site_model, request).train()
         reply = Reply(
             site=self.name,
             round=request.round,
-            steps=trained.steps,
-            score=Evaluator(self._desk).trained() if request.plan.validates else None,
-            metrics=trained.losses,
+            steps=result.steps,
+            score=Evaluator(self._site_model).validation_score()
+            if request.plan.validates
+            else None,
+            metrics=result.losses,
             weights=shared,
         )
-        return self._kept_privately(reply, stays, {request.keep, request.since})
+        return self._save_private(reply, stays, {request.keep, request.since})
 
-    def _kept_privately(self, reply: Reply, mine: Weights, keep: set[int]) -> Promise:
-        """Promise a round's reply for when the disk has its private state."""
-        kept = self.disk.submit(self._desk.kept.private.save, reply.round, mine, {}, keep)
-        fingerprint = self.disk.submit(digest, mine)
+    def _save_private(self, reply: Reply, private: Weights, keep: set[int]) -> Promise:
+        """Promise a round's reply for when its private state is on the disk."""
+        saved = self.disk.submit(
+            self._site_model.store.private.save, reply.round, private, {}, keep
+        )
+        fingerprint = self.disk.submit(digest, private)
 
         def promise() -> Reply:
-            kept.result()
+            saved.result()
             return replace(reply, digest=fingerprint.result())
 
         return promise
 
     def _tune(self, request: Tune) -> Reply:
-        """Fine-tune the whole model, all of it private from here on."""
-        self._desk.load_for_training(self._desk.local_model(request))
-        self.bench.set_rate(self.training.learning_rate)
-        lesson = self.lesson(request.round)
-        trained = train(self.bench, lesson, lesson.batches(epochs=request.epochs))
-        tuned = self._desk.all_weights()
-        self._desk.kept.save_tuned(tuned)
-        metrics, steps = trained.losses, trained.steps
+        """Fine-tune the whole model; the result is private."""
+        self._site_model.load_for_training(self._site_model.local_model(request))
+        self.trainer.set_rate(self.training.learning_rate)
+        source = self.batch_source(request.round)
+        result = train(self.trainer, source, source.batches(epochs=request.epochs))
+        tuned = self._site_model.all_weights()
+        self._site_model.store.save_tuned(tuned)
+        metrics, steps = result.losses, result.steps
         return Reply(
             site=self.name, round=request.round, steps=steps, metrics=metrics, digest=digest(tuned)
         )
 
     def _take_turn(self, request: SplitRequest) -> Promise:
-        reply, kept = self._turns.take(request)
-        if kept is None:
-            return partial(_same, reply)
-        return self._kept_privately(reply, kept.private, kept.rounds)
+        reply, state = self._turns.answer(request)
+        if state is None:
+            return partial(_return, reply)
+        return self._save_private(reply, state.private, state.rounds)
 
     def _finish(self, request: Finish) -> Reply:
-        self._desk.write_models({"": request.best, "-last": request.round})
+        self._site_model.write_models({"": request.best, "-last": request.round})
         return Reply(site=self.name, round=request.round)
 
 
-def _same(reply: Reply) -> Reply:
+def _return(reply: Reply) -> Reply:
     return reply

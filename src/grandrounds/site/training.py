@@ -1,4 +1,4 @@
-"""One training loop serves every task and method; all sites of a process share the model."""
+"""One training loop serves all tasks and methods; the sites of a process share one model."""
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ class Trainer:
             group["lr"] = self._rate * group["factor"]
 
     def optimizer(self, part: str) -> Optimizer:
-        """Give the optimiser of a sub-module, made when it is first asked for."""
+        """Return the optimiser of a sub-module, made at the first call."""
         if part not in self._optimizers:
             self._optimizers[part] = self._new_optimizer(part)
         return self._optimizers[part]
@@ -76,7 +76,7 @@ class Trainer:
         return optimizer
 
     def parameters(self, part: str) -> dict[str, nn.Parameter]:
-        """Give a part's parameters by their names in the whole model; "" is the whole model."""
+        """Return a part's parameters by their names in the whole model; "" is the whole model."""
         if part not in self._named:
             module, prefix = self.model.get_submodule(part), f"{part}." if part else ""
             self._named[part] = dict(module.named_parameters(prefix=prefix.removesuffix(".")))
@@ -95,7 +95,7 @@ class Trainer:
                 parameter.requires_grad_(True)
 
     def under_autocast(self, losses: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Run a task's losses in the chosen precision; what the caller does between is outside."""
+        """Yield a task's losses, computed in the chosen precision; the caller's code is outside."""
         while True:
             with autocast(self.device, self.precision):
                 item = next(losses, None)
@@ -104,11 +104,11 @@ class Trainer:
             yield item
 
     def weights(self, keep: Filter) -> Weights:
-        """Copy the model's tensors whose names pass the filter."""
+        """Return a copy of the model's tensors whose names pass the filter."""
         return to_cpu(select(self.model.state_dict(), keep))
 
     def optimizer_state(self, keep: Filter) -> Weights:
-        """Copy the optimisers' tensors of the parameters whose names pass the filter.
+        """Return a copy of the optimisers' tensors of parameters whose names pass the filter.
 
         They are named `optimizer/PART/PARAMETER/KEY`.
         """
@@ -125,19 +125,19 @@ class Trainer:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Overwrite the model's tensors of these names; the others stay as they are."""
-        own = self.model.state_dict()
+        tensors = self.model.state_dict()
         with torch.no_grad():
             for name, tensor in weights.items():
-                own[name].copy_(tensor)
+                tensors[name].copy_(tensor)
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Replace all optimiser state: what `state` does not name starts anew."""
+        """Replace all optimiser state; what `state` does not name is reset."""
         for optimizer in self._optimizers.values():
             optimizer.state.clear()
         for address, tensor in state.items():
             part, name, key = address.removeprefix(OPTIMIZER).split("/")
-            whole = f"{part}.{name}" if part else name
-            state_of = self.optimizer(part).state[self.parameters(part)[whole]]
+            full_name = f"{part}.{name}" if part else name
+            state_of = self.optimizer(part).state[self.parameters(part)[full_name]]
             state_of[key] = tensor.to(self.device, copy=True)
 
 
@@ -168,7 +168,7 @@ class Training:
     norm_buffers: Literal["follow", "shared", "private", "reset"] = "follow"
 
     def rate(self, round: int, rounds: int) -> float:
-        """Give the learning rate of a round, counted from 1."""
+        """Return the learning rate of a round, counted from 1."""
         return self.learning_rate * rate_factor(self.schedule, round, rounds)
 
     def machine(self, *, processes: int = 1) -> Machine:
@@ -177,7 +177,7 @@ class Training:
 
 
 def rate_factor(schedule: str, round: int, rounds: int) -> float:
-    """Give the schedule's factor in a round, counted from 1.
+    """Return the schedule's factor in a round, counted from 1.
 
     `constant-linear`: 1 for the first half, then linear, above 0 in the last round. `reference`:
     the released pFLSynth code, whose decay starts a round early and whose last round trains with 0.
@@ -195,7 +195,7 @@ def rate_factor(schedule: str, round: int, rounds: int) -> float:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What local training came to: the mean loss of each part, and the batches."""
+    """The result of local training: the mean loss of each part, and the number of batches."""
 
     losses: Mapping[str, float]
     steps: int
@@ -203,7 +203,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class BatchSource:
-    """What a site trains on: its examples, in batches, in an order that the generator draws."""
+    """Draws the examples that a site trains on in batches, in an order from the generator."""
 
     task: Task
     examples: Examples
@@ -211,14 +211,14 @@ class BatchSource:
     generator: torch.Generator
 
     def batches(self, *, epochs: int, steps: int = 0) -> Iterator[Batch]:
-        """Give each example once an epoch; with `steps` as many batches as that instead."""
+        """Yield each example once an epoch; with `steps` yield that many batches instead."""
         passes = count() if steps else range(epochs)
-        drawn = (indices for _ in passes for indices in self._shuffled())
-        for indices in islice(drawn, steps or None):
+        shuffled = (indices for _ in passes for indices in self._shuffled())
+        for indices in islice(shuffled, steps or None):
             yield self.examples.batch(indices, self.generator)
 
     def num_batches(self, *, epochs: int, steps: int = 0) -> int:
-        """Count the batches that `batches` will give."""
+        """Return how many batches `batches` yields."""
         return steps or epochs * -(-len(self.examples) // self.batch_size)
 
     def _shuffled(self) -> list[list[int]]:
@@ -228,42 +228,42 @@ class BatchSource:
 
 
 def train(
-    bench: Trainer,
-    lesson: BatchSource,
+    trainer: Trainer,
+    source: BatchSource,
     batches: Iterable[Batch],
     *,
-    nudges: Sequence[GradientTerm] = (),
+    terms: Sequence[GradientTerm] = (),
 ) -> TrainingResult:
-    """Train the bench's model on batches, one optimiser step for each loss of the task.
+    """Train the trainer's model on batches, with one optimiser step for each loss of the task.
 
     Raises `FloatingPointError` if a loss is not finite.
     """
     totals: dict[str, list[Tensor]] = {}
     steps = 0
-    bench.model.train()
+    trainer.model.train()
     for batch in batches:
-        losses = lesson.task.losses(bench.model, bench.to_device(batch))
-        for part, loss in bench.under_autocast(losses):
-            step(bench, part, loss, nudges)
+        losses = source.task.losses(trainer.model, trainer.to_device(batch))
+        for part, loss in trainer.under_autocast(losses):
+            step(trainer, part, loss, terms)
             totals.setdefault(part, []).append(loss.detach())
         steps += 1
     return TrainingResult(means(totals), steps)
 
 
-def step(bench: Trainer, part: str, loss: Tensor, nudges: Sequence[GradientTerm] = ()) -> None:
-    """Take one optimiser step; a loss that no trained parameter moves takes none."""
-    optimizer = bench.optimizer(part)
+def step(trainer: Trainer, part: str, loss: Tensor, terms: Sequence[GradientTerm] = ()) -> None:
+    """Take one optimiser step, unless the loss depends on no parameter that is trained."""
+    optimizer = trainer.optimizer(part)
     optimizer.zero_grad()
     if not loss.requires_grad:
         return
     loss.backward()  # pyright: ignore[reportUnknownMemberType]
-    if nudges:
-        apply_terms(nudges, bench.parameters(part))
+    if terms:
+        apply_terms(terms, trainer.parameters(part))
     optimizer.step()
 
 
 def means(totals: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    """Average each part's losses. Raises `FloatingPointError` if one is not finite."""
+    """Return the mean of each part's losses. Raises `FloatingPointError` if one is not finite."""
     return dict(_means(totals))
 
 

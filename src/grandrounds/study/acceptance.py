@@ -24,10 +24,10 @@ FOLDER = "accepted"
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What a site signed: whose word it is, for which study, when, and the proof.
+    """A site's signature under a study: the site, the study, the time and the certificate.
 
     `signature` (PKCS #1 v1.5 over SHA-256, base64) is of `statement`; `certificate` (PEM) holds the
-    key that checks it.
+    key that verifies it.
     """
 
     site: str
@@ -38,7 +38,7 @@ class Acceptance:
 
     @property
     def statement(self) -> bytes:
-        """Give the words that are signed."""
+        """Return the text that is signed."""
         return f"{self.site} takes part in the study {self.study} ({self.time})".encode()
 
 
@@ -50,28 +50,30 @@ def accept(study: str, key: Path, certificate: Path) -> Acceptance:
     except (OSError, ValueError) as error:
         raise BadSite(f"{key.parent}: its key or certificate cannot be read ({error})") from None
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    word = Acceptance(common_name(proof), study, now, certificate.read_text())
-    signature = cast(RSAPrivateKey, private).sign(word.statement, padding.PKCS1v15(), SHA256())
-    return Acceptance(**asdict(word) | {"signature": b64encode(signature).decode()})
+    acceptance = Acceptance(common_name(proof), study, now, certificate.read_text())
+    signature = cast(RSAPrivateKey, private).sign(
+        acceptance.statement, padding.PKCS1v15(), SHA256()
+    )
+    return Acceptance(**asdict(acceptance) | {"signature": b64encode(signature).decode()})
 
 
-def check_acceptance(word: Acceptance, *, site: str, study: str, root: Path) -> None:
-    """Check that a site itself accepted this study, by a certificate of this federation.
+def check_acceptance(acceptance: Acceptance, *, site: str, study: str, root: Path) -> None:
+    """Check that this site accepted this study, with a certificate of this federation.
 
     `root` is the certificate of the federation's authority (PEM); the site's must be valid now.
     Raises `BadSite`.
     """
-    if word.study != study:
-        raise BadSite(f"site '{site}' accepted another study ({word.study[:12]}...)")
+    if acceptance.study != study:
+        raise BadSite(f"site '{site}' accepted another study ({acceptance.study[:12]}...)")
     try:
-        proof = x509.load_pem_x509_certificate(word.certificate.encode())
+        proof = x509.load_pem_x509_certificate(acceptance.certificate.encode())
         proof.verify_directly_issued_by(x509.load_pem_x509_certificate(root.read_bytes()))
         public = cast(RSAPublicKey, proof.public_key())
-        signature = b64decode(word.signature)
-        public.verify(signature, word.statement, padding.PKCS1v15(), SHA256())
+        signature = b64decode(acceptance.signature)
+        public.verify(signature, acceptance.statement, padding.PKCS1v15(), SHA256())
     except (InvalidSignature, ValueError, TypeError):
         raise BadSite(f"site '{site}': the signature under its acceptance is not valid") from None
-    if {word.site, common_name(proof)} != {site}:
+    if {acceptance.site, common_name(proof)} != {site}:
         raise BadSite(f"site '{site}' shows the acceptance of '{common_name(proof)}'")
     _check_dates(site, proof)
 
@@ -86,22 +88,22 @@ def _check_dates(site: str, proof: x509.Certificate) -> None:
         )
 
 
-def save_acceptance(word: Acceptance, folder: Path) -> Path:
-    """Write an acceptance into a site's own folder, one file a study."""
-    path = folder / FOLDER / f"{word.study}.json"
-    write_bytes(path, to_json(word))
+def save_acceptance(acceptance: Acceptance, folder: Path) -> Path:
+    """Write an acceptance into a site's folder, one file for each study."""
+    path = folder / FOLDER / f"{acceptance.study}.json"
+    write_bytes(path, to_json(acceptance))
     return path
 
 
 def load_acceptance(study: str, folder: Path) -> Acceptance | None:
-    """Read a site's acceptance of a study, if there is one."""
+    """Read a site's acceptance of a study, or return None where there is none."""
     path = folder / FOLDER / f"{study}.json"
     return from_json(path.read_bytes()) if path.exists() else None
 
 
-def to_json(word: Acceptance) -> bytes:
-    """Write an acceptance as JSON."""
-    return json.dumps(asdict(word), indent=2).encode()
+def to_json(acceptance: Acceptance) -> bytes:
+    """Return an acceptance as JSON."""
+    return json.dumps(asdict(acceptance), indent=2).encode()
 
 
 def from_json(data: bytes) -> Acceptance:
@@ -113,6 +115,6 @@ def from_json(data: bytes) -> Acceptance:
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """Return the name that a certificate was made out to."""
+    """Return the common name of a certificate's subject."""
     [name] = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return cast(str, name.value)

@@ -1,4 +1,4 @@
-"""A study is checked as a whole here; each refusal is one sentence."""
+"""These functions check a study as a whole, and refuse it with one sentence."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ ABOUT_NORMS = ("fedbn", "fedbadam")
 
 
 def complete(study: Study) -> Study:
-    """Fill in what depends on other choices, then check everything. Raises `BadStudy`."""
+    """Fill in the options that depend on others, then check everything. Raises `BadStudy`."""
     if isinstance(study.task, Synthesis):
         study = replace(study, task=_with_networks(study.task, study.method.kind))
     for check in _CHECKS:
@@ -39,7 +39,7 @@ def complete(study: Study) -> Study:
 
 
 def _with_networks(task: Synthesis, method: str) -> Synthesis:
-    """Choose what a method is made for, where the study leaves it open."""
+    """Choose the generator and norm that a method is designed for, where the study has "auto"."""
     if task.generator == "auto":
         task = replace(task, generator=GENERATORS.get(method, "plain"))
     if task.norm == "auto":
@@ -48,7 +48,7 @@ def _with_networks(task: Synthesis, method: str) -> Synthesis:
 
 
 def check_counts(study: Study) -> None:
-    """Refuse counts and rates that make no sense."""
+    """Refuse counts and rates that are out of range."""
     least = {
         "rounds": (study.rounds, 1),
         "training.batch_size": (study.training.batch_size, 1),
@@ -85,7 +85,7 @@ def check_study_elements(study: Study) -> None:
 
 
 def check_sites(study: Study) -> None:
-    """Refuse a roster with doubled or unusable names, and tasks that the elements do not hold."""
+    """Refuse a roster that is empty, has duplicate or invalid names, or a site without tasks."""
     require(bool(study.site), "the study names no [[site]]; it needs one or more")
     names = [site.name for site in study.site]
     for name in names:
@@ -101,11 +101,11 @@ def check_sites(study: Study) -> None:
 
 
 def check_holdout(study: Study) -> None:
-    """Refuse held-out sites that no model can be tested on."""
-    held = study.holdout_sites
-    if not held:
+    """Refuse held-out sites on which no model can be tested."""
+    holdout = study.holdout_sites
+    if not holdout:
         return
-    for name in held:
+    for name in holdout:
         known = ", ".join(study.roster)
         require(
             name in study.roster, f"holdout_sites: the study has no site '{name}'; it has {known}"
@@ -132,7 +132,7 @@ def check_holdout(study: Study) -> None:
 
 
 def check_task(study: Study) -> None:
-    """Refuse what the task itself refuses."""
+    """Run the checks of the task's options."""
     study.task.check(study.elements, study.roster)
 
 
@@ -142,11 +142,11 @@ def check_simulated(study: Study) -> None:
         if site.data != "simulated":
             continue
         for contrast in study.elements.contrasts:
-            have = ", ".join(site.scanner.protocol) or "nothing"
+            sequences = ", ".join(site.scanner.protocol) or "nothing"
             require(
                 contrast in site.scanner.protocol,
                 f"site '{site.name}': its scanner.protocol has no sequence "
-                f"for contrast '{contrast}' (it has {have})",
+                f"for contrast '{contrast}' (it has {sequences})",
             )
         require(
             site.patients.train >= 1 and site.patients.test >= 1 and site.patients.validation >= 0,
@@ -158,21 +158,21 @@ def check_simulated(study: Study) -> None:
 
 
 def check_pairs(study: Study) -> None:
-    """Refuse choices that do not go together."""
+    """Refuse combinations that are not possible."""
     method, topology, sites = study.build_method(), study.build_topology(), len(study.trainers)
     kind = study.method.kind
-    found = chain(
+    problems = chain(
         method_problems(study.method.options),
         topology_problems(topology, sites),
         pair_problems(kind, method, study.aggregation, topology),
         aggregation_problems(method, study.aggregation, sites),
     )
-    for sentence in found:
+    for sentence in problems:
         raise BadStudy(sentence)
 
 
 def check_training(study: Study) -> None:
-    """Refuse ways to train that make no sense, or that would change nothing."""
+    """Refuse options of training that are out of range or have no effect."""
     training, kind = study.training, study.method.kind
     require(0 <= training.momentum < 1, "training.momentum must be from 0 to below 1")
     require(
@@ -200,7 +200,7 @@ def check_training(study: Study) -> None:
 
 
 def check_method(study: Study) -> None:
-    """Refuse a method that the task's network cannot follow, and policies that would do nothing."""
+    """Refuse a method that does not fit the task's network, and policies without effect."""
     if study.method.kind == "pflsynth":
         require(
             isinstance(study.task, Synthesis) and study.task.generator == "personalised",
@@ -230,22 +230,28 @@ _CHECKS: tuple[Callable[[Study], None], ...] = (
 
 
 def notes(study: Study) -> tuple[str, ...]:
-    """Say what is allowed but may surprise."""
-    found: list[str] = []
+    """Return sentences on choices that are allowed but may surprise."""
+    sentences: list[str] = []
     if study.method.kind == "fedbn" and not study.task.has_statistics:
-        found.append("fedbn changes nothing here: the network has no batch norm, so this is FedAvg")
+        sentences.append(
+            "fedbn changes nothing here: the network has no batch norm, so this is FedAvg"
+        )
     if study.method.kind == "fedbadam" and not study.task.has_statistics:
-        found.append("fedbadam keeps no layer here: the network has no batch norm")
+        sentences.append("fedbadam keeps no layer here: the network has no batch norm")
     for name, tasks in study.held_out.items():
-        left = [label for label in study.roster[name] if label not in tasks]
-        if left:
-            found.append(
-                f"held-out site '{name}': nobody trains {', '.join(left)}, so it is not tested"
+        untrained = [label for label in study.roster[name] if label not in tasks]
+        if untrained:
+            sentences.append(
+                f"held-out site '{name}': nobody trains {', '.join(untrained)}, so it is not tested"
             )
     if study.method.kind == "scaffold" and study.training.optimizer != "sgd":
-        found.append("scaffold was analysed for plain SGD; with Adam its correction is a heuristic")
+        sentences.append(
+            "scaffold was analysed for plain SGD; with Adam its correction is a heuristic"
+        )
     if study.method.kind == "ditto" and study.method.options.get("strength") == 0:
-        found.append("ditto with strength = 0 tests models that never see the federation")
+        sentences.append("ditto with strength = 0 tests models that never see the federation")
     if study.task.has_statistics and study.training.batch_size == 1 and not study.parity:
-        found.append("batch norm with training.batch_size = 1 acts as instance norm while training")
-    return tuple(found)
+        sentences.append(
+            "batch norm with training.batch_size = 1 acts as instance norm while training"
+        )
+    return tuple(sentences)

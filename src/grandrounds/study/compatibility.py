@@ -1,4 +1,4 @@
-"""These checks say which method, topology, task and cut go together, and why others do not."""
+"""These checks find which method, topology, task and cut fit together, and why others do not."""
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -29,7 +29,7 @@ Problems: TypeAlias = Iterator[str]
 
 
 def method_problems(options: Mapping[str, object]) -> Problems:
-    """Find options of a method that make no sense."""
+    """Yield what is wrong with the options of a method."""
     least = {"mu": 0, "strength": 0, "beta": 0, "head_epochs": 1}
     for name, low in least.items():
         value = options.get(name, low)
@@ -46,7 +46,7 @@ def method_problems(options: Mapping[str, object]) -> Problems:
 
 
 def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -> Problems:
-    """Find an aggregation that fails, or that would change nothing."""
+    """Yield why an aggregation fails or has no effect."""
     kind, trim, shares = aggregation.kind, aggregation.trim, aggregation.shares
     plain = Aggregation(trim=trim)
     if aggregation != plain and (method.pooled or not method.shared):
@@ -77,7 +77,7 @@ def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -
 
 
 def topology_problems(topology: Topology, sites: int) -> Problems:
-    """Find options of a topology that make no sense."""
+    """Yield what is wrong with the options of a topology."""
     if isinstance(topology, Star):
         yield from _star_problems(topology, sites)
     if isinstance(topology, Cyclic):
@@ -115,7 +115,7 @@ def _turn_problems(cyclic: Cyclic) -> Problems:
 def pair_problems(
     kind: str, method: Method, aggregation: Aggregation, topology: Topology
 ) -> Problems:
-    """Find why a method cannot go over a topology."""
+    """Yield why a method does not work over a topology."""
     name = type(topology).__name__.lower()
     if kind in NOT_FEDERATED and not isinstance(topology, Star):
         yield (
@@ -164,16 +164,16 @@ def _quorum_problems(kind: str, method: Method) -> Problems:
 
 
 def check_split(study: Study) -> None:
-    """Refuse what a network in two parts cannot follow. Raises `BadStudy`."""
+    """Refuse a study that a network in two parts cannot run. Raises `BadStudy`."""
     split = study.build_topology()
     if isinstance(split, Split):
-        found = (split_problems(study, split), task_problems(study.task, split))
-        for sentence in chain(*found, cut_problems(study, split)):
+        problems = (split_problems(study, split), task_problems(study.task, split))
+        for sentence in chain(*problems, cut_problems(study, split)):
             raise BadStudy(sentence)
 
 
 def split_problems(study: Study, split: Split) -> Problems:
-    """Find a method, or a way to train, that a network in two parts cannot follow."""
+    """Yield why a network in two parts does not fit the method or the options of training."""
     aggregation = study.aggregation
     for reason in _method_reasons(study.build_method()):
         yield f'method "{study.method.kind}" makes no sense over topology "split": {reason}'
@@ -224,7 +224,7 @@ def _training_reasons(training: Training) -> Iterator[tuple[str, str]]:
 
 
 def task_problems(options: AnyTask, split: Split) -> Problems:
-    """Find a task that cannot be trained or scored through a cut."""
+    """Yield why a task cannot be trained or scored through a cut."""
     if split.labels == "server" and split.back:
         yield (
             'topology.labels = "server" and topology.back exclude each other: '
@@ -254,7 +254,7 @@ def task_problems(options: AnyTask, split: Split) -> Problems:
 
 
 def cut_problems(study: Study, split: Split) -> Problems:
-    """Find what is wrong with where the network is cut. Raises `BadStudy` for unknown stages."""
+    """Yield what is wrong with the cut of the network. Raises `BadStudy` for unknown stages."""
     task, method = study.make_task(), study.build_method()
     with FakeTensorMode():
         model = task.build(study.seed)
@@ -266,26 +266,26 @@ def cut_problems(study: Study, split: Split) -> Problems:
             f'topology.cut = "{split.cut}" would send the {bare[0]} itself to the server; '
             "cut after a stage that takes it in"
         )
-    travels = sharing_filter(
+    shared = sharing_filter(
         model, task.groups(model), method, norm_buffers=study.training.norm_buffers
     )
-    stays = _staying(model, cut, travels)
-    if stays:
+    private = _staying(model, cut, shared)
+    if private:
         yield (
-            f"{_owner(stays, task, model, method)} must stay at the site, and topology.cut = "
-            f'"{split.cut}" puts it at the server (for example {stays}); move the cut'
+            f"{_owner(private, task, model, method)} must stay at the site, and topology.cut = "
+            f'"{split.cut}" puts it at the server (for example {private}); move the cut'
         )
 
 
-def _staying(model: nn.Module, cut: Cut, travels: Filter) -> str:
-    """Name a tensor of the server's stages that must not leave a site, if there is one."""
+def _staying(model: nn.Module, cut: Cut, shared: Filter) -> str:
+    """Return the name of a tensor of the server's stages that must stay at a site, if any."""
     tensors = model.state_dict().items()
     names = [name for name, tensor in tensors if tensor.is_floating_point()]
-    return next((name for name in names if cut.at_server(name) and not travels(name)), "")
+    return next((name for name in names if cut.at_server(name) and not shared(name)), "")
 
 
 def _owner(tensor: str, task: Task, model: nn.Module, method: Method) -> str:
-    """Say which group keeps a tensor at the site; the method's own private groups first."""
+    """Return a phrase for the group that keeps a tensor at the site, private groups first."""
     groups = [name for name, group in task.groups(model).items() if group(tensor)]
     private = [name for name in method.private if name in groups]
     return f"the group '{[*private, *(n for n in groups if n not in UNIONS)][0]}'"

@@ -1,4 +1,4 @@
-"""A study file (TOML) becomes a checked study here, and a study becomes a file again."""
+"""These functions read a study file (TOML) as a checked study, and write a study as a file."""
 
 import json
 import tomllib
@@ -31,7 +31,7 @@ CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
 DEFAULTS = {"method": "pflsynth", "topology": "star"}
 DEFAULT_TASK = "synthesis"
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls such keys
-UNCHOSEN = ("seed", "server")  # the study's own seed; what a run builds for a split
+UNCHOSEN = ("seed", "server")  # set from the study's seed; built by a run for a split
 # Each switch can be set alone; together they are the settings of the code released with Dalmaz
 # et al. 2024, with a mapper that works.
 PARITY: Table = {
@@ -47,7 +47,7 @@ PARITY: Table = {
 
 
 def example(name: str) -> Path:
-    """Return the path of an example study that the package brings along, such as "tiny"."""
+    """Return the path of an example study of the package, such as "tiny"."""
     return Path(str(files("grandrounds.study"))) / "examples" / f"{name}.toml"
 
 
@@ -67,7 +67,7 @@ def read_table(path: Path) -> Table:
 
 
 def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "study") -> Study:
-    """Make a checked study of a TOML table.
+    """Make a checked study from a TOML table.
 
     Raises `BadStudy` with the dotted path of what is wrong.
     """
@@ -106,12 +106,12 @@ def _value(text: str) -> object:
 
 
 def _under(defaults: Table, table: Table) -> Table:
-    """Lay defaults under a table: what the table says itself stands."""
+    """Return a table completed with defaults, which never replace its own values."""
     merged = dict(table)
     for key, value in defaults.items():
-        own = table.get(key)
+        section = table.get(key)
         merged[key] = (
-            _under(cast(Table, value), own or {})
+            _under(cast(Table, value), section or {})
             if isinstance(value, dict)
             else table.get(key, value)
         )
@@ -119,14 +119,14 @@ def _under(defaults: Table, table: Table) -> Table:
 
 
 def _task(table: object) -> AnyTask:
-    """Make a task's options: the table's, over the defaults of the size that it chose."""
+    """Make a task's options from its table and the defaults of the size that it chooses."""
     if not isinstance(table, dict):
         raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
-    given = cast(Table, table)
-    kind = given.get("kind", DEFAULT_TASK)
+    entries = cast(Table, table)
+    kind = entries.get("kind", DEFAULT_TASK)
     options = TASKS[_known("task.kind", kind, TASKS)]
-    size = options.sizes.get(given.get("model", ""), {})
-    return parse_table(options, _under(dict(size), given), "task.")
+    size = options.sizes.get(entries.get("model", ""), {})
+    return parse_table(options, _under(dict(size), entries), "task.")
 
 
 def _known(path: str, word: object, words: Mapping[str, object]) -> str:
@@ -143,21 +143,21 @@ def _choice(key: str, table: object) -> Table:
         raise BadStudy(
             f'{key} must be a table with a kind, for example kind = "{next(iter(CHOICES[key]))}"'
         )
-    given = dict(cast(Table, table))
-    kind = _known(f"{key}.kind", given.pop("kind"), CHOICES[key])
+    entries = dict(cast(Table, table))
+    kind = _known(f"{key}.kind", entries.pop("kind"), CHOICES[key])
     preset = CHOICES[key][kind]
-    options = parse_table(options_model(kind, preset), given, f"{key}.")
+    options = parse_table(options_model(kind, preset), entries, f"{key}.")
     return {"kind": kind, "options": options.model_dump()}
 
 
 def _options(preset: Callable[..., object]) -> dict[str, Parameter]:
-    """Give a preset's options; what a topology is given by the run is none of them."""
-    given = UNCHOSEN if isinstance(preset, type) else ()
-    return {n: p for n, p in signature(preset).parameters.items() if n not in given}
+    """Return a preset's options, without the parameters that the run gives to a topology."""
+    set_by_run = UNCHOSEN if isinstance(preset, type) else ()
+    return {n: p for n, p in signature(preset).parameters.items() if n not in set_by_run}
 
 
 def options_model(kind: str, preset: Callable[..., object]) -> Any:
-    """Make a pydantic model of a preset's options."""
+    """Make a pydantic model from a preset's options."""
     hints = get_type_hints(preset.__init__ if isinstance(preset, type) else preset)
     options: Table = {n: (hints[n], p.default) for n, p in _options(preset).items()}
     return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
@@ -165,20 +165,20 @@ def options_model(kind: str, preset: Callable[..., object]) -> Any:
 
 def parse_table(kind: type[_T], table: Table, where: str = "") -> _T:
     """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
-    # In a tuple, as pydantic gives a dataclass no configuration; that of the tuple holds inside.
+    # In a tuple, since pydantic applies no configuration to a dataclass but the enclosing type's.
     row: Any = GenericAlias(tuple, (kind,))
     adapter: TypeAdapter[tuple[_T]] = TypeAdapter(row, config=ConfigDict(extra="forbid"))
     try:
-        [made] = adapter.validate_json(json.dumps([table], default=str), strict=True)
+        [parsed] = adapter.validate_json(json.dumps([table], default=str), strict=True)
     except ValidationError as error:
         problems = cast(list[Table], error.errors())
         problem = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
         raise BadStudy(_sentence(kind, where, problem)) from None
-    return made
+    return parsed
 
 
 def _sentence(kind: type, where: str, problem: Table) -> str:
-    """Say what is wrong of what pydantic found in a table of this kind, with its dotted path."""
+    """Return a sentence on what pydantic found wrong in a table of this kind, with its path."""
     [_, *place] = problem["loc"]
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
     path = where + path.removeprefix(".")
@@ -207,7 +207,7 @@ def _keys(kind: Any, place: Sequence[str | int]) -> Sequence[str]:
 
 
 def to_table(study: Study) -> Table:
-    """Write a study as a TOML table: every option, defaults too."""
+    """Return a study as a TOML table with every option, including defaults."""
     table = asdict(study)
     for key in CHOICES:
         table[key] = {"kind": table[key]["kind"], **table[key]["options"]}
@@ -224,39 +224,39 @@ def _without_none(value: Any) -> Any:
 
 
 def to_toml(study: Study) -> str:
-    """Write the resolved study file."""
+    """Return the text of the resolved study file."""
     return tomli_w.dumps(to_table(study))
 
 
 def fingerprint(study: Study) -> str:
-    """Give the SHA-256 of the resolved study: what every site accepts."""
+    """Return the SHA-256 of the resolved study, which every site accepts."""
     return sha256(to_toml(study).encode()).hexdigest()
 
 
 def changed_keys(old: Table, new: Table, where: str = "") -> list[str]:
     """List the dotted paths in which two study tables differ."""
-    found: list[str] = []
+    paths: list[str] = []
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key, MISSING), new.get(key, MISSING)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += changed_keys(cast(Table, before), cast(Table, after), f"{where}{key}.")
+            paths += changed_keys(cast(Table, before), cast(Table, after), f"{where}{key}.")
         elif before != after:
-            found.append(where + key)
-    return found
+            paths.append(where + key)
+    return paths
 
 
 def study_schema() -> Table:
-    """Give the JSON Schema of the study file."""
-    made = TypeAdapter(Study).json_schema()
+    """Return the JSON Schema of the study file."""
+    schema = TypeAdapter(Study).json_schema()
     for key, presets in CHOICES.items():
         variants = [_variant(kind, preset) for kind, preset in presets.items()]
-        made["properties"][key] = {"oneOf": variants}
-    for name, definition in made["$defs"].items():
+        schema["properties"][key] = {"oneOf": variants}
+    for name, definition in schema["$defs"].items():
         definition["additionalProperties"] = definition.get(
             "additionalProperties", name == "Choice"
         )
-    made["$defs"].pop("Choice", None)
-    return made | {"additionalProperties": False}
+    schema["$defs"].pop("Choice", None)
+    return schema | {"additionalProperties": False}
 
 
 def _variant(kind: str, preset: Callable[..., object]) -> Table:

@@ -1,4 +1,4 @@
-"""A site's own file says where its data lies; it never leaves the site."""
+"""A site file gives the location of a site's data; it never leaves the site."""
 
 import os
 import tomllib
@@ -13,13 +13,13 @@ from grandrounds.study.study import Study
 
 @dataclass(frozen=True)
 class SiteFile:
-    """Where a real site keeps its images and its cache of prepared slices.
+    """The location of a real site's data and of its cache of prepared slices.
 
     `data` is a folder of NIfTI volumes, an image stack (.npz) or a table of patients (.tsv, .csv,
     or a folder with participants.tsv), `cache` a folder that may be filled; relative paths start at
     the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
-    paths and names of patients in failure cards. `tasks` are those of a site that the study does
-    not know.
+    paths and names of patients in failure cards. `tasks` are those of a site that is not in the
+    study.
     """
 
     name: str
@@ -33,20 +33,20 @@ class SiteFile:
 def read_site(path: Path) -> SiteFile:
     """Read a site file. Raises `BadSite`."""
     try:
-        found = parse_table(SiteFile, tomllib.loads(path.read_text("utf-8")))
+        site = parse_table(SiteFile, tomllib.loads(path.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSite(f"{path}: cannot be read as a site file ({error})") from None
     except BadStudy as error:
         raise BadSite(f"{path}: {error}") from None
-    beside = path.absolute().parent
-    cache = beside / found.cache if found.cache else None
-    return replace(found, data=beside / found.data, cache=cache)
+    folder = path.absolute().parent
+    cache = folder / site.cache if site.cache else None
+    return replace(site, data=folder / site.data, cache=cache)
 
 
 def match_site_files(
     study: Study, files: Sequence[SiteFile], only: Container[str] | None = None
 ) -> dict[str, SiteFile]:
-    """Give each real site of the study, or of `only` these, its file.
+    """Return the file of each real site of the study, or of `only` these sites.
 
     Raises `BadSite` unless they match one to one.
     """
@@ -77,6 +77,6 @@ def _check_tasks(files: Sequence[SiteFile]) -> None:
 
 
 def default_cache() -> Path:
-    """Give the cache for sites whose file names none (GRANDROUNDS_CACHE overrides it)."""
+    """Return the cache for sites whose file names none (GRANDROUNDS_CACHE overrides it)."""
     chosen = os.environ.get("GRANDROUNDS_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "grandrounds"

@@ -88,29 +88,29 @@ class Study:
 
     @property
     def roster(self) -> dict[str, tuple[str, ...]]:
-        """Map each site to its task labels, in roster order."""
+        """Return each site's task labels, in roster order."""
         return {site.name: site.tasks for site in self.site}
 
     @property
     def trainers(self) -> tuple[str, ...]:
-        """Name the sites that train, in roster order."""
+        """Return the sites that train, in roster order."""
         return tuple(name for name in self.roster if name not in self.holdout_sites)
 
     @property
     def held_out(self) -> dict[str, tuple[str, ...]]:
-        """Map each held-out site to those of its tasks that some other site trains."""
+        """Return, for each held-out site, those of its tasks that another site trains."""
         roster = self.roster
         trained = {label for name in self.trainers for label in roster[name]}
         return {n: tuple(t for t in roster[n] if t in trained) for n in self.holdout_sites}
 
-    def make_task(self, **guests: tuple[str, ...]) -> Task:
-        """Make the task for the sites that train; held-out sites and others are its guests."""
+    def make_task(self, **new_sites: tuple[str, ...]) -> Task:
+        """Make the task for the sites that train; it also serves held-out sites and `new_sites`."""
         trained = {name: self.roster[name] for name in self.trainers}
-        return self.task.bind(self.elements, trained, {**self.held_out, **guests})
+        return self.task.bind(self.elements, trained, {**self.held_out, **new_sites})
 
     @property
     def title(self) -> str:
-        """Name the arm of a comparison that this study is."""
+        """Return the name of this study as an arm of a comparison."""
         return self.arm or self.method.kind
 
     def build_method(self) -> Method:

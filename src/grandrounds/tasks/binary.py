@@ -21,9 +21,9 @@ from grandrounds.core.roc import THRESHOLD, FloatArray, auc, balanced_accuracy, 
 from grandrounds.tasks.metrics import mean_over_patients
 from grandrounds.tasks.task import Batch, StagedTask, TaskOptions
 
-METRIC = "log_score"  # defined for one class, too
+METRIC = "log_score"  # defined for a single class, too
 SCORES = ("log_loss", "accuracy")
-RAREST = 1e-12  # a probability below it counts as this one: a log loss stays finite
+RAREST = 1e-12  # the lowest probability in a log loss, which thus stays finite
 
 
 class BinaryOptions(TaskOptions, Protocol):
@@ -31,7 +31,7 @@ class BinaryOptions(TaskOptions, Protocol):
 
     @property
     def positive_weight(self) -> float:
-        """Say how many times a positive case counts in the loss."""
+        """Return how many times a positive case counts in the loss."""
         ...
 
 
@@ -42,25 +42,24 @@ class BinaryTask(StagedTask):
     options: BinaryOptions
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Give the cross-entropy of logits, the mean over the cases."""
+        """Return the cross-entropy of logits, the mean over the cases."""
         return binary_loss(output, batch["target"], positive_weight=self.options.positive_weight)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Give probabilities, (B, 1)."""
+        """Return probabilities, (B, 1)."""
         model.eval()
         return self.to_prediction(model(batch["source"]))
 
     def to_prediction(self, output: Tensor) -> Tensor:
-        """Turn logits into probabilities."""
         return probabilities(output)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Score each case: log loss, accuracy, and the probability and label they are of."""
+        """Score each case: log loss, accuracy, and their probability and label."""
         return binary_scores(prediction, batch["target"])
 
 
 def binary_loss(logits: Tensor, target: Tensor, *, positive_weight: float = 1.0) -> Tensor:
-    """Give the cross-entropy, the mean over the batch; a positive case counts this many times."""
+    """Return the mean cross-entropy of the batch; `positive_weight` weighs positive cases."""
     weight = torch.tensor(positive_weight, dtype=logits.dtype, device=logits.device)
     return functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
 
@@ -71,15 +70,15 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def binary_scores(probability: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Score each case, (B,): log loss, its negative "log_score", accuracy, and what they are of."""
-    found, label = probability.flatten().double(), target.flatten().double()
-    true = torch.where(label > 0, found, 1 - found).clamp_min(RAREST)
-    right = (found >= THRESHOLD) == (label > 0)
+    """Score each case, (B,): log loss, its negative "log_score", accuracy, probability, label."""
+    predicted, label = probability.flatten().double(), target.flatten().double()
+    true = torch.where(label > 0, predicted, 1 - predicted).clamp_min(RAREST)
+    right = (predicted >= THRESHOLD) == (label > 0)
     return {
         "log_loss": -true.log(),
         METRIC: true.log(),
         "accuracy": right.double(),
-        "probability": found,
+        "probability": predicted,
         "label": label,
     }
 
@@ -87,57 +86,57 @@ def binary_scores(probability: Tensor, target: Tensor) -> dict[str, Tensor]:
 def binary_summary(
     scores: Sequence[CaseScore], *, whole: bool, specificity: float
 ) -> dict[str, float]:
-    """Summarise cases; what needs both classes is left out where a site has one only.
+    """Summarise cases; scores that need both classes are left out where a site has only one.
 
-    `whole` averages the probabilities of a patient's cases to one, for a target that is known of
-    the patient; else each case counts. Means go over tasks, then sites.
+    `whole` averages the probabilities of a patient's cases to one, for a target that
+    belongs to the patient; else each case counts. Means go over tasks, then sites.
     """
     means = mean_over_patients(scores)
-    kept = {name: means[name] for name in (METRIC, *SCORES) if name in means}
-    return kept | _means(_discriminations(scores, whole=whole, specificity=specificity))
+    selected = {name: means[name] for name in (METRIC, *SCORES) if name in means}
+    return selected | _means(_discriminations(scores, whole=whole, specificity=specificity))
 
 
 def _discriminations(
     scores: Sequence[CaseScore], *, whole: bool, specificity: float
 ) -> dict[str, list[dict[str, float]]]:
-    """Give what each task of each site came to, by site."""
+    """Return the scores of each task, by site."""
     by_task: dict[tuple[str, str], list[CaseScore]] = defaultdict(list)
     for score in scores:
         by_task[score.site, score.task].append(score)
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for (site, _), own in by_task.items():
-        found[site].append(_discrimination(*_pooled(own, whole=whole), specificity))
-    return found
+    by_site: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for (site, _), task_scores in by_task.items():
+        by_site[site].append(_discrimination(*_pool(task_scores, whole=whole), specificity))
+    return by_site
 
 
 def _discrimination(
-    found_N: FloatArray, label_N: FloatArray, specificity: float
+    predicted_N: FloatArray, label_N: FloatArray, specificity: float
 ) -> dict[str, float]:
     return {
-        "auc": auc(found_N, label_N),
-        "balanced_accuracy": balanced_accuracy(found_N, label_N),
+        "auc": auc(predicted_N, label_N),
+        "balanced_accuracy": balanced_accuracy(predicted_N, label_N),
         f"sensitivity_at_{round(100 * specificity)}": sensitivity_at(
-            found_N, label_N, specificity=specificity
+            predicted_N, label_N, specificity=specificity
         ),
     }
 
 
-def _pooled(scores: Sequence[CaseScore], *, whole: bool) -> tuple[FloatArray, FloatArray]:
+def _pool(scores: Sequence[CaseScore], *, whole: bool) -> tuple[FloatArray, FloatArray]:
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for score in scores:
         key = (score.patient, "" if whole else score.case)
         pairs[key].append((score.values["probability"], score.values["label"]))
-    found, labels = np.array([np.mean(own, axis=0) for own in pairs.values()], np.float64).T
-    return found, labels
+    predicted, labels = np.array([np.mean(cases, axis=0) for cases in pairs.values()], np.float64).T
+    return predicted, labels
 
 
 def _means(by_site: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:
-    names = dict.fromkeys(n for tasks in by_site.values() for own in tasks for n in own)
-    sites = {n: [_mean(own[n] for own in tasks) for tasks in by_site.values()] for n in names}
+    names = dict.fromkeys(n for tasks in by_site.values() for task in tasks for n in task)
+    sites = {n: [_mean(task[n] for task in tasks) for tasks in by_site.values()] for n in names}
     return {n: _mean(values) for n, values in sites.items() if not all(map(isnan, values))}
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Average what is defined."""
+    """Return the mean of the defined values, nan where there are none."""
     defined = [value for value in values if not isnan(value)]
     return fmean(defined) if defined else float("nan")

@@ -1,4 +1,4 @@
-"""A small residual network tells from an image whether something is the case."""
+"""A small residual network classifies an image as positive or negative."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from grandrounds.models.classifiers import (
 from grandrounds.models.layers import batch_norm_names
 from grandrounds.tasks.binary import METRIC, BinaryTask, binary_summary
 from grandrounds.tasks.task import (
-    NO_GUESTS,
+    NO_SITES,
     PART,
     Batch,
     Case,
@@ -50,7 +50,7 @@ EXAMPLE = 'write it as "SOURCE+SOURCE->TARGET", for example "FLAIR->lesion"'
 
 @dataclass(frozen=True)
 class ClassificationLabel:
-    """One classification task: which contrasts are looked at, and what is found in them."""
+    """One classification task: the contrasts that the network reads and the target it predicts."""
 
     sources: tuple[str, ...]
     target: str
@@ -65,12 +65,11 @@ class ClassificationLabel:
 
     @property
     def label(self) -> str:
-        """Write the label."""
         return f"{'+'.join(self.sources)}->{self.target}"
 
 
 def check_labels(sites: Mapping[str, Sequence[str]], elements: Elements) -> None:
-    """Refuse labels that are none of classification, or of different targets. Raises `BadStudy`."""
+    """Refuse labels that are not of classification, or differ in target. Raises `BadStudy`."""
     for site, labels in sites.items():
         for label in labels:
             _check_label(f"site '{site}', task '{label}'", label, elements)
@@ -99,14 +98,14 @@ def _check_label(where: str, label: str, elements: Elements) -> None:
 class LabelReader:
     """How a slice becomes an example: the network's contrasts, and when its label is 1.
 
-    A mask is found where it has `least_pixels` in the slice, a variable where it is 1.
+    A mask counts as 1 where it has `least_pixels` in the slice, a variable where its value is 1.
     """
 
     contrasts: tuple[str, ...]
     least_pixels: int
 
     def source(self, session: Session, index: int, finding: ClassificationLabel) -> Tensor:
-        """Give a slice, (C, H, W) in [0, 1]; a contrast that is not looked at is 0."""
+        """Return a slice, (C, H, W) in [0, 1]; a contrast that the label does not name is 0."""
         _, _, height, width = session.images.shape
         source = np.zeros((len(self.contrasts), height, width), np.float32)
         for name in finding.sources:
@@ -114,7 +113,7 @@ class LabelReader:
         return torch.from_numpy(source)  # pyright: ignore[reportUnknownMemberType]
 
     def label(self, session: Session, index: int, finding: ClassificationLabel) -> float:
-        """Give 1 or 0."""
+        """Return 1 where the slice is positive, else 0."""
         if finding.target in session.values:
             return session.values[finding.target]
         pixels = np.count_nonzero(session.masks[finding.target][index])
@@ -125,7 +124,7 @@ class LabelReader:
 class LabelledImages:
     """Examples of classification, flipped left to right with probability `flip` in training.
 
-    Of an image with several findings one is drawn when a generator is given.
+    A generator draws one of an image's findings where there are several.
     """
 
     images: tuple[Slice[ClassificationLabel], ...]
@@ -133,34 +132,32 @@ class LabelledImages:
     flip: float
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.images)
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
         """Collate images: source (B, C, H, W) in [0, 1] and target (B, 1), 0 or 1."""
         chosen = [self.images[index] for index in indices]
-        choices = [each.visit.labels for each in chosen]
+        choices = [image.visit.labels for image in chosen]
         findings = [labels[draw_index(len(labels), generator)] for labels in choices]
         pairs = list(zip(chosen, findings, strict=True))
         sources = [self.reading.source(i.visit.session, i.index, f) for i, f in pairs]
         labels = [self.reading.label(i.visit.session, i.index, f) for i, f in pairs]
         return {
-            "source": torch.stack([self._flipped(source, generator) for source in sources]),
+            "source": torch.stack([self._flip(source, generator) for source in sources]),
             "target": torch.tensor(labels)[:, None],
         }
 
-    def _flipped(self, source_CHW: Tensor, generator: Generator | None) -> Tensor:
+    def _flip(self, source_CHW: Tensor, generator: Generator | None) -> Tensor:
         if generator is None or float(torch.rand((), generator=generator)) >= self.flip:
             return source_CHW
         return source_CHW.flip(-1)
 
     def case(self, index: int) -> Case:
-        """Name an example."""
         return self.images[index].case()
 
 
 def _is_known(site: str, session: Session, finding: ClassificationLabel) -> bool:
-    """Tell whether a session serves a finding. Raises `BadSite` for a variable not 0 or 1."""
+    """Tell whether a session has a finding's data. Raises `BadSite` for a variable not 0 or 1."""
     value = session.values.get(finding.target, 0.0)
     known = serves(session, finding.label) and not isnan(value)
     if known and value not in (0.0, 1.0):
@@ -195,11 +192,10 @@ class Classification:
 
     @property
     def has_statistics(self) -> bool:
-        """Batch norm keeps running statistics, instance norm does not."""
         return self.norm == "batch"
 
     def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
-        """Refuse what no classifier can be made of or trained on. Raises `BadStudy`."""
+        """Refuse options that no classifier can be built or trained with. Raises `BadStudy`."""
         require_counts(self, {"width": 1, "blocks": 1, "least_pixels": 1})
         check_shares(self, ("dropout", "flip", "specificity"))
         require(
@@ -215,21 +211,23 @@ class Classification:
         check_labels(sites, elements)
 
     def bind(
-        self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS
+        self, elements: Elements, sites: Labels, new_sites: Labels = NO_SITES
     ) -> "ClassificationTask":
-        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
-        labels = {**sites, **guests}
-        own = {site: tuple(map(ClassificationLabel.parse, found)) for site, found in labels.items()}
-        findings = sum((own[site] for site in sites), ())
+        """Make a consortium's task; `sites` maps each site, in roster order, to its task labels."""
+        labels = {**sites, **new_sites}
+        parsed = {
+            site: tuple(map(ClassificationLabel.parse, names)) for site, names in labels.items()
+        }
+        findings = sum((parsed[site] for site in sites), ())
         used = {contrast for finding in findings for contrast in finding.sources}
         contrasts = tuple(name for name in elements.contrasts if name in used)
         whole = {finding.target for finding in findings} <= set(elements.variables)
-        return ClassificationTask(self, LabelReader(contrasts, self.least_pixels), own, whole)
+        return ClassificationTask(self, LabelReader(contrasts, self.least_pixels), parsed, whole)
 
 
 @dataclass(frozen=True)
 class ClassificationTask(BinaryTask):
-    """Classifies slices; `whole` tells that the target is a variable, known of the patient."""
+    """A task that classifies slices; with `whole` the target is a variable of the patient."""
 
     options: Classification
     reading: LabelReader
@@ -238,21 +236,18 @@ class ClassificationTask(BinaryTask):
 
     @property
     def cases_at_once(self) -> int:
-        """Score so many slices at a time."""
         return 64
 
     @property
     def shape(self) -> ClassifierShape:
-        """Give the network's dimensions."""
         o = self.options
         return ClassifierShape(len(self.reading.contrasts), o.width, o.blocks, o.norm, o.dropout)
 
     def build(self, seed: int) -> Classifier:
-        """Build the network; the same seed gives the same bits."""
         return build_classifier(self.shape, seed=seed_for(seed, "classifier"))
 
     def blank(self, size: tuple[int, int]) -> Batch:
-        """Give a batch of one slice without content."""
+        """Return a batch of one slice without content."""
         source = torch.zeros(1, len(self.reading.contrasts), *size)
         return {"source": source, "target": torch.zeros(1, 1)}
 
@@ -265,14 +260,14 @@ class ClassificationTask(BinaryTask):
         return binary_summary(scores, whole=self.whole, specificity=self.options.specificity)
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
-        """Give the slice, (H, W) in [0, 1], in the first contrast that is looked at."""
+        """Return the slice, (H, W) in [0, 1], in the first contrast that the label names."""
         del prediction
         source_CHW = batch["source"][0].float()
         used_C = source_CHW.flatten(1).any(1)
         return {"source": source_CHW[used_C.int().argmax()].cpu().numpy()}
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the parameter groups; "classifier" makes the logit of the last block's maps."""
+        """Return the parameter groups; "classifier" turns the last block's maps into the logit."""
         prefixes = {"stem": f"{STEM}.", "features": FEATURES, "classifier": f"{CLASSIFIER}."}
         groups = {name: name_starts(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
         last = f"{PART}.{FEATURES}{self.options.blocks - 1}."
@@ -284,11 +279,11 @@ class ClassificationTask(BinaryTask):
         }
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> LabelledImages:
-        """Give each training slice once; the task is drawn when one is used."""
+        """Return each training slice once; its task is drawn when it is used."""
         return self._images(cohorts, "train", each=False)
 
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> LabelledImages:
-        """Give each slice of a split once for each of its site's tasks that it can serve."""
+        """Return each slice of a split, once for each of its site's tasks that it can serve."""
         return self._images(cohorts, split, each=True)
 
     def _images(self, cohorts: Sequence[Cohort], split: SplitName, *, each: bool) -> LabelledImages:

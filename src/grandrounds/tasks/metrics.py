@@ -31,9 +31,9 @@ def gabor(prediction_B1HW: Tensor, target_B1HW: Tensor) -> Tensor:
 
     The mean over wavelengths of |p - t| / |t|, where p and t are the magnitudes of the responses to
     complex Gabor filters of 6 orientations, and |.| is the root of the sum of squares over
-    orientations and pixels. So 4, 8 and 16 pixels count alike, however weak the structure there;
-    only where its root mean square is below a thousandth is that taken for |t|. What is added to
-    all pixels does not count, nor does the sign of a contrast: an inverted image is at distance 0.
+    orientations and pixels. So 4, 8 and 16 pixels count alike, however weak their structure; |t| is
+    at least a root mean square of a thousandth. A constant added to all pixels does not
+    count, nor does the sign of a contrast: an inverted image is at distance 0.
     Filters wrap around the image's edges. Daugman 1985; magnitudes as features: Manjunath and Ma
     1996.
     """
@@ -42,10 +42,10 @@ def gabor(prediction_B1HW: Tensor, target_B1HW: Tensor) -> Tensor:
 
 
 def _distance(prediction_B1HW: Tensor, target_B1HW: Tensor, wavelength: float) -> Tensor:
-    found_BOHW = _magnitudes(prediction_B1HW, wavelength)
-    real_BOHW = _magnitudes(target_B1HW, wavelength)
-    error_B = (found_BOHW - real_BOHW).square().flatten(1).mean(1).sqrt()
-    return error_B / real_BOHW.square().flatten(1).mean(1).sqrt().clamp_min(WEAKEST)
+    predicted_BOHW = _magnitudes(prediction_B1HW, wavelength)
+    target_BOHW = _magnitudes(target_B1HW, wavelength)
+    error_B = (predicted_BOHW - target_BOHW).square().flatten(1).mean(1).sqrt()
+    return error_B / target_BOHW.square().flatten(1).mean(1).sqrt().clamp_min(WEAKEST)
 
 
 def _magnitudes(image_B1HW: Tensor, wavelength: float) -> Tensor:
@@ -57,7 +57,7 @@ def _magnitudes(image_B1HW: Tensor, wavelength: float) -> Tensor:
 
 
 def _filters(height: int, width: int, wavelength: float) -> Tensor:
-    """Give the filters' transfer functions, (O, H, W): Gaussians around their frequencies."""
+    """Return the filters' transfer functions, (O, H, W): Gaussians around their frequencies."""
     angles_O = torch.arange(ORIENTATIONS) * pi / ORIENTATIONS
     centres_O2 = torch.stack([angles_O.sin(), angles_O.cos()], -1) / wavelength
     rows_H, columns_W = (_frequencies(length) for length in (height, width))
@@ -83,10 +83,10 @@ def psnr(prediction_B1HW: Tensor, target_B1HW: Tensor, mask_B1HW: Tensor | None 
 def ssim(prediction_B1HW: Tensor, target_B1HW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
     """Structural similarity, (B,), Gaussian window of 11 pixels (sd 1.5), data range 1.
 
-    The mean over windows that lie in the image; with a mask, over those with their middle in it,
+    The mean over windows that lie in the image; with a mask, over those with their centre in it,
     although a window reaches 5 pixels beyond. Wang et al. 2004.
     """
-    from monai.metrics.regression import compute_ssim_and_cs  # seconds, for those who need it
+    from monai.metrics.regression import compute_ssim_and_cs  # an import that takes seconds
 
     similarity, _ = compute_ssim_and_cs(
         prediction_B1HW,
@@ -117,17 +117,17 @@ def _middles(mask_B1HW: Tensor) -> Tensor:
     return mask_B1HW[:, :, edge:-edge, edge:-edge]
 
 
-def dice(found_NSHW: Tensor, real_NSHW: Tensor) -> Tensor:
+def dice(predicted_NSHW: Tensor, target_NSHW: Tensor) -> Tensor:
     """Twice the overlap over both sizes, (S,), of boolean masks; 1 where both are empty.
 
     Dice 1945.
     """
-    overlap_S = (found_NSHW & real_NSHW).sum((0, 2, 3)).double()
-    sizes_S = (found_NSHW.sum((0, 2, 3)) + real_NSHW.sum((0, 2, 3))).double()
+    overlap_S = (predicted_NSHW & target_NSHW).sum((0, 2, 3)).double()
+    sizes_S = (predicted_NSHW.sum((0, 2, 3)) + target_NSHW.sum((0, 2, 3))).double()
     return torch.where(sizes_S > 0, 2 * overlap_S / sizes_S.clamp_min(1), 1.0)
 
 
-def hd95(found_NSHW: Tensor, real_NSHW: Tensor, spacing: Sequence[float]) -> Tensor:
+def hd95(predicted_NSHW: Tensor, target_NSHW: Tensor, spacing: Sequence[float]) -> Tensor:
     """95th percentile of the Hausdorff distance in mm, (S,), of boolean masks.
 
     Each surface pixel's distance to the other mask's surface in the same slice, pooled over all
@@ -135,27 +135,31 @@ def hd95(found_NSHW: Tensor, real_NSHW: Tensor, spacing: Sequence[float]) -> Ten
     with the image's diagonal. `spacing` is that of rows and columns in mm. Huttenlocher et al.
     1993.
     """
-    pairs = [(found_NSHW[:, s], real_NSHW[:, s]) for s in range(found_NSHW.shape[1])]
-    values = [_hd95(one.cpu().numpy(), other.cpu().numpy(), spacing) for one, other in pairs]
+    pairs = [(predicted_NSHW[:, s], target_NSHW[:, s]) for s in range(predicted_NSHW.shape[1])]
+    values = [
+        _hd95(predicted.cpu().numpy(), target.cpu().numpy(), spacing) for predicted, target in pairs
+    ]
     return torch.tensor(values, dtype=torch.float64)
 
 
 def _hd95(
-    found_NHW: NDArray[np.bool_], real_NHW: NDArray[np.bool_], spacing: Sequence[float]
+    predicted_NHW: NDArray[np.bool_], target_NHW: NDArray[np.bool_], spacing: Sequence[float]
 ) -> float:
-    there = [_distances(*pair, spacing) for pair in zip(found_NHW, real_NHW, strict=True)]
-    back = [_distances(*pair, spacing) for pair in zip(real_NHW, found_NHW, strict=True)]
-    pools = [np.concatenate(distances) for distances in (there, back)]
+    to_target = [_distances(*pair, spacing) for pair in zip(predicted_NHW, target_NHW, strict=True)]
+    to_predicted = [
+        _distances(*pair, spacing) for pair in zip(target_NHW, predicted_NHW, strict=True)
+    ]
+    pools = [np.concatenate(distances) for distances in (to_target, to_predicted)]
     return max((float(np.percentile(pool, PERCENTILE)) for pool in pools if pool.size), default=0.0)
 
 
 def _distances(
-    own_HW: NDArray[np.bool_], other_HW: NDArray[np.bool_], spacing: Sequence[float]
+    mask_HW: NDArray[np.bool_], other_HW: NDArray[np.bool_], spacing: Sequence[float]
 ) -> NDArray[np.float64]:
     """Measure from each surface pixel of one mask to the nearest one of the other."""
-    surface = _surface(own_HW)
+    surface = _surface(mask_HW)
     if not other_HW.any():
-        height, width = own_HW.shape
+        height, width = mask_HW.shape
         diagonal = hypot(height * spacing[0], width * spacing[1])
         return np.full(np.count_nonzero(surface), diagonal)
     return _to_nearest(_surface(other_HW), spacing)[surface]
@@ -176,7 +180,7 @@ def patient_means(scores: Iterable[CaseScore], metric: str) -> dict[tuple[str, s
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for score in scores:
         values[score.site, score.task, score.patient].append(score.values[metric])
-    return {key: fmean(found) for key, found in values.items()}
+    return {key: fmean(patient_values) for key, patient_values in values.items()}
 
 
 def mean_over_patients(scores: Sequence[CaseScore]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A U-Net outlines structures; a site is trained and scored on those that it has outlines of."""
+"""A U-Net segments structures; a site trains and scores only those that it has masks of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from grandrounds.models.segmentation_unet import (
 )
 from grandrounds.tasks.metrics import dice, hd95, mean_over_patients
 from grandrounds.tasks.task import (
-    NO_GUESTS,
+    NO_SITES,
     PART,
     Batch,
     Case,
@@ -47,16 +47,16 @@ from grandrounds.tasks.task import (
     require,
 )
 
-_THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as drawn
+_THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as segmented
 _SLICES_AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 
 
 def dice_loss(logits: Tensor, target: Tensor, asked_BS: Tensor) -> Tensor:
-    """Give the Dice loss over the whole batch, averaged over the structures that are asked for.
+    """Return the Dice loss over the whole batch, the mean over the structures in `asked_BS`.
 
     Milletari et al. 2016.
     """
-    from monai.losses.dice import DiceLoss  # seconds, for those who need it
+    from monai.losses.dice import DiceLoss  # an import that takes seconds
 
     mask = _spread(asked_BS, logits)
     loss = DiceLoss(batch=True, reduction="none")(logits.sigmoid() * mask, target * mask)
@@ -65,7 +65,7 @@ def dice_loss(logits: Tensor, target: Tensor, asked_BS: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, asked_BS: Tensor) -> Tensor:
-    """Give the binary cross-entropy, averaged over the pixels of what is asked for."""
+    """Return the binary cross-entropy, the mean over the pixels of the structures in `asked_BS`."""
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (entropy.flatten(2).mean(2) * asked_BS).sum() / asked_BS.sum()
 
@@ -76,7 +76,7 @@ def _spread(asked_BS: Tensor, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SegmentationLabel:
-    """One segmentation task: which structures are outlined on which contrasts."""
+    """One segmentation task: which structures are segmented on which contrasts."""
 
     sources: tuple[str, ...]
     structures: tuple[str, ...]
@@ -89,7 +89,6 @@ class SegmentationLabel:
 
     @property
     def label(self) -> str:
-        """Write the label."""
         return f"{'+'.join(self.sources)}->{'+'.join(self.structures)}"
 
 
@@ -106,13 +105,13 @@ class Channels:
 
     @staticmethod
     def of(delineations: Sequence[SegmentationLabel], contrasts: Sequence[str]) -> "Channels":
-        """Collect what delineations use: contrasts in the order given, structures as they come."""
-        used = {contrast for each in delineations for contrast in each.sources}
-        structures = dict.fromkeys(name for each in delineations for name in each.structures)
+        """Collect what labels use: contrasts in the given order, structures by first appearance."""
+        used = {contrast for label in delineations for contrast in label.sources}
+        structures = dict.fromkeys(name for label in delineations for name in label.structures)
         return Channels(tuple(name for name in contrasts if name in used), tuple(structures))
 
     def batch(self, session: Session, planes: slice, delineation: SegmentationLabel) -> Batch:
-        """Give slices of a session: source (N, C, H, W) in [0, 1] and target (N, S, H, W), 0 or 1.
+        """Return slices: source (N, C, H, W) in [0, 1] and target (N, S, H, W), 0 or 1.
 
         A contrast that the delineation does not use is 0; asked (N, S) is 1 for its structures.
         """
@@ -120,8 +119,8 @@ class Channels:
         source = np.zeros((num_slices, len(self.contrasts), height, width), np.float32)
         target = np.zeros((num_slices, len(self.structures), height, width), np.float32)
         for name in delineation.sources:
-            own = session.images[planes, session.contrasts.index(name)]
-            source[:, self.contrasts.index(name)] = own
+            images = session.images[planes, session.contrasts.index(name)]
+            source[:, self.contrasts.index(name)] = images
         for name in delineation.structures:
             target[:, self.structures.index(name)] = session.masks[name][planes] > 0
         asked = torch.tensor([float(name in delineation.structures) for name in self.structures])
@@ -153,7 +152,7 @@ def check_label(site: str, label: str, elements: Elements) -> None:
 
 
 def as_volume(batch: Batch) -> Batch:
-    """Stack the slices of a batch to one volume: (1, C, D, H, W)."""
+    """Stack the slices of a batch into one volume: (1, C, D, H, W)."""
     return {
         "source": batch["source"].movedim(0, 1)[None],
         "target": batch["target"].movedim(0, 1)[None],
@@ -162,7 +161,7 @@ def as_volume(batch: Batch) -> Batch:
 
 
 def as_slices(images: Tensor) -> Tensor:
-    """Give the slices, (D, C, H, W), of one volume, (1, C, D, H, W); slices stay as they are."""
+    """Return the slices, (D, C, H, W), of one volume, (1, C, D, H, W); slices are unchanged."""
     return images[0].movedim(1, 0) if images.ndim == 5 else images
 
 
@@ -171,8 +170,8 @@ class Parts:
     """Training examples, flipped left to right with probability `flip`.
 
     Without `patch` each is a slice. With it, (depth, height, width) in voxels, each is a patch at a
-    place drawn anew, and there are as many as cover the volume in depth. One of the volume's
-    delineations is drawn each time.
+    place that is drawn at each use, and there are as many as cover the volume in depth. One of the
+    volume's delineations is drawn each time.
     """
 
     volumes: tuple[Visit[SegmentationLabel], ...]
@@ -181,7 +180,6 @@ class Parts:
     patch: tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
-        """Count the slices or patches."""
         return len(self._parts)
 
     @cached_property
@@ -210,18 +208,17 @@ class Parts:
             return self.channels.batch(session, slice(part.index, part.index + 1), delineation)
         depth, height, width = self.patch
         first, top, left = (
-            draw_index(max(1, whole - own + 1), draw)
-            for whole, own in zip(_shape(session), self.patch, strict=True)
+            draw_index(max(1, available - wanted + 1), draw)
+            for available, wanted in zip(_shape(session), self.patch, strict=True)
         )
-        found = as_volume(self.channels.batch(session, slice(first, first + depth), delineation))
+        cut = as_volume(self.channels.batch(session, slice(first, first + depth), delineation))
         for name in ("source", "target"):
-            window = found[name][..., top : top + height, left : left + width]
+            window = cut[name][..., top : top + height, left : left + width]
             missing = depth - window.shape[2]
-            found[name] = functional.pad(window, (0, 0, 0, 0, 0, missing))
-        return found
+            cut[name] = functional.pad(window, (0, 0, 0, 0, 0, missing))
+        return cut
 
     def case(self, index: int) -> Case:
-        """Name an example."""
         return self._parts[index].case()
 
 
@@ -232,31 +229,29 @@ def _shape(session: Session) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Volumes:
-    """Cases to score: each is a whole session with one delineation."""
+    """The cases to score; each is a whole session with one delineation."""
 
     volumes: tuple[Visit[SegmentationLabel], ...]
     channels: Channels
     dims: int
 
     def __len__(self) -> int:
-        """Count the volumes."""
         return len(self.volumes)
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
-        """Give all slices of one session, (N, C, H, W), or its volume, (1, C, D, H, W)."""
+        """Return all slices of one session, (N, C, H, W), or its volume, (1, C, D, H, W)."""
         assert generator is None, "what is scored is never drawn"
         [index] = indices
         volume = self.volumes[index]
-        found = self.channels.batch(volume.session, slice(None), volume.labels[0])
-        return as_volume(found) if self.dims == 3 else found
+        slices = self.channels.batch(volume.session, slice(None), volume.labels[0])
+        return as_volume(slices) if self.dims == 3 else slices
 
     def case(self, index: int) -> Case:
-        """Name a case."""
         return self.volumes[index].case()
 
 
 def greys(structures_SHW: Tensor) -> Tensor:
-    """Paint structures into one image, (H, W): the last one that has a pixel gives its grey."""
+    """Return structures in one image, (H, W): a pixel has the grey of its last structure."""
     count = len(structures_SHW)
     greys = torch.arange(1, count + 1, device=structures_SHW.device).view(-1, 1, 1) / count
     return ((structures_SHW >= _THRESHOLD) * greys).amax(0)
@@ -284,11 +279,10 @@ class Segmentation:
 
     @property
     def has_statistics(self) -> bool:
-        """Batch norm keeps running statistics, instance norm does not."""
         return self.norm == "batch"
 
     def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
-        """Refuse what no U-Net can be made of or trained on. Raises `BadStudy`."""
+        """Refuse options that no U-Net can be built or trained with. Raises `BadStudy`."""
         require(
             len(self.channels) >= 2 and min(self.channels) >= 2,
             f"task.channels is {list(self.channels)}; it needs two levels or more, each 2 or more",
@@ -303,7 +297,9 @@ class Segmentation:
                 check_label(site, label, elements)
 
     def _check_patch(self, elements: Elements, halvings: int) -> None:
-        fits = all(own <= whole for own, whole in zip(self.patch[1:], elements.size, strict=True))
+        fits = all(
+            voxels <= whole for voxels, whole in zip(self.patch[1:], elements.size, strict=True)
+        )
         whole = all(voxels > 0 and voxels % halvings == 0 for voxels in self.patch)
         require(
             fits and whole and max(self.patch) > halvings,
@@ -312,21 +308,21 @@ class Segmentation:
         )
 
     def bind(
-        self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS
+        self, elements: Elements, sites: Labels, new_sites: Labels = NO_SITES
     ) -> "SegmentationTask":
-        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
-        own = {
+        """Make a consortium's task; `sites` maps each site, in roster order, to its task labels."""
+        delineations = {
             site: tuple(SegmentationLabel.parse(label) for label in labels)
-            for site, labels in {**sites, **guests}.items()
+            for site, labels in {**sites, **new_sites}.items()
         }
-        trained = sum((own[site] for site in sites), ())
+        trained = sum((delineations[site] for site in sites), ())
         channels = Channels.of(trained, elements.contrasts)
-        return SegmentationTask(self, channels, own, elements.spacing)
+        return SegmentationTask(self, channels, delineations, elements.spacing)
 
 
 @dataclass(frozen=True)
 class SegmentationTask(StagedTask):
-    """Outlines structures on one or more contrasts; a structure is a sigmoid of its own."""
+    """A task that segments structures on one or more contrasts, each with its own sigmoid."""
 
     options: Segmentation
     channels: Channels
@@ -340,7 +336,6 @@ class SegmentationTask(StagedTask):
 
     @property
     def shape(self) -> UNetShape:
-        """Give the network's dimensions."""
         o = self.options
         return UNetShape(
             inputs=len(self.channels.contrasts),
@@ -352,11 +347,10 @@ class SegmentationTask(StagedTask):
         )
 
     def build(self, seed: int) -> UNet:
-        """Build the U-Net; the same seed gives the same bits."""
         return build_unet(self.shape, seed=seed_for(seed, "unet"))
 
     def blank(self, size: tuple[int, int]) -> Batch:
-        """Give a batch of one case without content: a slice, or a patch that is as deep as any."""
+        """Return a batch of one case without content: a slice, or a patch of the full depth."""
         axes = size if self.options.dims == 2 else (self.options.patch[0], *size)
         structures = len(self.channels.structures)
         return {
@@ -366,12 +360,12 @@ class SegmentationTask(StagedTask):
         }
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Give Dice loss plus cross-entropy of logits. Isensee et al. 2021."""
+        """Return Dice loss plus cross-entropy of logits. Isensee et al. 2021."""
         target, asked = batch["target"], batch["asked"]
         return dice_loss(output, target, asked) + cross_entropy(output, target, asked)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Give probabilities in the target's shape, some slices or patches at a time."""
+        """Return probabilities in the target's shape, computed some slices or patches at a time."""
         model.eval()
         source = batch["source"]
         if self.options.dims == 3:
@@ -384,7 +378,6 @@ class SegmentationTask(StagedTask):
         )
 
     def to_prediction(self, output: Tensor) -> Tensor:
-        """Turn logits into probabilities."""
         return output.float().sigmoid()
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -393,21 +386,21 @@ class SegmentationTask(StagedTask):
         A pixel belongs to a structure from probability 0.5 on.
         """
         asked = batch["asked"][0] > 0
-        found = as_slices(prediction)[:, asked] >= _THRESHOLD
-        real = as_slices(batch["target"])[:, asked] > 0
-        dice_S, hd95_S = dice(found, real).cpu(), hd95(found, real, self.spacing)
-        names = [n for n, own in zip(self.channels.structures, asked, strict=True) if own]
-        each = {f"dice_{n}": d[None] for n, d in zip(names, dice_S, strict=True)}
+        predicted = as_slices(prediction)[:, asked] >= _THRESHOLD
+        target = as_slices(batch["target"])[:, asked] > 0
+        dice_S, hd95_S = dice(predicted, target).cpu(), hd95(predicted, target, self.spacing)
+        names = [n for n, used in zip(self.channels.structures, asked, strict=True) if used]
+        by_structure = {f"dice_{n}": d[None] for n, d in zip(names, dice_S, strict=True)}
         means = {"dice": dice_S.mean()[None], "hd95": hd95_S.mean()[None]}
-        return means | (each if len(each) > 1 else {})
+        return means | (by_structure if len(by_structure) > 1 else {})
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
-        """Average over patients, then tasks, then sites; a score of some tasks over those."""
+        """Average each score over patients, tasks and sites, among the cases that have it."""
         names = dict.fromkeys(name for score in scores for name in score.values)
         return {name: mean_over_patients(_only(name, scores))[name] for name in names}
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
-        """Give the middle slice, (H, W) in [0, 1]: its first contrast, and structures as greys."""
+        """Return the middle slice, (H, W) in [0, 1]: first contrast, and structures as greys."""
         source, target = as_slices(batch["source"]), as_slices(batch["target"])
         middle, asked = len(source) // 2, batch["asked"][0] > 0
         used = source.flatten(2).any(2).any(0)
@@ -419,7 +412,7 @@ class SegmentationTask(StagedTask):
         return {name: image.cpu().numpy() for name, image in images.items()}
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the parameter groups; "output" makes one logit for each structure."""
+        """Return the parameter groups; "output" makes one logit for each structure."""
         prefixes = {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
         groups = {name: name_starts(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
         output = name_starts(f"{PART}.{OUTPUT}.")
@@ -432,13 +425,13 @@ class SegmentationTask(StagedTask):
         }
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Parts:
-        """Give each training slice once, or patches; the task is drawn when one is used."""
+        """Return each training slice once, or patches; the task is drawn at each use."""
         o = self.options
         patch = o.patch if o.dims == 3 else None
         return Parts(self._volumes(cohorts, "train", each=False), self.channels, o.flip, patch)
 
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> Volumes:
-        """Give each session of a split once for each of its site's tasks that it can serve."""
+        """Return each session of a split, once for each of its site's tasks that it can serve."""
         return Volumes(self._volumes(cohorts, split, each=True), self.channels, self.options.dims)
 
     def _volumes(

@@ -18,7 +18,7 @@ from grandrounds.data.elements import Elements
 from grandrounds.models.classifiers import HIDDEN, PERCEPTRON_OUTPUT, Perceptron, build_perceptron
 from grandrounds.tasks.binary import METRIC, BinaryTask, binary_summary
 from grandrounds.tasks.task import (
-    NO_GUESTS,
+    NO_SITES,
     PART,
     Batch,
     Case,
@@ -32,7 +32,7 @@ from grandrounds.tasks.task import (
 
 @dataclass(frozen=True)
 class Variables:
-    """Which variables are read, and above what the target is positive."""
+    """The variables that the network reads, and the target, positive above `threshold`."""
 
     inputs: tuple[str, ...]
     target: str
@@ -40,16 +40,15 @@ class Variables:
 
     @property
     def label(self) -> str:
-        """Write the task's label."""
         return f"{VARIABLES}->{self.target}"
 
     @property
     def width(self) -> int:
-        """Count what the network reads: each variable, and whether it is missing."""
+        """Return the number of inputs: each variable, and whether it is missing."""
         return 2 * len(self.inputs)
 
     def values(self, sessions: Sequence[Session]) -> NDArray[np.float64]:
-        """Give the inputs of sessions, (session, variable), nan where one is missing."""
+        """Return the inputs of sessions, (session, variable), nan where one is missing."""
         rows = [[session.values[name] for name in self.inputs] for session in sessions]
         return np.array(rows, np.float64).reshape(-1, len(self.inputs))
 
@@ -58,7 +57,7 @@ class Variables:
 class Scale:
     """Mean and standard deviation of each variable over a site's own training patients.
 
-    They stay at the site. A variable that it never measured has mean 0, and one that does not vary
+    They stay at the site. A variable without values has mean 0, and one that does not vary has
     deviation 1.
     """
 
@@ -67,7 +66,7 @@ class Scale:
 
     @staticmethod
     def of(values: NDArray[np.float64]) -> "Scale":
-        """Measure values (session, variable), leaving out what is missing."""
+        """Compute the scale of values (session, variable), without the missing ones."""
         known = ~np.isnan(values)
         count = known.sum(axis=0).clip(1)
         mean = np.where(known, values, 0).sum(axis=0) / count
@@ -75,7 +74,7 @@ class Scale:
         return Scale(mean, np.where(deviation > 0, deviation, 1.0))
 
     def __call__(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Standardise; what is missing becomes the mean, 0, and a 1 in the second half says so."""
+        """Standardise; a missing value becomes the mean, 0, and a 1 in the second half marks it."""
         missing = np.isnan(values)
         standard = np.where(missing, 0.0, (values - self.mean) / self.deviation)
         return np.concatenate([standard, missing], axis=1).astype(np.float32)
@@ -92,12 +91,11 @@ class TableRow:
 
 @dataclass(frozen=True)
 class TableRows:
-    """Examples of a table."""
+    """The rows of a table as examples."""
 
     rows: tuple[TableRow, ...]
 
     def __len__(self) -> int:
-        """Count the rows."""
         return len(self.rows)
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
@@ -111,7 +109,6 @@ class TableRows:
         }
 
     def case(self, index: int) -> Case:
-        """Name an example."""
         return self.rows[index].case
 
 
@@ -147,11 +144,10 @@ class Tabular:
 
     @property
     def has_statistics(self) -> bool:
-        """The network has no norms."""
         return False
 
     def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
-        """Refuse what no network can be made of or trained on. Raises `BadStudy`."""
+        """Refuse options that no network can be built or trained with. Raises `BadStudy`."""
         require(
             all(width >= 1 for width in self.hidden),
             f"task.hidden is {list(self.hidden)}; each layer must have a width of 1 or more",
@@ -168,8 +164,13 @@ class Tabular:
         )
         _check_labels(sites, elements)
 
-    def bind(self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS) -> "TabularTask":  # noqa: ARG002 - a guest's task is that of all
-        """Make a consortium's task; `sites` maps each, in roster order, to its task labels."""
+    def bind(
+        self,
+        elements: Elements,
+        sites: Labels,
+        new_sites: Labels = NO_SITES,  # noqa: ARG002 - all sites have one task
+    ) -> "TabularTask":
+        """Make a consortium's task; `sites` maps each site, in roster order, to its task labels."""
         target = next(_target(label) for labels in sites.values() for label in labels)
         inputs = tuple(name for name in elements.variables if name != target)
         return TabularTask(self, Variables(inputs, target, self.threshold))
@@ -199,23 +200,21 @@ def _check_labels(sites: Mapping[str, Sequence[str]], elements: Elements) -> Non
 
 @dataclass(frozen=True)
 class TabularTask(BinaryTask):
-    """Predicts one variable of a patient."""
+    """A task that predicts one variable of a patient."""
 
     options: Tabular
     variables: Variables
 
     @property
     def cases_at_once(self) -> int:
-        """Score so many patients at a time."""
         return 256
 
     def build(self, seed: int) -> Perceptron:
-        """Build the network; the same seed gives the same bits."""
         o, seed = self.options, seed_for(seed, "perceptron")
         return build_perceptron(self.variables.width, o.hidden, dropout=o.dropout, seed=seed)
 
     def blank(self, size: tuple[int, int]) -> Batch:
-        """Give a batch of one patient without content."""
+        """Return a batch of one patient without content."""
         del size
         return {"source": torch.zeros(1, self.variables.width), "target": torch.zeros(1, 1)}
 
@@ -224,12 +223,12 @@ class TabularTask(BinaryTask):
         return binary_summary(scores, whole=True, specificity=self.options.specificity)
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
-        """Give none: a row is no image."""
+        """Return no image: a row of a table has none."""
         del prediction, batch
         return {}
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the parameter groups: "hidden" and "output"; it has no norms."""
+        """Return the parameter groups, also "hidden" and "output"; "norm" is empty."""
         del model
         output, last = (
             f"{PART}.{PERCEPTRON_OUTPUT}.",
@@ -245,10 +244,10 @@ class TabularTask(BinaryTask):
         }
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> TableRows:
-        """Give each training patient."""
+        """Return each training patient."""
         return self.evaluation_examples(cohorts, "train")
 
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> TableRows:
-        """Give each patient of a split."""
-        found = [table_rows(cohort, split, self.variables) for cohort in cohorts]
-        return TableRows(sum(found, ()))
+        """Return each patient of a split."""
+        rows = [table_rows(cohort, split, self.variables) for cohort in cohorts]
+        return TableRows(sum(rows, ()))

@@ -22,7 +22,7 @@ PART = "network"  # the name of a staged task's only part
 
 
 def require(holds: bool, sentence: str) -> None:
-    """Raise `BadStudy` with the sentence unless something holds."""
+    """Raise `BadStudy` with the sentence unless a condition holds."""
     if not holds:
         raise BadStudy(sentence)
 
@@ -35,14 +35,14 @@ def require_counts(options: object, least: Mapping[str, int]) -> None:
 
 
 def check_shares(options: object, names: Sequence[str]) -> None:
-    """Refuse options of a task that are no probability."""
+    """Refuse options of a task that are not probabilities."""
     for name in names:
         value = getattr(options, name)
         require(0 <= value <= 1, f"task.{name} is {value}; it is a probability, from 0 to 1")
 
 
 def check_size(elements: Elements, *, least: int, multiple: int) -> None:
-    """Refuse slices that a network cannot halve and double as often as it does."""
+    """Refuse slice sizes that a network cannot halve and double as often as its levels need."""
     for pixels in elements.size:
         require(
             pixels >= least and pixels % multiple == 0,
@@ -64,12 +64,12 @@ def check_contrasts(where: str, names: Sequence[str], elements: Elements) -> Non
 Batch: TypeAlias = dict[str, Tensor]
 Picture: TypeAlias = dict[str, NDArray[np.float32]]
 Labels: TypeAlias = Mapping[str, Sequence[str]]  # site -> task labels
-NO_GUESTS: Labels = {}
+NO_SITES: Labels = {}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Names one case for score tables; `patient` and `case` are pseudonyms of its site."""
+    """The name of a case in score tables; `patient` and `case` are pseudonyms at its site."""
 
     site: str
     patient: str
@@ -78,19 +78,17 @@ class Case:
 
 
 class TaskLabel(Protocol):
-    """What a site's task label in the study says, such as "T1w->T2w"."""
+    """The parsed form of a site's task label in the study, such as "T1w->T2w"."""
 
     @property
-    def label(self) -> str:
-        """Write the label."""
-        ...
+    def label(self) -> str: ...
 
 
 AnyLabel = TypeVar("AnyLabel", bound=TaskLabel)
 
 
 def has_all(session: Session, label: TaskLabel) -> bool:
-    """Tell whether a session has all that a task label names."""
+    """Tell whether a session has all data that a task label names."""
     return serves(session, label.label)
 
 
@@ -98,8 +96,8 @@ def has_all(session: Session, label: TaskLabel) -> bool:
 class Visit(Generic[AnyLabel]):
     """One session of a patient, and the task labels that it serves at its site.
 
-    `patient` is a pseudonym and `number` counts the patient's sessions: what the site calls either
-    says too much.
+    `patient` is a pseudonym and `number` counts the patient's sessions: the site's own names for
+    them could identify the patient.
     """
 
     site: str
@@ -109,7 +107,7 @@ class Visit(Generic[AnyLabel]):
     labels: tuple[AnyLabel, ...]
 
     def case(self) -> Case:
-        """Name the session with the first of its labels as one case."""
+        """Return the name of the session as one case, with the first of its labels."""
         return Case(self.site, self.patient, str(self.number), self.labels[0].label)
 
 
@@ -121,7 +119,7 @@ class Slice(Generic[AnyLabel]):
     index: int
 
     def case(self) -> Case:
-        """Name the slice as one case."""
+        """Return the name of the slice as one case."""
         return replace(self.visit.case(), case=f"{self.visit.number}/{self.index:03d}")
 
 
@@ -133,14 +131,14 @@ def list_visits(
     each: bool,
     served: Callable[[Session, AnyLabel], bool] = has_all,
 ) -> tuple[Visit[AnyLabel], ...]:
-    """List a split's sessions that serve a label; `each` lists one once for every label."""
+    """List a split's sessions that serve a label; `each` repeats a session for every label."""
     pseudonyms, numbers = pseudonyms_of(cohort), visits_of(cohort)
     visits: list[Visit[AnyLabel]] = []
     for session in cohort.splits[split]:
         usable = tuple(label for label in labels if served(session, label))
-        choices = [(label,) for label in usable] if each else [usable] if usable else []
-        who = (cohort.site, pseudonyms[session.patient], numbers[session.label], session)
-        visits += [Visit(*who, choice) for choice in choices]
+        label_sets = [(label,) for label in usable] if each else [usable] if usable else []
+        identity = (cohort.site, pseudonyms[session.patient], numbers[session.label], session)
+        visits += [Visit(*identity, chosen) for chosen in label_sets]
     return tuple(visits)
 
 
@@ -150,32 +148,30 @@ def list_slices(visits: Sequence[Visit[AnyLabel]], *, step: int = 1) -> tuple[Sl
 
 
 def draw_index(count: int, generator: Generator | None) -> int:
-    """Draw one of `count` indices; it is the first without a generator, or where there is one."""
+    """Draw one of `count` indices; without a generator return the first, 0."""
     if generator is None or count == 1:
         return 0
     return int(torch.randint(count, (), generator=generator))
 
 
 class Examples(Protocol):
-    """What a site trains on or is scored on; example i is the same at any time."""
+    """The examples that a site trains or is scored on; example i is always the same."""
 
-    def __len__(self) -> int:
-        """Count the examples."""
-        ...
+    def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
-        """Collate examples; a generator draws tasks and augmentation, without it all is fixed."""
+        """Collate examples; a generator draws tasks and augmentation, else both are fixed."""
         ...
 
     def case(self, index: int) -> Case:
-        """Name an example."""
+        """Return the name of an example."""
         ...
 
 
 class TaskOptions(Protocol):
     """A task's part of the study file: a frozen dataclass, checked and then bound to a roster.
 
-    `kind` is its word in the study; `sizes` maps a value of its option `model`, where it has one,
+    `kind` is its name in the study; `sizes` maps a value of its option `model`, where it has one,
     to the defaults that come with it.
     """
 
@@ -184,7 +180,7 @@ class TaskOptions(Protocol):
 
     @property
     def kind(self) -> str:
-        """Say the task's word in the study file."""
+        """Return the task's name in the study file."""
         ...
 
     @property
@@ -193,37 +189,37 @@ class TaskOptions(Protocol):
         ...
 
     def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
-        """Refuse options, elements or task labels that make no sense. Raises `BadStudy`."""
+        """Refuse invalid options, elements or task labels. Raises `BadStudy`."""
         ...
 
-    def bind(self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS) -> "Task":
-        """Make a consortium's task; `sites` maps each, in roster order, to its task labels.
+    def bind(self, elements: Elements, sites: Labels, new_sites: Labels = NO_SITES) -> "Task":
+        """Make a consortium's task; `sites` maps each site, in roster order, to its task labels.
 
-        `guests` are sites that do not train: the network knows their tasks, and nothing of them.
+        `new_sites` do not train: the network depends on their tasks, not on the sites.
         """
         ...
 
 
 class Task(Protocol):
-    """What is learned: model, losses, scores, and the named groups of its parameters.
+    """What a study learns: model, losses, scores, and the named groups of its parameters.
 
     A model is cut into stages, run in their order, each from named tensors to named tensors; the
-    last one gives {"output": ...}. Split learning cuts it between any two.
+    last one returns {"output": ...}. Split learning cuts it between any two.
     """
 
     @property
     def metric(self) -> str:
-        """Name the score that early stopping watches; higher is better."""
+        """Return the name of the score that early stopping watches; higher is better."""
         ...
 
     @property
     def cases_at_once(self) -> int:
-        """Say how many cases one batch of an evaluation holds."""
+        """Return the number of cases in one batch of an evaluation."""
         ...
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
-        """Map parameter-name prefixes to multipliers of the learning rate."""
+        """Return a multiplier of the learning rate for prefixes of parameters' names."""
         ...
 
     def build(self, seed: int) -> nn.Module:
@@ -231,7 +227,7 @@ class Task(Protocol):
         ...
 
     def blank(self, size: tuple[int, int]) -> Batch:
-        """Give a batch of one case without content, of this many pixels, to size a study up."""
+        """Return a batch of one empty case of this many pixels, to measure what a study needs."""
         ...
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
@@ -243,41 +239,41 @@ class Task(Protocol):
         ...
 
     def stages(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the model's stages in order, each with the filter of its parameters' names."""
+        """Return the model's stages in order, each with the filter of its parameters' names."""
         ...
 
     def inputs(self, batch: Batch) -> Weights:
-        """Give the named tensors of a batch that enter the first stage."""
+        """Return the named tensors of a batch that enter the first stage."""
         ...
 
     def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
-        """Run neighbouring stages on the tensors that the stage before them gave."""
+        """Run consecutive stages on the tensors that the stage before them returned."""
         ...
 
     def losses_of_output(
         self, model: nn.Module, output: Tensor, batch: Batch
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the losses of an output that stages made, as `losses` does of the whole model."""
+        """Yield the losses of an output of the stages, as `losses` does for the whole model."""
         ...
 
     def to_prediction(self, output: Tensor) -> Tensor:
-        """Turn the last stage's output into a prediction, as `predict` gives it."""
+        """Turn the last stage's output into a prediction, as `predict` returns it."""
         ...
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Score each case; nothing is averaged here."""
+        """Score each case; no average is taken here."""
         ...
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
-        """Summarise one site's cases; empty without scores."""
+        """Summarise one site's cases; without scores the summary is empty."""
         ...
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
-        """Give the images that show the first case of a batch; none where no image tells."""
+        """Return images that show the first case of a batch; none where a case has no image."""
         ...
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the parameter groups.
+        """Return the filters of the parameter groups.
 
         Every task has "all", everything that sites can sensibly average; "norm", its batch norms;
         "head", the layers that make the output; and "upper", the later half of the network.
@@ -285,90 +281,84 @@ class Task(Protocol):
         ...
 
     def uses(self, site: str) -> Filter:
-        """Select the tensors that a site's own tasks need."""
+        """Return the filter of the tensors that a site's tasks need."""
         ...
 
     def viewed_by(self, site: str) -> Self:
-        """Give the task as one site's model meets it, whatever site a case is from."""
+        """Return the task with this site's input to the model for cases of any site."""
         ...
 
     @property
     def memory(self) -> Weights:
-        """Give what the losses left to remember; it never leaves the site."""
+        """Return the state that the losses keep between rounds; it never leaves the site."""
         ...
 
     def with_memory(self, memory: Mapping[str, Tensor]) -> Self:
-        """Give the task for a round of training, with what the round before left to remember."""
+        """Return the task for a round of training, with the memory of the round before."""
         ...
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Examples:
-        """Give the training examples of one site, or of several pooled."""
+        """Return the training examples of one site, or of several pooled."""
         ...
 
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> Examples:
-        """Give every case of a split with every task that it can serve."""
+        """Return every case of a split with every task that it can serve."""
         ...
 
 
 @dataclass(frozen=True)
 class StagedTask(ABC):
-    """A task of a network that reads the source alone, and is trained on one loss of its output."""
+    """A task whose network reads only the source and is trained on one loss of its output."""
 
     options: TaskOptions
 
     @property
     def metric(self) -> str:
-        """Watch the score that the options name."""
         return self.options.metric
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
-        """Train all parts at one rate."""
+        """Return no multipliers: all parts train at one rate."""
         return {}
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of what the network makes of the source."""
+        """Yield the loss of the network's output for the source."""
         yield PART, self.loss(model(batch["source"]), batch)
 
     def losses_of_output(
         self, model: nn.Module, output: Tensor, batch: Batch
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of an output that stages made."""
         del model
         yield PART, self.loss(output, batch)
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Give the loss of an output of the network."""
+        """Return the loss of an output of the network."""
 
     def stages(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the stages of the network."""
         assert isinstance(model, StagedNetwork)
         return {name: name_starts(prefix) for name, prefix in model.stages().items()}
 
     def inputs(self, batch: Batch) -> Weights:
-        """Give the source."""
         return {"source": batch["source"]}
 
     def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
-        """Run stages of the network."""
         assert isinstance(model, StagedNetwork)
         return model.run(stages, carried)
 
     def uses(self, site: str) -> Filter:
-        """Select the whole network: all sites share its inputs and outputs."""
+        """Return the filter of the whole network: all sites share its inputs and outputs."""
         del site
         return name_starts(f"{PART}.")
 
     @property
     def memory(self) -> Weights:
-        """Remember nothing."""
         return {}
 
     def with_memory(self, memory: Mapping[str, Tensor]) -> Self:  # noqa: ARG002
-        """Give the task itself: it remembers nothing."""
+        """Return the task itself: it has no memory."""
         return self
 
     def viewed_by(self, site: str) -> Self:  # noqa: ARG002
-        """Give the task itself: its network is told no site."""
+        """Return the task itself: its network does not read the site."""
         return self

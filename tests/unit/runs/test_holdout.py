@@ -46,7 +46,7 @@ def test_a_reader_s_code_stands_for_every_site():
 def test_a_held_out_site_has_no_place_in_the_network_and_no_say_in_the_training(tmp_path: Path):
     federation = built(held(), tmp_path)
     assert federation.sites.names == ("alder", "cedar")
-    assert [guest.name for guest in federation.guests] == ["birch"]
+    assert [guest.name for guest in federation.holdouts] == ["birch"]
     weight = federation.start.weights["generator.mapper.layers.0.weight"]
     assert weight.shape[1] == 2 + 2 * 4
 
@@ -79,12 +79,12 @@ def test_a_shared_model_is_the_same_model_at_a_held_out_site(tmp_path: Path):
     """What the guest scores is what the shared file scores: no private part is missing."""
     study = held("method.kind=fedavg", "stop.test=last")
     state = run(study, tmp_path / "run")
-    guest = built(study, tmp_path / "again").guests[0]
-    guest.bench.load(state.weights)
+    guest = built(study, tmp_path / "again").holdouts[0]
+    guest.trainer.load(state.weights)
     examples = guest.task.evaluation_examples(guest.cohorts, "test")
-    batch = guest.bench.to_device(examples.batch([0], None))
+    batch = guest.trainer.to_device(examples.batch([0], None))
     with torch.no_grad():
-        score = guest.task.score(guest.task.predict(guest.bench.model, batch), batch)
+        score = guest.task.score(guest.task.predict(guest.trainer.model, batch), batch)
     with (tmp_path / "run/unseen.csv").open() as file:
         first = next(row for row in csv.DictReader(file) if row["metric"] == "psnr")
     assert float(first["value"]) == pytest.approx(score["psnr"].item(), abs=0.05)
@@ -93,7 +93,7 @@ def test_a_shared_model_is_the_same_model_at_a_held_out_site(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["segmentation", "classification"])
 def test_every_task_can_hold_a_site_out(tmp_path: Path, kind: str):
     federation = built(tiny_of(kind, BIRCH, sites=2), tmp_path)
-    [guest] = federation.guests
+    [guest] = federation.holdouts
     assert len(guest.task.evaluation_examples(guest.cohorts, "test"))
 
 

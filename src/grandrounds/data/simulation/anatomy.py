@@ -1,4 +1,4 @@
-"""A simulated head is a template's tissues, deformed, folded anew, with lesions."""
+"""A simulated head is a template's tissues, deformed, with new folds and lesions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Template:
     """The shipped fractions of the eight stored tissues, and where in them lesions can grow.
 
     `voxels` (up, forward, right) holds a byte for each tissue, read as one number so that one
-    look-up finds them all; `origin`, `spacing` and `lesion_sites` (place, axis) are template mm.
+    look-up returns them all; `origin`, `spacing` and `lesion_sites` (place, axis) are template mm.
     """
 
     voxels: NDArray[np.uint64]
@@ -77,7 +77,7 @@ def load_template() -> Template:
 
 @dataclass(frozen=True)
 class PatientTraits:
-    """What is one patient's own: how wide the CSF spaces are, how fat the scalp, which lesions.
+    """The traits of one patient: width of the CSF spaces, fat of the scalp, and lesions.
 
     `lesions` is (lesion, 4): the centre in template mm, and the radius in mm.
     """
@@ -88,7 +88,7 @@ class PatientTraits:
 
 
 def draw_traits(streams: Streams) -> PatientTraits:
-    """Draw a patient's habit."""
+    """Draw a patient's traits."""
     build, lesions = streams("build"), streams("lesions")
     count = lesions.integers(0, MOST_LESIONS, endpoint=True)
     centres = lesions.choice(load_template().lesion_sites, count)
@@ -108,8 +108,8 @@ def tissue_fractions(
 ) -> Array:
     """Render a patient's tissues: (plane, tissue, height, width), in the order of `HEAD`.
 
-    `planes` are in mm above the middle. Each pixel is the mean of 2 x 2 samples; what is missing
-    to 1 is air. Anterior is up and the patient's left is on the right side of the picture.
+    `planes` are in mm above the middle. Each pixel is the mean of 2 x 2 samples; the rest
+    up to 1 is air. Anterior is up and the patient's left is on the right side of the picture.
     """
     height, width = size
     halves = (spacing[0] / 2, spacing[1] / 2)
@@ -117,20 +117,20 @@ def tissue_fractions(
     places = deformed(streams("shape"), axes).reshape(3, -1)
     folds = streams("folds")
     csf, white = (np.exp(FOLDS * random_field(folds, axes, FOLD_WIDTH)).ravel() for _ in range(2))
-    habit = draw_traits(streams)
+    traits = draw_traits(streams)
     # An even number of rows, so that no pixel's samples fall into two blocks.
     block = max(1, BLOCK // (4 * width)) * 4 * width
     rendered: list[Array] = []
     for start in range(0, places.shape[1], block):
         part = slice(start, start + block)
-        tissues = patient_tissues(habit, places[:, part], csf[part], white[part])
+        tissues = patient_tissues(traits, places[:, part], csf[part], white[part])
         rendered.append(mean_2x2(tissues.reshape(len(HEAD), -1, 2 * width)))
     stacked = np.concatenate(rendered, axis=1).reshape(len(HEAD), len(planes), height, width)
     return stacked.transpose(1, 0, 2, 3)
 
 
 def centred(count: int, spacing: float) -> NDArray[np.float64]:
-    """Give positions about 0, the highest first: pictures start at the front, at the right."""
+    """Return positions about 0, the highest first: images start at the front and at the right."""
     return ((count - 1) / 2 - np.arange(count, dtype=np.float64)) * spacing
 
 
@@ -140,32 +140,32 @@ def mean_2x2(samples: Array) -> Array:
     return np.asarray((rows[..., 0::2] + rows[..., 1::2]) / 4, np.float32)
 
 
-def patient_tissues(habit: PatientTraits, places: Array, csf: Array, white: Array) -> Array:
-    """Give a patient's tissues (tissue, place) at places (axis, place) in template mm.
+def patient_tissues(traits: PatientTraits, places: Array, csf: Array, white: Array) -> Array:
+    """Return a patient's tissues (tissue, place) at places (axis, place) in template mm.
 
-    `csf` and `white` are the factors by which the patient's own folds favour these two.
+    `csf` and `white` are the factors by which the patient's folds favour these two tissues.
     """
     prior = load_template().at(places)
-    prior[FAT] *= habit.fat
+    prior[FAT] *= traits.fat
     air = (1 - prior.sum(axis=0)).clip(0)
-    prior[CSF] *= habit.csf
+    prior[CSF] *= traits.csf
     tissues = np.zeros((len(HEAD), places.shape[1]), np.float32)
     tissues[: len(STORED)] = sharpened(prior)
     tissues[CSF] *= csf
     tissues[WHITE] *= white
     tissues /= tissues.sum(axis=0) + sharpened(air)
-    tissues[LESION] = tissues[WHITE] * lesion_share(habit.lesions, places)
+    tissues[LESION] = tissues[WHITE] * lesion_share(traits.lesions, places)
     tissues[WHITE] -= tissues[LESION]
     return tissues
 
 
 def sharpened(prior: Array) -> Array:
-    """Give the unnormalised softmax of sharpened logits."""
+    """Return the unnormalised softmax of sharpened logits."""
     return np.exp(SHARPNESS * np.log(prior + FLOOR))
 
 
 def lesion_share(lesions: Array, places: Array) -> Array:
-    """Give how much of each place lies within a lesion's ball, 0 to 1."""
+    """Return how much of each place lies within a lesion's ball, 0 to 1."""
     share = np.zeros(places.shape[1], np.float32)
     up, forward, right = places
     lowest, highest = up.min(), up.max()
@@ -177,7 +177,7 @@ def lesion_share(lesions: Array, places: Array) -> Array:
 
 
 def deformed(rng: np.random.Generator, axes: Axes) -> Array:
-    """Give where in the template a patient's places lie: (axis, plane, row, column) in mm."""
+    """Return where in the template a patient's places lie: (axis, plane, row, column) in mm."""
     up, forward, right = draw_affine(rng).T[:, :, None, None, None]
     planes, rows, columns = axes
     turned = up * planes[:, None, None] + forward * rows[:, None] + right * columns
@@ -210,6 +210,6 @@ def elastic(rng: np.random.Generator, axes: Axes) -> Array:
 
 
 def knots(positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give the multiples of `KNOTS` from before the lowest position to past the highest."""
+    """Return the multiples of `KNOTS` from before the lowest position to past the highest."""
     first, last = np.floor(positions.min() / KNOTS), np.floor(positions.max() / KNOTS) + 1
     return np.arange(first, last + 1, dtype=np.float64) * KNOTS

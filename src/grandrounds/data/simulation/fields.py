@@ -1,4 +1,4 @@
-"""Smooth Gaussian random fields are computed only at the places where they are wanted.
+"""Smooth Gaussian random fields are computed only at the places where they are needed.
 
 Every operation is elementwise in a fixed order, so the number of threads cannot change a bit.
 """
@@ -61,7 +61,7 @@ def gaussian_taps(positions: NDArray[np.float64], start: float, width: float) ->
 def blurred(images: Array, width: float) -> Array:
     """Blur the last two axes by a Gaussian of standard deviation `width` in pixels.
 
-    What leaves at one edge comes in at the other, as in an image measured by its frequencies.
+    The edges wrap around, as in an image that is measured by its frequencies.
     """
     if width == 0:
         return images
@@ -78,7 +78,7 @@ def random_field(rng: np.random.Generator, axes: Axes, width: float) -> Array:
     """Draw white noise smoothed by a Gaussian of standard deviation `width` in mm, with variance 1.
 
     `axes` are positions in mm from the middle of the head (up, forward, right). The result has a
-    value for each combination, and the same value at a place whichever others are asked for.
+    value for each combination, and a place has the same value whichever others are computed.
     """
     counts = [int(np.ceil(2 * half / (_STEP * width))) + TAPS for half in HALF_EXTENT]
     field = rng.standard_normal(counts, dtype=np.float32)

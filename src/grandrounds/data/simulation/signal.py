@@ -13,7 +13,7 @@ DECAY = 60.0  # ms; effective transverse decay where the sequence does not refoc
 
 @dataclass(frozen=True)
 class Properties:
-    """What a tissue has at one field strength: proton density, and relaxation times in ms."""
+    """A tissue's properties at one field strength: proton density, and relaxation times in ms."""
 
     density: float
     t1: float
@@ -33,7 +33,7 @@ class Tissue:
     t2: tuple[float, float]
 
     def at(self, field: float) -> Properties:
-        """Give the properties at a field strength in tesla, linear between the two."""
+        """Return the properties at a field strength in tesla, linear between the two."""
         low, high = FIELDS
         share = (field - low) / (high - low)
         t1, t2 = (start + share * (end - start) for start, end in (self.t1, self.t2))
@@ -75,7 +75,7 @@ class Sequence:
     flip: float | None = None
 
     def __post_init__(self) -> None:
-        """Check what the types cannot say."""
+        """Check the values, as types do not limit them."""
         settings = {"tr": self.tr, "te": self.te, "ti": self.ti, "flip": self.flip}
         for name, value in settings.items():
             if (value is not None) != (name in SETTINGS[self.kind]):
@@ -87,14 +87,14 @@ class Sequence:
         if self.flip is not None and not self.flip < 180:
             raise self._refusal(f"has flip = {self.flip:g}, which is not below 180")
 
-    def _refusal(self, found: str) -> BadStudy:
+    def _refusal(self, problem: str) -> BadStudy:
         *others, last = SETTINGS[self.kind]
         return BadStudy(
-            f"a sequence of kind '{self.kind}' {found}; it takes {', '.join(others)} and {last}."
+            f"a sequence of kind '{self.kind}' {problem}; it takes {', '.join(others)} and {last}."
         )
 
     def signal(self, tissue: Properties) -> float:
-        """Give the magnitude of a tissue's signal; a proton density of 1 at full signal gives 1."""
+        """Return the magnitude of a tissue's signal; it is 1 for density 1 at full signal."""
         recovery = exp(-self.tr / tissue.t1)
         inversion = 2 * exp(-(self.ti or 0) / tissue.t1)
         refocused, decayed = exp(-self.te / tissue.t2), exp(-self.te / DECAY)

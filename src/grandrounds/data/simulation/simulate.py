@@ -31,7 +31,7 @@ JITTER = (0.02, 0.05, 0.05)  # relative standard deviations of proton density, T
 
 
 def default_protocol() -> Mapping[str, Sequence]:
-    """Give four contrasts as a 1.5 tesla scanner without surprises takes them."""
+    """Return the sequences of four contrasts, as usual at 1.5 tesla."""
     return {
         "T1w": Sequence("spin-echo", tr=500.0, te=12.0),
         "T2w": Sequence("spin-echo", tr=4500.0, te=100.0),
@@ -56,7 +56,7 @@ class Scanner:
     protocol: Mapping[str, Sequence] = dataclasses.field(default_factory=default_protocol)
 
     def __post_init__(self) -> None:
-        """Check what the types cannot say."""
+        """Check the values, as types do not limit them."""
         low, high = FIELDS
         if not low <= self.field <= high:
             raise BadStudy(
@@ -70,7 +70,7 @@ class Scanner:
                 raise BadStudy(f"a scanner has {name} = {value:g}; it must be 0 or more.")
 
     def sequence(self, contrast: str, *, site: str) -> Sequence:
-        """Find the sequence of a contrast; raises `BadStudy`, naming the site, if there is none."""
+        """Return a contrast's sequence; raises `BadStudy`, naming the site, if there is none."""
         if contrast not in self.protocol:
             raise BadStudy(
                 f"site '{site}': scanner.protocol has no sequence for contrast '{contrast}' "
@@ -90,7 +90,7 @@ class Patients:
 
 
 def patient_labels(patients: Patients) -> Mapping[SplitName, tuple[str, ...]]:
-    """Name a site's patients, numbered through the splits: sub-001, sub-002, ... ."""
+    """Return a site's patients, numbered through the splits: sub-001, sub-002, ... ."""
     labels = [f"sub-{number:03d}" for number in range(1, sum(dataclasses.astuple(patients)) + 1)]
     test = patients.train + patients.validation
     return {
@@ -139,9 +139,9 @@ def simulate_session(
 
 
 def tissue_masks(tissues: Array) -> Mapping[str, NDArray[np.bool_]]:
-    """Tell where csf, grey matter (the deep one too) and white matter have the largest share.
+    """Return masks of where csf, grey (with deep grey) and white matter have the largest share.
 
-    `tissues` is (plane, tissue, height, width) in the order of `HEAD`; what is missing to 1 is air.
+    `tissues` is (plane, tissue, height, width) in the order of `HEAD`; the rest up to 1 is air.
     """
     shares = np.concatenate([tissues, 1 - tissues.sum(axis=1, keepdims=True)], axis=1)
     deep, grey = HEAD.index("deep grey"), HEAD.index("grey")

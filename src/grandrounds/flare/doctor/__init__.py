@@ -1,4 +1,4 @@
-"""The doctor looks for what may stop a party of a federation, and says how to mend it."""
+"""The doctor checks a party of a federation for what may stop a run, and tells how to mend it."""
 
 from collections.abc import Callable, Mapping
 
@@ -31,7 +31,7 @@ CHECKS: Mapping[str, Callable[[Party], Finding]] = {
 
 
 def examine(party: Party) -> dict[str, Finding]:
-    """Make all checks of a party; what one refuses is its finding."""
+    """Return the findings of all checks of a party; a check's `BadInput` is its finding."""
     return {name: _finding(look, party) for name, look in CHECKS.items()}
 
 

@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Party:
-    """One party of a federation, on its own machine: its kit, and what it is asked to take part in.
+    """One party of a federation, on its own machine: its kit, and the study it is to take part in.
 
     `site` is a site file to look at instead of the kit's own.
     """
@@ -24,17 +24,17 @@ class Party:
 
     @property
     def certificate(self) -> Path:
-        """Give the certificate that says who this party is."""
+        """Return the path of the party's certificate."""
         return self.kit.startup / f"{self._pair}.crt"
 
     @property
     def key(self) -> Path:
-        """Give the private key of the certificate."""
+        """Return the path of the certificate's private key."""
         return self.kit.startup / f"{self._pair}.key"
 
     @property
     def authority(self) -> Path:
-        """Give the certificate of the federation's authority."""
+        """Return the path of the certificate of the federation's authority."""
         return self.kit.startup / "rootCA.pem"
 
     @property
@@ -44,7 +44,7 @@ class Party:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found, in words, and what to do where that is bad."""
+    """The result of one check, in words, and what to do where it is bad."""
 
     verdict: Verdict
     found: str
@@ -52,15 +52,15 @@ class Finding:
 
 
 def ok(found: str) -> Finding:
-    """Say that something is as it should be."""
+    """Return a finding that nothing is wrong."""
     return Finding("ok", found)
 
 
 def bad(found: str, mend: str) -> Finding:
-    """Say that something would stop a run, and what helps."""
+    """Return a finding of what would stop a run, and how to mend it."""
     return Finding("bad", found, mend)
 
 
 def skipped(why: str) -> Finding:
-    """Say why something was not looked at."""
+    """Return a finding that a check was not made, and why."""
     return Finding("skipped", why)

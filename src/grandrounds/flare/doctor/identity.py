@@ -1,4 +1,4 @@
-"""These checks ask who a party is: its certificate, its private key, and the clock."""
+"""These checks verify who a party is: its certificate, its private key, and the clock."""
 
 import json
 import stat
@@ -53,7 +53,7 @@ def clock(party: Party) -> Finding:
 
 
 def key(party: Party) -> Finding:
-    """Check that the private key is its owner's alone, and that of the certificate."""
+    """Check that the private key belongs to the certificate, and is readable by its owner only."""
     try:
         private = load_pem_private_key(party.key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
@@ -76,7 +76,7 @@ def _read(party: Party) -> tuple[x509.Certificate, x509.Certificate]:
 
 
 def _name(kit: Kit) -> str:
-    """Give the name that a kit's certificate is made out to."""
+    """Return the name to which a kit's certificate should be issued."""
     if kit.kind == "admin":
         settings = json.loads((kit.startup / "fed_admin.json").read_text())
         return str(settings["admin"]["username"])

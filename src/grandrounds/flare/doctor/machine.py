@@ -1,4 +1,4 @@
-"""These checks ask what is installed on a machine, and what it has room for."""
+"""These checks look at a machine's packages, disk, memory and accelerator."""
 
 import platform
 import shutil
@@ -20,7 +20,7 @@ SHARED = Path("/dev/shm")
 
 
 def versions(_: Party) -> Finding:
-    """Check NVFlare's version, and tell those that must be equal everywhere."""
+    """Check NVFlare's version, and list the versions that must be equal everywhere."""
     ours = [f"{name} {version(name)}" for name in ("grandrounds", "torch", "nvflare")]
     found = ", ".join([*ours, f"Python {platform.python_version()}"])
     if not version("nvflare").startswith(f"{NVFLARE}."):
@@ -29,7 +29,7 @@ def versions(_: Party) -> Finding:
 
 
 def disk(party: Party) -> Finding:
-    """Check the disk that the kit, and so its runs, lie on."""
+    """Check the free space of the disk that holds the kit and its runs."""
     need = LEAST_DISK + (STATES * estimate(plan_run(party.study)).weights if party.study else 0)
     free = shutil.disk_usage(party.kit.folder).free
     found = f"{free / GIB:.1f} GiB free where runs lie, {need / GIB:.1f} GiB wanted"
@@ -51,7 +51,7 @@ def memory(party: Party) -> Finding:
 
 
 def shared_memory(_: Party) -> Finding:
-    """Check that there is shared memory left, of which containers have little."""
+    """Check the free shared memory, of which containers have little."""
     if not SHARED.exists():
         return skipped(f"this system has no {SHARED}")
     free = shutil.disk_usage(SHARED).free

@@ -1,4 +1,4 @@
-"""These checks try the way between a site and the server."""
+"""These checks test the connection between a site and the server."""
 
 import socket
 import ssl
@@ -11,13 +11,13 @@ from grandrounds.flare.doctor.finding import Finding, Party, bad, ok, skipped
 from grandrounds.flare.doctor.identity import NEW_KIT
 
 _PATIENCE = 10.0  # seconds for the connection, and for each answer
-MOST_APART = timedelta(minutes=2)  # so that the logs of all parties can be laid side by side
+MOST_APART = timedelta(minutes=2)  # so that the logs of all parties can be compared
 
 
 def reach(party: Party) -> Finding:
-    """Reach the server from here, each side showing its certificate to the other.
+    """Check that the server can be reached, with both certificates verified.
 
-    Raises `BadSite` where the kit has no certificate that can be shown.
+    Raises `BadSite` where the kit's certificate cannot be loaded.
     """
     if party.kit.kind == "server":
         return skipped("this is the server")
@@ -47,7 +47,7 @@ def reach(party: Party) -> Finding:
 def server_clock(party: Party) -> Finding:
     """Check this machine's clock against the date of the server's answer.
 
-    Raises `BadSite` where the kit has no certificate that can be shown.
+    Raises `BadSite` where the kit's certificate cannot be loaded.
     """
     if party.kit.kind == "server":
         return skipped("this is the server")
@@ -63,7 +63,7 @@ def server_clock(party: Party) -> Finding:
 
 
 def port(party: Party) -> Finding:
-    """Check that nothing else listens at the server's port."""
+    """Check that nothing else listens on the server's port."""
     if party.kit.kind != "server":
         return skipped("nothing listens here")
     host, number = party.kit.address
@@ -81,7 +81,7 @@ def port(party: Party) -> Finding:
 
 
 def _showing(party: Party) -> ssl.SSLContext:
-    """Trust the federation's authority alone, and show the kit's own certificate."""
+    """Return a context that trusts only the federation's authority, with the kit's certificate."""
     try:
         context = ssl.create_default_context(cafile=str(party.authority))
         context.load_cert_chain(party.certificate, party.key)
@@ -91,7 +91,7 @@ def _showing(party: Party) -> ssl.SSLContext:
 
 
 def _date(party: Party, context: ssl.SSLContext) -> datetime:
-    """Ask the server for any page, and give the date of its answer, whatever that is.
+    """Request any page from the server, and return the date of its answer, whatever its status.
 
     With TLS 1.3 the server's refusal of a certificate comes only after the handshake. Raises
     `OSError` and `HTTPException`.

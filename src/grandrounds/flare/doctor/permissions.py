@@ -1,4 +1,4 @@
-"""These checks ask what a party allows: which code may run, which study, on which data."""
+"""These checks read what a party allows: which code may run, which study, on which data."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _NO_STUDY = "no --study is given"
 
 
 def classes(party: Party) -> Finding:
-    """Check that jobs may name our two classes, and no other."""
+    """Check that jobs may use only our two classes."""
     if party.kit.kind == "admin":
         return skipped(_NOTHING_RUNS)
     settings = _settings(party)
@@ -36,7 +36,7 @@ def classes(party: Party) -> Finding:
 
 
 def code(party: Party) -> Finding:
-    """Check that nobody may bring code: the list of classes holds for no such job."""
+    """Check that nobody may submit code: the allow-list of classes does not bind such a job."""
     if party.kit.kind == "admin":
         return skipped(_NOTHING_RUNS)
     path = party.kit.local / "authorization.json"
@@ -62,7 +62,7 @@ def log_rules(party: Party) -> Finding:
 
 
 def acceptance(party: Party) -> Finding:
-    """Check that this site has signed this study. Raises `BadSite` where its word is not valid."""
+    """Check that this site has signed this study. Raises `BadSite` for an invalid acceptance."""
     if excuse := _excuse(party):
         return excuse
     kit, study = party.kit, fingerprint(_study(party))
@@ -75,7 +75,7 @@ def acceptance(party: Party) -> Finding:
 
 
 def elements(party: Party) -> Finding:
-    """Open the site's data as a run would. Raises `BadInput` where it cannot deliver."""
+    """Check that the site's data can be opened as in a run. Raises `BadInput` where they cannot."""
     if excuse := _excuse(party):
         return excuse
     name, own = party.kit.name, party.kit.local / SITE
@@ -94,7 +94,7 @@ def _is_real(study: Study, name: str) -> bool:
 
 
 def _excuse(party: Party) -> Finding | None:
-    """Give the reason not to look at a study, or that this site has no part in it."""
+    """Return why a check of the study is skipped, or that this site is not in the study."""
     if party.kit.kind != "client":
         return skipped("for sites alone")
     if party.study is None:
@@ -111,7 +111,7 @@ def _study(party: Party) -> Study:
 
 
 def _settings(party: Party) -> Mapping[str, Any]:
-    """Read what a party tells NVFlare to allow. Raises `BadSite`."""
+    """Read a party's settings of NVFlare. Raises `BadSite`."""
     return _read(party.kit.local / "resources.json")
 
 

@@ -1,1 +1,1 @@
-"""Numbers that a run folder holds: runs, arms, statistics and cross-site scores."""
+"""This package computes the numbers of a run folder: runs, arms, statistics, cross-site scores."""

@@ -1,6 +1,6 @@
-"""One arm as numbers: its runs, one a seed, and what they say together.
+"""The numbers of one arm are computed here from its runs, one for each seed.
 
-The patient is the unit: cases are averaged within a patient and task first. With another seed a
+The unit is the patient: cases are averaged within a patient and task first. With another seed a
 simulated site has other patients, so there a unit is a seed's patient; a real site has the same
 patients for all seeds, so there a patient's scores are averaged over the seeds.
 """
@@ -35,22 +35,22 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Name the arm as folders do."""
+        """Return the arm's name in folders."""
         return self.entry.name
 
     @property
     def title(self) -> str:
-        """Name the arm for readers."""
+        """Return the arm's title for readers."""
         return self.entry.title
 
     @property
     def study(self) -> StudyFile:
-        """Give the study; that of another seed differs in its seed only."""
+        """Return the first seed's study; others differ in the seed only."""
         return self.runs[0].study
 
     @property
     def started(self) -> RunStarted:
-        """Tell how the first run began."""
+        """Return the start event of the first run."""
         return self.runs[0].started
 
     @property
@@ -70,7 +70,7 @@ class Arm:
 
     @cached_property
     def ready(self) -> Mapping[str, SiteReady]:
-        """Give what each site delivered, from the first run that says so."""
+        """Return what data each site has, from the first run that reports it."""
         found: dict[str, SiteReady] = {}
         for run in reversed(self.runs):
             found |= run.ready
@@ -78,27 +78,27 @@ class Arm:
 
     @property
     def scored_runs(self) -> tuple[Run, ...]:
-        """List the runs that were tested."""
+        """Return the runs that were tested."""
         return tuple(run for run in self.runs if run.scores)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """List the seeds whose runs were tested."""
+        """Return the seeds whose runs were tested."""
         return tuple(run.seed for run in self.scored_runs)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """List the metrics that were scored, the main one first."""
+        """Return the metrics that were scored, the main one first."""
         present = {metric for run in self.runs for *_, metric in run.scores}
         return tuple(key for key in METRICS if key in present)
 
     def scored_tasks(self, site: str, metric: str) -> tuple[str, ...]:
-        """List the tasks of a site that have test scores."""
+        """Return the tasks of a site that have test scores."""
         each = [tasks_of(run.scores, site, metric) for run in self.runs]
         return tuple(dict.fromkeys(task for tasks in each for task in tasks))
 
     def units(self, site: str, metric: str, *, task: str, seeds: Seeds = None) -> Units:
-        """Give one value for each patient of one site and task."""
+        """Return one value for each patient of one site and task."""
         runs = [run for run in self.scored_runs if seeds is None or run.seed in seeds]
         scores = {run.seed: run.scores for run in runs}
         return units_of(scores, (site, task, metric), simulated=self.simulates(site))
@@ -108,12 +108,12 @@ class Arm:
         return self.ready[site].simulated if site in self.ready else site in self.study.simulated
 
     def site_units(self, site: str, metric: str, *, seeds: Seeds = None) -> Units:
-        """Average each patient of a site over the tasks."""
+        """Return one value for each patient of a site, averaged over the tasks."""
         tasks = self.scored_tasks(site, metric)
         return over_tasks([self.units(site, metric, task=task, seeds=seeds) for task in tasks])
 
     def spread(self, site: str, task: str, metric: str) -> Spread | None:
-        """Describe the patients of one site and task; nothing where unscored."""
+        """Return the spread over patients of one site and task; None where unscored."""
         return _described(self.units(site, metric, task=task))
 
     def num_patients(self, site: str, task: str) -> int:
@@ -121,13 +121,13 @@ class Arm:
         return max((len(self.units(site, key, task=task)) for key in self.metrics), default=0)
 
     def site_spread(self, site: str, metric: str, *, seeds: Seeds = None) -> Spread | None:
-        """Describe the patients of a site, their tasks averaged; nothing where unscored."""
+        """Return the spread over a site's patients, their tasks averaged; None where unscored."""
         return _described(self.site_units(site, metric, seeds=seeds))
 
     def overall(self, metric: str, *, seeds: Seeds = None) -> Spread | None:
-        """Give the mean of the sites' means, how they vary, and the interval over patients.
+        """Return the mean of the sites' means, their deviation, and the interval over patients.
 
-        Nothing unless every site of the study is scored; `n` counts sites.
+        None unless every site of the study is scored; `n` counts sites.
         """
         sites = [list(self.site_units(s, metric, seeds=seeds).values()) for s in self.study.sites]
         if not all(sites):
@@ -137,47 +137,47 @@ class Arm:
         return Spread(fmean(means), sd, len(means), interval(sites))
 
     def overall_by_seed(self, metric: str) -> Mapping[int, float]:
-        """Give each seed's mean over sites."""
+        """Return each seed's mean over sites."""
         found = {seed: self.overall(metric, seeds=(seed,)) for seed in self.seeds}
         return {seed: described.mean for seed, described in found.items() if described}
 
     def seed_sd(self, metric: str) -> float | None:
-        """Give the standard deviation of the mean over seeds; none for a single seed."""
+        """Return the standard deviation of the mean over seeds; None for a single seed."""
         means = list(self.overall_by_seed(metric).values())
         return stdev(means) if len(means) > 1 else None
 
     @cached_property
     def discrimination(self) -> Mapping[tuple[str, str], Discrimination]:
-        """Give the AUC by (site, task), over all seeds."""
+        """Return the AUC by (site, task), over all seeds."""
         cells = dict.fromkeys(cell for run in self.runs for cell in run.discrimination)
         found = {cell: [run.discrimination.get(cell) for run in self.runs] for cell in cells}
         return {cell: merged([one for one in each if one]) for cell, each in found.items()}
 
     def auc(self, site: str) -> float | None:
-        """Average a site's AUC over the tasks for which it is defined; nothing where none is."""
+        """Return a site's AUC, averaged over the tasks for which it is defined, or None."""
         found = [d.auc for (at, _), d in self.discrimination.items() if at == site]
         defined = [value for value in found if value is not None]
         return fmean(defined) if defined else None
 
     def few_steps(self) -> tuple[SiteWork, ...]:
-        """List the sites' work that a federation can hardly repay, for want of steps."""
+        """Return the work of sites that trained at most `FEW_STEPS` steps in a federation."""
         if not self.federated:
             return ()
         return tuple(work for work in self.runs[0].work if 0 < work.steps <= FEW_STEPS)
 
 
 def arm_of(folder: ArmRecord) -> Arm:
-    """Compute the facts of one arm. Raises `BadFolder` where a score is of no known site."""
+    """Compute the numbers of one arm. Raises `BadFolder` for a score of an unknown site."""
     return Arm(folder.entry, tuple(run_of(run) for run in folder.runs), folder.waiting)
 
 
 def tasks_of(scores: RunScores, site: str, metric: str) -> tuple[str, ...]:
-    """List the tasks of a site that have scores."""
+    """Return the tasks of a site that have scores."""
     return tuple(task for at, task, key in scores if (at, key) == (site, metric))
 
 
 def units_of(scores: Mapping[int, RunScores], cell: Cell, *, simulated: bool) -> Units:
-    """Give one value for each patient of one site and task, from the scores of each seed."""
+    """Return one value for each patient of one site and task, from the scores of each seed."""
     found: dict[Unit, list[float]] = defaultdict(list)
     for seed, each in scores.items():
         for patient, value in each.get(cell, {}).items():
@@ -186,7 +186,7 @@ def units_of(scores: Mapping[int, RunScores], cell: Cell, *, simulated: bool) ->
 
 
 def over_tasks(tasks: Iterable[Units]) -> Units:
-    """Average each patient over the tasks."""
+    """Return one value for each patient, averaged over the tasks."""
     found: dict[Unit, list[float]] = defaultdict(list)
     for units in tasks:
         for unit, value in units.items():
@@ -209,7 +209,7 @@ def site_means(arm: Arm, metric: Metric) -> dict[str, float]:
 
 
 def worst_site(arm: Arm, metric: Metric) -> tuple[str, float]:
-    """Give the site with the worst mean, and that mean."""
+    """Return the site with the worst mean, and that mean."""
     means = site_means(arm, metric)
     choose = min if metric.higher_is_better else max
     site = choose(means, key=lambda name: means[name])
@@ -217,6 +217,6 @@ def worst_site(arm: Arm, metric: Metric) -> tuple[str, float]:
 
 
 def apart_by(arm: Arm, metric: Metric) -> float:
-    """Tell how far the best and the worst site's means lie apart."""
+    """Return the difference between the best and the worst site's means."""
     means = site_means(arm, metric).values()
     return max(means) - min(means)

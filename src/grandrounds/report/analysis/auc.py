@@ -1,4 +1,4 @@
-"""How well a model tells two classes apart: the area under the ROC curve, and how it varies."""
+"""The area under the ROC curve is computed here, with its interval over patients or seeds."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +23,9 @@ Cases: TypeAlias = tuple[FloatArray, FloatArray]  # probabilities and labels of 
 
 @dataclass(frozen=True)
 class Discrimination:
-    """The AUC of one site and task; none for one class only.
+    """The AUC of one site and task; None where all cases are of one class.
 
-    It lies between `low` and `high`: of one seed its interval over patients, of several the seeds.
+    `low` and `high` are its interval over patients for one seed, its range for several seeds.
     """
 
     positives: int
@@ -76,7 +76,7 @@ def auc_interval(patients: Sequence[Cases]) -> Interval:
 
     Draws of one class only are left out.
     """
-    if len(patients) < 2:  # one patient, drawn again and again, is one patient
+    if len(patients) < 2:  # resampling one patient gives the same patient
         return Interval(_auc_of(patients), _auc_of(patients))
 
     def drawn(places: Iterable[int]) -> float:

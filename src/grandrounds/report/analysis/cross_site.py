@@ -1,4 +1,4 @@
-"""How each site's model does at every other site, and at sites that it was trained without."""
+"""Each site's model is compared here at every site, and at sites that it was trained without."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from grandrounds.report.analysis.statistics import PairedDifference, paired
 
 @dataclass(frozen=True)
 class CrossSiteMatrix:
-    """What the models of an arm score: `means` maps whose model to whose patients to the mean."""
+    """The scores of an arm's models: `means` maps a model's site to its mean at every site."""
 
     arm: Arm
     metric: Metric
@@ -21,12 +21,12 @@ class CrossSiteMatrix:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """List whose models there are."""
+        """Return the sites whose models were scored."""
         return tuple(self.means)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """List whose patients there are, held-out sites last."""
+        """Return the sites whose patients were scored, held-out sites last."""
         return tuple(dict.fromkeys(site for row in self.means.values() for site in row))
 
     @property
@@ -36,9 +36,9 @@ class CrossSiteMatrix:
         return all(row == rows[0] for row in rows)
 
     def better(self, model: str) -> float | None:
-        """Tell how much better a model is than the own ones of the other sites, on average.
+        """Return how much better a model is than the other sites' own models there, on average.
 
-        Above 0 it is better, also where a lower score is. Nothing where no other site has a model.
+        Above 0 it is better, for every metric. None where no other site has a model.
         """
         sign = 1 if self.metric.higher_is_better else -1
         row = self.means[model]
@@ -47,7 +47,7 @@ class CrossSiteMatrix:
         return fmean(found) if found else None
 
     def shade(self, model: str, site: str) -> float:
-        """Place a mean between the worst (0) and the best (1) of its column."""
+        """Return where a mean lies between the worst (0) and the best (1) of its column."""
         column = [row[site] for row in self.means.values() if site in row]
         low, high = min(column), max(column)
         if low == high:
@@ -57,7 +57,7 @@ class CrossSiteMatrix:
 
 
 def cross_site_matrices(facts: Facts) -> list[CrossSiteMatrix]:
-    """List the arms whose models were scored everywhere."""
+    """Return the matrices of the arms whose models were scored at every site."""
     metric = facts.main_metric
     found = [_crossing(arm, metric) for arm in facts.arms] if metric else []
     return [crossing for crossing in found if crossing.means]
@@ -87,12 +87,12 @@ def _patients(run: Run, model: str, site: str, metric: Metric) -> list[float]:
     return list(over_tasks(each).values())
 
 
-TRAINING_ONLY = ("critic",)  # no part of the model that is tested
+TRAINING_ONLY = ("critic",)  # not a part of the tested model
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An arm trained without a site: its mean there, and what it reached when the site took part.
+    """An arm trained without a site: its mean there, and its mean when the site took part.
 
     `gains` are those of taking part, patient by patient, above 0 where it is better; all are on
     the tasks, seeds and patients that both have. A site that never trained has no such scores.
@@ -106,13 +106,13 @@ class LeftOut:
 
     @property
     def gain(self) -> PairedDifference | None:
-        """Tell what taking part brings."""
+        """Return the mean gain of taking part."""
         return paired([self.gains]) if self.gains else None
 
 
 @dataclass(frozen=True)
 class Overall:
-    """An arm's means over the sites that it was trained without; sites count alike."""
+    """An arm's means over the sites that it was trained without; sites have equal weights."""
 
     arm: Arm
     without: float
@@ -121,7 +121,7 @@ class Overall:
 
 
 def left_out(facts: Facts, arms: Iterable[Arm]) -> Mapping[str, list[LeftOut]]:
-    """List what these arms score at each site that they were trained without."""
+    """Return the scores of these arms at each site that they were trained without."""
     study, metric = facts.arms[0].study, facts.main_metric
     if metric is None:
         return {}
@@ -159,7 +159,7 @@ def _units(
     scores: Mapping[int, RunScores],
     tasks: Mapping[int, RunScores],
 ) -> Units:
-    """Average each patient over the tasks that were asked of the model that did not know it."""
+    """Return one value for each patient, over the tasks of the model trained without the site."""
     asked = dict.fromkeys(
         task for each in tasks.values() for task in tasks_of(each, site, metric.key)
     )
@@ -170,7 +170,7 @@ def _units(
 
 
 def overall(found: Mapping[str, Sequence[LeftOut]]) -> list[Overall]:
-    """Average over the sites that also took part, for the arms that have all of these."""
+    """Return the means over the sites that also took part, for the arms that have all of these."""
     by_arm: dict[str, list[LeftOut]] = {}
     for one in flat(found):
         if one.gains:
@@ -180,12 +180,12 @@ def overall(found: Mapping[str, Sequence[LeftOut]]) -> list[Overall]:
 
 
 def flat(found: Mapping[str, Sequence[LeftOut]]) -> list[LeftOut]:
-    """Return what was found at all sites as one list."""
+    """Return the scores of all sites as one list."""
     return [one for each in found.values() for one in each]
 
 
 def over_sites(found: Sequence[LeftOut]) -> Overall:
-    """Average over sites that also took part; sites count alike."""
+    """Return the means over sites that also took part; sites have equal weights."""
     return Overall(
         found[0].arm,
         fmean(one.without for one in found),

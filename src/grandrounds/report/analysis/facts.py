@@ -1,4 +1,4 @@
-"""Arms against each other on the same patients and seeds; tests are corrected together."""
+"""Arms are compared here on the same patients and seeds; tests are corrected together."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ from grandrounds.report.analysis.statistics import Compared, PairedDifference, p
 
 @dataclass(frozen=True)
 class Difference(Compared):
-    """By how much an arm is better than another one; negative where it is worse."""
+    """How much better an arm is than another one; negative where it is worse."""
 
     other: Arm
 
 
 @dataclass(frozen=True)
 class Gains:
-    """An arm against the best local-only arm of every site, and against these all together."""
+    """The gains of an arm over the best local-only arm of each site, and of all sites together."""
 
     metric: Metric
     sites: Mapping[str, Difference]
     overall: PairedDifference
 
     def lost(self) -> Mapping[str, Difference]:
-        """Give the sites that are clearly worse off, the worst first."""
+        """Return the sites that are clearly worse off, the worst first."""
         return self._where(lambda d: d.clear and d.paired.mean < 0)
 
     def won(self) -> Mapping[str, Difference]:
-        """Give the sites that are clearly better off, the least first."""
+        """Return the sites that are clearly better off, the smallest gain first."""
         return self._where(lambda d: d.clear and d.paired.mean > 0)
 
     def undecided(self) -> Mapping[str, Difference]:
-        """Give the sites of which the tests do not say whether they gain, the worst first."""
+        """Return the sites whose tests do not decide whether they gain, the worst first."""
         return self._where(lambda d: d.corrected is not None and not d.clear)
 
     def untested(self) -> Mapping[str, Difference]:
-        """Give the sites that have too few patients for a test, the worst first."""
+        """Return the sites that have too few patients for a test, the worst first."""
         return self._where(lambda d: d.corrected is None)
 
     def _where(self, claim: Callable[[Difference], bool]) -> Mapping[str, Difference]:
@@ -51,12 +51,12 @@ class Gains:
 
 
 def shared_seeds(first: Arm, second: Arm) -> tuple[int, ...]:
-    """List the seeds with which both arms were tested."""
+    """Return the seeds with which both arms were tested."""
     return tuple(seed for seed in first.seeds if seed in second.seeds)
 
 
 def arm_differences(first: Arm, second: Arm, *, site: str, metric: Metric) -> list[float]:
-    """Take the second arm's scores from the first's, patient by patient; above 0 is better."""
+    """Return the first arm's scores minus the second's, by patient; above 0 the first is better."""
     seeds = shared_seeds(first, second)
     ours = first.site_units(site, metric.key, seeds=seeds)
     theirs = second.site_units(site, metric.key, seeds=seeds)
@@ -69,7 +69,7 @@ def against(
 ) -> dict[str, Difference]:
     """Compare an arm with each other arm over these sites, and correct all tests together.
 
-    Sites count alike, whatever their patients; the test is made on the patients of all of them.
+    Sites have equal weights; the test is made on the patients of all sites.
     An arm without a score at one of the sites is left out.
     """
     strata = [
@@ -86,14 +86,14 @@ def gains(first: Arm, sites: Mapping[str, Difference], metric: Metric) -> Gains:
     return Gains(metric, sites, paired(strata))
 
 
-MANY = 6  # more arms than these do not all fit into a chart
+MANY = 6  # a chart has no room for more arms than these
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that a report says, as numbers; it is about the arm named `first`.
+    """All numbers of a report, whose main arm is named `first`.
 
-    `arms` have started, `waiting` have not; `terms` says on what terms they are compared.
+    `arms` have started, `waiting` have not; `terms` are the terms of the comparison.
     """
 
     arms: tuple[Arm, ...]
@@ -103,29 +103,29 @@ class Facts:
 
     @property
     def name(self) -> str:
-        """Name the study."""
+        """Return the study's name."""
         return self.arms[0].started.name
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """List the sites in the study's order."""
+        """Return the sites in the study's order."""
         return self.arms[0].study.sites
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """List the seeds of all arms, begun or not."""
+        """Return the seeds of all arms, started or not."""
         begun = (run.seed for arm in self.arms for run in arm.runs)
         waiting = (seed for arm in self.arms for seed in arm.waiting)
         return tuple(sorted({*begun, *waiting}))
 
     @property
     def main_arm(self) -> Arm | None:
-        """Give the arm that the report is about, once it has started."""
+        """Return the arm that the report is about; None before it has started."""
         return self.arms[0] if self.arms[0].name == self.first else None
 
     @cached_property
     def ready(self) -> Mapping[str, SiteReady]:
-        """Give what each site delivered, from the first arm that says so."""
+        """Return what data each site has, from the first arm that reports it."""
         found: dict[str, SiteReady] = {}
         for arm in reversed(self.arms):
             found |= arm.ready
@@ -133,30 +133,30 @@ class Facts:
 
     @property
     def simulated(self) -> tuple[str, ...]:
-        """List the sites whose data are simulated."""
+        """Return the sites whose data are simulated."""
         ready = self.ready
         return tuple(site for site in self.sites if site in ready and ready[site].simulated)
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """List the metrics of all arms, the main one first."""
+        """Return the metrics of all arms, the main one first."""
         present = set(chain.from_iterable(arm.metrics for arm in self.arms))
         return tuple(metric for key, metric in METRICS.items() if key in present)
 
     @property
     def main_metric(self) -> Metric | None:
-        """Give the metric that sentences speak of; nothing before there are scores."""
+        """Return the metric that sentences report; None before there are scores."""
         return self.metrics[0] if self.metrics else None
 
     @cached_property
     def num_test_patients(self) -> int:
-        """Count the test patients that were scored, site by site; a simulated seed has its own."""
+        """Count the scored test patients of all sites; simulated ones differ by seed."""
         keys = [metric.key for metric in self.metrics]
         places = ((arm, site, key) for arm in self.arms for site in self.sites for key in keys)
         return len({(s, unit) for arm, s, key in places for unit in arm.site_units(s, key)})
 
     def tasks(self, site: str) -> tuple[str, ...]:
-        """List a site's tasks."""
+        """Return a site's tasks."""
         declared = self.ready[site].tasks if site in self.ready else ()
         scored = (
             task
@@ -169,16 +169,16 @@ class Facts:
 
     @cached_property
     def discriminated(self) -> tuple[tuple[str, str], ...]:
-        """List each (site, task) for which an AUC was asked."""
+        """Return each (site, task) that has an AUC, or has none because of one class only."""
         cells = [(site, task) for site in self.sites for task in self.tasks(site)]
         return tuple(cell for cell in cells if any(cell in arm.discrimination for arm in self.arms))
 
     def discrimination(self, cell: tuple[str, str]) -> Discrimination:
-        """Give the AUC of a (site, task) by the first arm that has one."""
+        """Return the AUC of a (site, task) by the first arm that has one."""
         return next(a.discrimination[cell] for a in self.arms if cell in a.discrimination)
 
     def signed_mean(self, arm: Arm, site: str, metric: Metric) -> float | None:
-        """Give an arm's mean at a site so that more is better, on the protagonist's seeds."""
+        """Return an arm's mean at a site, higher for a better one, on the main arm's seeds."""
         hero = self.main_arm
         seeds = shared_seeds(hero, arm) if hero and hero.seeds else None
         spread = arm.site_spread(site, metric.key, seeds=seeds)
@@ -187,7 +187,7 @@ class Facts:
         return spread.mean if metric.higher_is_better else -spread.mean
 
     def best_local(self, site: str, metric: Metric) -> Arm | None:
-        """Give the local-only arm with the best score at a site."""
+        """Return the local-only arm with the best score at a site."""
         worth = {
             number: value
             for number, arm in enumerate(self.arms)
@@ -196,7 +196,7 @@ class Facts:
         return self.arms[max(worth, key=lambda number: worth[number])] if worth else None
 
     def difference(self, arm: Arm, reference: Arm, site: str) -> PairedDifference | None:
-        """Tell by how much an arm is better than another at a site, by the main metric."""
+        """Return how much better an arm is than another at a site, by the main metric."""
         if self.main_metric is None:
             return None
         found = arm_differences(arm, reference, site=site, metric=self.main_metric)
@@ -204,12 +204,12 @@ class Facts:
 
     @cached_property
     def compared(self) -> Mapping[str, Difference]:
-        """Compare the protagonist with every other arm, all sites together."""
+        """Compare the main arm with every other arm, all sites together."""
         return self._against(self.sites)
 
     @cached_property
     def compared_at(self) -> Mapping[str, Mapping[str, Difference]]:
-        """Compare the protagonist with every other arm, site by site."""
+        """Compare the main arm with every other arm, site by site."""
         return {site: self._against((site,)) for site in self.sites}
 
     def _against(self, sites: tuple[str, ...]) -> Mapping[str, Difference]:
@@ -220,9 +220,9 @@ class Facts:
 
     @cached_property
     def gains(self) -> Gains | None:
-        """Compare the protagonist with the best local-only arm of every site.
+        """Compare the main arm with the best local-only arm of every site.
 
-        Nothing where it is local itself, or where a site has no scores of either.
+        None where the main arm is local itself, or where a site has no scores of either.
         """
         hero, metric = self.main_arm, self.main_metric
         if hero is None or metric is None or hero.local:
@@ -236,7 +236,7 @@ class Facts:
         return gains(hero, found, metric) if len(found) == len(self.sites) else None
 
     def num_worse_than_alone(self, arm: Arm) -> int | None:
-        """Count the sites where the best local-only arm beats this one by more than a trifle."""
+        """Count the sites where the best local-only arm is better by a difference that matters."""
         metric = self.main_metric
         alone = [self.best_local(site, metric) for site in self.sites] if metric else []
         if metric is None or not all(alone):
@@ -252,18 +252,18 @@ class Facts:
 
     @cached_property
     def fedavg(self) -> Arm | None:
-        """Give the arm that is plain federated averaging."""
+        """Return the arm that is plain federated averaging."""
         found = [a for a in self.arms if a.study.method == "fedavg" and a is not self.main_arm]
         return next((arm for arm in found if arm.name == "fedavg"), found[0] if found else None)
 
     @cached_property
     def competitor(self) -> Arm | None:
-        """Give the best other arm that is federated, by its mean over sites."""
+        """Return the best other federated arm, by its mean over sites."""
         return self._best([a for a in self.arms if a.federated and a is not self.main_arm])
 
     @cached_property
     def best_local_arm(self) -> Arm | None:
-        """Give the best local-only arm, by its mean over sites."""
+        """Return the best local-only arm, by its mean over sites."""
         return self._best([arm for arm in self.arms if arm.local])
 
     def _best(self, arms: list[Arm]) -> Arm | None:
@@ -282,7 +282,7 @@ class Facts:
 
     @cached_property
     def notable(self) -> tuple[Arm, ...]:
-        """List the arms that charts and pictures show first: all, unless there are many."""
+        """Return the arms that charts and pictures show first: all, unless there are many."""
         if len(self.arms) <= MANY:
             return self.arms
         pooled = [arm for arm in self.arms if arm.pooled][:1]
@@ -291,12 +291,12 @@ class Facts:
 
     @cached_property
     def others(self) -> tuple[Arm, ...]:
-        """List the arms that are not notable."""
+        """Return the arms that are not notable."""
         return tuple(a for a in self.arms if all(a is not shown for shown in self.notable))
 
 
 def read_facts(folder: Path) -> Facts:
-    """Compute the facts of a run folder or of a comparison folder. Raises `BadFolder`."""
+    """Compute the numbers of a run folder or of a comparison folder. Raises `BadFolder`."""
     found = read_runs(folder)
     arms = tuple(arm_of(arm) for arm in found.arms if arm.runs)
     waiting = tuple(arm.entry for arm in found.arms if not arm.runs)

@@ -1,4 +1,4 @@
-"""The folder of a run or of a comparison, read: studies, events, test scores, pictures."""
+"""The folder of a run or comparison is read here: studies, events, test scores, pictures."""
 
 import csv
 import math
@@ -34,7 +34,7 @@ class StoredPanel:
 
 @dataclass(frozen=True)
 class KeptPanel:
-    """Where a picture of one task and patient lies."""
+    """A saved picture of one task and patient, and its path."""
 
     site: str
     task: str
@@ -53,7 +53,7 @@ class KeptPanel:
 
 
 def kept_panels(folder: SiteFolder) -> list[KeptPanel]:
-    """List the pictures that a site kept in a run folder. Raises `BadFolder`."""
+    """Return the pictures that a site saved in a run folder. Raises `BadFolder`."""
     site, path = folder.path.name, folder.panels
     if not path.exists():  # a site with real patients shows images only where it was allowed
         return []
@@ -80,7 +80,7 @@ def _not_panels(path: Path, error: Exception) -> BadFolder:
 
 @dataclass(frozen=True)
 class StudyFile:
-    """The resolved study: its text, and the few choices that a report speaks of.
+    """The resolved study: its text, and the choices that a report uses.
 
     `sites` are those that train, `held_out` those that are tested only; of both, `simulated` are
     those without real patients.
@@ -114,7 +114,7 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class ArmEntry:
-    """How a comparison calls one of its arms."""
+    """An arm's name and title in a comparison."""
 
     name: str
     title: str
@@ -123,10 +123,10 @@ class ArmEntry:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a report reads of one run.
+    """Everything that a report reads from one run's folder.
 
-    `unseen` are scores at sites that its model, or one trained for this purpose, was trained
-    without; `crossed` maps whose model it is to its scores at every site.
+    `unseen` are scores at sites without which its model, or one trained for this purpose, was
+    trained; `crossed` maps a model's site to the model's scores at every site.
     """
 
     study: StudyFile
@@ -151,20 +151,20 @@ class ArmRecord:
 
 @dataclass(frozen=True)
 class Runs:
-    """The arms of a folder in order; `terms` says on what terms they are compared."""
+    """The arms of a folder in order, and the `terms` of their comparison."""
 
     arms: tuple[ArmRecord, ...]
     terms: tuple[str, ...] = ()
 
     @property
     def first(self) -> str:
-        """Name the arm that a report is about."""
+        """Return the name of the arm that a report is about."""
         return self.arms[0].entry.name
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `arms.toml` says: the arms, the seeds of each, and the terms."""
+    """The content of `arms.toml`: the arms, their seeds, and the terms."""
 
     entries: tuple[ArmEntry, ...]
     seeds: tuple[int, ...]
@@ -182,7 +182,7 @@ def read_runs(folder: Path) -> Runs:
 
 
 def entry_of(run: RunRecord) -> ArmEntry:
-    """Return how a run that is part of no comparison calls its arm."""
+    """Return the arm's name and title of a run that is not part of a comparison."""
     return ArmEntry(run.started.arm, run.started.title or run.started.arm)
 
 
@@ -204,19 +204,19 @@ def _arm(folder: ComparisonFolder, entry: ArmEntry, seeds: Iterable[int]) -> Arm
 
 
 def _with_left_out(folder: ComparisonFolder, arm: str, seed: int) -> RunRecord:
-    """Add what an arm's models score with a seed at the sites that they were trained without."""
+    """Read an arm's run, with scores of its models at sites that they were trained without."""
     run = read_run(folder.run(arm, seed))
     found = [
         row
         for site in run.study.sites
         for row in _cases(folder.run(arm, seed, without=site).unseen)
-        if row.site == site  # other sites of that table never train: the run has them itself
+        if row.site == site  # other sites of that table never train: the run has their scores
     ]
     return replace(run, unseen=(*run.unseen, *found))
 
 
 def read_plan(folder: ComparisonFolder) -> Plan:
-    """Read what a comparison is made of. Raises `BadFolder`."""
+    """Read the arms, seeds and terms of a comparison. Raises `BadFolder`."""
     path = folder.arms
     try:
         table = tomllib.loads(path.read_text())
@@ -281,7 +281,7 @@ def _cases(path: Path) -> list[CaseRow]:
 
 
 def _crossed(path: Path) -> dict[str, tuple[CaseRow, ...]]:
-    """Read whose model scored what."""
+    """Read the scores of each site's model."""
     found: dict[str, list[CaseRow]] = {}
     for row, case in _table(path, ("model", *SCORE_COLUMNS)):
         found.setdefault(row["model"], []).append(case)
@@ -289,7 +289,7 @@ def _crossed(path: Path) -> dict[str, tuple[CaseRow, ...]]:
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[tuple[Mapping[str, str], CaseRow]]:
-    if not path.exists():  # the run has not come to its test yet, or makes no such table
+    if not path.exists():  # the run is not tested yet, or writes no such table
         return []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)

@@ -1,17 +1,17 @@
-"""The scores that a report can name, print and explain."""
+"""The scores that a report can name, print and explain are listed here."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How to name, print and read a score."""
+    """A score's name, unit and direction, and how it is printed and explained."""
 
     key: str
     label: str
     unit: str
     higher_is_better: bool
-    negligible: float  # smaller differences are called practically equal
+    negligible: float  # scores with a smaller difference are called practically equal
     meaning: str
 
 
@@ -71,8 +71,8 @@ METRICS = {
         ),
     )
 }
-CASE_DATA = ("probability", "label")  # what an AUC is computed from; no scores of their own
-WATCHED = ("log_score",)  # the log loss with its sign turned: what early stopping watches
+CASE_DATA = ("probability", "label")  # an AUC is computed from these; they are not scores
+WATCHED = ("log_score",)  # the negative log loss, which early stopping uses
 
 
 def is_known(key: str) -> bool:

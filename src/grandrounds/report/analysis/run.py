@@ -1,4 +1,4 @@
-"""One run as numbers: who did what, how it ended, its curves, and its test scores by patient."""
+"""The numbers of one run are computed here: work, ending, curves, and test scores by patient."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ from grandrounds.report.analysis.metrics import METRICS, is_known
 
 @dataclass(frozen=True)
 class ForgettingCycle:
-    """One cycle that was watched: `scores` maps each turn, in order, to each site's score.
+    """One monitored cycle: `scores` maps each turn, in order, to each site's score.
 
     Higher is better; a site without validation cases has no score.
     """
@@ -45,14 +45,14 @@ class ForgettingCycle:
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """List the sites in the order of their turns."""
+        """Return the sites in the order of their turns."""
         return tuple(self.scores)
 
     @property
     def lost(self) -> Mapping[str, float]:
-        """Tell what each site lost between its own turn and the end; negative where it gained.
+        """Return each site's loss between its own turn and the end; negative where it gained.
 
-        The last site has had no time to lose anything, and is left out.
+        The last site, whose turn is the end, is left out.
         """
         end = self.scores[self.turns[-1]]
         own = {name: self.scores[name] for name in self.turns[:-1]}
@@ -60,11 +60,11 @@ class ForgettingCycle:
 
     @property
     def mean_lost(self) -> float | None:
-        """Average the loss over sites; nothing where nobody could lose."""
+        """Return the mean loss over sites; None where no site has one."""
         return fmean(self.lost.values()) if self.lost else None
 
     def shade(self, turn: str, site: str) -> float:
-        """Place a score between the site's worst (0) and best (1) score in this cycle."""
+        """Return where a score lies between the site's worst (0) and best (1) in this cycle."""
         column = [row[site] for row in self.scores.values()]
         low, high = min(column), max(column)
         return (self.scores[turn][site] - low) / (high - low) if high > low else 0.0
@@ -73,7 +73,7 @@ class ForgettingCycle:
 def cycles_of(
     monitored: Iterable[SiteMonitored], finished: Iterable[int]
 ) -> tuple[ForgettingCycle, ...]:
-    """Give every watched cycle that was finished, oldest first."""
+    """Return every monitored cycle that was finished, oldest first."""
     found: dict[int, dict[str, dict[str, float]]] = {number: {} for number in finished}
     for event in monitored:
         if event.round in found:
@@ -86,7 +86,7 @@ def cycles_of(
 
 @dataclass(frozen=True)
 class SiteWork:
-    """One site's part in one run, all rounds together."""
+    """One site's training and traffic in one run, over all rounds."""
 
     site: str
     rounds: tuple[int, ...]
@@ -108,7 +108,7 @@ class Absence:
 
 
 def work_of(events: Sequence[Event], sites: Sequence[str]) -> tuple[SiteWork, ...]:
-    """Add up each site's training and all its bytes, whatever they were sent for."""
+    """Return each site's training and traffic, added up over the rounds."""
     trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
     absent, rounds = absences(events), {round for round, _ in trained}
     parts = {
@@ -139,7 +139,7 @@ def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffi
 
 
 def absences_of(events: Iterable[Event]) -> tuple[Absence, ...]:
-    """List who did not answer and why; equal failures in several rounds are one."""
+    """Return the sites that did not answer, and why; equal failures in several rounds are one."""
     rounds: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for event in events:
         if isinstance(event, SiteMissed):
@@ -163,8 +163,8 @@ _Kind = TypeVar("_Kind", bound=Event)
 class Run:
     """One run of an arm, with one seed.
 
-    `unseen` are scores at sites that the model was trained without; `crossed` maps whose model it
-    is to its scores at every site.
+    `unseen` are scores at sites that the model was trained without; `crossed` maps a model's site
+    to the model's scores at every site.
     """
 
     study: StudyFile
@@ -190,22 +190,21 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Give the seed."""
         return self.started.seed
 
     @property
     def rounds(self) -> tuple[int, ...]:
-        """List the training rounds that stand; round 0 is the model before any training."""
+        """Return the finished training rounds; round 0 is the model before any training."""
         return tuple(event.round for event in self.finished_rounds if event.round > 0)
 
     @property
     def best_round(self) -> int:
-        """Give the round with the best weighted validation score."""
+        """Return the round with the best weighted validation score."""
         return self.finished_rounds[-1].best_round if self.finished_rounds else 0
 
     @property
     def weighted(self) -> Curve:
-        """Give the weighted validation score per round."""
+        """Return the weighted validation score per round."""
         return tuple((e.round, e.score) for e in self.finished_rounds if e.score is not None)
 
     @property
@@ -215,19 +214,19 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Add up the sites' training time."""
+        """Return the sites' training time, added up."""
         return sum(work.seconds for work in self.work)
 
     @property
     def flops(self) -> int | None:
-        """Count about how many operations all training steps took; none where a run told none."""
+        """Estimate the operations of all training steps; None where a run reported no workload."""
         if self.workload is None:
             return None
         return self.workload.flops_per_step * sum(work.steps for work in self.work)
 
 
 def run_of(folder: RunRecord) -> Run:
-    """Compute the facts of one run. Raises `BadFolder` where a score is of no known site."""
+    """Compute the numbers of one run. Raises `BadFolder` for a score of an unknown site."""
     events = [event for _, event in folder.events]
     rounds = {event.round: event for event in _of(events, RoundFinished)}
     everyone = (*folder.study.sites, *folder.study.held_out)
@@ -263,7 +262,7 @@ def _of(events: Iterable[Event], kind: type[_Kind]) -> list[_Kind]:
 
 
 def _ending(events: Sequence[Event]) -> Ending | None:
-    """Give the last word on how the run ended; a resume takes back what was said before it."""
+    """Return the last event that ended the run; a resume cancels those before it."""
     ending: Ending | None = None
     for event in events:
         match event:

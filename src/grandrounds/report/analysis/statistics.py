@@ -1,4 +1,4 @@
-"""Means with intervals, paired differences with tests; the patient is the unit in all of them.
+"""Means get intervals here, and paired differences tests; the unit of all is the patient.
 
 Intervals are percentile bootstraps: Efron 1979. Tests are signed-rank tests: Wilcoxon 1945. Several
 of them are corrected together: Holm 1979.
@@ -18,7 +18,7 @@ LEVEL = 95  # per cent
 ALPHA = 0.05
 _RESAMPLES = 5000
 SEED = 1  # of the resampling: the same scores give the same interval
-FEWEST = 6  # of fewer, the signed-rank test cannot reach ALPHA, whatever they are: 2 / 2**5
+FEWEST = 6  # with fewer, the signed-rank test cannot reach ALPHA, whatever they are: 2 / 2**5
 Key = TypeVar("Key")
 Each = TypeVar("Each", bound="Compared")
 _Values = NDArray[np.float64]
@@ -26,19 +26,19 @@ _Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a mean may well lie: its bootstrap interval at `LEVEL`."""
+    """The bootstrap interval of a mean at `LEVEL`."""
 
     low: float
     high: float
 
     @property
     def clear(self) -> bool:
-        """Tell whether it leaves out zero."""
+        """Tell whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def interval(strata: Sequence[Sequence[float]]) -> Interval | None:
-    """Give the interval of the mean of the strata's means, drawing within each stratum.
+    """Return the interval of the mean of the strata's means, drawing within each stratum.
 
     None where a stratum has a single value. One stratum is the plain bootstrap of a mean.
     """
@@ -56,7 +56,7 @@ def bootstrap(
     Draws for which the statistic is nan are left out.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # which scipy has of any nan
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of any nan
         found = stats.bootstrap(  # pyright: ignore[reportUnknownMemberType]
             samples,
             statistic,
@@ -87,15 +87,15 @@ class PairedDifference:
     n: int
     better: int  # patients for whom the first arm is better
     interval: Interval | None
-    p: float | None  # two-sided; none where there are too few patients for any
+    p: float | None  # two-sided; None where there are too few patients
 
     def clear(self, p: float | None) -> bool:
-        """Tell whether the interval leaves out zero, and this p-value, as corrected, is small."""
+        """Tell whether the interval excludes zero, and this corrected p-value is below `ALPHA`."""
         return p is not None and p < ALPHA and self.interval is not None and self.interval.clear
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Describe one value a patient; an interval needs two."""
+    """Return the spread of one value a patient; an interval needs two values."""
     sd = stdev(values) if len(values) > 1 else None
     return Spread(fmean(values), sd, len(values), interval([values]))
 
@@ -105,7 +105,7 @@ def _mean_of_means(*strata: _Values, axis: int = -1) -> _Values:
 
 
 def signed_rank(differences: Sequence[float]) -> float | None:
-    """Give the two-sided p of Wilcoxon's signed-rank test; none for fewer than `FEWEST`.
+    """Return the two-sided p of Wilcoxon's signed-rank test; None for fewer than `FEWEST`.
 
     Differences of zero are left out, as Wilcoxon did. Exact where scipy can be exact.
     """
@@ -117,7 +117,7 @@ def signed_rank(differences: Sequence[float]) -> float | None:
 
 
 def paired(strata: Sequence[Sequence[float]]) -> PairedDifference:
-    """Compare two arms by their differences per patient, in strata that count alike."""
+    """Compare two arms by their differences per patient, in strata of equal weight."""
     pooled = [value for values in strata for value in values]
     return PairedDifference(
         mean=fmean(fmean(values) for values in strata),
@@ -130,9 +130,9 @@ def paired(strata: Sequence[Sequence[float]]) -> PairedDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A paired comparison among others.
+    """A paired comparison that is one of a family.
 
-    `corrected` is the p-value after the correction for all of them; none where there was no test.
+    `corrected` is the p-value after the correction for all of them; None where there is no test.
     """
 
     paired: PairedDifference
@@ -140,12 +140,12 @@ class Compared:
 
     @property
     def clear(self) -> bool:
-        """Tell whether both the interval and the corrected test leave out chance."""
+        """Tell whether both the interval and the corrected test are clear."""
         return self.paired.clear(self.corrected)
 
 
 def holm(tests: Mapping[Key, float | None]) -> dict[Key, float | None]:
-    """Correct a family of p-values by Holm's step-down rule; what has no p keeps none."""
+    """Correct a family of p-values by Holm's step-down rule; None stays None."""
     made = sorted((p, place) for place, p in enumerate(tests.values()) if p is not None)
     corrected: dict[int, float] = {}
     highest = 0.0

@@ -1,4 +1,4 @@
-"""What a card says, as values: who took part, what was trained, what left each site."""
+"""The values of a card are read here: who took part, what was trained, what left each site."""
 
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ class Score:
 
     @property
     def sd(self) -> str:
-        """Write the standard deviation; a single patient has none."""
+        """Write the standard deviation, or "none" for a single patient."""
         return "none" if self.spread.sd is None else f"{self.spread.sd:.{self._digits}f}"
 
     @property
@@ -58,7 +58,7 @@ class Score:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card is filled from: a run, as one of `seeds` of the arm `entry`.
+    """The values that fill a card: those of a run, which is one of `seeds` of the arm `entry`.
 
     `alone` are the arms of its comparison that trained alone, with the same seed.
     """
@@ -71,7 +71,7 @@ class CardFacts:
 
     @cached_property
     def run(self) -> Run:
-        """Return the run, as numbers."""
+        """Return the run's numbers."""
         return run_of(self.record)
 
     @cached_property
@@ -93,23 +93,23 @@ class CardFacts:
 
     @property
     def ready(self) -> list[SiteReady]:
-        """List what each site delivered."""
+        """Return what data each site has."""
         return list(self.run.ready.values())
 
     @property
     def simulated(self) -> list[str]:
-        """Name the sites whose data were computed."""
+        """Return the sites whose data are simulated."""
         return [ready.site for ready in self.ready if ready.simulated]
 
     @property
     def pictured(self) -> list[str]:
-        """Name the sites that allow pictures of test cases."""
+        """Return the sites that saved pictures of test cases."""
         names = [str(site["name"]) for site in self.study["site"]]
         return [name for name in names if self.folder.site(name).panels.exists()]
 
     @property
     def tested_round(self) -> str:
-        """Name the round whose model was tested."""
+        """Write the round whose model was tested."""
         return str(next(iter(self.run.scored_rounds), "unknown"))
 
     @property
@@ -134,27 +134,27 @@ class CardFacts:
 
     @property
     def scores(self) -> list[Score]:
-        """Describe the test scores of every site, task and metric."""
+        """Return the test scores of every site, task and metric."""
         return _scores(self.run.scores)
 
     @property
     def unseen(self) -> list[Score]:
-        """Describe the test scores of the sites that did not train."""
+        """Return the test scores of the sites that did not train."""
         return _scores(self.run.unseen)
 
     @cached_property
     def sites(self) -> Mapping[str, Score]:
-        """Describe every site by the main metric, each patient's tasks averaged."""
+        """Map every site to its score by the main metric, each patient's tasks averaged."""
         return self._sites(self.arm)
 
     @property
     def ranked(self) -> list[Score]:
-        """List the scores of the sites, the worst first."""
+        """Return the scores of the sites, the worst first."""
         return sorted(self.sites.values(), key=lambda score: score.worth)
 
     @cached_property
     def best_alone(self) -> Mapping[str, Score]:
-        """Map each site to its best score by training alone, where the comparison knows one."""
+        """Map each site to its best score by training alone, where the comparison has one."""
         found: dict[str, Score] = {}
         for site, score in (pair for arm in self.alone for pair in self._sites(arm).items()):
             found[site] = max(found.get(site, score), score, key=lambda each: each.worth)

@@ -1,4 +1,4 @@
-"""The two cards as text: templates that the facts fill, and limitations that follow from them."""
+"""The two cards are written here from templates, with limitations that follow from the facts."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FEW_PATIENTS = 20  # a mean over fewer says little about a hospital
 
 
 def limits(facts: CardFacts) -> list[str]:
-    """List what the results do not show, or show against the model."""
+    """Return sentences on what the results do not show, or show against the model."""
     said = [
         _simulated(facts),
         _few(facts),
@@ -109,7 +109,7 @@ CARDS = ("model-card.md", "data-sheet.md")
 
 
 def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | None) -> list[Path]:
-    """Write `model-card.md` and `data-sheet.md` of a finished run, and give their paths.
+    """Write `model-card.md` and `data-sheet.md` of a finished run, and return their paths.
 
     Raises `BadInput`, `BadFolder` or `DiskFailed`.
     """
@@ -122,7 +122,7 @@ def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | 
 
 
 def render_card(facts: CardFacts, name: str) -> str:
-    """Fill one of `CARDS`."""
+    """Return the text of one of `CARDS`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,

@@ -1,1 +1,1 @@
-"""The report as one HTML page, written once or shown live."""
+"""This package makes the report as one HTML page, written once or served live."""

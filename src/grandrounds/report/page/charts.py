@@ -1,4 +1,4 @@
-"""The geometry of the charts that the page draws as inline SVG: curves over rounds."""
+"""The geometry of the page's charts is computed here: curves over rounds, drawn as inline SVG."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from grandrounds.report.prose.vocabulary import tick
 
 WIDTH, HEIGHT = 440, 210
 LEFT, RIGHT, TOP, BOTTOM = 38, 318, 12, 178
-_LABEL = 13  # between two labels' lines
+_LABEL = 13  # between the baselines of two labels
 LONGEST = 19  # letters of a label
 SCORE = "Validation score per round"
 FORGOTTEN = "Lost between a hospital's own turn and the end of its cycle"
@@ -44,7 +44,7 @@ class Chart:
 
 
 def over_seeds(curves: Sequence[Curve]) -> Band:
-    """Give mean and range over seeds, for the rounds that every seed has."""
+    """Return mean and range over seeds, for the rounds that every seed has."""
     found = [dict(curve) for curve in curves if curve]
     rounds = sorted(set[int].intersection(*(set(curve) for curve in found))) if found else []
     values = {number: [curve[number] for curve in found] for number in rounds}
@@ -52,34 +52,34 @@ def over_seeds(curves: Sequence[Curve]) -> Band:
 
 
 def weighted(arm: Arm) -> Band:
-    """Give an arm's weighted validation score."""
+    """Return an arm's weighted validation score."""
     return over_seeds([run.weighted for run in arm.runs])
 
 
 def curves_at_site(arm: Arm, site: str) -> Band:
-    """Give an arm's validation score at one site."""
+    """Return an arm's validation score at one site."""
     return over_seeds([run.curves.get(site, ()) for run in arm.runs])
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What charts that are read together share: the arms' looks and the scales."""
+    """The styles and the scales that charts which are read together share."""
 
     looks: Mapping[str, Style]
     x: Axis
     y: Axis
 
     def across(self, number: float) -> float:
-        """Place a round from left to right."""
+        """Return a round's horizontal place."""
         return round(LEFT + self.x.share(number) * (RIGHT - LEFT), 1)
 
     def down(self, value: float) -> float:
-        """Place a value from top to bottom."""
+        """Return a value's vertical place."""
         return round(BOTTOM - self.y.share(value) * (BOTTOM - TOP), 1)
 
 
 def charts(facts: Facts) -> list[Chart]:
-    """Draw the learning curves of the notable arms, weighted first and then per site."""
+    """Return the learning curves of the notable arms, weighted first and then per site."""
     canvas = _learning(facts)
     bands = {"All hospitals, weighted": [(arm, weighted(arm)) for arm in facts.notable]}
     bands |= {
@@ -90,7 +90,7 @@ def charts(facts: Facts) -> list[Chart]:
 
 
 def folded_charts(facts: Facts) -> list[Chart]:
-    """Draw each arm that is not notable beside the first arm, weighted over sites."""
+    """Return a chart of each arm that is not notable beside the first arm, weighted over sites."""
     canvas, first = _learning(facts), facts.arms[0]
     pairs = [_present((one, weighted(one)) for one in (first, arm)) for arm in facts.others]
     return [_chart(pair[-1][0].title, SCORE, pair, canvas) for pair in pairs if pair]
@@ -114,7 +114,7 @@ def _present(pairs: Iterable[tuple[Arm, Band]]) -> list[tuple[Arm, Band]]:
 
 
 def forgetting_chart(facts: Facts) -> Chart | None:
-    """Draw what a site loses on average between its turn and its cycle's end, cycle by cycle."""
+    """Return a chart of a site's mean loss between its turn and its cycle's end, by cycle."""
     arms = _present((arm, _lost(arm)) for arm in facts.arms)
     if len({number for _, band in arms for number, *_ in band}) < 2:
         return None
@@ -156,12 +156,12 @@ def _joined(places: Iterable[tuple[float, float]]) -> str:
 
 
 def short(title: str) -> str:
-    """Shorten a title to what fits beside a chart."""
+    """Return a title, shortened to fit beside a chart."""
     return title if len(title) <= LONGEST else f"{title[: LONGEST - 1].rstrip(' (')}\u2026"
 
 
 def _apart(wanted: Sequence[float]) -> list[float]:
-    """Move labels apart that would lie on each other, as little as top-down allows."""
+    """Return places of labels without overlap, moved as little as a pass from the top allows."""
     found, lowest = dict[int, float](), float(TOP)
     order = sorted(range(len(wanted)), key=lambda number: wanted[number])
     for place, number in enumerate(order):

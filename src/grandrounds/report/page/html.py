@@ -1,4 +1,4 @@
-"""One HTML file that opens offline: everything it shows is inside it, and it loads nothing."""
+"""The report is written here as one HTML file that opens offline and loads nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from grandrounds.report.prose.vocabulary import wording
 
 @dataclass(frozen=True)
 class Block:
-    """One site and task on the page."""
+    """The scores and pictures of one site and task on the page."""
 
     task: str
     scores: tuple[ArmRow, ...]
@@ -30,9 +30,9 @@ class Block:
 
 
 def write_report(folder: Path, *, include_images: bool = False) -> Path:
-    """Write `report.html` into a run or comparison folder, whole or not at all, and give its path.
+    """Write `report.html` into a run or comparison folder, whole or not at all; return its path.
 
-    `include_images` shows the pictures that real sites kept, too. Raises `BadFolder` and
+    `include_images` shows the pictures that real sites saved, too. Raises `BadFolder` and
     `DiskFailed`.
     """
     page = render_page(read_facts(folder), include_images=include_images)
@@ -42,7 +42,7 @@ def write_report(folder: Path, *, include_images: bool = False) -> Path:
 
 
 def render_page(facts: Facts, *, include_images: bool = False) -> str:
-    """Make the page of these facts. Raises `BadFolder` where a picture cannot be read."""
+    """Return the page of these facts. Raises `BadFolder` where a picture cannot be read."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -90,7 +90,7 @@ def render_page(facts: Facts, *, include_images: bool = False) -> str:
 def blocks(
     facts: Facts, pictures: Mapping[tuple[str, str], list[PanelRow]]
 ) -> dict[str, list[Block]]:
-    """Lay out the scores and pictures of every site, task by task."""
+    """Return the scores and pictures of every site, task by task."""
     return {
         site: [_block(facts, pictures, site, t) for t in facts.tasks(site)] for site in facts.sites
     }
@@ -107,7 +107,7 @@ def _block(
 
 @dataclass(frozen=True)
 class View:
-    """Who sees what over one topology, and the arms that were trained over it."""
+    """What each party sees over one topology, and the arms that were trained over it."""
 
     arms: tuple[str, ...]
     kind: str
@@ -115,7 +115,7 @@ class View:
 
 
 def views(facts: Facts) -> list[View]:
-    """List what the parties of each topology see; arms that saw alike share a view."""
+    """Return what the parties of each topology see; arms with the same view share one."""
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for arm in facts.arms:
         topology = arm.runs[0].topology

@@ -1,6 +1,6 @@
-"""The report of a study while it runs: one page for a browser on this machine, behind a token.
+"""The report of a running study is served here to browsers on this machine, behind a token.
 
-The page and the stream of its changes are all that is served: no path leads to a file.
+Only the page and the stream of its changes are served: no path leads to a file.
 """
 
 import json
@@ -26,9 +26,9 @@ from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.analysis.run import Ending, Run
 from grandrounds.report.page.html import render_page
 
-PAUSE = 1.0  # seconds between two looks, at least
-SHARE = 4  # a pause is so many times as long as the look before it: training needs the cores
-_PATIENCE = 3  # looks in a row that may find a file half written
+PAUSE = 1.0  # seconds between two checks of the folder, at least
+SHARE = 4  # a pause is so many times as long as the check before it: training needs the cores
+_PATIENCE = 3  # checks in a row, of which the last reports a folder that cannot be read
 Stamp: TypeAlias = tuple[tuple[str, int, int], ...]  # path, bytes, nanoseconds of the last write
 NOTICE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -40,7 +40,7 @@ p {{ overflow-wrap: anywhere; }}</style></head>
 
 
 def stamp_of(folder: Path) -> Stamp:
-    """Tell the state of the files that a report is made of, by their sizes and times."""
+    """Return the sizes and times of the files that a report is made of."""
     runs = _runs_in(folder)
     paths = [ComparisonFolder(folder).arms, *(run.journal for run in runs)]
     paths += [run.scores for run in runs]
@@ -49,12 +49,12 @@ def stamp_of(folder: Path) -> Stamp:
 
 
 def _runs_in(folder: Path) -> list[RunFolder]:
-    """List where runs may be: in the folder itself, and below it as a comparison's."""
+    """Return the folders where runs may be: the folder itself, and a comparison's runs below it."""
     return [RunFolder(folder), *ComparisonFolder(folder).runs()]
 
 
 def progress(facts: Facts) -> str:
-    """Say in a few words how far a run is, or a comparison."""
+    """Write in a few words how far a run or a comparison is."""
     runs = [run for arm in facts.arms for run in arm.runs]
     to_come = sum(len(arm.waiting) for arm in facts.arms) + len(facts.waiting) * len(facts.seeds)
     if len(runs) + to_come == 1:
@@ -66,7 +66,7 @@ def progress(facts: Facts) -> str:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a reader sees at one moment: the page, and in a few words how far the study is."""
+    """The report at one moment: the page, and in a few words how far the study is."""
 
     page: str
     progress: str
@@ -74,13 +74,13 @@ class Snapshot:
 
 
 def notice(title: str, sentence: str) -> Snapshot:
-    """Say why there is no report."""
+    """Return a page that says why there is no report."""
     page = NOTICE.format(title=escape(title), sentence=escape(sentence))
     return Snapshot(page, title.lower())
 
 
 def waiting(folder: Path) -> Snapshot:
-    """Say that nothing has started."""
+    """Return a page that says that nothing has started."""
     return notice(
         "Not started yet",
         f"No run has begun in {folder}. This page fills itself as soon as one does.",
@@ -89,27 +89,27 @@ def waiting(folder: Path) -> Snapshot:
 
 @dataclass
 class SnapshotBoard:
-    """Holds the newest sight, for any number of readers who wait for the next."""
+    """Holds the newest snapshot, for any number of readers who wait for the next."""
 
-    sight: Snapshot
+    snapshot: Snapshot
     _changed: Condition = field(default_factory=Condition, init=False)
 
-    def show(self, sight: Snapshot) -> None:
-        """Put up a new sight, and wake who waits."""
+    def show(self, snapshot: Snapshot) -> None:
+        """Replace the snapshot, and wake the readers that wait."""
         with self._changed:
-            self.sight = Snapshot(sight.page, sight.progress, self.sight.number + 1)
+            self.snapshot = Snapshot(snapshot.page, snapshot.progress, self.snapshot.number + 1)
             self._changed.notify_all()
 
     def after(self, number: int, *, seconds: float) -> Snapshot | None:
-        """Wait for a newer sight than this number; nothing where none came in time."""
+        """Wait for a snapshot newer than this number; return None after so many seconds."""
         with self._changed:
-            newer = self._changed.wait_for(lambda: self.sight.number > number, timeout=seconds)
-            return self.sight if newer else None
+            newer = self._changed.wait_for(lambda: self.snapshot.number > number, timeout=seconds)
+            return self.snapshot if newer else None
 
 
 @dataclass
 class FolderWatch:
-    """Puts a folder's report on a board, anew whenever its files change."""
+    """Renders a folder's report on a board again whenever its files change."""
 
     folder: Path
     board: SnapshotBoard
@@ -117,30 +117,30 @@ class FolderWatch:
     _failures: int = field(default=0, init=False)
 
     def keep(self) -> NoReturn:
-        """Look again and again."""
+        """Check the folder for ever."""
         while True:
             began = time.monotonic()
             self.look()
             time.sleep(max(PAUSE, SHARE * (time.monotonic() - began)))
 
     def look(self) -> None:
-        """Show what changed; a folder that cannot be read is shown as such at the third look."""
+        """Show a changed report; at the third failure in a row, show why it cannot be read."""
         stamp = stamp_of(self.folder)
         if stamp == self._shown:
             return
         try:
-            sight = sight_of(self.folder)
-        except (BadFolder, EOFError) as error:  # EOFError: pictures of which no byte is written
+            snapshot = sight_of(self.folder)
+        except (BadFolder, EOFError) as error:  # EOFError: a picture's file is still empty
             self._failures += 1
             if self._failures < _PATIENCE:
                 return
-            sight = notice("The report cannot be made", str(error))
+            snapshot = notice("The report cannot be made", str(error))
         self._shown, self._failures = stamp, 0
-        self.board.show(sight)
+        self.board.show(snapshot)
 
 
 def sight_of(folder: Path) -> Snapshot:
-    """Make the report of a folder as it is now. Raises `BadFolder`."""
+    """Return the report of a folder as it is now. Raises `BadFolder`."""
     if not any(run.journal.exists() for run in _runs_in(folder)):
         return waiting(folder)
     facts = read_facts(folder)
@@ -166,7 +166,7 @@ def _ended(ending: Ending | None) -> str:
 
 
 HERE = "127.0.0.1"
-ALIVE = 15.0  # seconds of silence after which a word shows who has left
+ALIVE = 15.0  # seconds after which a comment is sent, which finds readers that have left
 SCRIPT = files("grandrounds.report.page") / "templates" / "live.js"
 HTML, TEXT, EVENTS = (f"text/{kind}; charset=utf-8" for kind in ("html", "plain", "event-stream"))
 ALWAYS = {
@@ -190,9 +190,9 @@ html { scroll-padding-bottom: 48px; }
 
 
 def serve(folder: Path, *, port: int, as_json: bool) -> None:
-    """Show a folder's report until Ctrl-C, and print where; port 0 is any free one.
+    """Serve a folder's report until Ctrl-C, and print its address; port 0 is any free one.
 
-    Raises `BadFolder` where there is no such folder, `BadStudy` where the port cannot be had.
+    Raises `BadFolder` where there is no such folder, `BadStudy` where the port cannot be opened.
     """
     if not folder.is_dir():
         raise BadFolder(f"{folder}: no such folder; give the folder that a run is written to")
@@ -220,7 +220,7 @@ def _listening(port: int, board: SnapshotBoard) -> Generator["LiveServer"]:
 
 
 class LiveServer(ThreadingHTTPServer):
-    """Listens on this machine's own address, for those who hold the token."""
+    """Listens on the loopback address, and answers browsers that have the token."""
 
     def __init__(self, port: int, board: SnapshotBoard) -> None:
         super().__init__((HERE, port), Reader)
@@ -229,41 +229,41 @@ class LiveServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Give the address that opens the page."""
+        """Return the address that opens the page."""
         return f"http://{HERE}:{self.server_port}/?token={self.token}"
 
     @property
     def hosts(self) -> tuple[str, str]:
-        """List the names under which a browser may ask; another name is another site's trick."""
+        """Return the allowed Host headers; another one comes from DNS rebinding."""
         return f"{HERE}:{self.server_port}", f"localhost:{self.server_port}"
 
     @property
     def cookie(self) -> str:
-        """Give the cookie; browsers tell no ports apart, so its name does."""
+        """Return the cookie, named by the port, since browsers share cookies between ports."""
         return f"grandrounds-{self.server_port}={self.token}"
 
 
 class Reader(BaseHTTPRequestHandler):
-    """Answers one request of a browser."""
+    """Answers the requests of one browser connection."""
 
     server_version, sys_version = "grandrounds", ""
 
     @property
     def live(self) -> LiveServer:
-        """Give the server."""
+        """Return the server."""
         assert isinstance(self.server, LiveServer)
         return self.server
 
     def handle(self) -> None:
-        """Answer what is asked; a browser that leaves in the midst of it is no error."""
+        """Answer the requests; a browser that disconnects meanwhile is no error."""
         with suppress(ConnectionError):
             super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep requests, and the token in them, to oneself."""
+        """Log nothing: requests hold the token."""
 
     def do_GET(self) -> None:
-        """Let a reader in, show the page, or push what is new."""
+        """Set the cookie for a token, send the page, or stream its changes."""
         path, _, query = self.path.partition("?")
         tokens = parse_qs(query).get("token", [])
         if refusal := self._refusal(tokens):
@@ -272,7 +272,7 @@ class Reader(BaseHTTPRequestHandler):
             cookie = f"{self.live.cookie}; HttpOnly; SameSite=Strict; Path=/"
             self._say(HTTPStatus.SEE_OTHER, "", **{"Set-Cookie": cookie, "Location": "/"})
         elif path == "/":
-            self._show(self.live.board.sight)
+            self._show(self.live.board.snapshot)
         elif path == "/events":
             self._stream()
         else:
@@ -296,10 +296,10 @@ class Reader(BaseHTTPRequestHandler):
     def _say(self, status: HTTPStatus, sentence: str, **headers: str) -> None:
         self._send(status, TEXT, sentence, **headers)
 
-    def _show(self, sight: Snapshot) -> None:
+    def _show(self, snapshot: Snapshot) -> None:
         nonce = secrets.token_urlsafe(16)
         script = f'<script type="module" nonce="{nonce}">\n{SCRIPT.read_text("utf-8")}</script>'
-        page = live_page(sight).replace("</body>", f"{script}\n</body>")
+        page = live_page(snapshot).replace("</body>", f"{script}\n</body>")
         self._send(HTTPStatus.OK, HTML, page, nonce=nonce)
 
     def _send(
@@ -312,37 +312,36 @@ class Reader(BaseHTTPRequestHandler):
 
     def _open(self, status: HTTPStatus, kind: str, *, nonce: str = "", **headers: str) -> None:
         policy = POLICY.format(nonce=nonce) if nonce else "default-src 'none'"
-        told = {"Content-Type": kind, "Content-Security-Policy": policy, **ALWAYS, **headers}
+        all_headers = {"Content-Type": kind, "Content-Security-Policy": policy, **ALWAYS, **headers}
         self.send_response(status)
-        for name, value in told.items():
+        for name, value in all_headers.items():
             self.send_header(name, value)
         self.end_headers()
 
     def _stream(self) -> None:
-        """Push the newest sight, then each that follows, until the browser leaves."""
+        """Send the newest snapshot, then each that follows, until the browser disconnects."""
         self._open(HTTPStatus.OK, EVENTS)
         if self.command == "HEAD":
             return
         self.wfile.write(b"retry: 1000\n\n")
         number = -1
         while True:
-            sight = self.live.board.after(number, seconds=ALIVE)
-            number = sight.number if sight else number
-            self.wfile.write(_event(sight) if sight else b": still here\n\n")
+            snapshot = self.live.board.after(number, seconds=ALIVE)
+            number = snapshot.number if snapshot else number
+            self.wfile.write(_event(snapshot) if snapshot else b": still here\n\n")
 
 
-def live_page(sight: Snapshot) -> str:
-    """Turn a report that opens offline into one that listens: another policy, and a live line."""
-    page = OFFLINE_POLICY.sub("", sight.page).replace("</head>", f"{_STYLE}\n</head>", 1)
-    line = (
-        f'<div id="live" role="status" data-number="{sight.number}">{escape(sight.progress)}</div>'
-    )
+def live_page(snapshot: Snapshot) -> str:
+    """Return an offline report with a policy that allows the live script, and a progress line."""
+    page = OFFLINE_POLICY.sub("", snapshot.page).replace("</head>", f"{_STYLE}\n</head>", 1)
+    number, words = snapshot.number, escape(snapshot.progress)
+    line = f'<div id="live" role="status" data-number="{number}">{words}</div>'
     return page.replace("</body>", f"{line}\n</body>")
 
 
-def _event(sight: Snapshot) -> bytes:
-    told = json.dumps({"page": live_page(sight), "progress": sight.progress})
-    return f"id: {sight.number}\nevent: report\ndata: {told}\n\n".encode()
+def _event(snapshot: Snapshot) -> bytes:
+    data = json.dumps({"page": live_page(snapshot), "progress": snapshot.progress})
+    return f"id: {snapshot.number}\nevent: report\ndata: {data}\n\n".encode()
 
 
 def _held(found: list[str], secret: str) -> bool:

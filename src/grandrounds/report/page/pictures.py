@@ -1,4 +1,4 @@
-"""The pictures of the median and the worst test patient: chosen by rule, the same for all arms."""
+"""The pictures of the median and the worst test patient are chosen here by rule, for all arms."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from grandrounds.report.prose.vocabulary import join_words, wording
 
 @dataclass(frozen=True)
 class PanelChoice:
-    """A patient of one site and task, why it is shown, and each arm's picture of it."""
+    """A patient of one site and task, its role, and each arm's picture of it."""
 
     role: str
     site: str
@@ -35,7 +35,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class PanelRow:
-    """Source and target of one patient, and what the arms made of it."""
+    """Source and target of one patient, and the arms' predictions."""
 
     role: str
     source: str
@@ -66,13 +66,13 @@ def choices(facts: Facts, *, include_images: bool = False) -> list[PanelChoice]:
 
 
 def _judge(facts: Facts) -> tuple[Arm, Run] | None:
-    """Give the arm whose scores choose, and its first run with pictures: the protagonist's."""
+    """Return the first arm with pictures, whose scores choose patients, and its first such run."""
     found = ((arm, run) for arm in facts.arms for run in arm.runs if run.panels)
     return next(found, None)
 
 
 def _chosen(run: Run, site: str, *, task: str, metric: Metric | None) -> dict[str, str]:
-    """Map what a patient stands for to the patient; one alone stands for all that was kept."""
+    """Map roles, such as the median or worst patient, to the patients that have them."""
     kept = [p.patient for p in run.panels if (p.site, p.task) == (site, task)]
     scores = run.scores.get((site, task, metric.key)) if metric else None
     found = sorted({patient for patient in kept if scores and patient in scores})
@@ -91,7 +91,7 @@ def _chosen(run: Run, site: str, *, task: str, metric: Metric | None) -> dict[st
 def _panels(
     facts: Facts, seed: int, site: str, *, task: str, patient: str
 ) -> Iterable[tuple[Arm, Run, StoredPanel]]:
-    """Read what each arm made of a patient with this seed."""
+    """Read each arm's picture of a patient with this seed."""
     for arm in facts.arms:
         for run in arm.runs:
             kept = _find(run.panels, site, task=task, patient=patient)
@@ -105,14 +105,14 @@ def _find(panels: Sequence[KeptPanel], site: str, *, task: str, patient: str) ->
 
 
 def panels_of(chosen: Iterable[PanelChoice]) -> list[StoredPanel]:
-    """List all pictures, for example to find one scale for their errors."""
+    """Return all pictures, for example to find one scale for their errors."""
     return [panel for choice in chosen for _, _, panel in choice.panels]
 
 
 def panel_rows(
     facts: Facts, chosen: Sequence[PanelChoice], limit: float
 ) -> Mapping[tuple[str, str], list[PanelRow]]:
-    """Draw the chosen patients, by (site, task)."""
+    """Return the encoded pictures of the chosen patients, by (site, task)."""
     rows: dict[tuple[str, str], list[PanelRow]] = {}
     for choice in chosen:
         rows.setdefault((choice.site, choice.task), []).append(_row(facts, choice, limit))
@@ -144,7 +144,7 @@ def _shown(arm: Arm, run: Run, panel: StoredPanel, metric: str, limit: float | N
 
 
 def rule(facts: Facts, site: str, rows: Sequence[PanelRow]) -> str:
-    """Say how the pictures were chosen, or why there are none."""
+    """Write how the pictures were chosen, or why there are none."""
     if not rows:
         return no_pictures(facts, site)
     label = facts.main_metric.label if facts.main_metric else "score"

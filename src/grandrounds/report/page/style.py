@@ -1,4 +1,4 @@
-"""How arms look, pictures as data: URIs, and axes: what charts and panels are drawn with."""
+"""The styles of arms, pictures as data: URIs, and the axes of charts are defined here."""
 
 import base64
 import math
@@ -23,14 +23,14 @@ WIDEST = 192  # pixels
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm looks in every chart: never told by colour alone."""
+    """An arm's style in every chart, which differs in more than colour."""
 
     colour: str
     dash: str
     marker: str  # SVG path around (0, 0)
 
 
-# Okabe and Ito's colours, darkened: told apart by colour-blind readers, and 4.5 to 1 on white.
+# Okabe and Ito's colours, darkened: distinct for colour-blind readers, and 4.5 to 1 on white.
 COLOURS = ("#0b5a78", "#b84a00", "#5d6470", "#a3407a", "#00735a", "#7a5c00")
 _DASHES = ("none", "7 4", "2 3", "9 3 2 3", "4 2")
 _MARKERS = (
@@ -43,7 +43,7 @@ _MARKERS = (
 
 
 def style(number: int) -> Style:
-    """Give the look of the arm at this place in the order."""
+    """Return the style of the arm at this place in the order."""
     return Style(
         COLOURS[number % len(COLOURS)],
         _DASHES[number % len(_DASHES)],
@@ -52,13 +52,13 @@ def style(number: int) -> Style:
 
 
 def styles(facts: Facts) -> Mapping[str, Style]:
-    """Map each arm's name to its look; those that are shown first differ most."""
+    """Map each arm's name to its style; the arms that are shown first differ most."""
     arms = (*facts.notable, *facts.others)
     return {arm.name: style(number) for number, arm in enumerate(arms)}
 
 
 def tint(share: float) -> str:
-    """Give a background from white (0) to a blue (1) on which dark figures stay legible."""
+    """Return a background from white (0) to a blue (1) on which dark figures stay legible."""
     red, green, blue = (round(255 + share * (end - 255)) for end in TINT)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
@@ -73,18 +73,18 @@ def png(pixels: NDArray[np.uint8], palette: bytes = b"") -> str:
 
 
 def grey(image: Image) -> str:
-    """Show an image in [0, 1] in greys, black to white."""
+    """Encode an image in [0, 1] as a PNG in greys, black to white."""
     return png(_bytes(_thinned(image)))
 
 
 def error_map(panel: StoredPanel, limit: float, *, graded: bool = True) -> str:
-    """Show |prediction - target| from 0 (white) to `limit` (darkest), or only where they differ."""
+    """Encode |prediction - target| from 0 (white) to `limit` (darkest), or whether they differ."""
     errors = _thinned(np.abs(panel.prediction - panel.target))
     return png(_bytes(errors / limit if graded else 0.75 * (errors > SAME)), _palette())
 
 
 def _thinned(image: Image) -> Image:
-    """Leave out rows and columns that the page has no room for."""
+    """Return an image without the rows and columns that the page has no room for."""
     step = math.ceil(max(image.shape) / WIDEST)
     return image[::step, ::step]
 
@@ -101,7 +101,7 @@ def _palette() -> bytes:
 
 
 def error_limit(panels: Iterable[StoredPanel]) -> float:
-    """Choose one scale for all error maps: the first limit that clips under 0.5 % of pixels."""
+    """Return one scale for all error maps: the first limit that clips under 0.5 % of pixels."""
     errors = [np.abs(panel.prediction - panel.target).ravel() for panel in panels]
     large = float(np.quantile(np.concatenate(errors), 0.995)) if errors else 0.0
     return next((limit for limit in ERROR_LIMITS if large <= limit), ERROR_LIMITS[-1])
@@ -109,19 +109,19 @@ def error_limit(panels: Iterable[StoredPanel]) -> float:
 
 @dataclass(frozen=True)
 class Axis:
-    """A stretch of values, and its round tick marks."""
+    """A range of values, and its round tick marks."""
 
     low: float
     high: float
     ticks: tuple[float, ...]
 
     def share(self, value: float) -> float:
-        """Place a value between 0 (low end) and 1 (high end)."""
+        """Return where a value lies between 0 (low end) and 1 (high end)."""
         return (value - self.low) / (self.high - self.low)
 
 
 def axis(values: Iterable[float], *, smallest_step: float = 0.001) -> Axis:
-    """Find round ends that hold all values, in at most some six steps of 1, 2 or 5."""
+    """Return an axis with round ends around all values, in about six steps of 1, 2 or 5 at most."""
     found = list(values)
     low, high = min(found), max(found)
     rough = max((high - low) / 6, smallest_step)

@@ -1,4 +1,4 @@
-"""The tables of a page as rows of text; arms are rows, however many there are."""
+"""The page's tables are made here as rows of text, one row an arm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class ScoreCell:
 
 @dataclass(frozen=True)
 class Gain(Compared):
-    """A difference on the page; a composite one is of several arms, and its test stands alone."""
+    """A difference on the page; a composite one is to several arms, with an uncorrected test."""
 
     label: str
     against: str
@@ -41,7 +41,7 @@ class Gain(Compared):
 
 @dataclass(frozen=True)
 class GainRows:
-    """Who gains and who loses, in a column of differences, on an axis that holds zero."""
+    """A column of differences, on an axis that includes zero."""
 
     axis: Axis
     rows: tuple[Gain, ...]
@@ -49,7 +49,7 @@ class GainRows:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """What an arm did over all sites, as text."""
+    """An arm's results over all sites, as text."""
 
     arm: Arm
     seeds: str
@@ -62,7 +62,7 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of an arm took, on average over its seeds, as text."""
+    """The cost of one run of an arm, on average over its seeds, as text."""
 
     arm: Arm
     parameters: str
@@ -72,7 +72,7 @@ class Cost:
 
 
 def cells(spreads: Sequence[Spread | None], metric: Metric) -> tuple[ScoreCell, ...]:
-    """Print a column of scores; all that print as the best are marked."""
+    """Return a column of scores as text; all that print as the best are marked."""
     printed = [round(spread.mean, 2) for spread in spreads if spread]
     best = (max if metric.higher_is_better else min)(printed, default=None)
     return tuple(_cell(spread, best, metric) for spread in spreads)
@@ -96,7 +96,7 @@ def _cell(spread: Spread | None, best: float | None, metric: Metric) -> ScoreCel
 
 
 def task_rows(facts: Facts, site: str, task: str) -> list[ArmRow]:
-    """List every arm's scores of one site and task, a column a metric."""
+    """Return every arm's scores of one site and task, a column a metric."""
     columns = [
         cells([arm.spread(site, task, metric.key) for arm in facts.arms], metric)
         for metric in facts.metrics
@@ -106,7 +106,7 @@ def task_rows(facts: Facts, site: str, task: str) -> list[ArmRow]:
 
 
 def overview(facts: Facts, metric: Metric) -> list[ArmRow]:
-    """List every arm's means, a column a site."""
+    """Return every arm's means, a column a site."""
     columns = [
         cells([arm.site_spread(site, metric.key) for arm in facts.arms], metric)
         for site in facts.sites
@@ -122,7 +122,7 @@ def _rows(
 
 
 def standings(facts: Facts, metric: Metric) -> list[ArmSummary]:
-    """List what every arm did over all sites."""
+    """Return every arm's results over all sites."""
     spreads = [arm.overall(metric.key) for arm in facts.arms]
     marked = cells([Spread(s.mean, None, s.n, s.interval) if s else None for s in spreads], metric)
     return [_standing(facts, a, c, metric) for a, c in zip(facts.arms, marked, strict=True)]
@@ -143,13 +143,13 @@ def _standing(facts: Facts, arm: Arm, cell: ScoreCell, metric: Metric) -> ArmSum
 
 
 def arm_gains(facts: Facts) -> GainRows:
-    """List the protagonist's differences to every other arm, all sites together."""
+    """Return the main arm's differences to every other arm, all sites together."""
     found = facts.compared.values()
     return _gains([_gain(d.other.title, d) for d in found])
 
 
 def site_gains(facts: Facts) -> GainRows:
-    """List the protagonist's differences to the best local-only arm of every site, and of all."""
+    """Return the main arm's differences to the best local-only arm of every site, and of all."""
     if facts.gains is None:
         return _gains([])
     each = [_gain(display_name(site), d) for site, d in facts.gains.sites.items()]
@@ -172,16 +172,16 @@ def _ends(paired: PairedDifference) -> tuple[float, ...]:
 
 
 def costs(facts: Facts) -> list[Cost]:
-    """List what every arm took."""
+    """Return every arm's cost."""
     return [_cost(arm) for arm in facts.arms]
 
 
 def _cost(arm: Arm) -> Cost:
     flops = [run.flops for run in arm.runs if run.flops is not None]
-    told = [run.workload.parameters for run in arm.runs if run.workload]
+    parameters = [run.workload.parameters for run in arm.runs if run.workload]
     return Cost(
         arm=arm,
-        parameters=f"{told[0]:,}" if told else "not told",
+        parameters=f"{parameters[0]:,}" if parameters else "not told",
         moved=size(round(fmean(run.num_bytes for run in arm.runs))),
         seconds=fmean(run.seconds for run in arm.runs),
         operations=operations(fmean(flops)) if flops else "not told",
@@ -189,7 +189,7 @@ def _cost(arm: Arm) -> Cost:
 
 
 def aucs(facts: Facts) -> list[tuple[Arm, tuple[Discrimination | None, ...]]]:
-    """List every arm's AUC, a column a site and task."""
+    """Return every arm's AUC, a column a site and task."""
     return [
         (arm, tuple(arm.discrimination.get(cell) for cell in facts.discriminated))
         for arm in facts.arms

@@ -1,1 +1,1 @@
-"""Figures and tables for a publication."""
+"""This package makes figures and tables for a publication."""

@@ -1,4 +1,4 @@
-"""A paper's charts: gains of hospitals, overall scores of arms, learning curves."""
+"""A paper's charts are drawn here: gains of hospitals, overall scores of arms, learning curves."""
 
 # pyright: reportUnknownMemberType=false
 
@@ -36,7 +36,7 @@ from grandrounds.report.paper.style import (
 )
 from grandrounds.report.prose.vocabulary import arrow, display_name, gained, wording
 
-MAP = "cividis"  # even steps of lightness: the same to colour-blind readers and in grey
+MAP = "cividis"  # even steps of lightness, which colour-blind readers see and which print in grey
 LETTER = 0.066  # inches of a small letter
 NARROW = 13  # letters that fit above a picture
 FRAME = 2.0
@@ -44,7 +44,7 @@ MARGIN, _SMALLEST, LARGEST = 0.7, 0.8, 1.3  # inches: beside the pictures, and t
 
 
 def matrix_figure(crossing: CrossSiteMatrix) -> Figure:
-    """Draw the score of each site's model (rows) at each site (columns); its own is framed."""
+    """Draw the score of each site's model (rows) at each site (columns); the diagonal is framed."""
     values, metric = _grid(crossing), crossing.metric
     side = min(0.62 * len(crossing.sites), WIDE - 2)
     figure = Figure(figsize=(max(MIDDLE, side + 2), side + 1.1), layout="constrained")
@@ -96,7 +96,7 @@ def _own(axes: Axes, crossing: CrossSiteMatrix) -> None:
 def panels_figure(facts: Facts, chosen: Sequence[PanelChoice]) -> Figure | None:
     """Draw source, target and the notable arms' predictions of one patient of each site.
 
-    The same patient for all arms; the figure above a prediction is that patient's score.
+    The patient is the same for all arms; the number above a prediction is the patient's score.
     """
     arms = [arm for arm in facts.notable if any(arm is one for c in chosen for one, *_ in c.panels)]
     if not arms:
@@ -150,7 +150,7 @@ def _headed(axes: Axes, head: str) -> None:
 
 
 def _lines(head: str) -> list[str]:
-    """Break a title into lines that fit above a picture."""
+    """Return a title as lines that fit above a picture."""
     lines = [""]
     for word in head.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -158,8 +158,8 @@ def _lines(head: str) -> list[str]:
     return [line for line in lines if line]
 
 
-ACROSS = 3  # charts side by side
-LETTERS = 30  # of a line beside a chart; below it there is room for twice as many
+ACROSS = 3  # number of charts side by side
+LETTERS = 30  # letters of a line beside a chart; below it there is room for twice as many
 OUTSIDE = 1.02  # just right of the axes, in shares of their width
 
 

@@ -1,4 +1,4 @@
-"""LaTeX tables as text: `tabular` environments with the rules of booktabs, and rounded numbers."""
+"""LaTeX tables are written here as `tabular` environments of booktabs, with rounded numbers."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from grandrounds.report.analysis.statistics import Interval
 
-PLAIN_DIGITS = 2  # decimals where no interval says how many are meant
+PLAIN_DIGITS = 2  # decimals where there is no interval to choose them by
 MOST_DIGITS = 4
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -23,7 +23,7 @@ SPECIAL = {
 
 @dataclass(frozen=True)
 class LatexTable:
-    r"""One `tabular`: finished LaTeX in every cell; `columns` is its column specification."""
+    r"""One `tabular`: every cell is LaTeX; `columns` is its column specification."""
 
     columns: str
     heads: tuple[str, ...]
@@ -31,7 +31,7 @@ class LatexTable:
     note: str = ""
 
     def text(self) -> str:
-        """Write it; the note goes before it as a comment."""
+        """Return the table's LaTeX, with the note before it as a comment."""
         lines = [*(f"% {line}" for line in self.note.splitlines())]
         lines += [rf"\begin{{tabular}}{{{self.columns}}}", r"\toprule", _row(self.heads)]
         lines += [r"\midrule", *(_row(row) for row in self.rows), r"\bottomrule"]
@@ -43,18 +43,18 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def escaped(words: str) -> str:
-    """Write plain words so that LaTeX prints them as they are; "->" becomes an arrow."""
+    """Return plain words escaped for LaTeX; "->" becomes an arrow."""
     parts = words.replace("\u2192", "->").split("->")
     return r"$\rightarrow$".join("".join(SPECIAL.get(c, c) for c in part) for part in parts)
 
 
 def bold(text: str) -> str:
-    """Print text in bold."""
+    """Return text in bold."""
     return rf"\textbf{{{text}}}"
 
 
 def digits(intervals: Iterable[Interval | None]) -> int:
-    """Give the decimals that a column supports: two figures of its widest interval's half."""
+    """Return the decimals that a column supports: two digits of half its widest interval."""
     halves = [(each.high - each.low) / 2 for each in intervals if each and each.high > each.low]
     if not halves:
         return PLAIN_DIGITS

@@ -1,4 +1,4 @@
-"""What a paper takes from a folder: `figures/` as SVG and PNG, `tables/` as CSV and LaTeX."""
+"""A folder's material for a paper is written here: `figures/` and `tables/`."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def publish(folder: Path, *, figures: bool = True, include_images: bool = False) -> list[Path]:
-    """Write the tables and, unless unwanted, the figures of a folder, and list the files.
+    """Write the tables and, unless unwanted, the figures of a folder, and return the files.
 
     The same folder gives the same bytes. Of sites with real patients images are drawn only with
     `include_images`. A figure that the folder no longer supports is removed. Raises `BadFolder`
@@ -44,7 +44,7 @@ def publish(folder: Path, *, figures: bool = True, include_images: bool = False)
 
 
 def tables(facts: Facts) -> dict[str, bytes]:
-    """Give the tables by file name; nothing before there are scores."""
+    """Return the tables by file name; empty before there are scores."""
     rows = PaperRows(facts)
     texts = {
         "arms.csv": _csv(standing_row(row) for row in rows.standings),
@@ -107,7 +107,7 @@ def typical(facts: Facts, *, include_images: bool) -> list[PanelChoice]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; without data there is none."""
+    """Write a file whole or not at all; without data, remove it."""
     refusal = "{path}: cannot be written: {reason}"
     if data:
         write_bytes(path, data, refusal=refusal)

@@ -1,8 +1,8 @@
-"""How a paper's figures look and how they are written: matplotlib, without a state of its own.
+"""A paper's figures are styled and written here, with matplotlib but without its global state.
 
-Okabe and Ito's colours, darkened, each with a dash and a marker, so that nothing is told by colour
-alone. The same figure is the same bytes: no dates, no random identifiers, and letters of DejaVu
-Sans, which comes with matplotlib.
+Okabe and Ito's colours are darkened, each with a dash and a marker, so that nothing depends on
+colour alone. The same figure gives the same bytes: it has no dates and no random identifiers, and
+letters of DejaVu Sans, which comes with matplotlib.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -26,7 +26,7 @@ DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)))
 FIRST, OTHER = COLOURS[0], "#4a4f57"
 _STYLE = {
     "font.size": 8,
-    "text.parse_math": False,  # a dollar in a title is a dollar
+    "text.parse_math": False,  # a dollar in a title is a dollar, not mathematics
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7.5,
@@ -42,7 +42,7 @@ _STYLE = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # letters stay letters: journals edit and search them
+    "svg.fonttype": "none",  # letters stay text: journals edit and search it
     "svg.hashsalt": "grandrounds",
     "savefig.dpi": DPI,
     "figure.dpi": DPI,
@@ -73,7 +73,7 @@ def _written(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
 
 
 def rows_of(figure: Figure, labels: list[str]) -> Axes:
-    """Give axes with a line for each label, top-down, and light lines across."""
+    """Return axes with a row for each label, from the top, and light grid lines."""
     axes = figure.subplots()
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)

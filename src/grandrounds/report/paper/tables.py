@@ -1,4 +1,4 @@
-"""The rows of a paper's tables, at full precision: arms, arms at each site, and pairs of arms."""
+"""The rows of a paper's tables are made here, at full precision: arms, sites and pairs of arms."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ from grandrounds.report.paper.latex import (
 )
 from grandrounds.report.prose.vocabulary import display_name
 
-PaperRow: TypeAlias = dict[str, object]  # column -> value; none where there is no value
+PaperRow: TypeAlias = dict[str, object]  # column -> value; None where there is no value
 
 
 @dataclass(frozen=True)
 class StandingRow:
-    """What an arm reached over all sites by one metric.
+    """The result of an arm over all sites by one metric.
 
-    `behind` is how much better the first arm is; none for the first arm itself.
+    `behind` is how much better the first arm is; None for the first arm itself.
     """
 
     arm: Arm
@@ -52,7 +52,7 @@ class StandingRow:
 
 @dataclass(frozen=True)
 class SiteScore:
-    """What an arm reached at one site and task by one metric."""
+    """The result of an arm at one site and task by one metric."""
 
     arm: Arm
     site: str
@@ -63,7 +63,7 @@ class SiteScore:
 
 @dataclass(frozen=True)
 class ArmPair(Compared):
-    """Two arms on the same patients, all sites together; above 0 the first is better."""
+    """Two arms compared on the same patients, all sites together; above 0 the first is better."""
 
     first: Arm
     second: Arm
@@ -78,12 +78,12 @@ class PaperRows:
 
     @cached_property
     def standings(self) -> list[StandingRow]:
-        """List every arm that is scored at all its sites, metric by metric."""
+        """Return every arm that is scored at all its sites, metric by metric."""
         return [row for metric in self.facts.metrics for row in _standings(self.facts, metric)]
 
     @cached_property
     def sites(self) -> list[SiteScore]:
-        """List every arm's scores at every site and task, metric by metric."""
+        """Return every arm's scores at every site and task, metric by metric."""
         places = [(s, t) for s in self.facts.sites for t in self.facts.tasks(s)]
         return [
             SiteScore(arm, site, task, metric, spread)
@@ -138,7 +138,7 @@ def _pairs(facts: Facts, metric: Metric) -> list[ArmPair]:
 
 
 def standing_row(row: StandingRow) -> PaperRow:
-    """Give the columns of arms.csv."""
+    """Return the columns of arms.csv."""
     return {
         **_named(row.arm),
         "metric": row.metric.key,
@@ -156,7 +156,7 @@ def standing_row(row: StandingRow) -> PaperRow:
 
 
 def site_row(row: SiteScore) -> PaperRow:
-    """Give the columns of sites.csv."""
+    """Return the columns of sites.csv."""
     return {
         "site": row.site,
         "task": row.task,
@@ -170,7 +170,7 @@ def site_row(row: SiteScore) -> PaperRow:
 
 
 def pair_row(row: ArmPair) -> PaperRow:
-    """Give the columns of pairs.csv."""
+    """Return the columns of pairs.csv."""
     return {
         "first": row.first.name,
         "second": row.second.name,

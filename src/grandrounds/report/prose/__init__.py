@@ -1,1 +1,1 @@
-"""Sentences of the report."""
+"""This package writes the sentences of the report."""

@@ -1,4 +1,4 @@
-"""Every site's model on every site's test patients: whose model travels, and what it loses."""
+"""Sentences on cross-site scores are written here: whose model travels well, and what it loses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -59,7 +59,7 @@ def _instead(better: float, metric: Metric) -> str:
 
 
 def sentence(found: Mapping[str, Sequence[LeftOut]], metric: Metric) -> str:
-    """Say what the first arm reaches where it was trained without the hospital, and with it."""
+    """Say what the first arm reaches at a hospital when trained without it and with it."""
     everything = flat(found)
     own = [one for one in everything if one.arm is everything[0].arm]
     once = [one for one in own if one.gains]

@@ -1,4 +1,4 @@
-"""What a run was, in plain sentences: how far it came, who took part, what travelled."""
+"""Sentences on a run are written here: how far it is, who took part, what was shared."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -21,7 +21,7 @@ from grandrounds.report.prose.vocabulary import (
 
 
 def progress_sentence(arm: Arm) -> str:
-    """Say how far an arm's runs came and how they ended, seed by seed where they differ."""
+    """Say how far an arm's runs are and how they ended, seed by seed where they differ."""
     said = [_progress(run) for run in arm.runs]
     if len(said) == 1 and not arm.waiting:
         return said[0]
@@ -32,7 +32,7 @@ def progress_sentence(arm: Arm) -> str:
             f"Finished with {len(said)} seeds, after {done} rounds; the models of rounds {best} "
             "validated best."
         )
-    each = [f"Seed {run.seed}: {told}" for run, told in zip(arm.runs, said, strict=True)]
+    each = [f"Seed {run.seed}: {sentence}" for run, sentence in zip(arm.runs, said, strict=True)]
     return " ".join([*each, *(f"Seed {seed}: Not started." for seed in arm.waiting)])
 
 
@@ -95,10 +95,10 @@ def simulated(facts: Facts) -> str:
 
 def took_part(arm: Arm) -> str:
     """Say who took part in which round, and name every absence."""
-    told = {run.seed: _took_part(run) for run in arm.runs}
-    if len(set(told.values())) == 1:
-        return next(iter(told.values()))
-    return " ".join(f"Seed {seed}: {said}" for seed, said in told.items())
+    by_seed = {run.seed: _took_part(run) for run in arm.runs}
+    if len(set(by_seed.values())) == 1:
+        return next(iter(by_seed.values()))
+    return " ".join(f"Seed {seed}: {said}" for seed, said in by_seed.items())
 
 
 def _took_part(run: Run) -> str:
@@ -254,7 +254,7 @@ def verdict(facts: Facts, site: str) -> list[str]:
 
 
 def better_off_alone(facts: Facts, site: str) -> bool:
-    """Tell whether a site's best local-only arm clearly beats the protagonist there."""
+    """Tell whether a site's best local-only arm is clearly better than the main arm there."""
     return facts.gains is not None and site in facts.gains.lost()
 
 

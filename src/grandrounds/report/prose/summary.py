@@ -1,4 +1,4 @@
-"""The report in five plain sentences, which claim no more than the numbers do."""
+"""The report is summarised here in five sentences, which claim no more than the numbers do."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ _TEST = f"{LEVEL} % bootstrap intervals and Wilcoxon signed-rank tests over pati
 def summary_sentences(facts: Facts) -> list[str]:
     """Say who gains, against whom, the worst site, on how many patients, and what stays open.
 
-    Before the protagonist is tested at every site, say how far each arm is.
+    Before the main arm is tested at every site, they say how far each arm is.
     """
     hero, metric = facts.main_arm, facts.main_metric
     if hero is None or metric is None or hero.overall(metric.key) is None:
@@ -52,7 +52,7 @@ def _who_gains(hero: Arm, gains: Gains, metric: Metric) -> str:
         if found
     ]
     average = f"is {_way(gains)} on average over hospitals ({_briefly(gains.overall, metric)})"
-    first = gains.overall.mean < 0  # what speaks against it comes first
+    first = gains.overall.mean < 0  # what speaks against the main arm comes first
     parts = [average, *said] if first else [*said, average]
     by = f"by {metric.label} and with {LEVEL} % intervals"
     beside = f"Beside each hospital's best local-only model, {by}, {hero.title} "
@@ -110,7 +110,7 @@ def _against_others(facts: Facts, metric: Metric) -> str:
 
 
 def _rivals(facts: Facts) -> dict[str, str]:
-    """Map FedAvg and the best other federated arm to what a sentence calls them."""
+    """Map the names of FedAvg and the best other federated arm to their words in a sentence."""
     fedavg, best = facts.fedavg, facts.competitor
     found: dict[str, str] = {}
     if fedavg and fedavg.name in facts.compared:

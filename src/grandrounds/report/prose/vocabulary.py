@@ -1,4 +1,4 @@
-"""How the page speaks of each kind of task; a kind that has no words of its own gets plain ones."""
+"""The words for each kind of task, and for names and numbers, are defined here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ WORDINGS = {
 
 
 def wording(task: str) -> Wording:
-    """Give the words for a kind of task."""
+    """Return the words for a kind of task; plain ones where it has none of its own."""
     return WORDINGS.get(task, Wording())
 
 
@@ -76,7 +76,7 @@ def capital(sentence: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Put a number before a noun that takes an s."""
+    """Write a number with its noun, which takes an s."""
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -136,7 +136,7 @@ def probability(p: float | None) -> str:
 
 
 def few(words: Sequence[str], most: int = 6) -> str:
-    """Join words as people do, and count those beyond the most that a sentence bears."""
+    """Join at most `most` words as people do, and count the others."""
     if len(words) <= most:
         return join_words(words)
     return join_words([*words[:most], f"{len(words) - most} more"])

@@ -1,1 +1,1 @@
-"""Trackers are readers of the events: MLflow and TensorBoard, live or from a run's journal."""
+"""Trackers log events to MLflow or TensorBoard, live or from a run's journal."""

@@ -1,4 +1,4 @@
-"""MLflow as a store: a database or a server. The only module that imports mlflow."""
+"""MLflow, as a database or a server, is a store; only this module imports mlflow."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from mlflow.entities import Metric, Param, RunTag
 from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Beginning, Logged, PointBatch
 
 MOST_METRICS, MOST_WORDS = 1000, 100  # of one request to MLflow
-# A hospital's runs are nobody's statistics; and a server that is gone must not hold up a round.
+# MLflow sends no statistics of a hospital's runs; a server that is gone must not delay a round.
 CAREFUL = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -38,7 +38,7 @@ class MLflow:
         return MlflowClient(self.address)
 
     def begin(self, beginning: Beginning) -> str:
-        """Make a run, or go on with making it where that failed before."""
+        """Make a run, or complete one whose making failed before, and return its key."""
         self._run = self._run or self._made(beginning)
         self._log_words(beginning.parameters, {})
         return self._run
@@ -54,7 +54,7 @@ class MLflow:
         return run.info.run_id
 
     def resume(self, key: str) -> Logged:
-        """Open a run that was made before, and tell what it holds."""
+        """Open a run that was made before, and return what it holds."""
         self._run = key
         held = self._client.get_run(key).data.metrics
         self._client.update_run(key, "RUNNING")
@@ -75,7 +75,7 @@ class MLflow:
             self._client.log_batch(self._run, metrics=some)
 
     def end(self, batch: PointBatch) -> None:
-        """Note how the run ended."""
+        """Log how the run ended."""
         self._log_words({}, batch.tags)
         self._client.set_terminated(self._run, batch.status, _milliseconds(batch.moment))
 
@@ -88,7 +88,7 @@ class MLflow:
 
 
 def _allowed(name: str) -> str:
-    """Write a name with the letters and signs that MLflow allows in one."""
+    """Return a name with only the characters that MLflow allows."""
     return re.sub(r"[^\w./: -]", "_", name.replace("->", "_to_"))
 
 

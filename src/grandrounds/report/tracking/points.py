@@ -1,4 +1,4 @@
-"""What a tracker is told of a run: its beginning once, and a batch of points for each round."""
+"""Events become points here: a run's beginning once, and a batch of points for each round."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from grandrounds.core.events import (
 from grandrounds.core.journal import bytes_by_site
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
-EVERY_ROUND = "round/seconds"  # the point that each round has: it tells which rounds are logged
+EVERY_ROUND = "round/seconds"  # the point that each round has: it shows which rounds are logged
 TEST = "test/"  # before the names of all test scores
 TUNED = "tuned/"
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run is called, and what was decided before it trained; `moment` is in unix seconds."""
+    """A run's names, parameters and tags before it trains; `moment` is in unix seconds."""
 
     name: str
     title: str
@@ -41,7 +41,7 @@ class Beginning:
 
 @dataclass(frozen=True)
 class PointBatch:
-    """What one round, or the end of a run, adds to a tracker; `moment` is in unix seconds."""
+    """The points of one round, or of the end of a run; `moment` is in unix seconds."""
 
     round: int
     moment: float
@@ -52,7 +52,7 @@ class PointBatch:
 
 @dataclass(frozen=True)
 class Logged:
-    """What a tracker holds of a run already: its rounds, whether it was tested, and its status."""
+    """What a tracker has of a run already: its rounds, whether it was tested, and its status."""
 
     rounds: frozenset[int] = frozenset()
     tested: bool = False
@@ -65,14 +65,14 @@ class Logged:
         return bool(batch.metrics) and not self.tested
 
     def with_points(self, batch: PointBatch) -> "Logged":
-        """Count a batch's points in."""
+        """Return this with a batch's points logged."""
         if EVERY_ROUND in batch.metrics:
             return replace(self, rounds=self.rounds | {batch.round})
         return replace(self, tested=True)
 
 
 class Gathering:
-    """Gathers what is told until a round stands; what a stopped process left open is dropped."""
+    """Gathers events until a round is finished; a resume drops those of an unfinished round."""
 
     def __init__(self) -> None:
         self._metrics = defaultdict[str, float](float)
@@ -80,7 +80,7 @@ class Gathering:
         self._tested = 0
 
     def hear(self, moment: float, event: Event) -> PointBatch | None:
-        """Take in an event; give the batch that it completes, if it does."""
+        """Receive an event; return the batch that it completes, if it does."""
         match event:
             case RunResumed():
                 self._taken()
@@ -146,12 +146,12 @@ class Gathering:
     def _count_bytes(self, event: Event) -> None:
         for (_, site), (up, down) in bytes_by_site([event]).items():
             self._metrics[f"bytes_down/{site}"] += down
-            if not isinstance(event, SiteMonitored):  # which is told of no bytes up, not of zero
+            if not isinstance(event, SiteMonitored):  # which has no bytes up
                 self._metrics[f"bytes_up/{site}"] += up
 
 
 def _at_the_end(name: str) -> str:
-    """Keep apart what sites still send after the last round, which has its own points."""
+    """Return the name of a point after the last round, apart from that round's own points."""
     return name if name.startswith((TEST, TUNED)) else f"ending/{name}"
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard as a store: event files in a folder. The only module that imports tensorboard."""
+"""TensorBoard, as event files in a folder, is a store; only this module imports tensorboard."""
 
 # tensorboard comes without types, and its records are classes that protobuf makes at run time.
 # pyright: reportMissingTypeStubs=false, reportAttributeAccessIssue=false
@@ -19,14 +19,14 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Beginning, Logged, PointBatch
 
-EVERYTHING = {"scalars": 0, "tensors": 0}  # a reader keeps a sample if it is not told otherwise
+EVERYTHING = {"scalars": 0, "tensors": 0}  # a reader samples the points unless these are 0
 
 
 @dataclass
 class TensorBoard:
     """Runs below a folder, as STUDY/ARM/seed-N; that path is a run's key.
 
-    A batch is one record of an event file, so that a process which is killed leaves all or none.
+    A batch is one record of an event file, so that a killed process leaves all of it or nothing.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class TensorBoard:
         return EventFileWriter(str(self.folder / self._key))
 
     def begin(self, beginning: Beginning) -> str:
-        """Choose a folder that no other run has, and write the parameters as a table."""
+        """Choose a new folder, write the parameters as a table, and return the run's key."""
         self._key = self._free(beginning)
         rows = [f"| {name} | {word} |" for name, word in _words(beginning).items()]
         table = "\n".join(["| parameter | value |", "|---|---|", *rows])
@@ -54,7 +54,7 @@ class TensorBoard:
         return key
 
     def resume(self, key: str) -> Logged:
-        """Open a run that was made before, and tell what its files hold."""
+        """Open a run that was made before, and return what its files hold."""
         self._key = key
         found = EventAccumulator(str(self.folder / key), EVERYTHING)
         found.Reload()
@@ -73,7 +73,7 @@ class TensorBoard:
         self._write(batch.round, batch.moment, Summary(value=points), texts)
 
     def end(self, batch: PointBatch) -> None:
-        """Note how the run ended."""
+        """Log how the run ended."""
         failed = {name: word for name, word in batch.tags.items() if name == "failed"}
         self._write(batch.round, batch.moment, Summary(), {"status": str(batch.status), **failed})
 

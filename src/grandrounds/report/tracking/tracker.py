@@ -1,6 +1,6 @@
-"""One tracker of one run: hears events, and brings to its store what the store lacks.
+"""A tracker receives the events of one run, and logs to its store what the store lacks.
 
-What a store refuses waits, and is tried again after the next round: training never stops for it.
+Points that a store refuses are logged again after the next round: training never stops for them.
 """
 
 import json
@@ -26,14 +26,14 @@ _Tell: TypeAlias = Callable[[str], None]
 
 
 class Store(Protocol):
-    """Where a tracker keeps runs."""
+    """A store of runs, such as MLflow or TensorBoard."""
 
     def begin(self, beginning: Beginning) -> str:
-        """Make a run, and give the key by which it is found again."""
+        """Make a run, and return the key by which it is found again."""
         ...
 
     def resume(self, key: str) -> Logged:
-        """Open a run that was made before, and tell what it holds."""
+        """Open a run that was made before, and return what it holds."""
         ...
 
     def log(self, batch: PointBatch) -> None:
@@ -41,13 +41,13 @@ class Store(Protocol):
         ...
 
     def end(self, batch: PointBatch) -> None:
-        """Note how the run ended."""
+        """Log how the run ended."""
         ...
 
 
 @dataclass
 class Tracker:
-    """A listener that brings a run to one store; `tell` gets a sentence where that fails."""
+    """A listener that logs a run to one store; `tell` receives a sentence where that fails."""
 
     uri: str
     folder: Path
@@ -60,12 +60,12 @@ class Tracker:
     _warned: bool = False
 
     def __call__(self, event: Event) -> None:
-        """Hear an event as it happens, and bring to the store what it completes."""
+        """Receive an event as it happens, and log the batch that it completes."""
         if self.hear(time(), event):
             self.deliver()
 
     def hear(self, moment: float, event: Event) -> bool:
-        """Hear an event of a moment (unix seconds); tell whether there is something to deliver."""
+        """Receive an event of a moment (unix seconds); tell whether there is a batch to deliver."""
         starts = isinstance(event, RunStarted)
         if starts and self._beginning is None:
             self._beginning = beginning(self.folder, moment, event)
@@ -75,12 +75,12 @@ class Tracker:
         return starts or batch is not None
 
     def deliver(self) -> None:
-        """Bring to the store what waits; what it refuses goes on waiting."""
+        """Log the waiting batches; those that the store refuses keep waiting."""
         if self._beginning:
             self._deliver(self._beginning)
 
     def close(self) -> bool:
-        """Say in the end what could not be brought to the store; tell whether all could."""
+        """Report what was not logged in the end; return whether all was."""
         if self._waiting:
             self.tell(
                 f"{len(self._waiting)} rounds or results of {self.folder} are not in "
@@ -131,7 +131,7 @@ class Tracker:
 
 
 def beginning(folder: Path, moment: float, started: RunStarted) -> Beginning:
-    """Tell what a run is, from its first event and the study in its folder."""
+    """Return a run's names, parameters and tags, from its first event and its study."""
     study = tomllib.loads(RunFolder(folder).study.read_text("utf-8"))
     made = {
         "fingerprint": started.study,
@@ -149,7 +149,7 @@ def beginning(folder: Path, moment: float, started: RunStarted) -> Beginning:
 
 
 def _comparison(folder: Path) -> dict[str, str]:
-    """Name the comparison of a run, if it has one, and the site that it was trained without."""
+    """Return tags that name a run's comparison, if any, and the site it was trained without."""
     found = comparison_of(folder)
     if found is None:
         return {}
@@ -158,7 +158,7 @@ def _comparison(folder: Path) -> dict[str, str]:
 
 
 def flat_parameters(value: object, where: str = "") -> dict[str, str]:
-    """Write a TOML table as one line for each option; tables in a list go by their name."""
+    """Return a TOML table as one pair for each option; tables in a list go by their names."""
     match value:
         case dict():
             table = cast(dict[str, object], value)
@@ -174,26 +174,26 @@ def flat_parameters(value: object, where: str = "") -> dict[str, str]:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """Read which run of which tracker a run folder is."""
+    """Read a run folder's keys by tracker."""
     path = RunFolder(folder).tracking
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def record(folder: Path, known: dict[str, str]) -> None:
-    """Keep which run of which tracker a run folder is, whole or not at all."""
+    """Write a run folder's keys by tracker, whole or not at all."""
     text = json.dumps(known, indent=2) + "\n"
     path = RunFolder(folder).tracking
     write_text(path, text, refusal="{path}: cannot be written: {reason}")
 
 
 def display_uri(uri: str) -> str:
-    """Leave a user's name and password out of an address."""
+    """Return an address without a user's name and password."""
     return re.sub(r"//[^/@\s]*@", "//", uri)
 
 
 @dataclass(frozen=True)
 class TrackerKind:
-    """A kind of tracker: how its address is written, and what makes its store."""
+    """A kind of tracker: an example of its address, and the function that makes its store."""
 
     example: str
     store: Callable[[str], Store]
@@ -218,7 +218,7 @@ TRACKERS = {
 
 
 def check_trackers(uris: Sequence[str]) -> None:
-    """Refuse a tracker that is unknown or not installed. Raises `BadInput`; loads nothing."""
+    """Raise `BadInput` for a tracker that is unknown or not installed; import nothing."""
     for uri in uris:
         kind, _, address = uri.partition(":")
         if kind not in TRACKERS or not address:
@@ -248,7 +248,7 @@ def _tracker(folder: Path, uri: str, tell: _Tell) -> Tracker:
 
 @contextmanager
 def tracked(folder: Path, uris: Sequence[str], tell: _Tell) -> Generator[list[Tracker], None, None]:
-    """Give a listener for each tracker of a run; `tell` gets a sentence where a tracker fails.
+    """Yield a listener for each tracker of a run; `tell` receives a sentence where one fails.
 
     Raises `BadInput` for a tracker that is unknown or not installed.
     """
@@ -262,7 +262,7 @@ def tracked(folder: Path, uris: Sequence[str], tell: _Tell) -> Generator[list[Tr
 
 
 def replay(folder: Path, uri: str, tell: _Tell) -> bool:
-    """Bring a run folder to a tracker that lacks all or some of it; tell whether all is there.
+    """Log a run folder to a tracker that lacks all or some of it; return whether all is there.
 
     Raises `BadInput` for a tracker that is unknown or not installed, `BadFolder` for no run.
     """
@@ -278,7 +278,7 @@ def replay(folder: Path, uri: str, tell: _Tell) -> bool:
 
 
 def _last_words_once(events: Sequence[Stamped]) -> list[Stamped]:
-    """Leave out how a run ended before it was resumed."""
+    """Return the events without those that ended the run before it was resumed."""
     last = max(n for n, (_, event) in enumerate(events) if isinstance(event, RunStarted))
     return [
         stamped

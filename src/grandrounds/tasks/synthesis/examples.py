@@ -1,4 +1,4 @@
-"""Synthesis trains on slices in pairs of contrasts, with a code that tells site and pair."""
+"""Synthesis trains on slices in pairs of contrasts, with a code for the site and the pair."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from grandrounds.tasks.task import Batch, Case, Slice, check_contrasts, draw_ind
 
 @dataclass(frozen=True)
 class ContrastPair:
-    """One synthesis task: which contrast is made from which."""
+    """One synthesis task: the contrast that is made, and the one it is made from."""
 
     source: str
     target: str
@@ -30,12 +30,10 @@ class ContrastPair:
 
     @property
     def label(self) -> str:
-        """Write the label."""
         return f"{self.source}->{self.target}"
 
     @property
     def reversed(self) -> "ContrastPair":
-        """Give the way back."""
         return ContrastPair(self.target, self.source)
 
 
@@ -43,10 +41,10 @@ class ContrastPair:
 class SiteTaskCode:
     """Turns (site, pair) into the code that the mapper reads.
 
-    It is the one-hots of site, source and target in a row. `codes` says which of them are told to
-    the network; the others are zero. Dalmaz et al. 2024. With "direction" it is the one-hot of the
-    pair among `pairs`, and nothing of the site. The code of a site that is not among `sites` is
-    the mean of theirs; with a `reader`, that site's code stands for every site.
+    It is the one-hots of site, source and target in a row. `codes` says which of them the network
+    gets; the others are zero. Dalmaz et al. 2024. With "direction" it is the one-hot of the pair
+    among `pairs`, without the site. The code of a site that is not among `sites` is the mean of
+    theirs; with a `reader`, that site's code is used for every site.
     """
 
     sites: tuple[str, ...]
@@ -57,13 +55,12 @@ class SiteTaskCode:
 
     @property
     def size(self) -> int:
-        """Count the values of a code."""
         if self.codes == "direction":
             return len(self.pairs)
         return len(self.sites) + 2 * len(self.contrasts)
 
     def code(self, site: str, pair: ContrastPair) -> Tensor:
-        """Give the code, (K,)."""
+        """Return the code, (K,)."""
         code = torch.zeros(self.size)
         if self.codes == "direction":
             code[self.pairs.index(pair)] = 1.0
@@ -81,7 +78,7 @@ class SiteTaskCode:
 
 
 def check_pair(site: str, label: str, elements: Elements) -> None:
-    """Refuse a label that is no pair of two of the study's contrasts. Raises `BadStudy`."""
+    """Refuse a label that is not a pair of the study's contrasts. Raises `BadStudy`."""
     where = f"site '{site}', task '{label}'"
     require(
         label.count("->") == 1, f'{where}: write it as "SOURCE->TARGET", for example "T1w->T2w"'
@@ -93,7 +90,7 @@ def check_pair(site: str, label: str, elements: Elements) -> None:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a slice before the network sees it.
+    """The changes to a slice before the network reads it.
 
     `flip` is the probability of a left-right flip in training; `intensity` = "slice" scales each
     slice to its own range in 8 bits; `crop` = "resize-crop" enlarges by 286/256 and crops at
@@ -109,7 +106,7 @@ class Augmentation:
         if self.intensity == "slice":
             images_CHW = _eight_bit(images_CHW)
         if self.crop == "resize-crop":
-            images_CHW = _resized_crop(images_CHW, generator)
+            images_CHW = _resize_and_crop(images_CHW, generator)
         if training and float(torch.rand((), generator=generator)) < self.flip:
             images_CHW = images_CHW.flip(-1)
         return images_CHW
@@ -120,7 +117,7 @@ def _eight_bit(images_CHW: Tensor) -> Tensor:
     return ((images_CHW - low) / (high - low).clamp_min(1e-6) * 255).round() / 255
 
 
-def _resized_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
+def _resize_and_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
     height, width = images_CHW.shape[1:]
     size = (ceil(height * 286 / 256), ceil(width * 286 / 256))
     large = nn.functional.interpolate(images_CHW[None], size, mode="bicubic", align_corners=False)
@@ -131,10 +128,10 @@ def _resized_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Slices:
-    """Examples of translation.
+    """The slices of a translation task as examples.
 
-    A slice with several pairs has one of them drawn when a generator is given. `mask` names one
-    that each batch brings with it where nothing is drawn.
+    A generator draws one of a slice's pairs where there are several. Each batch without a generator
+    includes the mask that `mask` names.
     """
 
     slices: tuple[Slice[ContrastPair], ...]
@@ -143,7 +140,6 @@ class Slices:
     mask: str = ""
 
     def __len__(self) -> int:
-        """Count the slices."""
         return len(self.slices)
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
@@ -153,7 +149,7 @@ class Slices:
         """
         chosen = [self.slices[index] for index in indices]
         draw = generator or Generator().manual_seed(0)
-        choices = [each.visit.labels for each in chosen]
+        choices = [item.visit.labels for item in chosen]
         pairs = [labels[draw_index(len(labels), draw)] for labels in choices]
         images = [self._images(s, p, draw, generator) for s, p in zip(chosen, pairs, strict=True)]
         images_BCHW = torch.stack(images).mul_(2).sub_(1)
@@ -171,28 +167,27 @@ class Slices:
         }
 
     def _inside(self, chosen: Sequence[Slice[ContrastPair]]) -> Batch:
-        masks = [each.visit.session.masks[self.mask][each.index] > 0 for each in chosen]
+        masks = [item.visit.session.masks[self.mask][item.index] > 0 for item in chosen]
         return {"mask": torch.from_numpy(np.stack(masks))[:, None]}  # pyright: ignore[reportUnknownMemberType]
 
     def _images(
         self,
-        each: Slice[ContrastPair],
+        item: Slice[ContrastPair],
         pair: ContrastPair,
         draw: Generator,
         training: Generator | None,
     ) -> Tensor:
         contrasts = (pair.source, pair.target)
-        both = [each.visit.session.image(each.index, contrast) for contrast in contrasts]
+        both = [item.visit.session.image(item.index, contrast) for contrast in contrasts]
         images_CHW = torch.from_numpy(np.stack(both))  # pyright: ignore[reportUnknownMemberType]
         return self.augmentation(images_CHW, draw, training=training is not None)
 
     def case(self, index: int) -> Case:
-        """Name an example."""
         return self.slices[index].case()
 
 
 def check_masks(cohorts: Sequence[Cohort], mask: str) -> None:
-    """Refuse a site some of whose sessions lack a mask that scores need. Raises `BadSite`."""
+    """Refuse a site with sessions that lack a mask needed for scores. Raises `BadSite`."""
     for cohort in cohorts if mask else ():
         lacking = sum(mask not in session.masks for session in cohort)
         if lacking:

@@ -17,7 +17,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class GradientGuard:
-    """Clips what each image learns from its critic, and adds noise; `clip` = 0 does neither.
+    """Clips each image's gradient from its critic and adds noise; `clip` = 0 does neither.
 
     Each image's gradient is clipped to `clip` / B, and Gaussian noise of `noise` times that is
     added. By itself this is no (epsilon, delta) guarantee.
@@ -27,14 +27,14 @@ class GradientGuard:
     noise: float
 
     def __call__(self, fake_B1HW: Tensor) -> Tensor:
-        """Give the images as critics are shown them, their gradients to be clipped and noised."""
+        """Return images for the critics, whose gradients will be clipped and get noise."""
         if not self.clip or not fake_B1HW.requires_grad:
             return fake_B1HW
         guarded = fake_B1HW.view_as(fake_B1HW)
-        guarded.register_hook(self._protected)  # pyright: ignore[reportUnknownMemberType]
+        guarded.register_hook(self._protect)  # pyright: ignore[reportUnknownMemberType]
         return guarded
 
-    def _protected(self, gradient_B1HW: Tensor) -> Tensor:
+    def _protect(self, gradient_B1HW: Tensor) -> Tensor:
         bound = self.clip / len(gradient_B1HW)
         norms_B = gradient_B1HW.square().sum((1, 2, 3)).sqrt().clamp_min(_SMALLEST)
         scale_B = (bound / norms_B).clamp_max(1.0)
@@ -44,40 +44,40 @@ class GradientGuard:
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Up to `size` images for each critic, which change as the pool is used; 0 keeps none."""
+    """A pool of up to `size` images for each critic, which change with use; 0 stores none."""
 
     size: int
-    kept: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
+    images: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
 
     @staticmethod
     def of(size: int, memory: Mapping[str, Tensor]) -> "ImagePool":
-        """Make a pool of what one held before."""
+        """Make a pool of the images in an earlier pool's memory."""
         return ImagePool(size, {critic: list(images) for critic, images in memory.items()})
 
     @property
     def memory(self) -> Weights:
-        """Copy what the pool holds: for each critic (N, 1, H, W)."""
-        return to_cpu({critic: torch.stack(images) for critic, images in self.kept.items()})
+        """Return a copy of the pool's images: for each critic (N, 1, H, W)."""
+        return to_cpu({critic: torch.stack(images) for critic, images in self.images.items()})
 
     def shown(self, critic: str, fakes_B1HW: Tensor) -> Tensor:
-        """Give the images to show a critic; once the pool is full, half of them are older ones.
+        """Return the images for a critic; once the pool is full, half of them are older ones.
 
-        An older image leaves the pool for the new one in whose place it is shown.
+        An older image that is used leaves the pool, and the new one takes its place.
         """
         if not self.size:
             return fakes_B1HW
-        kept = self.kept.setdefault(critic, [])
+        pool = self.images.setdefault(critic, [])
         fakes = to_float32(fakes_B1HW.detach())
-        return torch.stack([self._exchanged(kept, fake_1HW.clone()) for fake_1HW in fakes])
+        return torch.stack([self._exchange(pool, fake_1HW.clone()) for fake_1HW in fakes])
 
-    def _exchanged(self, kept: list[Tensor], fake_1HW: Tensor) -> Tensor:
-        if len(kept) < self.size:
-            kept.append(fake_1HW)
+    def _exchange(self, pool: list[Tensor], fake_1HW: Tensor) -> Tensor:
+        if len(pool) < self.size:
+            pool.append(fake_1HW)
             return fake_1HW
         if float(torch.rand(())) < 0.5:
             return fake_1HW
         place = int(torch.randint(self.size, ()))
-        older, kept[place] = kept[place].to(fake_1HW.device), fake_1HW
+        older, pool[place] = pool[place].to(fake_1HW.device), fake_1HW
         return older
 
 
@@ -86,9 +86,9 @@ Translate: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # images and codes to
 
 @dataclass(frozen=True)
 class Side:
-    """One direction of a batch: images, the code that says where to, and who judges the results.
+    """One direction of a batch: images, the code of the direction, and the critics of the results.
 
-    `judged` maps each critic to its rows; a critic sees one image, never a pair.
+    `judged` maps each critic to its rows; a critic reads one image, never a pair.
     """
 
     images: Tensor
@@ -98,7 +98,7 @@ class Side:
 
 @dataclass(frozen=True)
 class CycleLosses:
-    """The weights of the three losses, what is learned from critics, and what these are shown."""
+    """The weights of the three losses, the guard of gradients, and the pool of critics' images."""
 
     adversarial: float
     cycle: float
@@ -109,7 +109,7 @@ class CycleLosses:
     def losses(
         self, translate: Translate, critics: nn.ModuleDict, there: Side, back: Side
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of every critic concerned, then that of both ways together."""
+        """Yield the loss of every critic with rows, then that of both directions together."""
         made = {
             "there": translate(there.images, there.code),
             "back": translate(back.images, back.code),
@@ -137,9 +137,9 @@ class CycleLosses:
 
 @dataclass(frozen=True)
 class PairedLosses:
-    """The weights of the two losses, and the protection of what the generator learns from critics.
+    """The weights of the two losses, and the guard of the generator's gradients from critics.
 
-    `apart` shows a critic real and made images in two batches, so that batch norm does not mix
+    `apart` gives a critic real and synthetic images in two batches, so that batch norm does not mix
     their statistics.
     """
 
@@ -151,7 +151,7 @@ class PairedLosses:
     def losses(
         self, critics: nn.ModuleDict, fake: Tensor, batch: Batch, judged: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of every critic concerned, then that of the images (B, 1, H, W)."""
+        """Yield the loss of every critic with rows, then that of the images (B, 1, H, W)."""
         source, target = batch["source"], batch["target"]
         for name, rows in judged.items():
             real = torch.cat([source[rows], target[rows]], 1)
@@ -170,16 +170,16 @@ class PairedLosses:
 
 
 def _critic_loss(on_real: Tensor, on_fake: Tensor) -> Tensor:
-    """Return the loss of a critic that takes real images for 1 and made ones for 0."""
+    """Return the loss of a critic whose target is 1 for real and 0 for synthetic images."""
     return 0.5 * (on_fake.square().mean() + (on_real - 1).square().mean())
 
 
 def _realism_loss(
     critics: nn.ModuleDict, judged: Mapping[str, Tensor], images: Tensor
 ) -> Tensor | float:
-    """Return how far images are from passing for real, over those that a critic judges.
+    """Return how far critics' outputs for images are from 1, the target of real ones.
 
-    The critics learn nothing from it. Without any it is 0.
+    The critics get no gradients from it. Without critics it is 0.
     """
     losses: list[Tensor] = []
     for name, rows in judged.items():

@@ -1,4 +1,4 @@
-"""A study of synthesis chooses among these generators, and has critics for its tasks."""
+"""A study of synthesis chooses one of these generators and has critics for its tasks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from grandrounds.tasks.task import Batch
 
 Shape: TypeAlias = GeneratorShape | TranslationUNetShape
 Single: TypeAlias = Generator | TranslationUNet
-CODED = "coded-unet"  # driven by the direction of translation, whatever codes the study gives
+CODED = "coded-unet"  # its code is the direction of translation, whatever `codes` the study has
 CONTRASTS = "contrasts-unet"
 UNETS = ("unet", CONTRASTS, CODED)
 SINGLE = "any"  # a critic of all pairs
 GROUPS = ("mapper", "encoder", "bottleneck_early", "bottleneck_late", "decoder", "personal")
-ABSENT = -1.0  # what an image that is not there looks like
+ABSENT = -1.0  # the value of all pixels of a missing image
 
 
 class TwoWay(nn.Module):
@@ -39,7 +39,7 @@ class TwoWay(nn.Module):
         self.back = back
 
     def forward(self, source_B1HW: Tensor, code_BK: Tensor) -> Tensor:
-        """Translate each image in its own direction, which the first of two code values says."""
+        """Translate each image in the direction that the first of two code values gives."""
         made_B1HW = torch.empty_like(source_B1HW)
         for network, rows in zip((self.there, self.back), _rows(code_BK), strict=True):
             if rows:
@@ -47,12 +47,12 @@ class TwoWay(nn.Module):
         return made_B1HW
 
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """Name the two networks; nothing can be cut between them."""
+        """Return the two networks as stages; a cut between them is impossible."""
         return {"there": ("there.",), "back": ("back.",)}
 
 
 def _rows(code_BK: Tensor) -> tuple[list[int], list[int]]:
-    """Deal rows to the two directions; where nothing is computed, all to the first."""
+    """Return the rows of the two directions; on a meta device all belong to the first."""
     if code_BK.is_meta:
         return list(range(len(code_BK))), []
     there = cast(list[bool], (code_BK[:, 0] > 0).tolist())  # pyright: ignore[reportUnknownMemberType]
@@ -75,7 +75,7 @@ def _single(shape: Shape, seed: int) -> Single:
 
 
 class Translator(nn.Module):
-    """A generator and the critics that judge it, in one module whose names tell them apart."""
+    """A generator and its critics in one module, with different prefixes of names."""
 
     generator: SynthesisNetwork
     critics: nn.ModuleDict
@@ -92,7 +92,7 @@ class Translator(nn.Module):
 
 
 def groups_of(model: nn.Module) -> Mapping[str, Filter]:
-    """Name the parameter groups of a translator; "all" leaves the critics out."""
+    """Return the parameter groups of a translator; "all" excludes the critics."""
     assert isinstance(model, Translator)
     head = list(model.generator.stages().values())[-1]
     groups = {name: name_starts(f"generator.{name}.") for name in GROUPS}
@@ -109,25 +109,25 @@ def groups_of(model: nn.Module) -> Mapping[str, Filter]:
 
 @dataclass(frozen=True)
 class Critics:
-    """The critics of a study; without paired images the ways back have critics too."""
+    """The critics of a study; without paired images the reverse directions have critics, too."""
 
     contrasts: tuple[str, ...]
     per_task: bool
     both_ways: bool
 
     def of(self, pair: ContrastPair) -> str:
-        """Name the critic of a pair."""
+        """Return the name of a pair's critic."""
         return pair.label if self.per_task else SINGLE
 
     def names(self, pairs: Iterable[ContrastPair]) -> tuple[str, ...]:
-        """Name the critics of pairs, each once."""
+        """Return the names of the pairs' critics, each once."""
         ways = (w for p in pairs for w in ((p, p.reversed) if self.both_ways else (p,)))
         return tuple(dict.fromkeys(self.of(way) for way in ways))
 
     def build(
         self, names: Iterable[str], *, width: int, layers: int, norm: Norm, seed: int
     ) -> dict[str, Discriminator]:
-        """Build critics: with pairs of images they see the source beside a target."""
+        """Build critics; with paired images they read the source beside a target."""
         in_channels = 1 if self.both_ways else 2
         return {
             name: build_discriminator(
@@ -142,26 +142,27 @@ class Critics:
 
     def pairs(self, batch: Batch) -> list[ContrastPair]:
         """Read the pair of each row."""
-        found = cast(list[list[int]], batch["pair"].tolist())  # pyright: ignore[reportUnknownMemberType]
+        indices = cast(list[list[int]], batch["pair"].tolist())  # pyright: ignore[reportUnknownMemberType]
         return [
-            ContrastPair(self.contrasts[source], self.contrasts[target]) for source, target in found
+            ContrastPair(self.contrasts[source], self.contrasts[target])
+            for source, target in indices
         ]
 
     def rows(self, pairs: Sequence[ContrastPair]) -> dict[str, Tensor]:
-        """Map each critic that pairs concern to its rows."""
+        """Return the rows of each critic that has any of the pairs."""
         rows: dict[str, list[int]] = {}
         for row, pair in enumerate(pairs):
             rows.setdefault(self.of(pair), []).append(row)
-        return {name: torch.tensor(found) for name, found in rows.items()}
+        return {name: torch.tensor(indices) for name, indices in rows.items()}
 
 
 def unit(image: Tensor) -> Tensor:
-    """Bring an image from [-1, 1] to [0, 1]."""
+    """Map an image from [-1, 1] to [0, 1]."""
     return ((image + 1) / 2).clamp(0, 1)
 
 
 def one_channel_each(image_B1HW: Tensor, contrast_B: Tensor, contrasts: int) -> Tensor:
-    """Give one channel for each contrast, all absent but the image's own; (B, C, H, W)."""
+    """Return one channel for each contrast, all absent but the image's; (B, C, H, W)."""
     channels_BCHW = image_B1HW.new_full(
         (*image_B1HW.shape[:1], contrasts, *image_B1HW.shape[2:]), ABSENT
     )

@@ -1,4 +1,4 @@
-"""Synthesis joins the network, the losses and the images that a study asks for."""
+"""The synthesis task combines the network, the losses and the images that a study chooses."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +46,7 @@ from grandrounds.tasks.synthesis.networks import (
     unit,
 )
 from grandrounds.tasks.task import (
-    NO_GUESTS,
+    NO_SITES,
     Batch,
     Labels,
     Picture,
@@ -137,11 +137,10 @@ class Synthesis:
 
     @property
     def has_statistics(self) -> bool:
-        """Batch norm keeps running statistics, instance norm does not."""
         return self.norm == "batch"
 
     def check(self, elements: Elements, sites: Mapping[str, Sequence[str]]) -> None:
-        """Refuse what no generator can be made of. Raises `BadStudy`."""
+        """Refuse options that no generator can be built with. Raises `BadStudy`."""
         require_counts(self, LEAST)
         check_shares(self, ("dropout", "flip"))
         for name in WEIGHTS:
@@ -157,7 +156,7 @@ class Synthesis:
         )
 
     def _check_network(self, pairs: set[ContrastPair]) -> None:
-        """Refuse options that do not go together, or that would do nothing."""
+        """Refuse options that exclude each other or have no effect."""
         require(
             self.channel_weights or self.generator == "personalised",
             "task.channel_weights = false would do nothing: only the personalised generator has "
@@ -197,23 +196,23 @@ class Synthesis:
         )
 
     def bind(
-        self, elements: Elements, sites: Labels, guests: Labels = NO_GUESTS
+        self, elements: Elements, sites: Labels, new_sites: Labels = NO_SITES
     ) -> "SynthesisTask":
-        """Make a consortium's task; `sites` maps each, in roster order, to its task labels.
+        """Make a consortium's task; `sites` maps each site, in roster order, to its task labels.
 
-        The site code of a guest is the mean of all sites' codes.
+        The site code of a new site is the mean of all sites' codes.
         """
-        pairs = _parsed(sites)
+        pairs = _parse(sites)
         unpaired = self.pairing == "unpaired"
         codes = "direction" if unpaired or self.generator == CODED else self.codes
-        distinct = dict.fromkeys(pair for own in pairs.values() for pair in own)
+        distinct = dict.fromkeys(pair for site_pairs in pairs.values() for pair in site_pairs)
         if unpaired:
             distinct |= dict.fromkeys(pair.reversed for pair in distinct)
         coding = SiteTaskCode(tuple(sites), elements.contrasts, codes, tuple(distinct))
-        return SynthesisTask(self, coding, pairs, _parsed(guests))
+        return SynthesisTask(self, coding, pairs, _parse(new_sites))
 
 
-def _parsed(sites: Labels) -> dict[str, tuple[ContrastPair, ...]]:
+def _parse(sites: Labels) -> dict[str, tuple[ContrastPair, ...]]:
     return {
         site: tuple(ContrastPair.parse(label) for label in labels) for site, labels in sites.items()
     }
@@ -221,64 +220,61 @@ def _parsed(sites: Labels) -> dict[str, tuple[ContrastPair, ...]]:
 
 @dataclass(frozen=True)
 class SynthesisTask:
-    """Adversarial contrast translation. Dalmaz et al. 2024; least-squares GAN beside L1."""
+    """Adversarial contrast translation: a least-squares GAN loss beside L1. Dalmaz et al. 2024."""
 
     options: Synthesis
     coding: SiteTaskCode
     pairs: Mapping[str, tuple[ContrastPair, ...]]
-    guests: Mapping[str, tuple[ContrastPair, ...]] = field(
+    new_sites: Mapping[str, tuple[ContrastPair, ...]] = field(
         default_factory=dict[str, tuple[ContrastPair, ...]]
     )
     pool: ImagePool = field(default_factory=lambda: ImagePool(0))
 
     @property
     def metric(self) -> str:
-        """Watch PSNR."""
         return self.options.metric
 
     @property
     def cases_at_once(self) -> int:
-        """Score eight slices at a time."""
         return 8
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
-        """Slow or speed the mapper."""
+        """Return the multiplier of the mapper's learning rate."""
         return {"generator.mapper.": self.options.mapper_rate}
 
     @property
     def shape(self) -> Shape:
-        """Give the generator's dimensions."""
         return shape_of(self.options, self.coding, self.norm)
 
     @property
     def norm(self) -> Norm:
-        """Say which norm the networks have."""
         return "batch" if self.options.norm == "batch" else "instance"
 
     def build(self, seed: int) -> Translator:
-        """Build generator and critics; the same seed gives the same bits."""
         two_way = self._unpaired and self.options.generator != CODED
         generator = build_network(self.shape, seed=seed, two_way=two_way)
         o, names = self.options, self._critics()
         size = {"width": o.critic_width, "layers": o.critic_layers}
-        return Translator(generator, self._judges.build(names, **size, norm=self.norm, seed=seed))
+        return Translator(
+            generator, self._critic_set.build(names, **size, norm=self.norm, seed=seed)
+        )
 
     @property
     def _unpaired(self) -> bool:
         return self.options.pairing == "unpaired"
 
     @property
-    def _judges(self) -> Critics:
+    def _critic_set(self) -> Critics:
         per_task = self.options.critics == "per-task"
         return Critics(self.coding.contrasts, per_task=per_task, both_ways=self._unpaired)
 
     def _critics(self) -> tuple[str, ...]:
-        pairs = [pair for own in self.pairs.values() for pair in own]
-        return self._judges.names(pairs) if self.options.adversarial else ()
+        pairs = [pair for site_pairs in self.pairs.values() for pair in site_pairs]
+        return self._critic_set.names(pairs) if self.options.adversarial else ()
 
     def blank(self, size: tuple[int, int]) -> Batch:
-        """Give a batch of one case without content."""
+        """Return a batch of one case without content."""
         site, pairs = next(iter(self.pairs.items()))
         image_B1HW = torch.zeros(1, 1, *size)
         contrasts = [self.coding.contrasts.index(c) for c in (pairs[0].source, pairs[0].target)]
@@ -290,25 +286,27 @@ class SynthesisTask:
         }
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of each critic concerned, then the generator's (Dalmaz et al. 2024)."""
+        """Yield the loss of each critic with rows, then the generator's (Dalmaz et al. 2024)."""
         assert isinstance(model, Translator)
         if self._unpaired:
             yield from self._cycle_losses(model, batch)
         else:
-            yield from self.losses_of_output(model, self._translated(model, batch), batch)
+            yield from self.losses_of_output(model, self._translate(model, batch), batch)
 
     def _cycle_losses(self, model: Translator, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        o, judges = self.options, self._judges
-        pairs = judges.pairs(batch)
-        ways = [pair.reversed for pair in pairs]
+        o, critics = self.options, self._critic_set
+        pairs = critics.pairs(batch)
+        reverse_pairs = [pair.reversed for pair in pairs]
         site = next(iter(self.pairs))  # a direction's code is the same at every site
-        code = torch.stack([self.coding.code(site, way) for way in ways]).to(batch["code"])
-        there = Side(batch["source"], batch["code"], judges.rows(pairs))
-        back = Side(batch["target"], code, judges.rows(ways))
-        both_ways = CycleLosses(o.adversarial, o.cycle, o.identity, self._guard, self.pool)
-        yield from both_ways.losses(model.generator, model.critics, there, back)
+        code = torch.stack([self.coding.code(site, pair) for pair in reverse_pairs]).to(
+            batch["code"]
+        )
+        there = Side(batch["source"], batch["code"], critics.rows(pairs))
+        back = Side(batch["target"], code, critics.rows(reverse_pairs))
+        cycle = CycleLosses(o.adversarial, o.cycle, o.identity, self._guard, self.pool)
+        yield from cycle.losses(model.generator, model.critics, there, back)
 
-    def _translated(self, model: Translator, batch: Batch) -> Tensor:
+    def _translate(self, model: Translator, batch: Batch) -> Tensor:
         """Make each target from its source, (B, 1, H, W) in [-1, 1]."""
         if self.options.generator != CONTRASTS:
             return model.generator(batch["source"], batch["code"])
@@ -319,10 +317,10 @@ class SynthesisTask:
     def losses_of_output(
         self, model: nn.Module, output: Tensor, batch: Batch
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the losses of an image that the generator made."""
+        """Yield the losses of an output of the generator."""
         assert isinstance(model, Translator)
-        judges = self._judges
-        judged = judges.rows(judges.pairs(batch)) if self.options.adversarial else {}
+        critics = self._critic_set
+        judged = critics.rows(critics.pairs(batch)) if self.options.adversarial else {}
         yield from self._paired.losses(model.critics, output, batch, judged)
 
     @property
@@ -341,25 +339,26 @@ class SynthesisTask:
         for module in model.generator.modules():
             if isinstance(module, nn.Dropout):
                 module.train(self.options.dropout_at_evaluation)
-        return self.to_prediction(self._translated(model, batch))
+        return self.to_prediction(self._translate(model, batch))
 
     def to_prediction(self, output: Tensor) -> Tensor:
-        """Bring the generator's image to [0, 1]."""
+        """Map the generator's image to [0, 1]."""
         return unit(to_float32(output))
 
     def stages(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the generator's stages, each with its personalisation block."""
+        """Return the generator's stages, each with its personalisation block."""
         assert isinstance(model, Translator)
-        found = model.generator.stages()
-        return {n: name_starts(*(f"generator.{p}" for p in own)) for n, own in found.items()}
+        stages = model.generator.stages()
+        return {
+            n: name_starts(*(f"generator.{p}" for p in prefixes)) for n, prefixes in stages.items()
+        }
 
     def inputs(self, batch: Batch) -> Weights:
-        """Give source and code; the plain generator reads no code."""
+        """Return source and code; the plain generator reads no code."""
         reads = self.options.generator in ("personalised", CODED)
         return {name: batch[name] for name in ("source", "code")[: 1 + reads]}
 
     def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
-        """Run stages of the generator."""
         assert isinstance(model, Translator)
         assert not isinstance(model.generator, TwoWay), "refused by the study's checks"
         return model.generator.run(stages, carried)
@@ -367,7 +366,7 @@ class SynthesisTask:
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score each case: PSNR (dB), SSIM, NRMSE, Gabor distance, over the image, data range 1.
 
-        Where the study asks for it, the first three inside the brain mask too.
+        With `masked` the first three are also computed inside the brain mask.
         """
         target = unit(batch["target"])
         scores = {name: measure(prediction, target) for name, measure in MEASURES.items()}
@@ -378,11 +377,10 @@ class SynthesisTask:
         return scores
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
-        """Average over patients, then tasks, then sites."""
         return mean_over_patients(scores)
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
-        """Give source, target and prediction of the first case, each (H, W) in [0, 1]."""
+        """Return source, target and prediction of the first case, each (H, W) in [0, 1]."""
         images = {
             "source": unit(batch["source"]),
             "target": unit(batch["target"]),
@@ -391,37 +389,37 @@ class SynthesisTask:
         return {name: image[0, 0].cpu().numpy() for name, image in images.items()}
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
-        """Name the parameter groups; critics judge a site's own tasks, so "all" leaves them out."""
+        """Return the parameter groups; critics belong to a site's tasks, so "all" excludes them."""
         return groups_of(model)
 
     def uses(self, site: str) -> Filter:
-        """Select the generator and the critics of a site's own tasks."""
-        own = self._judges.names(self._known.get(site, sum(self.pairs.values(), ())))
-        return name_starts("generator.", *(f"critics.{name}." for name in own))
+        """Return the filter of the generator and the critics of a site's tasks."""
+        critics = self._critic_set.names(self._known.get(site, sum(self.pairs.values(), ())))
+        return name_starts("generator.", *(f"critics.{name}." for name in critics))
 
     def viewed_by(self, site: str) -> Self:
-        """Let the network be told this site's code for every case."""
+        """Return the task with this site's code for every case."""
         return replace(self, coding=replace(self.coding, reader=site))
 
     @property
     def memory(self) -> Weights:
-        """Give the images of the pool."""
+        """Return the images of the pool."""
         return self.pool.memory
 
     def with_memory(self, memory: Mapping[str, Tensor]) -> Self:
-        """Give the task with a pool of the images of earlier rounds."""
+        """Return the task with a pool of the images of earlier rounds."""
         return replace(self, pool=ImagePool.of(self.options.image_pool, memory))
 
     @property
     def _known(self) -> Mapping[str, tuple[ContrastPair, ...]]:
-        return {**self.pairs, **self.guests}
+        return {**self.pairs, **self.new_sites}
 
     def training_examples(self, cohorts: Sequence[Cohort]) -> Slices:
-        """Give each training slice once; its task is drawn when it is used."""
+        """Return each training slice once; its task is drawn when it is used."""
         return self._examples(cohorts, "train", each=False)
 
     def evaluation_examples(self, cohorts: Sequence[Cohort], split: SplitName) -> Slices:
-        """Give each slice of a split once for each of its site's tasks that it can serve."""
+        """Return each slice of a split, once for each of its site's tasks that it can serve."""
         return self._examples(cohorts, split, each=True)
 
     def _examples(self, cohorts: Sequence[Cohort], split: SplitName, *, each: bool) -> Slices:
@@ -434,7 +432,7 @@ class SynthesisTask:
 
 
 def shape_of(options: Synthesis, coding: SiteTaskCode, norm: Norm) -> Shape:
-    """Give the dimensions of the generator that a study asks for."""
+    """Return the dimensions of the generator that a study chooses."""
     if options.generator in UNETS:
         return _unet(options, coding, norm)
     return GeneratorShape(
