@@ -30,9 +30,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(
-    "rounds", [pytest.param(1, marks=pytest.mark.full), 5, pytest.param(9, marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("rounds", [1, 5, 9])
 def test_killed_and_given_again_a_comparison_comes_to_the_same_tables(
     tmp_path: Path, whole: Path, rounds: int
 ):

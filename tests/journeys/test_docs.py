@@ -17,7 +17,7 @@ from tests.helpers.grids import with_representatives
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("**/*.md"))
-FIRST_READ = ("docs/start/first-run.md", "docs/start/study-file.md", "docs/start/your-own-data.md")
+FIRST_READ = ("docs/start/first-run.md", "docs/start/study-file.md")
 WITHOUT_COMMANDS = {"docs/how-to/live-report.md"}  # its command serves until Ctrl-C
 
 

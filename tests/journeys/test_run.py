@@ -20,7 +20,6 @@ from grandrounds.study.file import fingerprint, read_study
 from grandrounds.study.study import Study
 from tests.helpers.command import Done, events, inside, kill, program, started, wait_for
 from tests.helpers.federation import TINY, digests, rows, tiny
-from tests.helpers.grids import with_representatives
 from tests.helpers.killed_run import Moment, killed
 
 NAMES = ("alder", "birch", "cedar", "elder")
@@ -274,10 +273,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     assert rows(folder / "scores.csv") == rows(undisturbed / "scores.csv")
 
 
+@pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "moment", with_representatives(("half written", "renamed"), ("half written",))
-)
+@pytest.mark.parametrize("moment", ["half written", "renamed"])
 def test_a_run_that_is_killed_in_the_midst_of_any_write_ends_with_the_same_bits(
     moment: Moment, tmp_path: Path
 ):

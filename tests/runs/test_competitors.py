@@ -275,6 +275,7 @@ def test_a_full_pool_shows_older_images_half_of_the_time_and_each_of_them_once()
     assert pool.shown("T2w->T1w", images[0]).flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
+@pytest.mark.full
 def test_a_pool_stays_at_its_site_and_comes_back_with_a_resumed_run(tmp_path: Path):
     study = unpaired("task.image_pool=3", "rounds=3")
     run(study, tmp_path / "whole")

@@ -269,6 +269,7 @@ def test_a_run_without_scores_has_its_curves(tmp_path: Path):
     assert {path.name for path in publish(folder)} == {"curves.svg", "curves.png"}
 
 
+@pytest.mark.full
 def test_many_arms_and_seeds_are_drawn_and_all_stand_in_the_tables(tmp_path: Path):
     more = [replace(FEDAVG, name=f"m{n}", title=f"Method {n}", drift=0.1 * n) for n in range(13)]
     folder = write_comparison(tmp_path / "c", [*ARMS, *more], seeds=(7, 8))
