@@ -31,7 +31,7 @@ from grandrounds.runs.build import build_federation, build_trainer
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.listeners import SilentListener
 from grandrounds.runs.site_data import open_sites
-from grandrounds.site.training import BatchSource, train
+from grandrounds.site.training import BatchSource, TrainingLoop
 from grandrounds.study.file import example, read_study
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
@@ -79,7 +79,7 @@ def bare(study: Study, files: Sequence[SiteFile] = ()) -> Callable[[], None]:
             seed = seed_for(study.seed, site.name, number, "batches")
             generator = torch.Generator().manual_seed(seed)
             lesson = BatchSource(task, own, study.training.batch_size, generator)
-            train(bench, lesson, lesson.batches(epochs=study.training.epochs))
+            TrainingLoop(bench, lesson).train(epochs=study.training.epochs)
 
     return one_round
 

@@ -2,22 +2,21 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from grandrounds.core import state as checkpoints
 from grandrounds.core.messages import Reply, Request, decode, encode
-from grandrounds.core.weights import Weights
 from grandrounds.engines import remote_site as attendant
 from grandrounds.engines.envelope import READY, ReplyEnvelope, unpack
 from grandrounds.site import training
-from grandrounds.site.local_round import LocalRound
-from grandrounds.site.training import TrainingResult
+from grandrounds.site.local_round import SiteRound
 
 FOR_EVER = 3600.0  # seconds
 
@@ -101,16 +100,16 @@ def poison(round: int) -> None:
 
 def in_training(round: int, happens: Callable[[], None]) -> None:
     """Let something happen in a round's local training, once, after the first optimiser step."""
-    train, step = LocalRound.train, training.step
+    batches, step = SiteRound.batches, training.step
 
     def first_step(*arguments: object) -> None:
         step(*arguments)  # pyright: ignore[reportArgumentType]
         training.step = step
         happens()
 
-    def disturbed(self: LocalRound) -> tuple[TrainingResult, Weights, Weights]:
-        if self.request.round == round:
+    def disturbed(self: SiteRound, *, epochs: int = 0) -> Iterator[dict[str, Tensor]]:
+        if self.round == round:
             training.step = first_step
-        return train(self)
+        return batches(self, epochs=epochs)
 
-    LocalRound.train = disturbed
+    SiteRound.batches = disturbed

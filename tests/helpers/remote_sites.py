@@ -13,7 +13,7 @@ import pytest
 from torch import tensor
 
 from grandrounds.core.errors import FailureCard, SiteFailed
-from grandrounds.core.messages import LocalPlan, Reply, Request, Train
+from grandrounds.core.messages import Reply, Request, Train
 from grandrounds.core.weights import digest
 from grandrounds.engines.envelope import ReplyEnvelope, RequestEnvelope, pack, unpack
 from grandrounds.engines.in_process import InProcessEngine
@@ -22,7 +22,7 @@ from grandrounds.engines.remote_site import SendToPeer, SiteAgent
 from grandrounds.site.site import Promise, Site
 from tests.helpers.federation import built, ignore, tiny
 
-ORDER = Train(round=1, since=0, plan=LocalPlan())
+ORDER = Train(round=1, since=0)
 NEXT = replace(ORDER, round=2)
 NAMES = ("alder", "birch", "cedar")
 LONG = 10.0  # seconds; nobody waits for so long unless something is wrong

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from grandrounds.algorithms import METHODS
-from grandrounds.algorithms.aggregation import Combine
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method, merge_updates
+from grandrounds.algorithms.methods.pflsynth import PFLSynth
+from grandrounds.algorithms.sharing import Sharing
 from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.events import Event, RoundFinished, SiteTrained, SiteValidated
-from grandrounds.core.messages import LocalPlan, Train
+from grandrounds.core.messages import Train
 from grandrounds.core.state import State, load_state, save_state
 from grandrounds.core.weights import digest, read
 from grandrounds.models.generator import Generator
@@ -55,9 +56,23 @@ def models(federation: Federation, outcome: RoundResult) -> list[str]:
     return found
 
 
-def with_method(study: Study, method: Method, patch: pytest.MonkeyPatch) -> Study:
+class EveryGroup(Method):
+    """Every group named one by one, norm across them."""
+
+    def sharing(self) -> Sharing:
+        return Sharing((*GROUPS, "norm"))
+
+
+class Opened(PFLSynth):
+    """pFLSynth with every group shared."""
+
+    def sharing(self) -> Sharing:
+        return Sharing((*super().sharing().shared, *GROUPS))
+
+
+def with_method(study: Study, method: type[Method], patch: pytest.MonkeyPatch) -> Study:
     """The study with a method that no preset makes."""
-    patch.setitem(METHODS, "by-hand", lambda: method)
+    patch.setitem(METHODS, "by-hand", method)
     return replace(study, method=Choice("by-hand"))
 
 
@@ -79,7 +94,7 @@ def test_row_7_nothing_shared_is_every_site_training_alone(tmp_path: Path):
     apart = built(study, tmp_path / "apart")
     for site in apart.sites.sites:
         for round in range(1, ROUNDS + 1):
-            site.answer(Train(round=round, since=round - 1, plan=LocalPlan()))
+            site.answer(Train(round=round, since=round - 1))
     alone = [digest(private_weights(site, ROUNDS)) for site in apart.sites.sites]
     assert models(together, outcome) == alone
     assert len(set(alone)) == len(alone)
@@ -88,8 +103,7 @@ def test_row_7_nothing_shared_is_every_site_training_alone(tmp_path: Path):
 def test_row_7_everything_shared_is_fedavg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every group named one by one, norm across them, is "all"."""
     study = tiny("method.kind=fedavg", "task.norm=batch", sites=2)
-    every = Method("every group", shared=(*GROUPS, "norm"))
-    named = built(with_method(study, every, monkeypatch), tmp_path / "named")
+    named = built(with_method(study, EveryGroup, monkeypatch), tmp_path / "named")
     fedavg = built(study, tmp_path / "fedavg")
     first, second = played(named, ROUNDS)[-1], played(fedavg, ROUNDS)[-1]
     assert models(named, first) == models(fedavg, second)
@@ -129,7 +143,9 @@ def test_row_14_permuting_the_sites_leaves_the_stars_aggregate_unchanged_once_so
     assert [digest(reply.weights) for reply in ordered] == [
         digest(reply.weights) for reply in once.replies
     ]
-    assert digest(Combine()(first.start, ordered).weights) == digest(once.state.weights)
+    assert digest(merge_updates(first.method, first.start, ordered).weights) == digest(
+        once.state.weights
+    )
     for name, tensor in other.state.weights.items():
         torch.testing.assert_close(tensor, once.state.weights[name], rtol=1e-6, atol=1e-9)
     assert models(first, once)
@@ -138,10 +154,8 @@ def test_row_14_permuting_the_sites_leaves_the_stars_aggregate_unchanged_once_so
 def test_row_19_pflsynth_with_every_group_shared_and_no_codes_is_fedavg_of_the_same_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    preset = METHODS["pflsynth"]()
-    opened = replace(preset, shared=(*preset.shared, *GROUPS), private=())
     study = tiny("task.codes=none", "task.generator=personalised", sites=2)
-    shared = built(with_method(study, opened, monkeypatch), tmp_path / "pflsynth")
+    shared = built(with_method(study, Opened, monkeypatch), tmp_path / "pflsynth")
     fedavg = built(replace(study, method=Choice("fedavg")), tmp_path / "fedavg")
     first, second = played(shared, ROUNDS)[-1], played(fedavg, ROUNDS)[-1]
     assert models(shared, first) == models(fedavg, second)

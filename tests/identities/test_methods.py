@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grandrounds.algorithms import METHODS
-from grandrounds.algorithms.aggregation import Combine, ServerStep
+from grandrounds.algorithms.aggregation import ServerStep
 from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.state import State
 from grandrounds.core.weights import OPTIMIZER, digest, select
@@ -315,4 +315,3 @@ def test_every_preset_moves_its_weights_and_keeps_them_finite(tmp_path: Path):
         state = played(federation, 1)[-1].state
         for site in federation.sites.sites:
             assert_trained(site.first_weights(), model_of(site, state))
-        assert isinstance(federation.method.combine, Combine)

@@ -28,7 +28,7 @@ from tests.helpers.grids import with_representatives
 pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
 BY_COMMAND = ("pflsynth", "scaffold@swarm", "cyclic-travels", "fedmedgan@split")
-POOLED = [arm for arm, words in ARMS.items() if small(*words).build_method().pooled]
+POOLED = [arm for arm, words in ARMS.items() if small(*words).build_method().sharing().pooled]
 LARGE = {  # letters of 6 MB, which are fetched in parts
     f"fedavg@{kind}-large": ("method.kind=fedavg", f"topology.kind={kind}", "task.width=44")
     for kind in ("star", "swarm")

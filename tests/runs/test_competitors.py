@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grandrounds.algorithms.aggregation import Combine
+from grandrounds.algorithms.aggregation import Averaging
+from grandrounds.algorithms.method import merge_updates
+from grandrounds.algorithms.methods.fedavg import FedAvg
+from grandrounds.algorithms.methods.fedmedgan import FedMedGAN
+from grandrounds.algorithms.methods.fedmri import Contrast
 from grandrounds.core.errors import BadStudy, BadUpdate, RunFailed
 from grandrounds.core.events import SiteTrained
 from grandrounds.core.journal import read_journal
@@ -23,7 +27,6 @@ from grandrounds.core.weights import (
     without_prefix,
 )
 from grandrounds.runs.loop import run
-from grandrounds.site.gradient_terms import ContrastiveTerm
 from grandrounds.site.model_state import MEMORY, SiteStore
 from grandrounds.study.file import Table, parse_study, read_table
 from grandrounds.study.study import Study
@@ -56,9 +59,7 @@ def test_each_competitor_moves_what_it_trains_and_stays_finite(tmp_path: Path, n
     federation = built(study, tmp_path)
     for site in federation.sites.sites:
         before = site.first_weights()
-        site.answer(
-            Train(round=1, since=0, plan=federation.method.plan, weights=federation.start.weights)
-        )
+        site.answer(Train(round=1, since=0, weights=federation.start.weights))
         after = site.trainer.model.state_dict()
         moved = {n for n, t in after.items() if not torch.equal(t.cpu(), before[n])}
         assert first_not_finite(after) is None
@@ -104,17 +105,17 @@ def test_a_tensor_is_averaged_over_its_users_by_their_examples():
         return Reply(site=site, round=1, examples=examples, weights=tensors)
 
     uses = {"a": {"g", "d"}, "b": {"g"}, "c": {"g", "d"}}
-    combine = Combine(uses=lambda site: uses[site].__contains__)
+    method = FedAvg(averaging=Averaging(uses=lambda site: uses[site].__contains__))
     state = State({name: torch.zeros(1) for name in ("g", "d", "idle")})
     replies = [reply("a", 1, g=1.0, d=1.0), reply("b", 2, g=4.0), reply("c", 3, g=1.0, d=5.0)]
-    found = combine(state, replies).weights
+    found = merge_updates(method, state, replies).weights
     assert {name: float(tensor) for name, tensor in found.items()} == {
         "g": 2.0,
         "d": 4.0,
         "idle": 0.0,
     }
     with pytest.raises(BadUpdate, match="every site must send the same names"):
-        combine(state, [*replies[:2], reply("c", 3, g=1.0)])
+        merge_updates(method, state, [*replies[:2], reply("c", 3, g=1.0)])
 
 
 BEST = ("method.kind=fedmedgan", "method.broadcast=best")
@@ -126,7 +127,8 @@ def test_the_best_site_s_update_is_taken_as_it_is_and_the_first_of_equal_ones():
             Reply(site=f"{place}", round=1, score=score, weights={"g": torch.tensor(float(place))})
             for place, score in enumerate(scores)
         ]
-        return Combine(best=True)(State({"g": torch.tensor(-1.0)}), replies).weights["g"].item()
+        state = State({"g": torch.tensor(-1.0)})
+        return merge_updates(FedMedGAN("best"), state, replies).weights["g"].item()
 
     assert taken(20.0, 22.5, None, 22.5) == 1.0
     assert taken(None, -3.0) == 1.0
@@ -180,7 +182,7 @@ def test_the_contrast_s_gradient_is_autograd_s():
     wanted = {n: p.grad for n, p in layer.named_parameters()}
     for parameter in layer.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    ContrastiveTerm(0.7, start, others)(dict(layer.named_parameters()))
+    Contrast(0.7, start, others)(dict(layer.named_parameters()))
     for name, parameter in layer.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-9, atol=1e-12)
 

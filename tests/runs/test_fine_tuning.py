@@ -1,14 +1,17 @@
 """What a site tests that trains for itself: tuned models, Ditto's, and FedRep's two phases."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from grandrounds.algorithms.method import LocalRound, Method, Update
+from grandrounds.algorithms.methods.fedrep import FedRep
 from grandrounds.core.events import Event, RunFinished, SiteTested, SiteTuned
 from grandrounds.core.journal import read_journal
-from grandrounds.core.messages import Evaluate, LocalPlan, Reply, Train, Tune
+from grandrounds.core.messages import Evaluate, Reply, Train, Tune
 from grandrounds.core.weights import Weights, digest, read, select
 from grandrounds.runs.loop import run
 from grandrounds.site.model_state import SiteStore, model_tensors, personal_tensors
@@ -134,13 +137,20 @@ def test_dittos_personal_models_never_travel(tmp_path: Path):
 # FedRep: first the head alone, then all but the head.
 
 
-def trained(folder: Path, *, epochs: int, private_epochs: int) -> tuple[Weights, Weights, Weights]:
-    """The first weights, and what a round of two phases made of what is shared and what stays."""
+@dataclass(frozen=True)
+class HeadAlone(FedRep):
+    """The first half of FedRep."""
+
+    def train(self, site: LocalRound) -> Update:
+        return site.train(only="private", epochs=self.head_epochs)
+
+
+def trained(folder: Path, method: Method) -> tuple[Weights, Weights, Weights]:
+    """The first weights, and what a round made of what is shared and what stays."""
     federation = built(tiny("method.kind=fedrep", "task.adversarial=0", sites=1), folder)
     [site] = federation.sites.sites
-    plan = LocalPlan(epochs=epochs, private_epochs=private_epochs)
-    start = federation.start.weights
-    reply: Reply = site.answer(Train(round=1, since=0, plan=plan, weights=start))
+    site = replace(site, method=method)
+    reply: Reply = site.answer(Train(round=1, since=0, weights=federation.start.weights))
     return (
         dict(site.first_weights()),
         reply.weights,
@@ -149,11 +159,11 @@ def trained(folder: Path, *, epochs: int, private_epochs: int) -> tuple[Weights,
 
 
 def test_fedrep_trains_first_what_stays_alone_and_then_what_is_shared(tmp_path: Path):
-    first, body, head = trained(tmp_path / "head", epochs=0, private_epochs=1)
+    first, body, head = trained(tmp_path / "head", HeadAlone())
     assert head
     assert not differing(first, body)
     assert_trained(first, head)
-    _, both_body, both_head = trained(tmp_path / "both", epochs=1, private_epochs=1)
+    _, both_body, both_head = trained(tmp_path / "both", FedRep())
     assert digest(both_head) == digest(head)
     assert_trained(first, both_body)
 

@@ -16,7 +16,6 @@ from grandrounds.core.errors import BadImage, BadSite, FailureCard, SiteFailed
 from grandrounds.core.messages import (
     Describe,
     Evaluate,
-    LocalPlan,
     Message,
     Reply,
     Request,
@@ -72,16 +71,14 @@ def attend(sites: Mapping[str, Site]) -> Iterator[Attend]:
         yield attend
 
 
-def asked_in_turn(
-    sites: InProcessEngine | RemoteEngine, start: State, plan: LocalPlan
-) -> list[Reply]:
+def asked_in_turn(sites: InProcessEngine | RemoteEngine, start: State) -> list[Reply]:
     """What alder answers when it is described, trained and scored."""
 
     def ask(request: Request) -> Reply:
         [reply] = sites.ask({"alder": request})
         return reply
 
-    trained = ask(Train(round=1, since=0, plan=plan, weights=start.weights))
+    trained = ask(Train(round=1, since=0, weights=start.weights))
     scored = Evaluate(round=1, since=1, split="test", cases=True, weights=trained.weights)
     return [ask(Describe()), trained, ask(scored)]
 
@@ -90,13 +87,13 @@ def test_a_site_elsewhere_answers_what_it_answers_in_this_process_to_the_bit(tmp
     study = tiny(sites=2)
     drawn = make_blueprint(plan_run(study), study.training.machine())
     with host_sites(study, (), tmp_path / "here", 1, ("alder",)) as simulation:
-        here = asked_in_turn(simulation, drawn.start, drawn.plan.method.plan)
+        here = asked_in_turn(simulation, drawn.start)
     attendant = SiteAgent(one_site(study, tmp_path / "there", "alder"), nowhere)
     heard: list[Reply] = []
     line = SiteConnection("alder", Way({"alder": attendant}), replace(QUICK, start=LONG))
     assert ready([line]) == {"alder": b"alder"}
     engine = RemoteEngine((line,), lambda _, reply: heard.append(reply))
-    there = asked_in_turn(engine, drawn.start, drawn.plan.method.plan)
+    there = asked_in_turn(engine, drawn.start)
     attendant.close()
     assert [traits(reply) for reply in there] == [traits(reply) for reply in here]
     assert heard == there[1:2] + there[:1] + there[2:]

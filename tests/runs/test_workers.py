@@ -16,7 +16,7 @@ from grandrounds.algorithms.topology import Quorum
 from grandrounds.core.device import num_cores
 from grandrounds.core.errors import BadImage, FailureCard, SiteFailed
 from grandrounds.core.events import Event, RoundFinished, SiteTrained
-from grandrounds.core.messages import Describe, LocalPlan, Reply, Request, Train
+from grandrounds.core.messages import Describe, Reply, Request, Train
 from grandrounds.data.simulation.simulate import Patients
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.process_pool import (
@@ -35,7 +35,7 @@ from tests.helpers.federation import TINY, built, digests, rows, tiny
 
 pytestmark = pytest.mark.slow
 
-ORDER = Train(round=1, since=0, plan=LocalPlan())
+ORDER = Train(round=1, since=0)
 NAMES = ("alder", "birch", "cedar")
 
 

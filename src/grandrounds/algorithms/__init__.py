@@ -3,17 +3,57 @@
 Nothing here knows a task, a dataset, a model or an engine.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from grandrounds.algorithms.cyclic import Cyclic
-from grandrounds.algorithms.methods import METHODS
+from grandrounds.algorithms.method import Method
+from grandrounds.algorithms.methods.comparisons import PGAN, Central, Local, Pix2Pix
+from grandrounds.algorithms.methods.ditto import Ditto
+from grandrounds.algorithms.methods.fedavg import FedAvg
+from grandrounds.algorithms.methods.fedbadam import FedBAdam
+from grandrounds.algorithms.methods.fedbn import FedBN
+from grandrounds.algorithms.methods.fedcyclegan import FedCycleGAN
+from grandrounds.algorithms.methods.fedgan import FedGAN
+from grandrounds.algorithms.methods.fedmedgan import FedMedGAN
+from grandrounds.algorithms.methods.fedmmgan import FedMMGAN
+from grandrounds.algorithms.methods.fedmri import FedMRI
+from grandrounds.algorithms.methods.fedopt import FedOpt
+from grandrounds.algorithms.methods.fedper import FedPer
+from grandrounds.algorithms.methods.fedprox import FedProx
+from grandrounds.algorithms.methods.fedrep import FedRep
+from grandrounds.algorithms.methods.lg_fedavg import LGFedAvg
+from grandrounds.algorithms.methods.pflsynth import PFLSynth
+from grandrounds.algorithms.methods.scaffold import Scaffold
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.star import Star
 from grandrounds.algorithms.swarm import Swarm
 from grandrounds.algorithms.topology import Topology
 
-TOPOLOGIES: dict[str, Callable[..., Topology]] = {
+METHODS: dict[str, type[Method]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedopt": FedOpt,
+    "fedbn": FedBN,
+    "fedbadam": FedBAdam,
+    "scaffold": Scaffold,
+    "lg_fedavg": LGFedAvg,
+    "fedper": FedPer,
+    "fedrep": FedRep,
+    "ditto": Ditto,
+    "pflsynth": PFLSynth,
+    "fedgan": FedGAN,
+    "fedmri": FedMRI,
+    "fedmedgan": FedMedGAN,
+    "fedmmgan": FedMMGAN,
+    "fedcyclegan": FedCycleGAN,
+    "pgan": PGAN,
+    "pix2pix": Pix2Pix,
+    "local": Local,
+    "central": Central,
+}
+DEFAULT_METHOD = "pflsynth"
+DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised", "local")
+TOPOLOGIES: dict[str, type[Star | Swarm | Cyclic | Split]] = {
     "star": Star,
     "swarm": Swarm,
     "cyclic": Cyclic,
@@ -28,4 +68,4 @@ def with_seed(topology: Topology, seed: int) -> Topology:
     )
 
 
-__all__ = ["METHODS", "TOPOLOGIES", "with_seed"]
+__all__ = ["DEFAULT_METHOD", "DEMO_ARMS", "METHODS", "TOPOLOGIES", "with_seed"]

@@ -18,12 +18,9 @@ from grandrounds.core.weights import (
     median,
     select,
     trimmed_mean,
-    with_prefix,
     without_prefix,
 )
 
-CONTROL = "control/"
-UPLOAD = "upload/"  # before the names of what sites sent in the last round
 STATISTICS = (".running_mean", ".running_var")
 
 
@@ -96,59 +93,23 @@ SPREADS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Combine:
-    """Combines the sites' replies into the next state; `given` holds the shares in the study.
+class Averaging:
+    """How the study averages: its [aggregation], and the shares `given` in it by site.
 
-    `best` takes the update of the site whose model has the best validation score, in place of an
-    average. `uploads` saves in the state what each site sent. `uses` selects the tensors that a
-    site uses, where not every site uses all: each is then averaged over the sites that use it.
+    `uses` selects the tensors that a site uses, where not every site uses all: each is then
+    averaged over the sites that use it.
     """
 
     aggregation: Aggregation = field(default_factory=Aggregation)
-    step: ServerStep = field(default_factory=ServerStep)
     given: Mapping[str, float] = field(default_factory=dict[str, float])
-    best: bool = False
-    uploads: bool = False
     uses: Callable[[str], Filter] | None = None
-
-    def __call__(self, state: State, replies: Sequence[Reply]) -> State:
-        """Return the next round's state, from the replies in the order given.
-
-        The server's control variate is the mean of the sites': as all of them take part, this is
-        c + mean(c_i+ - c_i) of Karimireddy et al. 2020.
-        """
-        average = self._average(replies) if self.uses is None else self._among_users(state, replies)
-        controls = without_prefix(CONTROL, average)
-        state = self.step(state, select(average, lambda name: not name.startswith(CONTROL)))
-        memory = {**state.memory, **with_prefix(CONTROL, controls)}
-        if self.uploads:
-            for reply in replies:
-                memory |= with_prefix(f"{UPLOAD}{reply.site}/", reply.weights)
-        return replace(state, memory=memory, round=state.round + 1)
 
     def of_site(self, weights: Weights, site: str) -> Weights:
         """Return the tensors that a site uses."""
         return weights if self.uses is None else select(weights, self.uses(site))
 
-    def _among_users(self, state: State, replies: Sequence[Reply]) -> Weights:
-        """Average each tensor over the sites that use it; what nobody uses stays as it is."""
-        names = state.weights or {name: t for reply in replies for name, t in reply.weights.items()}
-        by_users: dict[tuple[int, ...], set[str]] = {}
-        for name in names:
-            users = tuple(i for i, r in enumerate(replies) if name in self.of_site(names, r.site))
-            by_users.setdefault(users, set()).add(name)
-        average = dict(state.weights)
-        for users, used in by_users.items():
-            if users:
-                chosen = [replies[i] for i in users]
-                parts = [replace(r, weights=select(r.weights, used.__contains__)) for r in chosen]
-                average |= self._average(parts)
-        return average
-
-    def _average(self, replies: Sequence[Reply]) -> Weights:
-        if self.best:
-            return _best(replies).weights
-        updates = [reply.weights for reply in replies]
+    def __call__(self, updates: Sequence[Weights], replies: Sequence[Reply]) -> Weights:
+        """Average the sites' tensors, whose counts of examples stand in their replies."""
         match self.aggregation.kind:
             case "mean":
                 return mean(updates, [self._share(reply) for reply in replies])
@@ -167,12 +128,63 @@ class Combine:
                 return self.given[reply.site]
 
 
-def _best(replies: Sequence[Reply]) -> Reply:
-    """Return the reply with the highest score, the first of equal ones. Raises `RunFailed`."""
-    validated = [(reply.score, reply) for reply in replies if reply.score is not None]
-    if not validated:
-        raise RunFailed(
-            f"round {replies[0].round}: no site has cases to validate its model with, so none is "
-            'the best; give a site some, or set method.broadcast = "mean"'
-        )
-    return max(validated, key=itemgetter(0))[1]
+@dataclass(frozen=True)
+class Updates:
+    """What all sites sent in a round, in roster order, and how the study averages.
+
+    A set that travels beside the model is asked for by its name, the model itself by "".
+    """
+
+    replies: Sequence[Reply]
+    state: State
+    averaging: Averaging = field(default_factory=Averaging)
+
+    def of_each(self, name: str = "") -> dict[str, Weights]:
+        """Map each site to its tensors of a set."""
+        return {reply.site: _set(name, reply.weights) for reply in self.replies}
+
+    def average(self, name: str = "") -> Weights:
+        """Average a set over the sites, each tensor over those that use it.
+
+        What nobody uses stays as it was in the last round.
+        """
+        by_site = self.of_each(name)
+        old = {} if name else self.state.weights
+        if self.averaging.uses is None:
+            return self.averaging(list(by_site.values()), self.replies)
+        names = old or {n: t for tensors in by_site.values() for n, t in tensors.items()}
+        average = dict(old)
+        for users, used in self._by_users(names).items():
+            replies = [reply for reply in self.replies if reply.site in users]
+            parts = [select(by_site[reply.site], used.__contains__) for reply in replies]
+            average |= self.averaging(parts, replies) if parts else {}
+        return average
+
+    def _by_users(self, names: Weights) -> dict[frozenset[str], set[str]]:
+        """Group the names of tensors by the sites that use them."""
+        used = {r.site: set(self.averaging.of_site(names, r.site)) for r in self.replies}
+        by_users: dict[frozenset[str], set[str]] = {}
+        for name in names:
+            users = frozenset(site for site, own in used.items() if name in own)
+            by_users.setdefault(users, set()).add(name)
+        return by_users
+
+    def best(self) -> Weights:
+        """Return the model of the site that validates best, the first of equals.
+
+        Raises `RunFailed` where no site has cases to validate with.
+        """
+        scored = [(reply.score, reply) for reply in self.replies if reply.score is not None]
+        if not scored:
+            raise RunFailed(
+                f"round {self.replies[0].round}: no site has cases to validate its model with, so "
+                'none is the best; give a site some, or set method.broadcast = "mean"'
+            )
+        return _set("", max(scored, key=itemgetter(0))[1].weights)
+
+
+def _set(name: str, weights: Weights) -> Weights:
+    """Return the tensors of a set without its name; those of the model have no set's name."""
+    if name:
+        return without_prefix(f"{name}/", weights)
+    return select(weights, lambda tensor: "/" not in tensor)

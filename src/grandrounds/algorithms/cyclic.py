@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method, Need, broadcast
 from grandrounds.algorithms.topology import (
     EVERYONE,
     Links,
@@ -14,10 +14,10 @@ from grandrounds.algorithms.topology import (
     RoundResult,
     Sites,
 )
-from grandrounds.core.messages import Describe, Evaluate, LocalPlan, Reply, Train
+from grandrounds.core.messages import Describe, Evaluate, Reply, Train
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
-from grandrounds.core.weights import OPTIMIZER, name_starts, select
+from grandrounds.core.weights import select
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,28 @@ class Cyclic:
     model_at_sites = False
     quorum = EVERYONE
 
+    @property
+    def lacks(self) -> frozenset[Need]:
+        return frozenset({"side by side"})
+
+    @property
+    def moments_travel(self) -> bool:
+        return self.optimizer == "travels"
+
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Let each site train in turn, from the model of the one before it."""
         number = state.round + 1
-        plans = self.plans(number, sites, method.plan)
-        method = replace(method, plan=replace(method.plan, carries=self.optimizer == "travels"))
+        turns = self.turns(number, sites)
         replies: dict[str, Reply] = {}
         travelling = state
         for name in self.order_of(number, sites.names):
             request = Train(
                 round=number,
                 since=state.round,
-                plan=plans[name],
+                epochs=turns[name].epochs,
+                steps=turns[name].steps,
                 keep=state.best_round,
-                weights=method.broadcast(travelling, name),
+                weights=broadcast(method, travelling, name, moments=self.moments_travel),
             )
             [replies[name]] = sites.ask({name: request})
             travelling = _state_after(replies[name], travelling)
@@ -73,18 +81,16 @@ class Cyclic:
             return tuple(Random(seed_for(self.seed, "order", round)).sample(names, len(names)))
         return names
 
-    def plans(self, round: int, sites: Sites, plan: LocalPlan) -> dict[str, LocalPlan]:
-        """Return each site's plan, with the length of its turn."""
-        plan = replace(plan, carries=self.optimizer == "travels")
+    def turns(self, round: int, sites: Sites) -> dict[str, "Turn"]:
+        """Return the length of each site's turn."""
         if self.turn == "epochs":
-            epochs = replace(plan, epochs=self.length or plan.epochs)
-            return dict.fromkeys(sites.names, epochs)
+            return dict.fromkeys(sites.names, Turn(epochs=self.length))
         if not self.proportional:
-            return dict.fromkeys(sites.names, replace(plan, steps=self.length))
+            return dict.fromkeys(sites.names, Turn(steps=self.length))
         replies = sites.ask({name: Describe(round=round) for name in sites.names})
         mean = sum(reply.examples for reply in replies) / len(replies)
         steps = {r.site: max(1, round_half_up(self.length * r.examples / mean)) for r in replies}
-        return {name: replace(plan, steps=steps[name]) for name in sites.names}
+        return {name: Turn(steps=steps[name]) for name in sites.names}
 
     def _score_everywhere(
         self, round: int, after: str, state: State, sites: Sites, trained: set[str]
@@ -121,11 +127,19 @@ class Cyclic:
         )
 
 
+@dataclass(frozen=True)
+class Turn:
+    """The length of a site's turn; 0 epochs are those of the study."""
+
+    epochs: int = 0
+    steps: int = 0
+
+
 def _state_after(reply: Reply, state: State) -> State:
-    moments = name_starts(OPTIMIZER)
-    weights = select(reply.weights, lambda name: not moments(name))
-    memory = state.memory | select(reply.weights, moments)
-    return replace(state, weights=state.weights | weights, memory=memory)
+    """Hand on a site's model, and what travels beside it: the optimiser's state and sets."""
+    weights = select(reply.weights, lambda name: "/" not in name)
+    beside = select(reply.weights, lambda name: "/" in name)
+    return replace(state, weights=state.weights | weights, memory=state.memory | beside)
 
 
 def round_half_up(value: float) -> int:

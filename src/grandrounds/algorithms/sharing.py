@@ -1,11 +1,10 @@
 """Parameter groups decide which tensors leave a site, which stay and which are reset."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from grandrounds.algorithms.methods import Method
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import GroupPolicy, PolicySet
 from grandrounds.core.weights import Filter, Weights, num_bytes, select
@@ -13,8 +12,46 @@ from grandrounds.core.weights import Filter, Weights, num_bytes, select
 UNIONS = ("all", "head", "upper")  # these join groups that are described one by one
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """All that leaves a site, and all that comes back.
+
+    `shared` and `private` name parameter groups of the task: a tensor travels if a shared group
+    holds it and no private group does. `sends` and `receives` name sets of tensors that travel
+    beside the model, up and down. With `shows_updates` a site is sent what other sites sent.
+    `pooled` trains one model on all sites' data in one place: a comparison, no federation.
+    """
+
+    shared: tuple[str, ...] = ("all",)
+    private: tuple[str, ...] = ()
+    sends: tuple[str, ...] = ()
+    receives: tuple[str, ...] = ()
+    shows_updates: bool = False
+    pooled: bool = False
+
+    @property
+    def federates(self) -> bool:
+        """Tell whether anything leaves a site at all."""
+        return bool(self.shared) and not self.pooled
+
+    @property
+    def alone(self) -> bool:
+        """Tell whether every site trains a model of its own, of which nothing leaves it."""
+        return not self.shared and not self.pooled
+
+    def travels(self, groups: Mapping[str, Filter]) -> Filter:
+        """Return the filter of what leaves a site. Raises `BadStudy` for an unknown group."""
+        for name in (*self.shared, *self.private):
+            if name not in groups:
+                known = ", ".join(groups)
+                raise BadStudy(f"method: no parameter group '{name}'; this task has {known}")
+        shared = [groups[name] for name in self.shared]
+        private = [groups[name] for name in self.private]
+        return lambda name: any(f(name) for f in shared) and not any(f(name) for f in private)
+
+
 def sharing_filter(
-    model: nn.Module, groups: Mapping[str, Filter], method: Method, *, norm_buffers: str
+    model: nn.Module, groups: Mapping[str, Filter], sharing: Sharing, *, norm_buffers: str
 ) -> Filter:
     """Return the filter of the tensors that leave a site.
 
@@ -22,11 +59,11 @@ def sharing_filter(
     never travel: 3.5 batches is not a count. Raises `BadStudy` where the method would share nothing
     by mistake.
     """
-    base = method.travels(groups)
+    base = sharing.travels(groups)
     buffers = {name for name, _ in model.named_buffers()}
     counters = {n for n, t in model.named_buffers() if not t.is_floating_point()}
     statistics = {name for name in buffers - counters if groups["norm"](name)}
-    anywhere = norm_buffers == "shared" and bool(method.shared)
+    anywhere = norm_buffers == "shared" and bool(sharing.shared)
 
     def leaves(name: str) -> bool:
         if name in counters:
@@ -35,11 +72,11 @@ def sharing_filter(
             return anywhere
         return base(name)
 
-    if method.shared and not any(leaves(name) for name in model.state_dict()):
+    if sharing.shared and not any(leaves(name) for name in model.state_dict()):
         raise BadStudy(
-            f"method: the groups {', '.join(method.shared)} hold no tensor of this network"
+            f"method: the groups {', '.join(sharing.shared)} hold no tensor of this network"
         )
-    for name in method.private:
+    for name in sharing.private:
         if name != "norm" and not select(model.state_dict(), groups[name]):
             raise BadStudy(
                 f"method: the group '{name}' that it keeps at the site holds no tensor of this "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, Protocol
 
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method, Need, merge_updates
 from grandrounds.algorithms.topology import (
     EVERYONE,
     CutTraffic,
@@ -15,7 +15,7 @@ from grandrounds.algorithms.topology import (
     RoundResult,
     Sites,
 )
-from grandrounds.core.messages import Backward, Evaluate, Forward, LocalPlan, Reply, Tail
+from grandrounds.core.messages import Backward, Evaluate, Forward, Reply, Tail
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 from grandrounds.core.weights import (
@@ -104,6 +104,14 @@ class Split:
     quorum = EVERYONE
 
     @property
+    def lacks(self) -> frozenset[Need]:
+        return frozenset({"whole network"})
+
+    @property
+    def moments_travel(self) -> bool:
+        return self.variant == "sequential"
+
+    @property
     def _server(self) -> ServerPart:
         assert self.server is not None, "only a topology with its server's part plays rounds"
         return self.server
@@ -121,11 +129,11 @@ class Split:
     def _sequential(
         self, state: State, sites: Sites, method: Method
     ) -> tuple[State, dict[str, Reply]]:
-        plan, moments = replace(method.plan, carries=True), name_starts(OPTIMIZER)
+        moments = name_starts(OPTIMIZER)
         replies: dict[str, Reply] = {}
         latest = state
         for name in sites.names:
-            turn = self._turn(name, state, latest, plan, sites)
+            turn = self._turn(name, state, latest, sites)
             replies[name], received = turn.reply, turn.reply.weights
             weights = select(received, lambda tensor: not moments(tensor)) | turn.served
             memory = select(received, moments) | with_prefix(SERVER_STATE, turn.moments)
@@ -141,14 +149,14 @@ class Split:
                 SERVER_STATE, without_prefix(f"{SERVER_STATE}{name}/", state.memory)
             )
             start = replace(state, memory=memory)
-            turns[name] = self._turn(name, state, start, method.plan, sites)
+            turns[name] = self._turn(name, state, start, sites)
         complete = [replace(t.reply, weights=t.reply.weights | t.served) for t in turns.values()]
         memory = {
             address: tensor
             for name, turn in turns.items()
             for address, tensor in with_prefix(f"{SERVER_STATE}{name}/", turn.moments).items()
         }
-        combined = replace(method.combine(state, complete), memory=memory)
+        combined = replace(merge_updates(method, state, complete), memory=memory)
         return combined, {name: turn.reply for name, turn in turns.items()}
 
     def _splitfed2(
@@ -158,17 +166,15 @@ class Split:
         replies: dict[str, Reply] = {}
         served, latest = dict[str, ServerTurn](), state
         for name in rng.sample(sites.names, len(sites.names)):
-            turn = self._turn(name, state, latest, method.plan, sites)
+            turn = self._turn(name, state, latest, sites)
             replies[name], served["last"] = turn.reply, turn
             memory = with_prefix(SERVER_STATE, turn.moments)
             latest = replace(latest, weights=latest.weights | turn.served, memory=memory)
-        combined = method.combine(state, [replies[name] for name in sites.names])
+        combined = merge_updates(method, state, [replies[name] for name in sites.names])
         part = select(latest.weights, self._server.holds)
         return replace(combined, weights=combined.weights | part, memory=latest.memory), replies
 
-    def _turn(
-        self, name: str, state: State, start: State, plan: LocalPlan, sites: Sites
-    ) -> ServerTurn:
+    def _turn(self, name: str, state: State, start: State, sites: Sites) -> ServerTurn:
         """Let one site train on all its batches, from both parts' weights in `start`."""
         number, server = state.round + 1, self._server
         server.load(start.weights, without_prefix(SERVER_STATE, start.memory), number)
@@ -176,7 +182,6 @@ class Split:
             round=number,
             since=state.round,
             keep=state.best_round,
-            plan=plan,
             weights=self._at_site(start.weights) | select(start.memory, name_starts(OPTIMIZER)),
         )
         replies: list[Reply] = []
@@ -228,7 +233,7 @@ class Split:
         assert crossing is not None, "a network that is split has a cut"
         up, down = sum(crossing.up.values()), crossing.down
         case = 2 * up + (crossing.labels if self.labels == "server" else 2 * down)
-        handed = crossing.part + (crossing.moments if self.variant == "sequential" else 0)
+        handed = crossing.part + (crossing.moments if self.moments_travel else 0)
         cases = crossing.cases or load.sites * crossing.batch_size
         scored = crossing.validated * crossing.scored + load.sites * crossing.part
         total = case * cases + 2 * load.sites * handed + load.validations * scored
@@ -239,17 +244,15 @@ class Split:
             {
                 "server": f"{self._crossing(crossing)}; {self._parts}; its own part",
                 "sites": "the gradients of what they sent across the cut"
-                + (", and the site's part as the one before left it" if self._hands_on else ""),
+                + (
+                    ", and the site's part as the one before left it" if self.moments_travel else ""
+                ),
             },
         )
 
     @property
-    def _hands_on(self) -> bool:
-        return self.variant == "sequential"
-
-    @property
     def _parts(self) -> str:
-        return "the site's part after each turn" if self._hands_on else "every site's own part"
+        return "the site's part after each turn" if self.moments_travel else "every site's own part"
 
     def _crossing(self, crossing: CutTraffic) -> str:
         """Say what the server sees of every batch, and how large it is."""

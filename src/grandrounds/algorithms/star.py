@@ -4,8 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.topology import Links, Quorum, RoundCost, RoundLoad, RoundResult, Sites
+from grandrounds.algorithms.method import Method, Need, broadcast, merge_updates
+from grandrounds.algorithms.topology import (
+    Links,
+    Quorum,
+    RoundCost,
+    RoundLoad,
+    RoundResult,
+    Sites,
+)
 from grandrounds.core.messages import Evaluate, Reply, Train
 from grandrounds.core.state import State
 
@@ -23,6 +30,11 @@ class Star:
 
     needs = Links.STAR
     model_at_sites = False
+    moments_travel = False
+
+    @property
+    def lacks(self) -> frozenset[Need]:
+        return frozenset() if self.require == "all" else frozenset({"every site"})
 
     @property
     def quorum(self) -> Quorum:
@@ -30,24 +42,19 @@ class Star:
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Broadcast, let every site train, combine in roster order."""
-        request = Train(
-            round=state.round + 1,
-            since=state.round,
-            plan=method.plan,
-        )
         requests = {
-            name: replace(
-                request,
+            name: Train(
+                round=state.round + 1,
                 since=state.last_of(name),
                 keep=state.best_of(name),
-                weights=method.broadcast(state, name),
+                weights=broadcast(method, state, name),
             )
             for name in sites.names
         }
         replies = sites.ask(requests, quorum=self.quorum)
         absent = set(sites.names) - {reply.site for reply in replies}
         seen = {name: state.last_of(name) for name in sites.names if name in absent}
-        return RoundResult(replace(method.combine(state, replies), seen=seen), replies)
+        return RoundResult(replace(merge_updates(method, state, replies), seen=seen), replies)
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
         """Send the model to the sites, and return their scores."""

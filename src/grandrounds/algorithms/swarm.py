@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method, Need
 from grandrounds.algorithms.topology import (
     EVERYONE,
     Links,
@@ -37,12 +37,17 @@ class Swarm:
 
     needs = Links.MESH
     model_at_sites = True
+    moments_travel = False
     quorum = EVERYONE
+
+    @property
+    def lacks(self) -> frozenset[Need]:
+        return frozenset()
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Train everywhere, deliver to the leader, merge there, deliver to all."""
         number = state.round + 1
-        request = Train(round=number, since=state.round, plan=method.plan, keep=state.best_round)
+        request = Train(round=number, since=state.round, keep=state.best_round)
         for leader in self.line(number, sites):
             replies = sites.ask(dict.fromkeys(sites.names, request), deliver_to=(leader,))
             merge = Merge(round=number, since=state.round, peers=sites.names)

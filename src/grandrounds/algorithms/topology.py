@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method, Need
 from grandrounds.core.messages import Evaluate, Reply, Request
 from grandrounds.core.state import State
 
@@ -91,24 +91,23 @@ class CutTraffic:
 class RoundLoad:
     """What a round transmits, in bytes.
 
-    `model` is what a site and the server exchange one way, `extra` what a method adds to it each
-    way, `extra_down` what it adds on the way to a site alone; `validations` says how often the
-    model of a round is scored; `crossing` is a split network's. With `reveals`, sites are sent the
-    uploads of others.
+    `model` is what a site and the server exchange one way, `extra_up` and `extra_down` what a
+    method adds to it; `validations` says how often the model of a round is scored; `crossing` is a
+    split network's. With `reveals`, sites are sent the uploads of others.
     """
 
     sites: int
     model: int
-    extra: int
     validations: float
     crossing: CutTraffic | None = None
+    extra_up: int = 0
     extra_down: int = 0
     reveals: bool = False
 
     @property
     def both_ways(self) -> int:
         """Return the bytes that one site receives and sends in a round of training."""
-        return 2 * (self.model + self.extra) + self.extra_down
+        return 2 * self.model + self.extra_up + self.extra_down
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,18 @@ class Topology(Protocol):
         ...
 
     @property
+    def lacks(self) -> frozenset[Need]:
+        """Return what a method might need, and does not get here."""
+        ...
+
+    @property
     def model_at_sites(self) -> bool:
         """Tell whether the sites hold the shared model, which the coordinator then never has."""
+        ...
+
+    @property
+    def moments_travel(self) -> bool:
+        """Tell whether the optimiser's state travels with the model."""
         ...
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:

@@ -42,7 +42,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Four simulated hospitals learn MRI synthesis: pFLSynth beside FedAvg and training alone."""
-    from grandrounds.runs.comparison import DEMO_ARMS
+    from grandrounds.algorithms import DEMO_ARMS
     from grandrounds.study.file import example
 
     compare(

@@ -30,6 +30,12 @@ class BadStudy(BadInput):
     """The study file, an override or an argument is wrong."""
 
 
+def require(holds: bool, sentence: str) -> None:
+    """Raise `BadStudy` with the sentence unless a condition holds."""
+    if not holds:
+        raise BadStudy(sentence)
+
+
 class BadSite(BadInput):
     """A site file is wrong, or the site cannot deliver the common data elements."""
 

@@ -14,31 +14,6 @@ from grandrounds.core.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalPlan:
-    """How a site trains before it answers.
-
-    `steps` above 0 counts batches instead of `epochs`. `prox` pulls towards the round's start
-    (FedProx). `private_epochs` train what stays, before `epochs` train what is shared (FedRep).
-    `controls` corrects the drift of each gradient (SCAFFOLD). `personal` trains a model of the
-    site's own beside the shared one, pulled towards it with that strength (Ditto). `carries` sends
-    the optimiser's state along with the weights that it belongs to. `contrast` pushes away from
-    what was sent last: by all sites, or by the site itself, as `negatives` says (FedMRI).
-    `validates` scores the trained model on the site's validation cases.
-    """
-
-    epochs: int = 1
-    steps: int = 0
-    prox: float = 0.0
-    private_epochs: int = 0
-    controls: bool = False
-    personal: float | None = None
-    carries: bool = False
-    contrast: float = 0.0
-    negatives: str = "all"
-    validates: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Describe:
     """Asks a site for its counts, and for the rounds whose private state it has saved."""
 
@@ -49,13 +24,14 @@ class Describe:
 class Train:
     """Asks a site to train from these weights and its private state of the round `since`.
 
-    The reply brings what is shared. `keep` names the older round whose private state must stay
-    saved (the best one so far).
+    The reply brings what is shared. `epochs` = 0 takes the study's; `steps` above 0 counts batches
+    instead. `keep` names the older round whose private state must stay saved (the best one so far).
     """
 
     round: int
     since: int
-    plan: LocalPlan
+    epochs: int = 0
+    steps: int = 0
     keep: int = 0
     weights: Weights = field(default_factory=dict[str, Tensor])
 
@@ -118,7 +94,6 @@ class Forward:
     since: int
     split: str = "train"
     step: int = 0
-    plan: LocalPlan = field(default_factory=LocalPlan)
     keep: int = 0
     cases: bool = False
     weights: Weights = field(default_factory=dict[str, Tensor])
@@ -180,7 +155,7 @@ class Reply:
     `digest` fingerprints the site's private state, which itself stays; `shared` the model that a
     leader merged from as many updates as `merged` says; `sent` and `received` count the bytes of
     tensors that travelled between sites or to the coordinator. `score` is the validation score of
-    the model that the site just trained, where the plan asks for it and the site has such cases.
+    the model that the site just trained, where the method asks for it and the site has such cases.
     """
 
     site: str

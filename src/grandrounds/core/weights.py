@@ -51,6 +51,16 @@ def to_cpu(weights: Mapping[str, Tensor]) -> Weights:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in weights.items()}
 
 
+def unaliased(weights: Mapping[str, Tensor]) -> Weights:
+    """Copy what shares memory with an earlier tensor, since a file holds each tensor once."""
+    seen, alone = set[int](), dict[str, Tensor]()
+    for name, tensor in weights.items():
+        place = tensor.untyped_storage().data_ptr()
+        alone[name] = tensor.clone() if place in seen and tensor.numel() else tensor
+        seen.add(place)
+    return alone
+
+
 def num_bytes(weights: Mapping[str, Tensor]) -> int:
     """Count the bytes of all tensors."""
     return sum(tensor.nbytes for tensor in weights.values())

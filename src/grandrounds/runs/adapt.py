@@ -17,7 +17,7 @@ from grandrounds.runs.evaluate import ModelScorer, Scores, model_scorer, weights
 from grandrounds.runs.folder import FinishedRun
 from grandrounds.runs.site_data import NewSite
 from grandrounds.runs.tables import write_scores
-from grandrounds.site.training import BatchSource, isolated_rng, train
+from grandrounds.site.training import BatchSource, TrainingLoop, isolated_rng
 from grandrounds.study.study import Study
 
 AS_IT_CAME, ADAPTED, ALONE = "as it came", "adapted", "alone"
@@ -112,9 +112,8 @@ class JoiningSite:
         for round in range(1, rounds + 1):
             trainer.set_rate(training.rate(round, rounds))
             seed = seed_for(self.study.seed, self.cohort.site, round, name)
-            source = self._source(seed)
             with isolated_rng(seed):
-                steps += train(trainer, source, source.batches(epochs=epochs)).steps
+                steps += TrainingLoop(trainer, self._source(seed)).train(epochs=epochs).steps
         return self.scored(name, steps, trainer.weights(lambda _: True))
 
     def _source(self, seed: int) -> BatchSource:

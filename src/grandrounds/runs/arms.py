@@ -50,7 +50,7 @@ class ArmChoice:
         differing = [_said(pair) for pair in self.overrides]
         if self.topology:
             title = f"{title} over {self.topology}"
-        if study.method.kind == "local" and isinstance(study.task, Synthesis):
+        if study.build_method().sharing().alone and isinstance(study.task, Synthesis):
             differing = [f"{study.task.generator} network"]
         return f"{title} ({', '.join(differing)})" if differing else title
 
@@ -136,16 +136,13 @@ def _equal(study: Study) -> str:
 
 
 def _own_terms(title: str, study: Study, differing: tuple[str, ...]) -> list[str]:
-    method = study.build_method()
-    plan, found = method.plan, list[str]()
+    method, found = study.build_method(), list[str]()
     if differing:
         found.append(f"{title}: differs in {', '.join(differing)}, as asked for")
-    if method.pooled:
+    if method.sharing().pooled:
         found.append(f"{title}: one model takes the steps of all sites together")
-    if plan.private_epochs:
-        found.append(f"{title}: {_more(plan.private_epochs)} in each round, of what stays alone")
-    if plan.personal is not None:
-        found.append(f"{title}: each site trains two models, so twice the steps")
+    if extra := method.extra_work():
+        found.append(f"{title}: {extra}")
     if study.training.fine_tune:
         found.append(f"{title}: {_more(study.training.fine_tune)} at each site in the end")
     if study.topology.kind in ("cyclic", "split"):

@@ -8,7 +8,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.topology import Links, Sites, Topology
 from grandrounds.core.device import (
@@ -80,6 +80,7 @@ class Blueprint:
             seed=study.seed,
             travels=plan.travels,
             method=plan.method,
+            moments_travel=self.topology.moments_travel,
             first_weights=partial(self.first_weights, named),
             trainer=self.trainer,
             folder=RunFolder(folder).site(site_data.name).path,
@@ -175,7 +176,7 @@ def build_federation(
     blueprint, holdout = make_blueprint(plan, machine), plan.study.holdout_sites
     holdouts = [each for name, each in site_data.items() if name in holdout]
     trainers = {name: each for name, each in site_data.items() if name not in holdout}
-    members = [pool_sites(trainers)] if plan.method.pooled else list(trainers.values())
+    members = [pool_sites(trainers)] if plan.method.sharing().pooled else list(trainers.values())
     make = partial(blueprint.site, folder=folder, disk=ThreadPoolExecutor(2))
     hosts = tuple(with_site_part(blueprint.topology, make(member)) for member in members)
     sites = InProcessEngine(hosts, listener.on_reply, listener.on_missing)
@@ -211,7 +212,7 @@ def check_links(study: Study, topology: Topology, sites: Sites) -> None:
 
 def num_processes(study: Study, workers: int) -> int:
     """Return the number of processes: at most one a site, and one for pooled data."""
-    return 1 if study.build_method().pooled else min(workers, len(study.trainers))
+    return 1 if study.build_method().sharing().pooled else min(workers, len(study.trainers))
 
 
 @contextmanager

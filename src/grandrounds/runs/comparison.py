@@ -25,7 +25,6 @@ from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
 
 OnEvent: TypeAlias = Callable[["ComparisonRun", Event], None]
-DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised", "local")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Comparison:
         }
 
     def _left_out(self, study: Study) -> tuple[str, ...]:
-        alone = study.method.kind == "local"
+        alone = study.build_method().sharing().alone
         return () if alone or not self.leave_one_out else study.trainers
 
     def run_folder(self, cell: ComparisonRun) -> Path:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from grandrounds.algorithms import TOPOLOGIES
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.sharing import describe_sharing, sharing_filter
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.topology import CutTraffic, RoundLoad
@@ -63,10 +63,10 @@ def plan_run(study: Study, **new_sites: tuple[str, ...]) -> RunPlan:
     task, method = study.make_task(**new_sites), study.build_method()
     model = task.build(study.seed)
     travels = sharing_filter(
-        model, task.groups(model), method, norm_buffers=study.training.norm_buffers
+        model, task.groups(model), method.sharing(), norm_buffers=study.training.norm_buffers
     )
     if any(_leaves_out(task.uses(name), model, travels) for name in study.trainers):
-        method = replace(method, combine=replace(method.combine, uses=task.uses))
+        method = replace(method, averaging=replace(method.averaging, uses=task.uses))
     return RunPlan(study, task, method, model, travels)
 
 
@@ -178,16 +178,19 @@ def round_cost(plan: RunPlan, study: Study) -> TopologySet:
     """
     method, topology = plan.method, study.build_topology()
     shared = select(plan.model.state_dict(), plan.travels)
-    site_bytes = [num_bytes(method.combine.of_site(shared, name)) for name in study.trainers]
-    sites, one_way = 1 if method.pooled else len(site_bytes), sum(site_bytes) // len(site_bytes)
-    extra = one_way if method.plan.controls else 0
-    uploaded = sites * one_way if method.combine.uploads else 0
-    crossing = cut_traffic(plan, topology) if isinstance(topology, Split) else None
-    validations = 1 / study.stop.validate_every
-    reveals = method.combine.uploads or method.combine.best
-    account = topology.account(
-        RoundLoad(sites, one_way, extra, validations, crossing, uploaded, reveals)
+    sharing = method.sharing()
+    site_bytes = [num_bytes(method.averaging.of_site(shared, name)) for name in study.trainers]
+    sites, one_way = 1 if sharing.pooled else len(site_bytes), sum(site_bytes) // len(site_bytes)
+    load = RoundLoad(
+        sites,
+        one_way,
+        validations=1 / study.stop.validate_every,
+        crossing=cut_traffic(plan, topology) if isinstance(topology, Split) else None,
+        extra_up=len(sharing.sends) * one_way,
+        extra_down=len(sharing.receives) * one_way * (sites if sharing.shows_updates else 1),
+        reveals=sharing.shows_updates,
     )
+    account = topology.account(load)
     return TopologySet(
         study.topology.kind, account.bytes_per_round, account.wall_clock, account.sees
     )

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 from grandrounds.core.errors import BadFolder
+from grandrounds.core.events import POOLED
 from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.core.state import saved_rounds
 from grandrounds.core.weights import Weights, read
-from grandrounds.runs.site_data import POOLED
 from grandrounds.runs.tables import ScoreLabel
 from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
 from grandrounds.study.study import Study
@@ -107,7 +107,7 @@ class FinishedRun:
     @property
     def models(self) -> tuple[str, ...]:
         """Return the sites that have a model; pooled data made one model."""
-        return (POOLED,) if self.study.build_method().pooled else self.study.trainers
+        return (POOLED,) if self.study.build_method().sharing().pooled else self.study.trainers
 
     def shared(self) -> Weights:
         """Return the shared part of the tested model; empty where nothing is shared."""

@@ -224,7 +224,7 @@ def evaluate_sites(
 ) -> list[Reply]:
     """Score a state's model at these sites."""
     order = Evaluate(round=state.round, since=0, split=split, cases=cases, tuned=tuned)
-    own = federation.method.combine.of_site
+    own = federation.method.averaging.of_site
     orders = {
         name: replace(order, since=state.last_of(name), weights=own(state.weights, name))
         for name in sites
@@ -272,7 +272,7 @@ class FinalTest:
     def _holdout_weights(self, tested: State) -> Weights:
         """Return the part of the model that a site that did not train may get."""
         first = self._files.site(self.federation.sites.names[0])
-        if self.federation.method.pooled:
+        if self.federation.method.sharing().pooled:
             return read(first.private())[0]
         if self.federation.topology.model_at_sites:
             return read(first.shared())[0]

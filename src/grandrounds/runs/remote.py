@@ -77,7 +77,7 @@ def run_remotely(
 
 def check_remote(study: Study) -> None:
     """Refuse what cannot be done where the data stays at the sites. Raises `BadStudy`."""
-    if study.build_method().pooled:
+    if study.build_method().sharing().pooled:
         raise BadStudy(
             f"method '{study.method.kind}' pools all data in one place; across hospitals it stays "
             "where it is: choose another, or run it with simulated sites"

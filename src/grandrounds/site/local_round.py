@@ -1,101 +1,168 @@
-"""A site trains for one round as the plan of its method says."""
+"""A site trains for one round as its method says, and what may leave is selected here."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Literal
 
-from grandrounds.algorithms.aggregation import CONTROL, UPLOAD
+import torch
+from torch import Tensor, nn
+
+from grandrounds.algorithms.method import GradientTerm, Update
+from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import Train
-from grandrounds.core.weights import Weights, with_prefix, without_prefix
-from grandrounds.site.gradient_terms import (
-    ContrastiveTerm,
-    ControlVariate,
-    GradientTerm,
-    ProximalTerm,
+from grandrounds.core.weights import (
+    Filter,
+    Weights,
+    select,
+    unaliased,
+    with_prefix,
+    without_prefix,
 )
+from grandrounds.site.evaluation import Evaluator
 from grandrounds.site.model_state import (
     MEMORY,
-    PERSONAL,
     SiteModel,
     model_tensors,
-    personal_tensors,
+    optimizer_tensors,
 )
-from grandrounds.site.training import BatchSource, TrainingResult, isolated_rng, train
+from grandrounds.site.training import TrainingLoop, TrainingResult, parameter_of
 
 
-@dataclass(frozen=True)
-class LocalRound:
-    """One round of training of a site's model, as a request asks for it."""
+class SiteRound:
+    """One round of training of a site's model: the `LocalRound` that its method is given."""
 
-    site_model: SiteModel
-    request: Train
+    def __init__(self, site_model: SiteModel, request: Train) -> None:
+        self._site_model = site_model
+        self._request = request
+        self._private = site_model.private_of(request.since)
+        self._arrived = site_model.incoming(request)
+        self._task = site_model.site.task.with_memory(without_prefix(MEMORY, self._private))
+        self._trained = TrainingResult({}, 0)
+        self._untouched = True
+        site_model.load_for_training(self._private | self._arrived)
+        self._loop = self._new_loop()
 
-    def train(self) -> tuple[TrainingResult, Weights, Weights]:
-        """Train; return the result, the tensors that leave the site, and those that stay."""
-        site_model, plan = self.site_model, self.request.plan
-        private = site_model.private_of(self.request.since)
-        received = site_model.incoming(self.request)
-        site_model.load_for_training(private | received)
-        control = ControlVariate(
-            site_model.site.travels,
-            without_prefix(CONTROL, private),
-            without_prefix(CONTROL, received),
-        )
-        others = _uploads(private | received)
-        source = site_model.site.batch_source(self.request.round)
-        task = source.task.with_memory(without_prefix(MEMORY, private))
-        result = self._train_shared(replace(source, task=task), received, control, others)
-        controls = with_prefix(CONTROL, control.learned())
-        shared = site_model.shared(with_moments=plan.carries) | controls
-        stays = site_model.private() | controls | with_prefix(MEMORY, task.memory)
-        if plan.contrast and plan.negatives == "own":
-            stays |= with_prefix(UPLOAD, shared)
-        if plan.personal is not None:
-            stays |= with_prefix(PERSONAL, self._train_personal(plan.personal, private, received))
-        return result, shared, stays
+    def _new_loop(self) -> TrainingLoop:
+        """Return a loop over the round's batches, whose order starts anew.
 
-    def _train_shared(
+        What the task remembers belongs to the first model that a round trains.
+        """
+        site = self._site_model.site
+        task = self._task if self._untouched else site.task
+        return TrainingLoop(self._site_model.trainer, site.batch_source(self._request.round, task))
+
+    @property
+    def round(self) -> int:
+        """Return the round's number, counted from 1."""
+        return self._request.round
+
+    @property
+    def start(self) -> Weights:
+        return model_tensors(self._arrived)
+
+    @property
+    def first(self) -> Weights:
+        return self._site_model.private_of(0)
+
+    @property
+    def travels(self) -> Filter:
+        return self._site_model.site.travels
+
+    @property
+    def network(self) -> nn.Module:
+        return self._site_model.trainer.model
+
+    def received(self, name: str) -> Weights:
+        return without_prefix(f"{name}/", self._arrived)
+
+    def kept(self, name: str) -> Weights:
+        return without_prefix(f"{name}/", self._private)
+
+    def train(
         self,
-        source: BatchSource,
-        received: Weights,
-        control: ControlVariate,
-        others: Sequence[Weights],
-    ) -> TrainingResult:
-        """Train the shared model, with the gradient terms of the plan."""
-        plan, trainer = self.request.plan, self.site_model.trainer
-        travels = self.site_model.site.travels
-        terms = list[GradientTerm]()
-        if plan.prox:
-            terms.append(ProximalTerm(plan.prox, model_tensors(received)))
-        if plan.controls:
-            terms.append(control)
-        if plan.contrast and others:
-            terms.append(ContrastiveTerm(plan.contrast, model_tensors(received), others))
-        batches = source.batches(epochs=plan.epochs, steps=plan.steps)
-        if not plan.private_epochs:
-            return train(trainer, source, batches, terms=terms)
-        with trainer.train_only(lambda name: not travels(name)):
-            train(trainer, source, source.batches(epochs=plan.private_epochs))
-        with trainer.train_only(travels):
-            return train(trainer, source, batches, terms=terms)
+        *terms: GradientTerm,
+        only: Literal["all", "shared", "private"] = "all",
+        epochs: int = 0,
+    ) -> Update:
+        with self._training(only):
+            for batch in self.batches(epochs=epochs):
+                for part, loss in self.losses(batch):
+                    self.step(part, loss, *terms)
+        return self.update()
 
-    def _train_personal(self, strength: float, private: Weights, received: Weights) -> Weights:
-        """Train the personal model as the shared one was, with the proximal term in addition."""
-        site_model, plan = self.site_model, self.request.plan
-        site_model.load_for_training(personal_tensors(private) if self.request.since else private)
-        pull = ProximalTerm(strength, model_tensors(received))
-        # Its batches and draws start from their seeds again, as if it were the only model.
-        with isolated_rng(site_model.site.answer_seed(self.request)):
-            source = site_model.site.batch_source(self.request.round)
-            batches = source.batches(epochs=plan.epochs, steps=plan.steps)
-            train(site_model.trainer, source, batches, terms=[pull] if strength else [])
-        return site_model.all_weights() | site_model.trainer.optimizer_state(site_model.site.uses)
+    @contextmanager
+    def _training(self, only: Literal["all", "shared", "private"]) -> Generator[None, None, None]:
+        """Let only what travels be trained, or only what stays."""
+        if only == "all":
+            yield
+            return
+        shared = self.travels
+        trained: Filter = shared if only == "shared" else lambda name: not shared(name)
+        with self._site_model.trainer.train_only(trained):
+            yield
 
+    def restart(self, model: Weights) -> None:
+        site_model = self._site_model
+        site_model.load_for_training(model)
+        torch.manual_seed(site_model.site.answer_seed(self._request))  # pyright: ignore[reportUnknownMemberType]
+        self._loop = self._new_loop()
 
-def _uploads(tensors: Weights) -> list[Weights]:
-    """Return what each site sent in the last round; what this one sent has no site in its names."""
-    uploads = without_prefix(UPLOAD, tensors)
-    sites = dict.fromkeys(name.rpartition("/")[0] for name in uploads)
-    return [
-        {n.rpartition("/")[2]: t for n, t in uploads.items() if n.rpartition("/")[0] == site}
-        for site in sites
-    ]
+    def validate(self) -> float | None:
+        return Evaluator(self._site_model).validation_score()
+
+    def batches(self, *, epochs: int = 0) -> Iterator[dict[str, Tensor]]:
+        self._untouched = False
+        if epochs:
+            return self._loop.batches(epochs=epochs)
+        epochs = self._request.epochs or self._site_model.site.training.epochs
+        return self._loop.batches(epochs=epochs, steps=self._request.steps)
+
+    def losses(self, batch: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        return self._loop.losses(batch)
+
+    def step(self, part: str, loss: Tensor, *terms: GradientTerm) -> None:
+        self._loop.step(part, loss, terms)
+
+    def update(self) -> Update:
+        result = self._loop.result()
+        site_model = self._site_model
+        moments = site_model.trainer.optimizer_state(site_model.site.uses)
+        return Update(site_model.all_weights() | moments, result.losses, result.steps)
+
+    def leaving(self, update: Update) -> Weights:
+        """Return what leaves the site: of the model what is shared, and the sets that are named.
+
+        Raises `BadUpdate` for a set that the method's sharing does not name, or that holds what
+        must stay.
+        """
+        travels = self.travels
+        leaves = select(model_tensors(update.model), travels)
+        if self._site_model.site.moments_travel:
+            moments = optimizer_tensors(update.model)
+            leaves |= select(moments, lambda address: travels(parameter_of(address)))
+        for name, tensors in update.sent.items():
+            self._check_set(name, tensors)
+            leaves |= with_prefix(f"{name}/", tensors)
+        return unaliased(leaves)
+
+    def _check_set(self, name: str, tensors: Weights) -> None:
+        method, network = self._site_model.site.method, self.network.state_dict()
+        who = type(method).__name__
+        for tensor in tensors:
+            if name not in method.sharing().sends:
+                raise BadUpdate(
+                    f"{who} would send '{name}/{tensor}', which its sharing does not name in sends"
+                )
+            if tensor in network and not self.travels(tensor):
+                raise BadUpdate(
+                    f"{who} would send '{name}/{tensor}', whose tensor stays at the site"
+                )
+
+    def staying(self, update: Update) -> Weights:
+        """Return what the site keeps: private weights, the optimiser's state, and kept sets."""
+        travels = self.travels
+        stays = select(model_tensors(update.model), lambda name: not travels(name))
+        stays |= optimizer_tensors(update.model) | with_prefix(MEMORY, self._task.memory)
+        for name, tensors in update.kept.items():
+            stays |= with_prefix(f"{name}/", tensors)
+        return unaliased(stays)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from grandrounds.algorithms.method import broadcast
 from grandrounds.core.messages import Evaluate, Train, Tune
 from grandrounds.core.run_folder import SiteFolder
 from grandrounds.core.state import RoundStore, State, load_state, save_state, saved_rounds
@@ -108,7 +109,7 @@ class SiteModel:
         """Return the weights in a request, or the merged model that this site holds itself."""
         if request.weights:
             return request.weights
-        return self.site.method.broadcast(self.merged(request.since), self.site.name)
+        return broadcast(self.site.method, self.merged(request.since), self.site.name)
 
     def load_for_training(self, tensors: Weights) -> None:
         """Load a model to train: its weights, and the optimiser's state unless rounds reset it."""
@@ -118,9 +119,10 @@ class SiteModel:
         if self.site.training.norm_buffers == "reset":
             _reset_running_statistics(self.trainer.model)
 
-    def shared(self, *, with_moments: bool) -> Weights:
-        """Return a copy of what may leave the site, with the optimiser's state on demand."""
-        moments = self.trainer.optimizer_state(self.site.travels) if with_moments else {}
+    def shared(self) -> Weights:
+        """Return a copy of what leaves the site, with the optimiser's state if that travels."""
+        travels = self.site.moments_travel
+        moments = self.trainer.optimizer_state(self.site.travels) if travels else {}
         leaves = self.trainer.weights(lambda name: self.site.uses(name) and self.site.travels(name))
         return leaves | moments
 

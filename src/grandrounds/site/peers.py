@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from grandrounds.algorithms.method import merge_updates
 from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import Adopt, Merge, Reply
 from grandrounds.core.state import from_tensors, to_tensors
@@ -51,7 +52,7 @@ class PeerExchange:
         """Combine the updates of the peers. Raises `BadUpdate` where one is missing."""
         updates = self.mailbox.updates(request.peers, request.round)
         site = self.site_model.site
-        merged = site.method.combine(self.site_model.merged(request.since), updates)
+        merged = merge_updates(site.method, self.site_model.merged(request.since), updates)
         return Reply(
             site=site.name,
             round=request.round,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method
 from grandrounds.core.messages import Forward, Request, Tail
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights
@@ -22,9 +22,10 @@ class SiteSetup:
     """What a site has, the same in every round, and what a round needs of it.
 
     `cohorts` is the site's own data (several only where a comparison pools them). `travels` selects
-    the tensors that may leave, `method` combines updates where this site leads. `first_weights`
-    returns the model before any training; `trainer` holds the model in memory and may be shared
-    with other sites of the same process. `cut` says which stages of a split network are the site's.
+    the tensors that may leave, with the optimiser's state where `moments_travel`. `method` trains,
+    and combines updates where this site leads. `first_weights` returns the model before any
+    training; `trainer` holds the model in memory and may be shared with other sites of the same
+    process. `cut` says which stages of a split network are the site's.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SiteSetup:
     first_weights: Callable[[], Weights]
     trainer: Trainer
     folder: Path
+    moments_travel: bool = False
     shows_images: bool = True
     cut: Cut | None = None
 
@@ -59,11 +61,16 @@ class SiteSetup:
         """Return the learning rate of a round, counted from 1."""
         return self.training.rate(round, self.rounds)
 
-    def batch_source(self, round: int) -> BatchSource:
-        """Return a round's training examples in batches, in the same order at every call."""
+    def batch_source(self, round: int, task: Task | None = None) -> BatchSource:
+        """Return a round's training examples in batches, in the same order at every call.
+
+        They are for the site's task, or for this one, which remembers.
+        """
         seed = seed_for(self.seed, self.name, round, "batches")
         generator = torch.Generator().manual_seed(seed)
-        return BatchSource(self.task, self.training_examples, self.training.batch_size, generator)
+        return BatchSource(
+            task or self.task, self.training_examples, self.training.batch_size, generator
+        )
 
     def answer_seed(self, request: Request) -> int:
         """Return the seed of what an answer draws without a generator, such as dropout."""

@@ -25,12 +25,12 @@ from grandrounds.core.messages import (
 )
 from grandrounds.core.weights import Weights, digest, num_bytes
 from grandrounds.site.evaluation import Evaluator
-from grandrounds.site.local_round import LocalRound
+from grandrounds.site.local_round import SiteRound
 from grandrounds.site.model_state import SiteModel
 from grandrounds.site.peers import Mailbox, PeerExchange
 from grandrounds.site.setup import SiteSetup
 from grandrounds.site.split import SplitRequest, SplitTurns
-from grandrounds.site.training import isolated_rng, train
+from grandrounds.site.training import TrainingLoop, isolated_rng
 
 Promise: TypeAlias = Callable[[], Reply]
 SimpleRequest: TypeAlias = Describe | Merge | Adopt | Tune | Evaluate | Finish
@@ -127,18 +127,17 @@ class Site(SiteSetup):
 
     def _train_round(self, request: Train) -> Promise:
         self.trainer.set_rate(self.learning_rate(request.round))
-        result, shared, stays = LocalRound(self._site_model, request).train()
+        local_round = SiteRound(self._site_model, request)
+        update = self.method.train(local_round)
         reply = Reply(
             site=self.name,
             round=request.round,
-            steps=result.steps,
-            score=Evaluator(self._site_model).validation_score()
-            if request.plan.validates
-            else None,
-            metrics=result.losses,
-            weights=shared,
+            steps=update.steps,
+            score=update.score,
+            metrics=update.losses,
+            weights=local_round.leaving(update),
         )
-        return self._save_private(reply, stays, {request.keep, request.since})
+        return self._save_private(reply, local_round.staying(update), {request.keep, request.since})
 
     def _save_private(self, reply: Reply, private: Weights, keep: set[int]) -> Promise:
         """Promise a round's reply for when its private state is on the disk."""
@@ -157,8 +156,8 @@ class Site(SiteSetup):
         """Fine-tune the whole model; the result is private."""
         self._site_model.load_for_training(self._site_model.local_model(request))
         self.trainer.set_rate(self.training.learning_rate)
-        source = self.batch_source(request.round)
-        result = train(self.trainer, source, source.batches(epochs=request.epochs))
+        loop = TrainingLoop(self.trainer, self.batch_source(request.round))
+        result = loop.train(epochs=request.epochs)
         tuned = self._site_model.all_weights()
         self._site_model.store.save_tuned(tuned)
         metrics, steps = result.losses, result.steps

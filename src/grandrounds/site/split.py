@@ -204,9 +204,8 @@ class SplitTurns:
         site_model.trainer.set_rate(site.learning_rate(request.round))
         site_model.trainer.model.train()
         source = site.batch_source(request.round)
-        epochs, steps = request.plan.epochs, request.plan.steps
-        batches = source.batches(epochs=epochs, steps=steps)
-        count = source.num_batches(epochs=epochs, steps=steps)
+        batches = source.batches(epochs=site.training.epochs)
+        count = source.num_batches(epochs=site.training.epochs)
         return TrainingTurn(site_model.trainer, site.task, self.cut, request, batches, count)
 
     def _begin_evaluation(self, request: Forward, tensors: Weights) -> EvaluationTurn:
@@ -229,7 +228,7 @@ class SplitTurns:
             round=request.round,
             steps=turn.steps,
             metrics=turn.losses() | dict(request.losses),
-            weights=self.site_model.shared(with_moments=turn.opening.plan.carries),
+            weights=self.site_model.shared(),
         )
         rounds = {turn.opening.keep, turn.opening.since}
         return turn.traffic.complete(reply), PrivateState(self.site_model.private(), rounds)

@@ -1,7 +1,7 @@
 """One training loop serves all tasks and methods; the sites of a process share one model."""
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from grandrounds.algorithms.method import GradientTerm
 from grandrounds.core.device import Machine, Precision, autocast, machine_for, weights_dtype
 from grandrounds.core.weights import OPTIMIZER, Filter, Weights, select, to_cpu
-from grandrounds.site.gradient_terms import GradientTerm, apply_terms
 from grandrounds.tasks.task import Batch, Examples, Task
 
 
@@ -135,10 +135,15 @@ class Trainer:
         for optimizer in self._optimizers.values():
             optimizer.state.clear()
         for address, tensor in state.items():
-            part, name, key = address.removeprefix(OPTIMIZER).split("/")
-            full_name = f"{part}.{name}" if part else name
-            state_of = self.optimizer(part).state[self.parameters(part)[full_name]]
-            state_of[key] = tensor.to(self.device, copy=True)
+            part, _, key = address.removeprefix(OPTIMIZER).split("/")
+            parameter = self.parameters(part)[parameter_of(address)]
+            self.optimizer(part).state[parameter][key] = tensor.to(self.device, copy=True)
+
+
+def parameter_of(address: str) -> str:
+    """Return the whole name of the parameter to which a tensor of an optimiser's state belongs."""
+    part, name, _ = address.removeprefix(OPTIMIZER).split("/")
+    return f"{part}.{name}" if part else name
 
 
 @dataclass(frozen=True)
@@ -217,9 +222,9 @@ class BatchSource:
         for indices in islice(shuffled, steps or None):
             yield self.examples.batch(indices, self.generator)
 
-    def num_batches(self, *, epochs: int, steps: int = 0) -> int:
+    def num_batches(self, *, epochs: int) -> int:
         """Return how many batches `batches` yields."""
-        return steps or epochs * -(-len(self.examples) // self.batch_size)
+        return epochs * -(-len(self.examples) // self.batch_size)
 
     def _shuffled(self) -> list[list[int]]:
         order = torch.randperm(len(self.examples), generator=self.generator)
@@ -227,27 +232,49 @@ class BatchSource:
         return [chunk.tolist() for chunk in chunks]  # pyright: ignore[reportUnknownMemberType]
 
 
-def train(
-    trainer: Trainer,
-    source: BatchSource,
-    batches: Iterable[Batch],
-    *,
-    terms: Sequence[GradientTerm] = (),
-) -> TrainingResult:
-    """Train the trainer's model on batches, with one optimiser step for each loss of the task.
+@dataclass
+class TrainingLoop:
+    """Trains a model on a site's examples, with one optimiser step for each loss of the task."""
 
-    Raises `FloatingPointError` if a loss is not finite.
-    """
-    totals: dict[str, list[Tensor]] = {}
-    steps = 0
-    trainer.model.train()
-    for batch in batches:
-        losses = source.task.losses(trainer.model, trainer.to_device(batch))
-        for part, loss in trainer.under_autocast(losses):
-            step(trainer, part, loss, terms)
-            totals.setdefault(part, []).append(loss.detach())
-        steps += 1
-    return TrainingResult(means(totals), steps)
+    trainer: Trainer
+    source: BatchSource
+    _totals: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]], init=False)
+    _steps: int = field(default=0, init=False)
+
+    def train(
+        self, *, epochs: int, steps: int = 0, terms: Sequence[GradientTerm] = ()
+    ) -> TrainingResult:
+        """Train for some epochs or steps. Raises `FloatingPointError` if a loss is not finite."""
+        for batch in self.batches(epochs=epochs, steps=steps):
+            for part, loss in self.losses(batch):
+                self.step(part, loss, terms)
+        return self.result()
+
+    def batches(self, *, epochs: int, steps: int = 0) -> Iterator[Batch]:
+        """Yield batches on the device."""
+        self.trainer.model.train()
+        for batch in self.source.batches(epochs=epochs, steps=steps):
+            self._steps += 1
+            yield self.trainer.to_device(batch)
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield each trained part with its loss, computed in the trainer's precision."""
+        losses = self.source.task.losses(self.trainer.model, batch)
+        return self.trainer.under_autocast(losses)
+
+    def step(self, part: str, loss: Tensor, terms: Sequence[GradientTerm] = ()) -> None:
+        """Take one optimiser step on a part, and remember its loss."""
+        step(self.trainer, part, loss, terms)
+        self._totals.setdefault(part, []).append(loss.detach())
+
+    def result(self) -> TrainingResult:
+        """Return what training since the last call came to.
+
+        Raises `FloatingPointError` if a loss is not finite.
+        """
+        totals, steps = self._totals, self._steps
+        self._totals, self._steps = {}, 0
+        return TrainingResult(means(totals), steps)
 
 
 def step(trainer: Trainer, part: str, loss: Tensor, terms: Sequence[GradientTerm] = ()) -> None:
@@ -257,8 +284,8 @@ def step(trainer: Trainer, part: str, loss: Tensor, terms: Sequence[GradientTerm
     if not loss.requires_grad:
         return
     loss.backward()  # pyright: ignore[reportUnknownMemberType]
-    if terms:
-        apply_terms(terms, trainer.parameters(part))
+    for term in terms:
+        term(trainer.parameters(part))
     optimizer.step()
 
 

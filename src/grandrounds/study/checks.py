@@ -1,50 +1,42 @@
 """These functions check a study as a whole, and refuse it with one sentence."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
-from typing import Literal
+from typing import Any
 
-from grandrounds.core.errors import BadStudy
+from grandrounds.algorithms.method import Method
+from grandrounds.core.errors import BadStudy, require
 from grandrounds.study.compatibility import (
     aggregation_problems,
     check_split,
-    method_problems,
+    need_problems,
     pair_problems,
     topology_problems,
 )
 from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
-from grandrounds.tasks.task import require
 
-GENERATORS: Mapping[str, Literal["personalised", "unet", "contrasts-unet", "coded-unet"]] = {
-    "pflsynth": "personalised",
-    "fedmri": "unet",
-    "fedmedgan": "unet",
-    "fedmmgan": "contrasts-unet",
-    "fedcyclegan": "coded-unet",
-    "pix2pix": "unet",
-}
-ABOUT_NORMS = ("fedbn", "fedbadam")
+NETWORKS = {"generator": "plain", "norm": "instance"}  # where a method prefers no other
 
 
 def complete(study: Study) -> Study:
     """Fill in the options that depend on others, then check everything. Raises `BadStudy`."""
     if isinstance(study.task, Synthesis):
-        study = replace(study, task=_with_networks(study.task, study.method.kind))
+        study = replace(study, task=_with_networks(study.task, study.build_method()))
     for check in _CHECKS:
         check(study)
     return study
 
 
-def _with_networks(task: Synthesis, method: str) -> Synthesis:
+def _with_networks(task: Synthesis, method: Method) -> Synthesis:
     """Choose the generator and norm that a method is designed for, where the study has "auto"."""
-    if task.generator == "auto":
-        task = replace(task, generator=GENERATORS.get(method, "plain"))
-    if task.norm == "auto":
-        task = replace(task, norm="batch" if method in ABOUT_NORMS else "instance")
-    return task
+    preferred = NETWORKS | dict(method.prefers())
+    chosen: dict[str, Any] = {
+        option: preferred[option] for option in NETWORKS if getattr(task, option) == "auto"
+    }
+    return replace(task, **chosen)
 
 
 def check_counts(study: Study) -> None:
@@ -120,9 +112,9 @@ def check_holdout(study: Study) -> None:
             "test there; give the site a task of the others",
         )
     require(
-        study.method.kind != "local",
-        'holdout_sites would do nothing for method "local": no model reaches a site that does not '
-        "train",
+        not study.build_method().sharing().alone,
+        f'holdout_sites would do nothing for method "{study.method.kind}": no model reaches a site '
+        "that does not train",
     )
     require(
         study.topology.kind != "split",
@@ -160,11 +152,10 @@ def check_simulated(study: Study) -> None:
 def check_pairs(study: Study) -> None:
     """Refuse combinations that are not possible."""
     method, topology, sites = study.build_method(), study.build_topology(), len(study.trainers)
-    kind = study.method.kind
     problems = chain(
-        method_problems(study.method.options),
         topology_problems(topology, sites),
-        pair_problems(kind, method, study.aggregation, topology),
+        pair_problems(study.method.kind, method, study.aggregation, topology),
+        need_problems(study, topology),
         aggregation_problems(method, study.aggregation, sites),
     )
     for sentence in problems:
@@ -182,14 +173,8 @@ def check_training(study: Study) -> None:
     )
     require(training.fine_tune >= 0, "training.fine_tune must be 0 or more (epochs)")
     require(
-        not training.fine_tune or not study.build_method().pooled,
+        not training.fine_tune or not study.build_method().sharing().pooled,
         f'training.fine_tune makes no sense for method "{kind}": its data belong to no one site',
-    )
-    stepped = study.build_method().combine.step.kind != "replace"
-    require(
-        training.first_broadcast or not stepped,
-        f'method "{kind}" needs training.first_broadcast = true: '
-        "its server steps from where all sites started",
     )
     for site in study.site:
         require(site.share > 0, f"site '{site.name}': share is {site.share:g}; it must be above 0")
@@ -200,13 +185,10 @@ def check_training(study: Study) -> None:
 
 
 def check_method(study: Study) -> None:
-    """Refuse a method that does not fit the task's network, and policies without effect."""
-    if study.method.kind == "pflsynth":
-        require(
-            isinstance(study.task, Synthesis) and study.task.generator == "personalised",
-            'method "pflsynth" needs task.generator = "personalised"; without personalisation '
-            "blocks and mapper its split has nothing to personalise",
-        )
+    """Refuse wrong options, a method that does not fit the task, and policies without effect."""
+    method = study.build_method()
+    method.check()
+    method.check_task(study.task)
     require(
         study.training.norm_buffers == "follow" or study.task.has_statistics,
         f'training.norm_buffers = "{study.training.norm_buffers}" would do nothing: '
@@ -231,25 +213,19 @@ _CHECKS: tuple[Callable[[Study], None], ...] = (
 
 def notes(study: Study) -> tuple[str, ...]:
     """Return sentences on choices that are allowed but may surprise."""
+    method = study.build_method()
     sentences: list[str] = []
-    if study.method.kind == "fedbn" and not study.task.has_statistics:
+    if "norm" in method.sharing().private and not study.task.has_statistics:
         sentences.append(
-            "fedbn changes nothing here: the network has no batch norm, so this is FedAvg"
+            f"{study.method.kind} keeps no layer at a site: the network has no batch norm"
         )
-    if study.method.kind == "fedbadam" and not study.task.has_statistics:
-        sentences.append("fedbadam keeps no layer here: the network has no batch norm")
     for name, tasks in study.held_out.items():
         untrained = [label for label in study.roster[name] if label not in tasks]
         if untrained:
             sentences.append(
                 f"held-out site '{name}': nobody trains {', '.join(untrained)}, so it is not tested"
             )
-    if study.method.kind == "scaffold" and study.training.optimizer != "sgd":
-        sentences.append(
-            "scaffold was analysed for plain SGD; with Adam its correction is a heuristic"
-        )
-    if study.method.kind == "ditto" and study.method.options.get("strength") == 0:
-        sentences.append("ditto with strength = 0 tests models that never see the federation")
+    sentences += method.notes(study.training.optimizer)
     if study.task.has_statistics and study.training.batch_size == 1 and not study.parity:
         sentences.append(
             "batch norm with training.batch_size = 1 acts as instance norm while training"

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grandrounds.algorithms.aggregation import Aggregation
 from grandrounds.algorithms.cyclic import Cyclic
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms.method import Method, Need
 from grandrounds.algorithms.sharing import UNIONS, sharing_filter
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.star import Star
@@ -24,40 +24,47 @@ from grandrounds.tasks import AnyTask, Segmentation, Synthesis
 from grandrounds.tasks.synthesis.networks import CONTRASTS
 from grandrounds.tasks.task import Task
 
-NOT_FEDERATED = ("local", "central", "pgan", "pix2pix")
 Problems: TypeAlias = Iterator[str]
+UNMET: Mapping[Need, str] = {  # what is said where a study does not offer what a method needs
+    "side by side": 'method "{method}" makes no sense over topology "{topology}": {reason}',
+    "whole network": 'method "{method}" makes no sense over topology "{topology}": {reason}',
+    "every site": 'method "{method}" needs topology.require = "all": {reason}',
+    "mean": 'method "{method}" needs aggregation.kind = "mean", not "{aggregation}": {reason}',
+    "no aggregation": "aggregation would do nothing: {reason}",
+    "common start": 'method "{method}" needs training.first_broadcast = true: {reason}',
+}
 
 
-def method_problems(options: Mapping[str, object]) -> Problems:
-    """Yield what is wrong with the options of a method."""
-    least = {"mu": 0, "strength": 0, "beta": 0, "head_epochs": 1}
-    for name, low in least.items():
-        value = options.get(name, low)
-        if isinstance(value, int | float) and value < low:
-            yield f"method.{name} is {value:g}; it must be {low} or more"
-    for name in ("rate", "tau"):
-        value = options.get(name, 1)
-        if isinstance(value, int | float) and value <= 0:
-            yield f"method.{name} is {value:g}; it must be above 0"
-    for name in ("beta1", "beta2"):
-        value = options.get(name, 0)
-        if isinstance(value, int | float) and not 0 <= value < 1:
-            yield f"method.{name} is {value:g}; it must be from 0 to below 1"
+def need_problems(study: Study, topology: Topology) -> Problems:
+    """Yield why a study does not offer what its method needs."""
+    aggregation = study.aggregation
+    lacking = {
+        *topology.lacks,
+        *(["mean"] if aggregation.kind != "mean" else []),
+        *(["no aggregation"] if not _is_plain(aggregation) else []),
+        *(["common start"] if not study.training.first_broadcast else []),
+    }
+    for need, reason in study.build_method().needs().items():
+        if need in lacking:
+            yield UNMET[need].format(
+                method=study.method.kind,
+                topology=study.topology.kind,
+                aggregation=aggregation.kind,
+                reason=reason,
+            )
+
+
+def _is_plain(aggregation: Aggregation) -> bool:
+    return aggregation == Aggregation(trim=aggregation.trim)
 
 
 def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -> Problems:
     """Yield why an aggregation fails or has no effect."""
     kind, trim, shares = aggregation.kind, aggregation.trim, aggregation.shares
-    plain = Aggregation(trim=trim)
-    if aggregation != plain and (method.pooled or not method.shared):
+    if not _is_plain(aggregation) and not method.sharing().federates:
         yield (
             f"aggregation would do nothing: method '{method.title}' averages nothing. "
             "Remove [aggregation], or choose a method that shares."
-        )
-    if aggregation != plain and method.combine.best:
-        yield (
-            'aggregation would do nothing with method.broadcast = "best": one site\'s update is '
-            'taken as it is. Remove [aggregation], or set method.broadcast = "mean".'
         )
     if kind != "mean" and shares != "cases":
         yield (
@@ -68,11 +75,6 @@ def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -
         yield (
             f"aggregation.trim is {trim:g}, which drops {aggregation.dropped(sites)} of {sites} "
             "sites at each end; it must drop one or more and leave one or more"
-        )
-    if kind != "mean" and method.plan.controls:
-        yield (
-            f'method "scaffold" needs aggregation.kind = "mean", not "{kind}": '
-            "its control variates are means over the sites"
         )
 
 
@@ -115,51 +117,17 @@ def _turn_problems(cyclic: Cyclic) -> Problems:
 def pair_problems(
     kind: str, method: Method, aggregation: Aggregation, topology: Topology
 ) -> Problems:
-    """Yield why a method does not work over a topology."""
+    """Yield what would do nothing over a topology."""
     name = type(topology).__name__.lower()
-    if kind in NOT_FEDERATED and not isinstance(topology, Star):
+    federates = method.sharing().federates
+    if not federates and not isinstance(topology, Star):
         yield (
             f'method "{kind}" sends nothing, so topology "{name}" would do nothing; '
             'choose topology.kind = "star"'
         )
-    if isinstance(topology, Cyclic):
-        yield from _cyclic_problems(kind, method, aggregation)
-    if isinstance(topology, Star) and topology.require != "all":
-        yield from _quorum_problems(kind, method)
-
-
-def _cyclic_problems(kind: str, method: Method, aggregation: Aggregation) -> Problems:
-    if method.plan.controls:
-        yield (
-            f'method "{kind}" makes no sense over topology "cyclic": control variates are means '
-            "over sites that train side by side, and here each starts where the last one ended"
-        )
-    elif method.plan.contrast:
-        yield (
-            f'method "{kind}" makes no sense over topology "cyclic": its term compares what sites '
-            "sent side by side, and here one model goes from site to site"
-        )
-    elif method.combine.best:
-        yield (
-            f'method "{kind}" with broadcast = "best" makes no sense over topology "cyclic": there '
-            "is one model, and none to choose among"
-        )
-    elif method.combine.step.kind != "replace" or method.combine.step.rate != 1:
-        yield (
-            f'method "{kind}" makes no sense over topology "cyclic": its server step needs the '
-            "mean of several updates, and here there is one model and no mean"
-        )
-    if aggregation != Aggregation(trim=aggregation.trim):
+    if isinstance(topology, Cyclic) and not _is_plain(aggregation):
         yield 'aggregation would do nothing over topology "cyclic": nothing is averaged there'
-
-
-def _quorum_problems(kind: str, method: Method) -> Problems:
-    if method.plan.controls:
-        yield (
-            f'method "{kind}" needs topology.require = "all": its control variates must hold '
-            "every site's drift"
-        )
-    if kind in NOT_FEDERATED:
+    if isinstance(topology, Star) and topology.require != "all" and not federates:
         yield f'topology.require would do nothing for method "{kind}": no site waits for another'
 
 
@@ -173,45 +141,14 @@ def check_split(study: Study) -> None:
 
 
 def split_problems(study: Study, split: Split) -> Problems:
-    """Yield why a network in two parts does not fit the method or the options of training."""
-    aggregation = study.aggregation
-    for reason in _method_reasons(study.build_method()):
-        yield f'method "{study.method.kind}" makes no sense over topology "split": {reason}'
-    if split.variant == "sequential" and aggregation != Aggregation(trim=aggregation.trim):
+    """Yield why a network in two parts does not fit the options of training."""
+    if split.variant == "sequential" and not _is_plain(study.aggregation):
         yield (
             'aggregation would do nothing over topology "split" with variant = "sequential": '
             'nothing is averaged there; choose "splitfed1" or "splitfed2"'
         )
     for option, reason in _training_reasons(study.training):
         yield f'{option} makes no sense over topology "split": {reason}'
-
-
-def _method_reasons(method: Method) -> Problems:
-    plan, step = method.plan, method.combine.step
-    steps = step.kind != "replace" or step.rate != 1
-    reasons = {
-        "the server's part has no round's start of one site's to be pulled towards": plan.prox,
-        "the server's part takes a step with every batch, and cannot wait for the head": (
-            plan.private_epochs
-        ),
-        "a site cannot train a whole model of its own, as it holds only a part of one": (
-            plan.personal is not None
-        ),
-        "its term compares whole encoders, and a site holds only a part of one": plan.contrast,
-        "a site cannot validate by itself what it trained, as it holds only a part of it": (
-            plan.validates
-        ),
-        "critics stay beside the images that they judge, and are no part of what is cut": (
-            "critic" in method.shared
-        ),
-        "the server's part is trained in one place, where there is no drift to correct": (
-            plan.controls
-        ),
-        "the server's part steps with every batch, and leaves no mean move to step by": (
-            steps and not plan.controls
-        ),
-    }
-    yield from (reason for reason, holds in reasons.items() if holds)
 
 
 def _training_reasons(training: Training) -> Iterator[tuple[str, str]]:
@@ -267,7 +204,7 @@ def cut_problems(study: Study, split: Split) -> Problems:
             "cut after a stage that takes it in"
         )
     shared = sharing_filter(
-        model, task.groups(model), method, norm_buffers=study.training.norm_buffers
+        model, task.groups(model), method.sharing(), norm_buffers=study.training.norm_buffers
     )
     private = _staying(model, cut, shared)
     if private:
@@ -287,5 +224,5 @@ def _staying(model: nn.Module, cut: Cut, shared: Filter) -> str:
 def _owner(tensor: str, task: Task, model: nn.Module, method: Method) -> str:
     """Return a phrase for the group that keeps a tensor at the site, private groups first."""
     groups = [name for name, group in task.groups(model).items() if group(tensor)]
-    private = [name for name in method.private if name in groups]
+    private = [name for name in method.sharing().private if name in groups]
     return f"the group '{[*private, *(n for n in groups if n not in UNIONS)][0]}'"

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, asdict, is_dataclass, replace
 from difflib import get_close_matches
@@ -16,7 +16,8 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from grandrounds.algorithms import METHODS, TOPOLOGIES
+from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES
+from grandrounds.algorithms.method import Method
 from grandrounds.core.errors import BadStudy
 from grandrounds.study.checks import complete
 from grandrounds.study.study import Study
@@ -24,14 +25,15 @@ from grandrounds.tasks import TASKS, AnyTask
 
 Table = dict[str, Any]
 _T = TypeVar("_T")
-CHOICES: dict[str, Mapping[str, Callable[..., object]]] = {
+CHOICES: dict[str, Mapping[str, type]] = {
     "method": METHODS,
     "topology": TOPOLOGIES,
 }
-DEFAULTS = {"method": "pflsynth", "topology": "star"}
+DEFAULTS = {"method": DEFAULT_METHOD, "topology": "star"}
 DEFAULT_TASK = "synthesis"
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls such keys
-UNCHOSEN = ("seed", "server")  # set from the study's seed; built by a run for a split
+FILLED_METHOD = ("averaging",)  # filled in by a run, from the rest of the study: no options
+FILLED_TOPOLOGY = ("seed", "server")
 # Each switch can be set alone; together they are the settings of the code released with Dalmaz
 # et al. 2024, with a mapper that works.
 PARITY: Table = {
@@ -138,7 +140,7 @@ def _known(path: str, word: object, words: Mapping[str, object]) -> str:
 
 
 def _choice(key: str, table: object) -> Table:
-    """Check a `kind` and its options against the preset's signature, and fill in its defaults."""
+    """Check a `kind` and its options against its class's signature, and fill in its defaults."""
     if not isinstance(table, dict) or not isinstance(cast(Table, table).get("kind"), str):
         raise BadStudy(
             f'{key} must be a table with a kind, for example kind = "{next(iter(CHOICES[key]))}"'
@@ -150,15 +152,15 @@ def _choice(key: str, table: object) -> Table:
     return {"kind": kind, "options": options.model_dump()}
 
 
-def _options(preset: Callable[..., object]) -> dict[str, Parameter]:
-    """Return a preset's options, without the parameters that the run gives to a topology."""
-    set_by_run = UNCHOSEN if isinstance(preset, type) else ()
-    return {n: p for n, p in signature(preset).parameters.items() if n not in set_by_run}
+def _options(preset: type) -> dict[str, Parameter]:
+    """Return the options of a method or topology, without what a run fills in."""
+    filled = FILLED_METHOD if issubclass(preset, Method) else FILLED_TOPOLOGY
+    return {n: p for n, p in signature(preset).parameters.items() if n not in filled}
 
 
-def options_model(kind: str, preset: Callable[..., object]) -> Any:
-    """Make a pydantic model from a preset's options."""
-    hints = get_type_hints(preset.__init__ if isinstance(preset, type) else preset)
+def options_model(kind: str, preset: type) -> Any:
+    """Make a pydantic model from the options of a method or topology."""
+    hints = get_type_hints(preset.__init__)
     options: Table = {n: (hints[n], p.default) for n, p in _options(preset).items()}
     return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
 
@@ -259,7 +261,7 @@ def study_schema() -> Table:
     return schema | {"additionalProperties": False}
 
 
-def _variant(kind: str, preset: Callable[..., object]) -> Table:
+def _variant(kind: str, preset: type) -> Table:
     variant: Table = TypeAdapter(options_model(kind, preset)).json_schema()
     variant["properties"] = {"kind": {"const": kind}} | variant.get("properties", {})
     return variant | {"required": ["kind"], "description": preset.__doc__}

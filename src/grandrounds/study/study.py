@@ -1,12 +1,12 @@
 """A study is what a consortium agrees on, in frozen dataclasses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
-from grandrounds.algorithms import METHODS, TOPOLOGIES, with_seed
-from grandrounds.algorithms.aggregation import Aggregation
-from grandrounds.algorithms.methods import Method
+from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES, with_seed
+from grandrounds.algorithms.aggregation import Aggregation, Averaging
+from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.topology import Topology
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulation.simulate import Patients, Scanner
@@ -80,7 +80,7 @@ class Study:
     holdout_sites: tuple[str, ...] = ()
     task: AnyTask = field(default_factory=Synthesis)
     training: Training = field(default_factory=Training)
-    method: Choice = field(default_factory=lambda: Choice("pflsynth"))
+    method: Choice = field(default_factory=lambda: Choice(DEFAULT_METHOD))
     aggregation: Aggregation = field(default_factory=Aggregation)
     topology: Choice = field(default_factory=lambda: Choice("star"))
     privacy: Privacy = field(default_factory=Privacy)
@@ -114,12 +114,11 @@ class Study:
         return self.arm or self.method.kind
 
     def build_method(self) -> Method:
-        """Make the method, with the study's local epochs and aggregation."""
-        method = METHODS[self.method.kind](**self.method.options)
+        """Make the method, which averages as the study says."""
+        options: dict[str, Any] = dict(self.method.options)
         given = {site.name: site.share for site in self.site}
-        combine = replace(method.combine, aggregation=self.aggregation, given=given)
-        plan = replace(method.plan, epochs=self.training.epochs)
-        return replace(method, plan=plan, combine=combine)
+        averaging = Averaging(self.aggregation, given)
+        return METHODS[self.method.kind](**options, averaging=averaging)
 
     def build_topology(self) -> Topology:
         """Make the topology; the study's seed draws leaders and orders."""

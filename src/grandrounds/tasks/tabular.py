@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from grandrounds.core.errors import require
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, name_in, name_starts
@@ -26,7 +27,6 @@ from grandrounds.tasks.task import (
     Picture,
     check_shares,
     list_visits,
-    require,
 )
 
 

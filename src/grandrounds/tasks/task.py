@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from grandrounds.core.errors import BadStudy
+from grandrounds.core.errors import require
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.weights import Filter, Weights, name_starts
 from grandrounds.data.availability import serves
@@ -19,12 +19,6 @@ from grandrounds.data.elements import Elements
 from grandrounds.models.layers import StagedNetwork
 
 PART = "network"  # the name of a staged task's only part
-
-
-def require(holds: bool, sentence: str) -> None:
-    """Raise `BadStudy` with the sentence unless a condition holds."""
-    if not holds:
-        raise BadStudy(sentence)
 
 
 def require_counts(options: object, least: Mapping[str, int]) -> None:

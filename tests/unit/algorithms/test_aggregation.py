@@ -5,7 +5,10 @@ from math import sqrt
 import pytest
 from torch import Tensor, tensor
 
-from grandrounds.algorithms.aggregation import CONTROL, Aggregation, Combine, ServerStep
+from grandrounds.algorithms.aggregation import Aggregation, Averaging, ServerStep
+from grandrounds.algorithms.method import merge_updates
+from grandrounds.algorithms.methods.fedavg import FedAvg
+from grandrounds.algorithms.methods.scaffold import Scaffold
 from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import Reply
 from grandrounds.core.state import State
@@ -22,7 +25,8 @@ def reply(site: str, **weights: Tensor) -> Reply:
 def combined(aggregation: Aggregation, *names: str, **given: float) -> float:
     """One number of each site, as one number."""
     replies = [reply(name, w=tensor([VALUES[name]])) for name in names or VALUES]
-    state = Combine(aggregation, given=given)(State({"w": tensor([0.0])}, 4), replies)
+    method = FedAvg(averaging=Averaging(aggregation, given))
+    state = merge_updates(method, State({"w": tensor([0.0])}, 4), replies)
     assert state.round == 5
     return state.weights["w"].item()
 
@@ -60,15 +64,17 @@ def test_the_middle_is_taken_coordinate_by_coordinate():
     updates = [[0.0, 9.0], [1.0, 5.0], [2.0, -7.0]]
     replies = [reply(s, w=tensor(u)) for s, u in zip(VALUES, updates, strict=False)]
     for kind in (Aggregation("median"), Aggregation("trimmed", trim=0.34)):
-        assert Combine(kind)(State({}), replies).weights["w"].tolist() == [1.0, 5.0]
+        method = FedAvg(averaging=Averaging(kind))
+        assert merge_updates(method, State({}), replies).weights["w"].tolist() == [1.0, 5.0]
 
 
 @pytest.mark.parametrize("kind", ["mean", "median", "trimmed"])
 def test_updates_of_other_names_or_shapes_are_refused(kind: str):
+    averaging = Averaging(Aggregation(kind))  # pyright: ignore[reportArgumentType]
     for other in ({"v": tensor([1.0])}, {"w": tensor([1.0, 2.0])}):
         replies = [reply("alder", w=tensor([1.0])), reply("birch", **other)]
         with pytest.raises(BadUpdate, match="updates differ"):
-            Combine(Aggregation(kind))(State({}), replies)  # pyright: ignore[reportArgumentType]
+            merge_updates(FedAvg(averaging=averaging), State({}), replies)
 
 
 # The server's step. d is the sites' mean move; two rounds from w = 1 with d = 0.5, then 0.25.
@@ -158,19 +164,19 @@ def test_control_variates_move_by_the_sites_mean_and_are_no_weights():
     server, own = 0.0, {"birch": 0.0, "cedar": 0.0}
     for learned in ({"birch": 3.0, "cedar": -1.0}, {"birch": 0.5, "cedar": 2.0}):
         replies = [
-            reply(name, w=tensor([4.0]), **{f"{CONTROL}w": tensor([value])})
+            reply(name, w=tensor([4.0]), **{"control/w": tensor([value])})
             for name, value in learned.items()
         ]
-        state = Combine(Aggregation(shares="uniform"))(state, replies)
+        uniform = Averaging(Aggregation(shares="uniform"))
+        state = merge_updates(Scaffold(averaging=uniform), state, replies)
         server += sum(learned[name] - own[name] for name in own) / 2
         own = learned
-        assert state.memory[f"{CONTROL}w"].item() == server
+        assert state.memory["control/w"].item() == server
     assert list(state.weights) == ["w"]
     assert state.weights["w"].item() == 4.0
 
 
 def test_a_servers_rate_leaves_control_variates_alone():
-    replies = [reply("alder", w=tensor([4.0]), **{f"{CONTROL}w": tensor([2.0])})]
-    combine = Combine(step=ServerStep("replace", rate=0.5))
-    state = combine(State({"w": tensor([0.0])}), replies)
-    assert (state.weights["w"].item(), state.memory[f"{CONTROL}w"].item()) == (2.0, 2.0)
+    replies = [reply("alder", w=tensor([4.0]), **{"control/w": tensor([2.0])})]
+    state = merge_updates(Scaffold(rate=0.5), State({"w": tensor([0.0])}), replies)
+    assert (state.weights["w"].item(), state.memory["control/w"].item()) == (2.0, 2.0)

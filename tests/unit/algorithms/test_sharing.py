@@ -5,8 +5,8 @@ import pytest
 from torch import nn
 
 from grandrounds.algorithms import METHODS
-from grandrounds.algorithms.methods import Method
-from grandrounds.algorithms.sharing import describe_sharing, sharing_filter
+from grandrounds.algorithms.method import Method
+from grandrounds.algorithms.sharing import Sharing, describe_sharing, sharing_filter
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.weights import select
 from grandrounds.data.elements import Elements
@@ -37,8 +37,13 @@ def model_of(**options: object) -> tuple[SynthesisTask, nn.Module]:
     return task, task.build(1)
 
 
+class NormsAlone(Method):
+    def sharing(self) -> Sharing:
+        return Sharing(shared=("norm",))
+
+
 def shared(method: Method, task: SynthesisTask, model: nn.Module, buffers: str = "follow"):
-    travels = sharing_filter(model, task.groups(model), method, norm_buffers=buffers)
+    travels = sharing_filter(model, task.groups(model), method.sharing(), norm_buffers=buffers)
     return select(model.state_dict(), travels)
 
 
@@ -69,7 +74,7 @@ def test_the_paper_split_with_batch_norm_shares_the_published_numbers_with_buffe
 def test_each_group_of_the_paper_split_has_its_published_number_of_parameters():
     task, model = full()
     travels = sharing_filter(
-        model, task.groups(model), METHODS["pflsynth"](), norm_buffers="follow"
+        model, task.groups(model), METHODS["pflsynth"]().sharing(), norm_buffers="follow"
     )
     told = describe_sharing(
         model, task.groups(model), travels, norm_buffers="follow", validate_every=1
@@ -90,7 +95,7 @@ def test_each_group_of_the_paper_split_has_its_published_number_of_parameters():
 def test_a_round_costs_up_and_down_and_the_validation():
     task, model = full()
     travels = sharing_filter(
-        model, task.groups(model), METHODS["pflsynth"](), norm_buffers="follow"
+        model, task.groups(model), METHODS["pflsynth"]().sharing(), norm_buffers="follow"
     )
     one_way = 4 * 6_414_785
     for every, cost in {1: 3 * one_way, 2: 2 * one_way + one_way // 2}.items():
@@ -200,7 +205,8 @@ def test_other_buffer_policies_leave_parameters_alone():
 
 def test_a_group_that_is_shared_in_part_says_so():
     task, model = model_of(**SMALL, norm="batch")
-    travels = sharing_filter(model, task.groups(model), METHODS["fedbn"](), norm_buffers="follow")
+    sharing = METHODS["fedbn"]().sharing()
+    travels = sharing_filter(model, task.groups(model), sharing, norm_buffers="follow")
     told = describe_sharing(
         model, task.groups(model), travels, norm_buffers="follow", validate_every=1
     )
@@ -213,7 +219,7 @@ def test_a_group_that_is_shared_in_part_says_so():
 def test_a_method_that_would_share_nothing_by_mistake_is_refused():
     task, model = model_of(**SMALL)
     with pytest.raises(BadStudy) as refused:
-        shared(Method("m", shared=("norm",)), task, model)
+        shared(NormsAlone(), task, model)
     assert str(refused.value) == "method: the groups norm hold no tensor of this network"
 
 

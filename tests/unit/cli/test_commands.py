@@ -32,9 +32,7 @@ def test_check_says_what_may_surprise(
 ):
     words = ("--set", 'method={kind="fedbn"}', "--set", "task.norm=instance", "--json")
     facts = json.loads(inside(monkeypatch, capsys, "check", TINY, *words).out)
-    assert facts["notes"] == [
-        "fedbn changes nothing here: the network has no batch norm, so this is FedAvg"
-    ]
+    assert facts["notes"] == ["fedbn keeps no layer at a site: the network has no batch norm"]
     assert facts["memory"] > 0
     assert facts["bytes_per_run"] == facts["bytes_per_round"] * facts["study"]["rounds"]
 
@@ -72,7 +70,7 @@ def test_a_run_prints_its_scores(
     said = inside(monkeypatch, capsys, "run", TINY, "--out", tmp_path / "run", *overrides)
     assert "Test PSNR in dB" in said.out
     assert "report.html" in said.out
-    assert "note: fedbn changes nothing here" in said.err
+    assert "note: fedbn keeps no layer at a site" in said.err
 
 
 @pytest.mark.slow

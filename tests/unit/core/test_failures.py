@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grandrounds.core.failures import Redactor, failure_card, unredacted
-from grandrounds.core.messages import LocalPlan, Train
+from grandrounds.core.messages import Train
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import SiteSpec, Study
@@ -51,7 +51,7 @@ def broken() -> Exception:
 
 
 def test_a_card_names_the_lines_without_any_path():
-    order = Train(round=3, since=2, plan=LocalPlan())
+    order = Train(round=3, since=2)
     card = failure_card("alder", order, broken(), "redacted")
     assert (card.site, card.round, card.stage, card.error) == ("alder", 3, "train", "MemoryError")
     assert card.message == "redacted"
@@ -70,7 +70,7 @@ def deep(times: int) -> None:
 def test_a_card_shows_the_innermost_lines_of_a_long_trace():
     with pytest.raises(ValueError, match="bottom") as raised:
         deep(40)
-    trace = failure_card("a", Train(round=1, since=0, plan=LocalPlan()), raised.value, "").trace
+    trace = failure_card("a", Train(round=1, since=0), raised.value, "").trace
     assert len(trace) == 12
     assert {line.partition(":")[0] for line in trace} == {"test_failures.py"}
 

@@ -17,7 +17,6 @@ from grandrounds.core.messages import (
     Evaluate,
     Finish,
     Forward,
-    LocalPlan,
     Merge,
     Message,
     Reply,
@@ -45,14 +44,14 @@ SCORES = (
 )
 MESSAGES: list[Message] = [
     Describe(),
-    Train(round=3, since=2, plan=LocalPlan(epochs=2, steps=5, personal=0.5), keep=1),
-    Train(round=3, since=1, plan=LocalPlan(prox=0.1, controls=True), weights=WEIGHTS),
+    Train(round=3, since=2, epochs=2, steps=5, keep=1),
+    Train(round=3, since=1, weights=WEIGHTS),
     Merge(round=3, since=2, peers=("alder", "birch")),
     Adopt(round=3, leader="birch", keep=1),
     Tune(round=4, since=4, epochs=2, weights=WEIGHTS),
     Evaluate(round=2, since=2, split="test", cases=True, weights=WEIGHTS),
     Evaluate(round=2, since=1, split="validation", after="birch", tuned=True),
-    Forward(round=2, since=1, plan=LocalPlan(epochs=2), keep=1, weights=WEIGHTS),
+    Forward(round=2, since=1, keep=1, weights=WEIGHTS),
     Tail(round=2, step=3, weights=WEIGHTS),
     Backward(round=2, step=3, last=True, losses={"generator": 1 / 3}, weights=WEIGHTS),
     Finish(round=9, best=4),
@@ -103,7 +102,7 @@ def test_a_message_is_the_same_bytes_every_time(message: Message):
 
 
 def test_encoding_leaves_the_message_as_it_was():
-    message = Train(round=1, since=0, plan=LocalPlan(), weights=WEIGHTS)
+    message = Train(round=1, since=0, weights=WEIGHTS)
     encode(message)
     assert list(message.weights) == list(WEIGHTS)
 

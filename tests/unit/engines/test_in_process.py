@@ -13,7 +13,7 @@ from grandrounds.algorithms.star import Star
 from grandrounds.algorithms.topology import Quorum
 from grandrounds.core.errors import BadFolder, DiskFailed, FailureCard, SiteFailed
 from grandrounds.core.failures import HINTS, Redactor
-from grandrounds.core.messages import Describe, LocalPlan, Reply, Request, Train
+from grandrounds.core.messages import Describe, Reply, Request, Train
 from grandrounds.core.weights import digest, num_bytes
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.site.site import Promise, Site
@@ -63,7 +63,7 @@ def sites(tmp_path: Path) -> tuple[Site, ...]:
     return built(tiny(sites=3), tmp_path).sites.sites
 
 
-ORDER = Train(round=1, since=0, plan=LocalPlan())
+ORDER = Train(round=1, since=0)
 
 
 def test_replies_come_in_roster_order_whatever_the_order_of_the_requests(sites: tuple[Site, ...]):

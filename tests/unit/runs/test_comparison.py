@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from grandrounds.algorithms import DEMO_ARMS
 from grandrounds.core.errors import BadFolder, BadStudy
 from grandrounds.core.events import Event, RunFinished, SiteTrained
 from grandrounds.runs.arms import ArmChoice, arms_of, check_equal, comparison_terms
-from grandrounds.runs.comparison import DEMO_ARMS, Comparison, ComparisonRun
+from grandrounds.runs.comparison import Comparison, ComparisonRun
 from grandrounds.study.file import example, read_table
 from tests.helpers.federation import synthesis_of
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from grandrounds.algorithms.method import GradientTerm, Pull
+from grandrounds.algorithms.methods.scaffold import Control
 from grandrounds.core.weights import Weights, select
-from grandrounds.site.gradient_terms import ControlVariate, GradientTerm, ProximalTerm
 from grandrounds.site.training import Trainer, step
 
 RATE = 0.05
@@ -70,32 +71,28 @@ def test_a_pull_is_the_gradient_of_half_its_strength_times_the_squared_distance(
     towards = noise(bench.weights(everything), 2)
     apart = [(p - towards[n]).square().sum() for n, p in bench.parameters("").items()]
     penalty = 0.7 / 2 * torch.stack(apart).sum()
-    pulled = gradients(bench, [ProximalTerm(0.7, towards)])
+    pulled = gradients(bench, [Pull(0.7, towards)])
     assert_close(pulled, gradients(bench, [], penalty))
 
 
 def test_a_pull_leaves_alone_what_it_has_no_target_for():
     bench = bench_of()
     free = gradients(bench, [])
-    pulled = gradients(
-        bench, [ProximalTerm(0.7, select(noise(free, 2), lambda n: n.startswith("2.")))]
-    )
+    pulled = gradients(bench, [Pull(0.7, select(noise(free, 2), lambda n: n.startswith("2.")))])
     moved = {name for name in free if not torch.equal(free[name], pulled[name])}
     assert moved == {"2.weight", "2.bias"}
 
 
 def test_a_pull_at_its_target_does_nothing():
     bench = bench_of()
-    assert_close(
-        gradients(bench, [ProximalTerm(0.7, bench.weights(everything))]), gradients(bench, [])
-    )
+    assert_close(gradients(bench, [Pull(0.7, bench.weights(everything))]), gradients(bench, []))
 
 
 def test_a_pull_without_end_brings_one_step_of_sgd_to_the_target():
     """With rate x strength = 1 and no other gradient, w - (w - w0) = w0."""
     bench = bench_of()
     towards = noise(bench.weights(everything), 2)
-    step(bench, "", 0 * bench.model(inputs()[0]).sum(), [ProximalTerm(1 / RATE, towards)])
+    step(bench, "", 0 * bench.model(inputs()[0]).sum(), [Pull(1 / RATE, towards)])
     assert_close(bench.weights(everything), towards)
 
 
@@ -104,7 +101,7 @@ def test_a_control_learns_option_2_of_scaffold():
     bench = bench_of()
     x = bench.weights(everything)
     own, server = noise(x, 3), noise(x, 4)
-    control = ControlVariate(everything, own, server)
+    control = Control(everything, own, server)
     y = learn(bench, control)
     expected = {n: (x[n] - y[n]) / (STEPS * RATE) - server[n] + own[n] for n in x}
     assert_close(control.learned(), expected)
@@ -114,13 +111,13 @@ def test_a_control_corrects_each_gradient_by_c_less_c_i():
     bench = bench_of()
     plain = gradients(bench, [])
     own, server = noise(plain, 3), noise(plain, 4)
-    corrected = gradients(bench, [ControlVariate(everything, own, server)])
+    corrected = gradients(bench, [Control(everything, own, server)])
     assert_close(corrected, {n: g + server[n] - own[n] for n, g in plain.items()})
 
 
 def test_a_first_round_learns_without_correcting():
     """Nothing is known of drift yet: training is plain, and c_i is the mean gradient."""
-    control = ControlVariate(everything, {}, {})
+    control = Control(everything, {}, {})
     bench = bench_of()
     x = bench.weights(everything)
     y = learn(bench, control)
@@ -130,7 +127,7 @@ def test_a_first_round_learns_without_correcting():
 
 def test_a_control_is_of_what_is_shared_alone():
     bench = bench_of()
-    control = ControlVariate(lambda name: name.startswith("0."), {}, {})
+    control = Control(lambda name: name.startswith("0."), {}, {})
     learn(bench, control)
     assert set(control.learned()) == {"0.weight", "0.bias"}
 
@@ -138,7 +135,7 @@ def test_a_control_is_of_what_is_shared_alone():
 def test_what_was_not_trained_keeps_its_control():
     bench = bench_of()
     own = noise(bench.weights(everything), 3)
-    control = ControlVariate(everything, own, own)
+    control = Control(everything, own, own)
     with bench.train_only(lambda name: name.startswith("0.")):
         learn(bench, control)
     still = [n for n, t in control.learned().items() if torch.equal(t, own[n])]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grandrounds.core.errors import DiskFailed
-from grandrounds.core.messages import Describe, Evaluate, Finish, LocalPlan, Reply, Train
+from grandrounds.core.messages import Describe, Evaluate, Finish, Reply, Train
 from grandrounds.core.weights import OPTIMIZER, digest, read
 from grandrounds.site.model_state import SiteStore
 from grandrounds.site.site import Site
@@ -26,8 +26,7 @@ from tests.helpers.federation import (
 
 
 def order(weights: Mapping[str, Tensor], round: int = 1, keep: int = 0) -> Train:
-    plan = LocalPlan()
-    return Train(round=round, since=round - 1, plan=plan, keep=keep, weights=dict(weights))
+    return Train(round=round, since=round - 1, keep=keep, weights=dict(weights))
 
 
 def same(first: Reply, second: Reply) -> bool:

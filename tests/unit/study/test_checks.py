@@ -198,10 +198,6 @@ def test_a_generator_that_the_study_names_stands():
     assert synthesis_of(complete(study)).generator == "personalised"
 
 
-def test_a_method_gets_the_studys_local_epochs():
-    assert with_training(epochs=3).build_method().plan.epochs == 3
-
-
 def test_an_arm_is_titled_by_its_name_or_else_its_method():
     assert STUDY.title == "pflsynth"
     assert replace(STUDY, arm="wide").title == "wide"
@@ -216,7 +212,7 @@ FEDBN = Choice("fedbn")
         (lambda s: s, ()),
         (
             lambda s: replace(s, method=FEDBN),
-            ("fedbn changes nothing here: the network has no batch norm, so this is FedAvg",),
+            ("fedbn keeps no layer at a site: the network has no batch norm",),
         ),
         (lambda s: replace(s, method=FEDBN, task=Synthesis(norm="batch")), ()),
         (

@@ -12,7 +12,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import TypeAlias
 
-from grandrounds.core.events import RunStarted, SiteReady
+from grandrounds.core.events import POOLED, RunStarted, SiteReady
 from grandrounds.report.analysis.auc import Discrimination, merged
 from grandrounds.report.analysis.folder import ArmEntry, ArmRecord, StudyFile
 from grandrounds.report.analysis.metrics import METRICS, Metric
@@ -55,13 +55,16 @@ class Arm:
 
     @property
     def local(self) -> bool:
-        """Tell whether every site trained alone."""
-        return self.study.method == "local"
+        """Tell whether every site trained alone: none of its parameters left it."""
+        policy = next((run.policy for run in self.runs if run.policy), None)
+        if policy is None or self.pooled:
+            return False
+        return all(group.policy in ("private", "reset") for group in policy.groups)
 
     @property
     def pooled(self) -> bool:
         """Tell whether all sites' data were in one place."""
-        return self.study.method == "central"
+        return self.started.sites == (POOLED,)
 
     @property
     def federated(self) -> bool:

@@ -13,6 +13,8 @@ from grandrounds.report.analysis.folder import ArmEntry, read_runs
 from grandrounds.report.analysis.metrics import METRICS, Metric
 from grandrounds.report.analysis.statistics import Compared, PairedDifference, paired, together
 
+PLAIN = "FedAvg"  # the title of plain federated averaging in a journal
+
 
 @dataclass(frozen=True)
 class Difference(Compared):
@@ -251,10 +253,10 @@ class Facts:
         return sum(paired([each]).mean <= -metric.negligible for each in found)
 
     @cached_property
-    def fedavg(self) -> Arm | None:
+    def plain(self) -> Arm | None:
         """Return the arm that is plain federated averaging."""
-        found = [a for a in self.arms if a.study.method == "fedavg" and a is not self.main_arm]
-        return next((arm for arm in found if arm.name == "fedavg"), found[0] if found else None)
+        found = [a for a in self.arms if a.started.title == PLAIN and a is not self.main_arm]
+        return next((arm for arm in found if arm.title == PLAIN), found[0] if found else None)
 
     @cached_property
     def competitor(self) -> Arm | None:
@@ -286,7 +288,7 @@ class Facts:
         if len(self.arms) <= MANY:
             return self.arms
         pooled = [arm for arm in self.arms if arm.pooled][:1]
-        chosen = [self.arms[0], self.best_local_arm, self.fedavg, self.competitor, *pooled]
+        chosen = [self.arms[0], self.best_local_arm, self.plain, self.competitor, *pooled]
         return tuple(arm for arm in self.arms if any(arm is one for one in chosen))
 
     @cached_property

@@ -18,7 +18,6 @@ from grandrounds.report.analysis.folder import (
     entry_of,
     read_plan,
     read_run,
-    read_study_file,
 )
 from grandrounds.report.analysis.metrics import METRICS, Metric
 from grandrounds.report.analysis.run import Run, RunScores, run_of
@@ -206,12 +205,13 @@ def _of_comparison(folder: ComparisonFolder, arm: str | None, seed: int | None) 
         known = ", ".join(map(str, plan.seeds))
         raise BadInput(f"{folder.path}: has no seed {picked}; its seeds: {known}")
     runs = {name: folder.run(name, picked) for name in entries}
-    alone = [
+    others = (
         Arm(entries[name], (run_of(read_run(run)),))
         for name, run in runs.items()
-        if name != arm and run.scores.exists() and read_study_file(run).method == "local"
-    ]
-    return CardFacts(runs[arm], _finished(runs[arm]), entries[arm], plan.seeds, tuple(alone))
+        if name != arm and run.scores.exists()
+    )
+    alone = tuple(other for other in others if other.local)
+    return CardFacts(runs[arm], _finished(runs[arm]), entries[arm], plan.seeds, alone)
 
 
 def _finished(folder: RunFolder) -> RunRecord:

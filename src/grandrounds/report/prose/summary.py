@@ -111,7 +111,7 @@ def _against_others(facts: Facts, metric: Metric) -> str:
 
 def _rivals(facts: Facts) -> dict[str, str]:
     """Map the names of FedAvg and the best other federated arm to their words in a sentence."""
-    fedavg, best = facts.fedavg, facts.competitor
+    fedavg, best = facts.plain, facts.competitor
     found: dict[str, str] = {}
     if fedavg and fedavg.name in facts.compared:
         also = ", the best other federated arm" if fedavg is best else ""
@@ -135,7 +135,7 @@ def _worst(facts: Facts, hero: Arm, metric: Metric) -> str:
     beside = ""
     if reached:
         beside = f", where the best local-only model reaches {level(reached.mean, metric)}"
-    rival = facts.fedavg or facts.competitor
+    rival = facts.plain or facts.competitor
     apart = f"its hospitals lie {amount(apart_by(hero, metric), metric)} apart"
     if rival and rival.overall(metric.key):
         apart += f", those of {rival.title} {amount(apart_by(rival, metric), metric)}"

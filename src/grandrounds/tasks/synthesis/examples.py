@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from grandrounds.core.errors import BadSite
+from grandrounds.core.errors import BadSite, require
 from grandrounds.data.cohort import Cohort
 from grandrounds.data.elements import Elements
-from grandrounds.tasks.task import Batch, Case, Slice, check_contrasts, draw_index, require
+from grandrounds.tasks.task import Batch, Case, Slice, check_contrasts, draw_index
 
 
 @dataclass(frozen=True)

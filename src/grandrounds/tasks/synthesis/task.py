@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from grandrounds.core.device import to_float32
+from grandrounds.core.errors import require
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.weights import Filter, Weights, name_starts
 from grandrounds.data.cohort import Cohort, SplitName
@@ -54,7 +55,6 @@ from grandrounds.tasks.task import (
     check_size,
     list_slices,
     list_visits,
-    require,
     require_counts,
 )
 

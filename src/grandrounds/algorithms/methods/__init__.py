@@ -1,0 +1,1 @@
+"""One file for each method, and nothing else in the house knows its name."""

@@ -1,0 +1,51 @@
+"""pFLSynth."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from grandrounds.algorithms.method import Method
+from grandrounds.algorithms.sharing import Sharing
+from grandrounds.core.errors import require
+
+PARAMETER_SPLITS: Mapping[str, tuple[str, ...]] = {
+    "decoder": ("mapper", "decoder"),
+    "paper": ("mapper", "bottleneck_late", "decoder"),
+    "bottleneck": ("mapper", "bottleneck_early", "bottleneck_late", "decoder"),
+    "wide": ("all",),
+    "everything": ("all",),
+}
+
+
+@dataclass(frozen=True)
+class PFLSynth(Method):
+    """Dalmaz et al. 2024: personalised synthesis; mapper and later layers travel, the rest stays.
+
+    `paper` shares mapper, late bottleneck and decoder; `decoder` less than that, `bottleneck` all
+    of it too; `wide` shares all but the personalisation blocks, which suits sites with few
+    patients, and `everything` these too; `share` names the parameter groups instead.
+
+    site      as FedAvg
+    server    as FedAvg, of what is shared
+    """
+
+    split: Literal["decoder", "paper", "bottleneck", "wide", "everything"] = "paper"
+    share: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return "pFLSynth"
+
+    def sharing(self) -> Sharing:
+        private = () if self.share or self.split == "everything" else ("personal",)
+        return Sharing(self.share or PARAMETER_SPLITS[self.split], private)
+
+    def prefers(self) -> Mapping[str, str]:
+        return {"generator": "personalised"}
+
+    def check_task(self, task: object) -> None:
+        require(
+            getattr(task, "generator", "") == "personalised",
+            'method "pflsynth" needs task.generator = "personalised"; without personalisation '
+            "blocks and mapper its split has nothing to personalise",
+        )
