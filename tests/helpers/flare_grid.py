@@ -14,7 +14,7 @@ from grandrounds.flare.controller import StudyController
 from grandrounds.flare.executor import SiteExecutor
 from grandrounds.flare.job import job_paths
 from grandrounds.flare.transport import ASK, MAIL, SERVER, Transport
-from grandrounds.runs.remote import run_remotely, serve_site
+from grandrounds.runs.remote import run_remotely, serve_site, study_guard
 from grandrounds.study.file import read_study
 
 CLASSES = ("tests.helpers.flare_grid.GridController", "tests.helpers.flare_grid.GridExecutor")
@@ -80,5 +80,9 @@ class GridExecutor(SiteExecutor):
         def mail(peer: str, sealed: bytes) -> bytes:
             return post.send(MAIL, peer, sealed, SECONDS)
 
-        self._attendant = SiteAgent(serve_site(study, site, (), Path(here.run) / name), mail)
+        self._attendant = SiteAgent(
+            serve_site(study, site, (), Path(here.run) / name),
+            mail,
+            guard=partial(study_guard, study),
+        )
         return b""

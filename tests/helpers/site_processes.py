@@ -22,6 +22,7 @@ from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import lock_folder
 from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.loop import RunLoop, run_recorded
+from grandrounds.runs.remote import study_guard
 from grandrounds.study.study import Study
 
 Link: TypeAlias = "Connection[object, object]"
@@ -49,7 +50,11 @@ class House:
     def open(self, study: Study, folder: Path) -> None:
         """Host the site of this study, and of none before."""
         self.close()
-        self._attendant.append(SiteAgent(one_site(study, folder, self.site), self._post))
+        self._attendant.append(
+            SiteAgent(
+                one_site(study, folder, self.site), self._post, guard=partial(study_guard, study)
+            )
+        )
 
     def close(self) -> None:
         """Host no site."""

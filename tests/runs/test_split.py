@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from grandrounds.algorithms.policy import CUT
 from grandrounds.algorithms.split import Split
 from grandrounds.core.errors import BadStudy, RunFailed
 from grandrounds.core.events import Event, RoundFinished, SiteTested, SiteTrained, SiteValidated
@@ -17,7 +18,7 @@ from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
 from grandrounds.runs.costs import estimate, plan_run
 from grandrounds.runs.loop import run
-from grandrounds.site.cut import CUT, backpropagate, cut_at, leaf_gradients, leaves_from
+from grandrounds.site.cut import backpropagate, cut_at, leaf_gradients, leaves_from
 from grandrounds.site.model_state import SiteStore
 from grandrounds.study.file import read_study
 from grandrounds.study.study import Study

@@ -13,8 +13,10 @@ from grandrounds.algorithms.topology import (
     RoundLoad,
     RoundResult,
     Sites,
+    unasked,
+    undeliverable,
 )
-from grandrounds.core.messages import Describe, Evaluate, Reply, Train
+from grandrounds.core.messages import Describe, Evaluate, Reply, Request, Train, Tune
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 from grandrounds.core.weights import select
@@ -52,6 +54,20 @@ class Cyclic:
     def moments_travel(self) -> bool:
         return self.optimizer == "travels"
 
+    def refuses(
+        self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
+    ) -> str:
+        problem = unasked(request, (Train, Tune), "cyclic") or undeliverable(deliver_to)
+        if problem or not isinstance(request, Train):
+            return problem
+        if self.turn == "epochs":
+            said = request.epochs == self.length and not request.steps
+        elif self.proportional:  # at most all steps, if this site had all the examples
+            said = not request.epochs and 1 <= request.steps <= self.length * len(roster)
+        else:
+            said = not request.epochs and request.steps == self.length
+        return "" if said else "a turn is as long as the study says"
+
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Let each site train in turn, from the model of the one before it."""
         number = state.round + 1
@@ -69,7 +85,7 @@ class Cyclic:
             )
             [replies[name]] = sites.ask({name: request})
             travelling = _state_after(replies[name], travelling)
-            self._score_everywhere(number, name, travelling, sites, set(replies))
+            self._score_everywhere(number, name, travelling, sites, set(replies), method)
         state = replace(travelling, round=number)
         return RoundResult(state, [replies[name] for name in sites.names])
 
@@ -93,7 +109,13 @@ class Cyclic:
         return {name: Turn(steps=steps[name]) for name in sites.names}
 
     def _score_everywhere(
-        self, round: int, after: str, state: State, sites: Sites, trained: set[str]
+        self,
+        round: int,
+        after: str,
+        state: State,
+        sites: Sites,
+        trained: set[str],
+        method: Method,
     ) -> None:
         if not self.monitor or round % self.monitor:
             return
@@ -104,7 +126,7 @@ class Cyclic:
                     since=round if name in trained else round - 1,
                     split="validation",
                     after=after,
-                    weights=state.weights,
+                    weights=method.averaging.of_site(state.weights, name),
                 )
                 for name in sites.names
             }

@@ -10,10 +10,18 @@ from torch import Tensor, nn
 
 from grandrounds.algorithms.aggregation import Averaging, Updates
 from grandrounds.algorithms.sharing import Sharing
-from grandrounds.core.errors import require
+from grandrounds.core.errors import BadUpdate, require
 from grandrounds.core.messages import Reply
 from grandrounds.core.state import State
-from grandrounds.core.weights import OPTIMIZER, Filter, Weights, name_starts, select, with_prefix
+from grandrounds.core.weights import (
+    OPTIMIZER,
+    Filter,
+    Weights,
+    first_not_finite,
+    name_starts,
+    select,
+    with_prefix,
+)
 
 Need: TypeAlias = Literal[
     "side by side", "whole network", "every site", "mean", "no aggregation", "common start"
@@ -221,9 +229,16 @@ def broadcast(method: Method, state: State, site: str, *, moments: bool = False)
 
 
 def merge_updates(method: Method, state: State, replies: Sequence[Reply]) -> State:
-    """Return the next round's state, from the sites' replies in the order given."""
+    """Return the next round's state, from the sites' replies in the order given.
+
+    Raises `BadUpdate` where finite updates do not make a finite model.
+    """
     updates = Updates(replies, state, method.averaging)
-    return replace(method.combine(state, updates), round=state.round + 1)
+    combined = method.combine(state, updates)
+    odd = first_not_finite(combined.weights)
+    if odd:
+        raise BadUpdate(f"round {state.round + 1}: '{odd}' is not finite once it is averaged")
+    return replace(combined, round=state.round + 1)
 
 
 def require_at_least(least: float, **options: float) -> None:

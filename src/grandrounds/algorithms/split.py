@@ -14,8 +14,10 @@ from grandrounds.algorithms.topology import (
     RoundLoad,
     RoundResult,
     Sites,
+    unasked,
+    undeliverable,
 )
-from grandrounds.core.messages import Backward, Evaluate, Forward, Reply, Tail
+from grandrounds.core.messages import Backward, Evaluate, Forward, Reply, Request, Tail
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 from grandrounds.core.weights import (
@@ -115,6 +117,11 @@ class Split:
     def _server(self) -> ServerPart:
         assert self.server is not None, "only a topology with its server's part plays rounds"
         return self.server
+
+    def refuses(
+        self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
+    ) -> str:
+        return unasked(request, (Forward, Tail, Backward), "split") or undeliverable(deliver_to)
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Let each site train its part in turn, batch by batch, together with the server's."""

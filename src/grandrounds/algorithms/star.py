@@ -12,8 +12,11 @@ from grandrounds.algorithms.topology import (
     RoundLoad,
     RoundResult,
     Sites,
+    unasked,
+    undeliverable,
+    untimely,
 )
-from grandrounds.core.messages import Evaluate, Reply, Train
+from grandrounds.core.messages import Evaluate, Reply, Request, Train, Tune
 from grandrounds.core.state import State
 
 
@@ -39,6 +42,15 @@ class Star:
     @property
     def quorum(self) -> Quorum:
         return Quorum(None if self.require == "all" else self.require, self.patience)
+
+    def refuses(
+        self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
+    ) -> str:
+        return (
+            unasked(request, (Train, Tune), "star")
+            or undeliverable(deliver_to)
+            or untimely(request)
+        )
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Broadcast, let every site train, combine in roster order."""

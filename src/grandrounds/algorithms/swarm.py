@@ -14,9 +14,11 @@ from grandrounds.algorithms.topology import (
     RoundLoad,
     RoundResult,
     Sites,
+    unasked,
+    untimely,
 )
 from grandrounds.core.errors import BadUpdate, RunFailed
-from grandrounds.core.messages import Adopt, Describe, Evaluate, Merge, Reply, Train
+from grandrounds.core.messages import Adopt, Describe, Evaluate, Merge, Reply, Request, Train, Tune
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 
@@ -43,6 +45,15 @@ class Swarm:
     @property
     def lacks(self) -> frozenset[Need]:
         return frozenset()
+
+    def refuses(
+        self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
+    ) -> str:
+        return (
+            unasked(request, (Train, Merge, Adopt, Tune), "swarm")
+            or untimely(request)
+            or _astray(request, deliver_to, roster)
+        )
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Train everywhere, deliver to the leader, merge there, deliver to all."""
@@ -95,6 +106,23 @@ class Swarm:
                 "sites": f"the merged model{others}",
             },
         )
+
+
+def _astray(request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]) -> str:
+    """Return why an update may not go where it is asked to; empty where it may.
+
+    An update goes to one leader, any site in line; a merged model goes to all.
+    """
+    match request:
+        case Train():
+            right = len(deliver_to) == 1 and deliver_to[0] in roster
+        case Merge():
+            right = deliver_to == roster == request.peers
+        case Adopt():
+            right = request.leader in roster and not deliver_to
+        case _:
+            right = not deliver_to
+    return "" if right else "updates go to the leader of the round, and the merged model to all"
 
 
 def _check_alike(leader: str, merged: Reply, adopted: list[Reply]) -> None:

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Protocol
 
 from grandrounds.algorithms.method import Method, Need
-from grandrounds.core.messages import Evaluate, Reply, Request
+from grandrounds.core.messages import Describe, Evaluate, Finish, Reply, Request, Train
 from grandrounds.core.state import State
 
 
@@ -119,6 +119,25 @@ class RoundCost:
     sees: Mapping[str, str]
 
 
+def unasked(request: Request, kinds: tuple[type, ...], topology: str) -> str:
+    """Return why a request of this kind is never made over a topology; empty where it is."""
+    if isinstance(request, (Describe, Evaluate, Finish, *kinds)):
+        return ""
+    return f'topology "{topology}" never asks a site to {type(request).__name__.lower()}'
+
+
+def undeliverable(deliver_to: tuple[str, ...]) -> str:
+    """Return why nothing is delivered to other sites; empty where nobody asks for it."""
+    return "no site's tensors go to another site in this study" if deliver_to else ""
+
+
+def untimely(request: Request) -> str:
+    """Return why a request may not say how long a site trains; empty where it does not."""
+    if isinstance(request, Train) and (request.epochs or request.steps):
+        return "how long a site trains is the study's to say"
+    return ""
+
+
 class Topology(Protocol):
     """Who talks to whom in one round."""
 
@@ -143,6 +162,12 @@ class Topology(Protocol):
     @property
     def moments_travel(self) -> bool:
         """Tell whether the optimiser's state travels with the model."""
+        ...
+
+    def refuses(
+        self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
+    ) -> str:
+        """Return why this is never asked of a site of this roster; empty where it may be."""
         ...
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:

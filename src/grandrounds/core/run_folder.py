@@ -37,6 +37,7 @@ class SiteFolder:
     merged = Entry("merged")  # what it merged where it led
     tuned = Entry("tuned.safetensors")
     panels = Entry("panels.npz")
+    audit = Entry("audit.jsonl")  # what was asked of the site from elsewhere, and what left
 
     def private(self, version: str = "") -> Path:
         """Return the path of the private part of the tested model, or of another version."""

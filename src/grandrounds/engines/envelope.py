@@ -1,6 +1,8 @@
-"""Messages between a coordinator and remote sites are numbered, checksummed, never pickled."""
+"""Messages between a coordinator and remote sites are numbered, signed, and never pickled."""
 
 import json
+from base64 import b64decode, b64encode
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Literal, TypeAlias, TypeVar
@@ -13,6 +15,10 @@ ReplyState: TypeAlias = Literal[
 READY = 0  # the number of the request that asks whether a site is ready
 _CHECKSUM = sha256().digest_size
 _LENGTH = 4
+
+
+class ForgedEnvelope(ValueError):  # noqa: N818 - the word that an audit log shows
+    """An envelope is not signed by whom it says, or not for this party, run and session."""
 
 
 class CorruptEnvelope(ValueError):  # noqa: N818 - the word that a failure card shows
@@ -57,23 +63,122 @@ Envelope: TypeAlias = RequestEnvelope | ReplyEnvelope | PeerEnvelope
 EnvelopeKind = TypeVar("EnvelopeKind", bound=Envelope)
 
 
-def pack(envelope: Envelope) -> bytes:
-    """Return an envelope as bytes: SHA-256 of the rest, header length, header as JSON, body."""
+def pack(envelope: Envelope, seal: Callable[[bytes], bytes] | None = None) -> bytes:
+    """Return an envelope as bytes: checksum, seal, header as JSON, body.
+
+    `seal` returns the seal of the SHA-256 of header and body. The checksum is the SHA-256 of both
+    together: what is changed on the way is damaged, what was never sealed rightly is forged.
+    """
     fields = asdict(replace(envelope, body=b""))
     del fields["body"]
     header = json.dumps(fields).encode()
     parts = (len(header).to_bytes(_LENGTH, "little"), header, envelope.body)
-    checksum = sha256()
+    content = sha256()
     for part in parts:
-        checksum.update(part)
-    return b"".join((checksum.digest(), *parts))
+        content.update(part)
+    sealed = seal(content.digest()) if seal else b""
+    front = len(sealed).to_bytes(_LENGTH, "little") + sealed
+    return b"".join((sha256(front + content.digest()).digest(), front, *parts))
 
 
 def unpack(data: bytes, kind: type[EnvelopeKind]) -> EnvelopeKind:
     """Return the envelope in these bytes. Raises `CorruptEnvelope` where they were changed."""
+    return _open(data, kind)[0]
+
+
+def _open(data: bytes, kind: type[EnvelopeKind]) -> tuple[EnvelopeKind, bytes, bytes]:
+    """Return an envelope, its seal, and the SHA-256 that the seal is of."""
     rest = memoryview(data)[_CHECKSUM:]
-    if sha256(rest).digest() != data[:_CHECKSUM]:
-        raise CorruptEnvelope(f"a letter of {len(data)} bytes came damaged")
     start = _LENGTH + int.from_bytes(rest[:_LENGTH], "little")
-    header = json.loads(bytes(rest[_LENGTH:start]))
-    return from_plain(kind, header | {"body": bytes(rest[start:])})
+    front, content = bytes(rest[:start]), rest[start:]
+    digest = sha256(content).digest()
+    if sha256(front + digest).digest() != data[:_CHECKSUM]:
+        raise CorruptEnvelope(f"a letter of {len(data)} bytes came damaged")
+    end = _LENGTH + int.from_bytes(content[:_LENGTH], "little")
+    try:
+        header = json.loads(bytes(content[_LENGTH:end]))
+        envelope = from_plain(kind, header | {"body": bytes(content[end:])})
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CorruptEnvelope(f"a letter of {len(data)} bytes cannot be read") from None
+    return envelope, front[_LENGTH:], digest
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Whom an envelope is from and for, and in which session of which run of which study."""
+
+    sender: str
+    to: str
+    run: str
+    session: str
+
+    def statement(self, digest: bytes) -> bytes:
+        """Return what is signed: the stamp, and the SHA-256 of header and body."""
+        return b"grandrounds envelope " + json.dumps(asdict(self)).encode() + b" " + digest
+
+
+@dataclass(frozen=True)
+class Key:
+    """A party's key: `sign` signs a statement; `certificate` (PEM) lets others verify it.
+
+    `verify` returns the name in a certificate of this federation whose key signed a statement, and
+    raises `ValueError` for anything else.
+    """
+
+    certificate: str
+    sign: Callable[[bytes], bytes]
+    verify: Callable[[str, bytes, bytes], str]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who packs and opens envelopes here, about which run; in a federation, with a key.
+
+    Without a key (in NVFlare's simulator, on one machine) names are taken as they are said.
+    """
+
+    name: str = ""
+    run: str = ""
+    key: Key | None = None
+
+    def pack(self, envelope: Envelope, to: str, session: str = "") -> bytes:
+        """Return a sealed envelope for one party."""
+        key = self.key
+        if key is None:
+            return pack(envelope)
+        stamp = Stamp(self.name, to, self.run, session)
+
+        def seal(digest: bytes) -> bytes:
+            signature = b64encode(key.sign(stamp.statement(digest))).decode()
+            words = {"certificate": key.certificate, "signature": signature}
+            return json.dumps({**asdict(stamp), **words}).encode()
+
+        return pack(envelope, seal)
+
+    def unpack(self, data: bytes, kind: type[EnvelopeKind]) -> tuple[EnvelopeKind, Stamp]:
+        """Return an envelope and its stamp, whose sender has signed it for this party and run.
+
+        Raises `CorruptEnvelope`, and `ForgedEnvelope` where somebody else made it.
+        """
+        envelope, seal, digest = _open(data, kind)
+        if self.key is None:
+            return envelope, Stamp("", self.name, self.run, "")
+        stamp = self._verified(self.key, seal, digest)
+        if (stamp.to, stamp.run) != (self.name, self.run):
+            raise ForgedEnvelope("a letter is for another party or run")
+        return envelope, stamp
+
+    def _verified(self, key: Key, seal: bytes, digest: bytes) -> Stamp:
+        try:
+            words = json.loads(seal)
+            certificate, signature = (
+                str(words.pop("certificate")),
+                b64decode(words.pop("signature")),
+            )
+            stamp = from_plain(Stamp, words)
+            signer = key.verify(certificate, signature, stamp.statement(digest))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ForgedEnvelope("a letter is not signed by a party of this federation") from None
+        if signer != stamp.sender:
+            raise ForgedEnvelope("a letter is signed by another party than it says")
+        return stamp

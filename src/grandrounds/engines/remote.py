@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from secrets import token_hex
 from typing import TypeAlias
-
-from safetensors import SafetensorError
 
 from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, BadSite, BadUpdate, FailureCard, SiteFailed
@@ -19,16 +19,22 @@ from grandrounds.core.weights import Weights, first_not_finite
 from grandrounds.engines.envelope import (
     READY,
     CorruptEnvelope,
+    ForgedEnvelope,
+    Identity,
     ReplyEnvelope,
     RequestEnvelope,
-    pack,
-    unpack,
 )
 from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, Result, fail_if_missing
 
 Call: TypeAlias = Callable[[str, bytes, float], bytes]
+Check: TypeAlias = Callable[[Request, Reply, bool], str]
 _ENDS = ("done", "failed", "refused", "stale")
 _TOO_MANY = 5
+
+
+def believed(request: Request, reply: Reply, delivered: bool) -> str:  # noqa: ARG001
+    """Find nothing wrong with a reply: for sites of this machine."""
+    return ""
 
 
 class SiteSilent(RuntimeError):  # noqa: N818 - the word that a failure card shows
@@ -81,7 +87,10 @@ class SiteConnection:
     site: str
     call: Call
     timeouts: Timeouts
+    identity: Identity = field(default_factory=Identity)
     _number: int = field(default=READY, init=False)
+    _nonce: str = field(default_factory=partial(token_hex, 16), init=False)
+    _session: str = field(default="", init=False)
 
     def begin(self) -> int:
         """Return the number of the next request; the one before is abandoned."""
@@ -125,21 +134,36 @@ class SiteConnection:
     def _once(self, envelope: RequestEnvelope, watch: "_Watch") -> ReplyEnvelope | None:
         """Call once; return the answer to this envelope, or None where none arrives."""
         try:
-            answer = unpack(
-                self.call(self.site, pack(envelope), self.timeouts.per_call), ReplyEnvelope
-            )
+            answer = self._exchanged(envelope)
         except ConnectionInterrupted:
             watch.alive()
             return None
         except ConnectionError as error:
             watch.silent(error)
             return None
-        except CorruptEnvelope:
+        except (CorruptEnvelope, ForgedEnvelope):
             answer = None
-        if answer is None or answer.number != envelope.number:
+        forgot = answer is not None and answer.state == "unknown" and bool(envelope.body)
+        if answer is None or answer.number != envelope.number or forgot:
             watch.damaged()
             return None
         watch.alive()
+        return answer
+
+    def _exchanged(self, envelope: RequestEnvelope) -> ReplyEnvelope:
+        """Send an envelope, and return the answer that the site has signed in this session.
+
+        A session is named by a random word of each side, so that nothing of an earlier one counts.
+        """
+        packed = self.identity.pack(envelope, self.site, self._session or self._nonce)
+        data = self.call(self.site, packed, self.timeouts.per_call)
+        answer, stamp = self.identity.unpack(data, ReplyEnvelope)
+        if self.identity.key and stamp.sender != self.site:
+            raise ForgedEnvelope("a reply is not of the site that was asked")
+        if self.identity.key and not self._session and stamp.session.startswith(self._nonce + "."):
+            self._session = stamp.session
+        if stamp.session != self._session:
+            raise ForgedEnvelope("a reply is of another session")
         return answer
 
 
@@ -181,14 +205,16 @@ class _Watch:
 class RemoteEngine:
     """The sites of a study, each over its own connection; all of them work at once.
 
-    `on_reply` is called with every reply in roster order, as soon as those before it are there,
-    `on_failure` with the card of every site that a quorum continues without. A request to a site
+    `check` returns what is wrong with a reply; empty for nothing. `on_reply` is called with every
+    reply in roster order, as soon as those before it are there, `on_failure` with the card of every
+    site that a quorum continues without. A request to a site
     that is too slow for the quorum is abandoned while the site works.
     """
 
     connections: tuple[SiteConnection, ...]
     on_reply: OnReply
     on_failure: OnFailure = fail_if_missing
+    check: Check = believed
 
     links = Links.MESH
 
@@ -229,6 +255,7 @@ class RemoteEngine:
                 requests[connection.site],
                 bodies[connection.site],
                 deliver_to,
+                self.check,
             ): connection
             for connection in connections
         }
@@ -271,21 +298,25 @@ def answered(
     request: Request,
     body: bytes,
     deliver_to: Sequence[str],
+    check: Check,
 ) -> Result:
     """Ask one site, and return its reply or its failure."""
     try:
         answer = connection.ask(number, body, deliver_to)
-        return _read(connection.site, request, _body(answer))
+        reply = _read(connection.site, request, _body(connection.site, answer))
+        if problem := check(request, reply, bool(deliver_to)):
+            raise BadUpdate(problem)
+        return reply
     except (SiteFailed, BadInput) as failure:
         return failure
     except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate, FloatingPointError) as error:
         return SiteFailed(failure_card(connection.site, request, error, str(error)))
 
 
-def _body(answer: ReplyEnvelope) -> bytes:
+def _body(site: str, answer: ReplyEnvelope) -> bytes:
     """Return the body of a site's answer. Raises what the site failed or refused with."""
     if answer.state == "failed":
-        raise SiteFailed(from_plain(FailureCard, json.loads(answer.body)))
+        raise SiteFailed(_card(site, answer.body))
     if answer.state == "refused":
         raise BadSite(answer.body.decode())
     if answer.state == "stale":
@@ -297,8 +328,8 @@ def _read(site: str, request: Request, body: bytes) -> Reply:
     """Decode a reply, and check that it answers the request with finite tensors."""
     try:
         reply = decode(body)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        cause = f"{type(error).__name__}: {error}"
+    except Exception as error:  # whatever it was made of, it fails as that site's letter
+        cause = type(error).__name__
         raise BadUpdate(f"what came from '{site}' is no reply ({cause})") from error
     if not isinstance(reply, Reply) or (reply.site, reply.round) != (site, request.round):
         raise BadUpdate(f"it does not answer what '{site}' was asked in round {request.round}")
@@ -306,6 +337,17 @@ def _read(site: str, request: Request, body: bytes) -> Reply:
     if odd:
         raise FloatingPointError(f"'{odd}' is not finite")
     return reply
+
+
+def _card(site: str, body: bytes) -> FailureCard:
+    """Return a site's failure card, which bears its own name. Raises `BadUpdate`."""
+    try:
+        card = from_plain(FailureCard, json.loads(body))
+    except Exception as error:
+        raise BadUpdate(f"what came is no failure card ({type(error).__name__})") from error
+    if card.site != site:
+        raise BadUpdate("a failure card bears the name of another site")
+    return card
 
 
 def _late(
@@ -331,6 +373,6 @@ def ready(connections: Sequence[SiteConnection]) -> dict[str, bytes]:
 
 def _describe(connection: SiteConnection) -> tuple[str, bytes]:
     try:
-        return connection.site, _body(connection.ask(READY, b""))
+        return connection.site, _body(connection.site, connection.ask(READY, b""))
     except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate) as error:
         raise SiteFailed(failure_card(connection.site, Describe(), error, str(error))) from error

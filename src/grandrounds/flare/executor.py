@@ -5,6 +5,7 @@
 # pyright: reportUnknownVariableType=false
 
 import os
+from functools import partial
 from threading import Timer
 from typing import cast
 
@@ -16,11 +17,14 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from grandrounds.core.processes import end_when_orphaned
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.engines.remote import Timeouts
 from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.flare.job import job_paths
+from grandrounds.flare.kit import Kit
 from grandrounds.flare.transport import ASK, MAIL, Transport
-from grandrounds.runs.remote import serve_site
+from grandrounds.runs.remote import identity_of, serve_site, study_guard
+from grandrounds.site.audit import AuditLog
 from grandrounds.study.file import read_study
 from grandrounds.study.site_file import read_site
 
@@ -67,7 +71,14 @@ class SiteExecutor(Executor):
         study = read_study(paths.study)
         files = [read_site(paths.site)] if paths.site.exists() else []
         accepted = paths.local if paths.root else None
-        agent = SiteAgent(serve_site(study, name, files, paths.run, accepted), mail)
+        agent = SiteAgent(
+            serve_site(study, name, files, paths.run, accepted),
+            mail,
+            identity=identity_of(study, paths.run, paths.root, "client"),
+            coordinator=Kit(paths.root.parent.parent).coordinator if paths.root else "",
+            guard=partial(study_guard, study),
+            audit=AuditLog(RunFolder(paths.run).site(name).audit),
+        )
         transport.answer(ASK, agent.answer)
         transport.answer(MAIL, agent.receive_update)
         return agent

@@ -50,6 +50,12 @@ class Kit:
         return self.address[0]
 
     @property
+    def coordinator(self) -> str:
+        """Return the name in the server's certificate, as a site's kit knows it."""
+        server = self._settings["servers"][0]
+        return str(server.get("identity") or self.address[0])
+
+    @property
     def address(self) -> tuple[str, int]:
         """Return the server's host and port."""
         if self.kind == "admin":

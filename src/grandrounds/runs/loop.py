@@ -297,9 +297,11 @@ class FinalTest:
             round=tested.round,
             since=0,
             epochs=self.study.training.fine_tune,
-            weights=tested.weights,
         )
-        sites = self.federation.sites
-        orders = {name: replace(order, since=tested.last_of(name)) for name in sites.names}
+        sites, own = self.federation.sites, self.federation.method.averaging.of_site
+        orders = {
+            name: replace(order, since=tested.last_of(name), weights=own(tested.weights, name))
+            for name in sites.names
+        }
         replies = sites.ask(orders, quorum=self.federation.topology.quorum)
         return tuple(reply.site for reply in replies)

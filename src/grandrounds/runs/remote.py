@@ -4,26 +4,38 @@ import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from grandrounds import __version__
+from grandrounds.algorithms.policy import policy_of
+from grandrounds.algorithms.split import Split
 from grandrounds.core.device import deterministic
 from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.events import Listener
 from grandrounds.core.journal import Journal
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.core.serialization import from_plain
 from grandrounds.core.state import State
+from grandrounds.engines.envelope import Identity, Key
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, Timeouts, ready
-from grandrounds.runs.build import host_sites, make_blueprint, make_federation
+from grandrounds.engines.reply_guard import ReplyGuard
+from grandrounds.runs.build import Blueprint, host_sites, make_blueprint, make_federation
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import lock_folder
 from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.loop import RunLoop, run_recorded
+from grandrounds.site.cut import cut_model
+from grandrounds.site.guard import StudyGuard
+from grandrounds.site.model_state import SiteStore
+from grandrounds.site.site import Site
 from grandrounds.study.acceptance import check_acceptance, from_json, load_acceptance, to_json
 from grandrounds.study.file import fingerprint
+from grandrounds.study.identity import common_name, load_key, read_certificate, sign, signer
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
 
@@ -64,15 +76,77 @@ def run_remotely(
     """
     check_remote(study)
     machine = study.training.machine()
-    connections = tuple(SiteConnection(name, call, patience) for name in study.trainers)
+    identity = identity_of(study, folder, root, "server")
+    connections = tuple(SiteConnection(n, call, patience, identity) for n in study.trainers)
     _check_handshakes(
         study, connections, root
     )  # before the folder exists: a refused study can be resubmitted
     with lock_folder(folder, study, resume=resume), deterministic(machine):
         bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
-        remote = RemoteEngine(connections, bus.on_reply, bus.on_missing)
-        federation = make_federation(make_blueprint(plan_run(study), machine), remote)
+        blueprint = make_blueprint(plan_run(study), machine)
+        check = reply_guard(blueprint)
+        remote = RemoteEngine(connections, bus.on_reply, bus.on_missing, check)
+        federation = make_federation(blueprint, remote)
         return run_recorded(RunLoop(study, folder, federation, machine, bus, resume))
+
+
+def identity_of(
+    study: Study, folder: Path, root: Path | None, party: Literal["server", "client"]
+) -> Identity:
+    """Return who packs envelopes here: with `root`, who the key beside it belongs to.
+
+    A run's letters are bound to its study and to the name of its folder. Raises `BadSite`.
+    """
+    run = f"{fingerprint(study)}/{folder.name}"
+    if root is None:
+        return Identity(run=run)
+    key, certificate = root.with_name(f"{party}.key"), root.with_name(f"{party}.crt")
+    own = read_certificate(certificate)
+    sealing = Key(
+        certificate.read_text(), partial(sign, key=load_key(key)), partial(signer, root=root)
+    )
+    return Identity(common_name(own), run, sealing)
+
+
+def reply_guard(blueprint: Blueprint) -> ReplyGuard:
+    """Return what holds the sites' replies against the study."""
+    plan, topology = blueprint.plan, blueprint.topology
+    cut = cut_model(topology, plan.task, plan.model) if isinstance(topology, Split) else None
+    travels = cut.at_site(plan.travels) if cut else plan.travels
+    policies = {
+        name: policy_of(
+            plan.model,
+            travels,
+            plan.task.uses(name),
+            plan.method.sharing(),
+            moments=topology.moments_travel,
+            sites=plan.study.trainers,
+        )
+        for name in plan.study.trainers
+    }
+    return ReplyGuard(plan.study.rounds, policies)
+
+
+def study_guard(study: Study, site: Site) -> StudyGuard:
+    """Return what holds the requests to a site against its study."""
+    topology = study.build_topology()
+    policy = policy_of(
+        site.trainer.model,
+        site.travels,
+        site.uses,
+        site.method.sharing(),
+        moments=topology.moments_travel,
+        sites=study.trainers,
+    )
+    return StudyGuard(
+        rounds=study.rounds,
+        fine_tune=study.training.fine_tune,
+        broadcasts=study.training.first_broadcast,
+        roster=study.trainers,
+        topology=topology,
+        policy=policy,
+        held=SiteStore(site.folder).private.rounds,
+    )
 
 
 def check_remote(study: Study) -> None:
@@ -95,13 +169,23 @@ def _check_handshakes(
     """Wait until all sites are open, and check their handshakes. Raises `BadSite`."""
     ours = handshake_of(study)
     for site, handshake in ready(connections).items():
-        theirs = Handshake(**json.loads(handshake))
+        theirs = _handshake_in(site, handshake)
         if replace(theirs, acceptance="") != ours:
             raise BadSite(_difference(site, theirs, ours))
         if root:
             check_acceptance(
                 from_json(theirs.acceptance.encode()), site=site, study=ours.study, root=root
             )
+
+
+def _handshake_in(site: str, description: bytes) -> Handshake:
+    try:
+        return from_plain(Handshake, json.loads(description))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadSite(
+            f"site '{site}' does not describe itself as this version does; install the same "
+            "version everywhere"
+        ) from None
 
 
 def _difference(site: str, theirs: Handshake, ours: Handshake) -> str:

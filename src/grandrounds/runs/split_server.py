@@ -7,11 +7,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from grandrounds.algorithms.policy import CUT, LABEL
 from grandrounds.core.device import autocast
 from grandrounds.core.errors import RunFailed
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights, select, to_cpu, with_prefix, without_prefix
-from grandrounds.site.cut import CUT, LABEL, WHOLE, Cut, backpropagate, leaf_gradients, leaves_from
+from grandrounds.site.cut import WHOLE, Cut, backpropagate, leaf_gradients, leaves_from
 from grandrounds.site.training import Trainer, Training, isolated_rng, means, step
 from grandrounds.tasks.task import Task
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from grandrounds.algorithms.policy import CUT
 from grandrounds.algorithms.split import Split
 from grandrounds.core.device import autocast, weights_dtype
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.weights import Filter, Weights, num_bytes, to_cpu, without_prefix
 from grandrounds.tasks.task import Batch, Task
 
-CUT, LABEL = "cut/", "label/"  # before the names of what crosses the cut, and of labels that go up
 WHOLE = ""  # the part of a network that is all of it
 LabelsAt = Literal["site", "server"]
 

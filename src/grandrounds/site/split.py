@@ -8,13 +8,12 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
+from grandrounds.algorithms.policy import CUT, LABEL
 from grandrounds.core.device import autocast
 from grandrounds.core.messages import Backward, CaseScore, Forward, Reply, Tail
 from grandrounds.core.weights import Weights, num_bytes, to_cpu, with_prefix, without_prefix
 from grandrounds.data.cohort import SplitName
 from grandrounds.site.cut import (
-    CUT,
-    LABEL,
     WHOLE,
     Cut,
     backpropagate,

@@ -5,19 +5,18 @@ from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
-
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import padding
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509.oid import NameOID
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.files import write_bytes
 from grandrounds.core.serialization import from_plain
+from grandrounds.study.identity import (
+    WrongSignature,
+    common_name,
+    load_key,
+    read_certificate,
+    sign,
+    signer,
+)
 
 FOLDER = "accepted"
 
@@ -44,16 +43,10 @@ class Acceptance:
 
 def accept(study: str, key: Path, certificate: Path) -> Acceptance:
     """Sign a study's SHA-256 with the private key of a site's kit. Raises `BadSite`."""
-    try:
-        private = load_pem_private_key(key.read_bytes(), password=None)
-        proof = x509.load_pem_x509_certificate(certificate.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadSite(f"{key.parent}: its key or certificate cannot be read ({error})") from None
+    proof = read_certificate(certificate)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     acceptance = Acceptance(common_name(proof), study, now, certificate.read_text())
-    signature = cast(RSAPrivateKey, private).sign(
-        acceptance.statement, padding.PKCS1v15(), SHA256()
-    )
+    signature = sign(acceptance.statement, load_key(key))
     return Acceptance(**asdict(acceptance) | {"signature": b64encode(signature).decode()})
 
 
@@ -66,26 +59,15 @@ def check_acceptance(acceptance: Acceptance, *, site: str, study: str, root: Pat
     if acceptance.study != study:
         raise BadSite(f"site '{site}' accepted another study ({acceptance.study[:12]}...)")
     try:
-        proof = x509.load_pem_x509_certificate(acceptance.certificate.encode())
-        proof.verify_directly_issued_by(x509.load_pem_x509_certificate(root.read_bytes()))
-        public = cast(RSAPublicKey, proof.public_key())
         signature = b64decode(acceptance.signature)
-        public.verify(signature, acceptance.statement, padding.PKCS1v15(), SHA256())
-    except (InvalidSignature, ValueError, TypeError):
-        raise BadSite(f"site '{site}': the signature under its acceptance is not valid") from None
-    if {acceptance.site, common_name(proof)} != {site}:
-        raise BadSite(f"site '{site}' shows the acceptance of '{common_name(proof)}'")
-    _check_dates(site, proof)
-
-
-def _check_dates(site: str, proof: x509.Certificate) -> None:
-    begin, end = proof.not_valid_before_utc, proof.not_valid_after_utc
-    if not begin <= datetime.now(UTC) <= end:
+        name = signer(acceptance.certificate, signature, acceptance.statement, root)
+    except (WrongSignature, ValueError) as error:
         raise BadSite(
-            f"site '{site}': the certificate under its acceptance is valid from "
-            f"{begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now; give the site a new "
-            "kit, and let it accept the study anew"
-        )
+            f"site '{site}': the signature under its acceptance is not valid ({error}); with a "
+            "valid kit, let it accept the study anew"
+        ) from None
+    if {acceptance.site, name} != {site}:
+        raise BadSite(f"site '{site}' shows the acceptance of '{name}'")
 
 
 def save_acceptance(acceptance: Acceptance, folder: Path) -> Path:
@@ -112,9 +94,3 @@ def from_json(data: bytes) -> Acceptance:
         return from_plain(Acceptance, json.loads(data))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadSite(f"an acceptance cannot be read ({error}); accept the study anew") from None
-
-
-def common_name(certificate: x509.Certificate) -> str:
-    """Return the common name of a certificate's subject."""
-    [name] = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return cast(str, name.value)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import grandrounds
 from grandrounds.algorithms import METHODS, TOPOLOGIES
 from grandrounds.algorithms.aggregation import Aggregation, ServerStep
+from grandrounds.algorithms.policy import CUT, LABEL
 from grandrounds.algorithms.split import SERVER_STATE
 from grandrounds.core.errors import FailureCard
 from grandrounds.core.events import (
@@ -61,7 +62,6 @@ from grandrounds.runs.tables import (
     write_rounds,
     write_scores,
 )
-from grandrounds.site.cut import CUT, LABEL
 from grandrounds.site.model_state import MEMORY, PERSONAL
 from grandrounds.site.training import Training
 from grandrounds.study.acceptance import Acceptance

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grandrounds.core.errors import BadSite
 from grandrounds.flare.doctor.finding import Finding, Party, bad, ok
 from grandrounds.flare.kit import Kit
-from grandrounds.study.acceptance import common_name
+from grandrounds.study.identity import common_name
 
 NEW_KIT = "ask the coordinator for a new kit (grandrounds federation provision)"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO

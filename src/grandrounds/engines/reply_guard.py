@@ -1,0 +1,78 @@
+"""A coordinator believes no reply: each is held against the study before it counts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+
+from grandrounds.algorithms.policy import TensorPolicy
+from grandrounds.core.messages import CaseScore, Reply, Request, Train
+
+MOST = 10**9  # of anything that a site counts
+LONGEST = 200  # characters of a word of a site's: a task, a pseudonym, a metric
+
+
+@dataclass
+class ReplyGuard:
+    """Holds sites' replies against the study; `policies` says what tensors each one may send.
+
+    How many training examples a site has it says in its first reply; another number later is
+    refused, since it weighs the site's update.
+    """
+
+    rounds: int
+    policies: Mapping[str, TensorPolicy]
+    _examples: dict[str, int] = field(default_factory=dict[str, int], init=False)
+
+    def __call__(self, request: Request, reply: Reply, delivered: bool) -> str:
+        """Return what is wrong with a reply; empty if nothing."""
+        return (
+            self._wrong_count(request, reply)
+            or _wrong_number(reply)
+            or _wrong_name(reply)
+            or self._wrong_round(reply)
+            or self.policies[reply.site].problem_in_reply(
+                request, reply.weights, delivered=delivered
+            )
+        )
+
+    def _wrong_count(self, request: Request, reply: Reply) -> str:
+        known = self._examples.setdefault(reply.site, reply.examples)
+        if reply.examples != known:
+            return f"it has {known} training examples, and now says {reply.examples}"
+        if isinstance(request, Train) and reply.examples < 1:
+            return "it trained, and says that it has no training examples"
+        return ""
+
+    def _wrong_round(self, reply: Reply) -> str:
+        odd = next((round for round in reply.rounds if not 0 <= round <= self.rounds), None)
+        return "" if odd is None else f"it holds a round {odd}, which the study has not"
+
+
+def _wrong_number(reply: Reply) -> str:
+    counts = {
+        name: getattr(reply, name)
+        for name in ("examples", "cases", "steps", "merged", "sent", "received")
+    }
+    for name, count in counts.items():
+        if not 0 <= count <= MOST * (1000 if name in ("sent", "received") else 1):
+            return f"its {name} is {count}"
+    if not (isfinite(reply.seconds) and reply.seconds >= 0):
+        return f"its time is {reply.seconds} s"
+    if reply.score is not None and not isfinite(reply.score):
+        return "its validation score is no number"
+    return ""
+
+
+def _wrong_name(reply: Reply) -> str:
+    """Return what is wrong with the names in a reply, which stand in tables and folders."""
+    if reply.ready and reply.ready.site != reply.site:
+        return "it describes another site"
+    if any(score.site != reply.site for score in reply.scores):
+        return "it scores cases of another site"
+    words = [*reply.metrics, *(word for score in reply.scores for word in _words(score))]
+    odd = next((word for word in words if len(word) > LONGEST or not word.isprintable()), None)
+    return "" if odd is None else "a name in it is too long, or cannot be printed"
+
+
+def _words(score: CaseScore) -> tuple[str, ...]:
+    return (score.patient, score.case, score.task, *score.values)

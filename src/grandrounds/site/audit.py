@@ -1,0 +1,112 @@
+"""A site writes down every request, answered or refused: who asked for what, and what left."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TypeAlias
+
+from grandrounds.core.errors import BadFolder, DiskFailed
+from grandrounds.core.messages import Reply, Request
+from grandrounds.core.serialization import from_plain
+from grandrounds.core.weights import digest, num_bytes
+
+STRANGERS = 1000  # refused letters of unknown senders that are written down, for each process
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log.
+
+    `who` asked is a verified name; `asked` is the kind of request, with what of it matters in
+    `what`. `tensors`, `bytes` and `digest` (SHA-256) are of what left, and `to` says where it went.
+    `refused` and `failed` say why nothing left.
+    """
+
+    who: str
+    asked: str
+    round: int = 0
+    what: Mapping[str, str] = field(default_factory=dict[str, str])
+    tensors: int = 0
+    bytes: int = 0
+    digest: str = ""
+    scores: int = 0
+    to: tuple[str, ...] = ()
+    refused: str = ""
+    failed: str = ""
+
+
+Audit: TypeAlias = Callable[[Entry], None]
+
+
+def unheard(entry: Entry) -> None:
+    """Write nothing down: for sites that are simulated."""
+
+
+def entry_of(
+    who: str,
+    request: Request,
+    *,
+    left: Reply | None = None,
+    to: Sequence[str] = (),
+    refused: str = "",
+    failed: str = "",
+) -> Entry:
+    """Return the line of a request, and of what left the site in answer to it."""
+    named = ("split", "cases", "epochs", "steps", "step", "after", "tuned", "since", "leader")
+    what = {name: str(getattr(request, name)) for name in named if getattr(request, name, None)}
+    sent = left.weights if left else {}
+    return Entry(
+        who=who,
+        asked=type(request).__name__.lower(),
+        round=request.round,
+        what=what,
+        tensors=len(sent),
+        bytes=num_bytes(sent),
+        digest=digest(sent) if sent else "",
+        scores=len(left.scores) if left else 0,
+        to=tuple(to) if sent else (),
+        refused=refused,
+        failed=failed,
+    )
+
+
+@dataclass
+class AuditLog:
+    """The log of one run at a site, a JSON object a line, readable by its owner alone.
+
+    Of letters from strangers at most `STRANGERS` are written down, so that nobody fills the disk.
+    """
+
+    path: Path
+    _strangers: int = field(default=0, init=False)
+    _lock: Lock = field(default_factory=Lock, init=False)
+
+    def __call__(self, entry: Entry) -> None:
+        """Write one line, before what it tells of leaves. Raises `DiskFailed`."""
+        with self._lock:
+            if entry.who == "unknown":
+                self._strangers += 1
+                if self._strangers > STRANGERS:
+                    return
+            line = json.dumps({"time": time.time(), **asdict(entry)}) + "\n"
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.touch(mode=0o600)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(line)
+            except OSError as error:
+                raise DiskFailed(f"{self.path}: the log cannot be written: {error}") from error
+
+
+def read_audit(path: Path) -> Iterator[tuple[float, Entry]]:
+    """Yield each line with its time, oldest first. Raises `BadFolder` for a damaged line."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                yield float(record.pop("time")), from_plain(Entry, record)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise BadFolder(f"{path}: line {number} is damaged") from None

@@ -1,0 +1,205 @@
+"""A site holds every request against the study that it accepted, before it reads or writes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from grandrounds.algorithms.policy import CUT, TensorPolicy, problem_crossing
+from grandrounds.algorithms.topology import Topology
+from grandrounds.core.errors import RunFailed
+from grandrounds.core.messages import (
+    Adopt,
+    Backward,
+    Describe,
+    Evaluate,
+    Finish,
+    Forward,
+    Merge,
+    Reply,
+    Request,
+    Tail,
+    Train,
+    Tune,
+)
+from grandrounds.core.weights import Weights
+
+SCORED = ("validation", "test")
+
+
+class Refused(RunFailed):
+    """A request or an update is not what the accepted study says."""
+
+
+@dataclass
+class StudyGuard:
+    """Holds requests, updates of peers and replies against a study.
+
+    `held` returns the rounds whose private state the site has saved. `broadcasts` tells whether all
+    sites start from one model. Everything here raises `Refused`.
+    """
+
+    rounds: int
+    fine_tune: int
+    broadcasts: bool
+    roster: tuple[str, ...]
+    topology: Topology
+    policy: TensorPolicy
+    held: Callable[[], tuple[int, ...]]
+    _turn: Forward | None = field(default=None, init=False)
+    _step: int = field(default=0, init=False)
+    _tail: bool = field(default=False, init=False)
+
+    @property
+    def last(self) -> int:
+        """Return the newest round that the site has trained; 0 before the first."""
+        return max(self.held(), default=0)
+
+    def check(self, request: Request, deliver_to: Sequence[str] = ()) -> None:
+        """Refuse a request that the study, at this point of the run, does not make."""
+        _refuse(self.topology.refuses(request, tuple(deliver_to), self.roster))
+        if not 0 <= request.round <= self.rounds:
+            raise Refused(f"round {request.round} is not one of the study's {self.rounds}")
+        if isinstance(request, Forward | Tail | Backward):
+            self._check_turn(request)
+        elif isinstance(request, Evaluate):
+            self._check_evaluation(request)
+        elif not isinstance(request, Describe):
+            self._check_round(request)
+
+    def _check_round(self, request: Train | Merge | Adopt | Tune | Finish) -> None:
+        match request:
+            case Train():
+                self._check_next(request.round, request.since, request.keep)
+                self._check_model(request.round, request.weights)
+                _refuse(self.policy.problem_down(request.weights))
+            case Merge() | Adopt():
+                self._check_merging(request)
+            case Tune():
+                self._check_tuning(request)
+            case Finish():
+                self._check_held(request.round)
+                self._check_held(request.best)
+
+    def _check_next(self, round: int, since: int, keep: int) -> None:
+        """Refuse a round that is neither the next nor a repeat of the last."""
+        last, misses = self.last, self.topology.quorum.least is not None
+        following = round > last if misses else round == last + 1
+        if round < 1 or not (following or round == last):
+            raise Refused(f"round {round} was asked for; this site's next is {last + 1}")
+        before = since < round if misses else since == round - 1
+        if since < 0 or not before:
+            raise Refused(f"round {round} cannot follow round {since} in this study")
+        self._check_held(since)
+        if not 0 <= keep < round:
+            raise Refused(f"round {keep} cannot be the best before round {round}")
+
+    def _check_held(self, round: int) -> None:
+        if round and round not in self.held():
+            raise Refused(f"this site holds no private state of round {round}")
+
+    def _check_model(self, round: int, weights: Weights) -> None:
+        """Refuse a request that lacks the model, or brings one where the site holds it."""
+        if self.topology.model_at_sites and weights:
+            raise Refused("the sites hold the model in this study; none may be sent")
+        starts_apart = round == 1 and not self.broadcasts
+        expected = self.policy.model and not self.topology.model_at_sites and not starts_apart
+        if expected and not weights:
+            raise Refused("no model came with the request")
+        if starts_apart and any("/" not in name for name in weights):
+            raise Refused("every site starts from first weights of its own in this study")
+
+    def _check_opening(self, request: Forward) -> None:
+        """Check the beginning of a turn at a network that is cut."""
+        if request.split == "train":
+            self._check_next(request.round, request.since, request.keep)
+        else:
+            self._check_split(request.split, cases=request.cases)
+            self._check_held(request.since)
+        _refuse(self.policy.problem_down(request.weights))
+        self._turn, self._step, self._tail = request, 0, False
+
+    def _check_turn(self, request: Forward | Tail | Backward) -> None:
+        """Check a step of a turn at a network that is cut, which follows the one before."""
+        if isinstance(request, Forward) and request.step == 0:
+            self._check_opening(request)
+            return
+        turn = self._turn
+        if turn is None or turn.round != request.round:
+            raise Refused("no turn of this round was opened")
+        step = self._step + isinstance(request, Forward)
+        if request.step != step:
+            raise Refused(f"step {request.step} was asked for; this turn is at {self._step}")
+        if isinstance(request, Forward):
+            self._check_further(request, turn)
+        else:
+            self._check_return(request, turn)
+
+    def _check_further(self, request: Forward, turn: Forward) -> None:
+        if request.weights or request.split != turn.split:
+            raise Refused("a turn that was opened is asked for another one's batches")
+        self._step, self._tail = request.step, False
+
+    def _check_return(self, request: Tail | Backward, turn: Forward) -> None:
+        if isinstance(request, Tail):
+            if self._tail:
+                raise Refused(f"the tail of step {request.step} was asked for twice")
+            self._tail = True
+        elif turn.split != "train":
+            raise Refused("nothing is trained in a turn that scores")
+        _refuse(problem_crossing(request.weights, (CUT,)))
+        if isinstance(request, Backward) and request.last:
+            self._turn = None
+
+    def _check_merging(self, request: Merge | Adopt) -> None:
+        if request.round < 1 or request.round != self.last:
+            raise Refused(f"round {request.round} cannot be merged here; the last is {self.last}")
+        if isinstance(request, Merge) and request.since != request.round - 1:
+            raise Refused(f"round {request.round} cannot follow round {request.since}")
+        if isinstance(request, Adopt) and not 0 <= request.keep < request.round:
+            raise Refused(f"round {request.keep} cannot be the best before round {request.round}")
+
+    def _check_evaluation(self, request: Evaluate) -> None:
+        self._check_split(request.split, cases=request.cases)
+        self._check_held(request.since)
+        if request.since > request.round:
+            raise Refused(f"round {request.since} is later than round {request.round}")
+        if request.tuned and not self.fine_tune:
+            raise Refused("this study fine-tunes no model")
+        if request.after and request.after not in self.roster:
+            raise Refused("the turn of a site that is not in this study was named")
+        _refuse(self.policy.problem_scored(request.weights))
+
+    def _check_split(self, split: str, *, cases: bool) -> None:
+        if split not in SCORED:
+            raise Refused("only validation and test cases are scored, never those of training")
+        if cases and split != "test":
+            raise Refused("only test cases are scored one by one")
+
+    def _check_tuning(self, request: Tune) -> None:
+        if not self.fine_tune or request.epochs != self.fine_tune:
+            raise Refused(
+                f"{request.epochs} epochs of fine-tuning; the study says {self.fine_tune}"
+            )
+        self._check_held(request.since)
+        _refuse(self.policy.problem_scored(request.weights))
+
+    def check_reply(self, request: Request, reply: Reply) -> None:
+        """Refuse to send what the study does not send."""
+        _refuse(self.policy.problem_in_reply(request, reply.weights))
+
+    def check_peer(self, sender: str, update: Reply) -> None:
+        """Refuse an update that this peer may not deliver here, or that is not of the study."""
+        if not self.topology.model_at_sites:
+            raise Refused("sites send each other nothing in this study")
+        if sender not in self.roster or update.site != sender:
+            raise Refused("an update bears another name than its sender's")
+        if update.round not in (self.last, self.last + 1) or update.round < 1:
+            raise Refused(f"an update of round {update.round}; this site is at round {self.last}")
+        if update.merged:
+            _refuse(self.policy.problem_merged(update.weights))
+        else:
+            _refuse(self.policy.problem_in_update(update.weights))
+
+
+def _refuse(problem: str) -> None:
+    if problem:
+        raise Refused(problem)
