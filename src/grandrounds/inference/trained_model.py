@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import nn
 
 from grandrounds.core.errors import BadFolder, BadSite, BadStudy
+from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import ComparisonFolder
 from grandrounds.core.weights import Filter, Weights
 from grandrounds.runs.folder import FinishedRun
-from grandrounds.runs.site_data import POOLED
 from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
 from grandrounds.tasks.task import Task

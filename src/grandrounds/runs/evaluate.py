@@ -9,13 +9,14 @@ from typing import TypeAlias
 from grandrounds.core.device import Machine, deterministic
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort
 from grandrounds.runs.build import build_trainer, first_weights
 from grandrounds.runs.costs import RunPlan, plan_run
 from grandrounds.runs.folder import FinishedRun
-from grandrounds.runs.site_data import POOLED, NewSite, find_site, open_sites
+from grandrounds.runs.site_data import NewSite, find_site, open_sites
 from grandrounds.runs.tables import write_matrix, write_scores
 from grandrounds.site.evaluation import score_examples
 from grandrounds.site.training import Trainer

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.files import write_text
+from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.core.state import saved_rounds
 from grandrounds.core.weights import Weights, read
-from grandrounds.runs.site_data import POOLED
 from grandrounds.runs.tables import ScoreLabel
 from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
 from grandrounds.study.study import Study

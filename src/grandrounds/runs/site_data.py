@@ -9,6 +9,7 @@ from pathlib import Path
 from grandrounds.core.errors import BadSite
 from grandrounds.core.events import SiteReady
 from grandrounds.core.failures import Redactor, unredacted
+from grandrounds.core.names import POOLED
 from grandrounds.data.availability import (
     SiteSummary,
     check_elements,
@@ -30,8 +31,6 @@ from grandrounds.data.table import (
 )
 from grandrounds.study.site_file import SiteFile, default_cache, match_site_files, read_site
 from grandrounds.study.study import SiteSpec, Study
-
-POOLED = "pooled"
 
 
 @dataclass(frozen=True)

@@ -186,12 +186,21 @@ def test_a_site_that_is_held_out_is_none_of_those_that_gain_or_lose(tmp_path: Pa
     assert facts.arms[0].overall("psnr") is not None
 
 
+STUDY = '[method]\nkind = "fedavg"\n[task]\nkind = "synthesis"\n[[site]]\nname = "{}"'
+ARM = 'seeds = [7]\n[[arm]]\nname = "{}"\ntitle = "X"'
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         ("study.toml", None, "neither a run nor a comparison"),
         ("study.toml", "name =", "not valid TOML"),
         ("study.toml", 'name = "x"', "'site' is missing or wrong"),
+        ("study.toml", STUDY.format("../alder"), "site '../alder': a name has letters"),
+        ("study.toml", STUDY.format("al|der"), "site 'al[|]der': a name has letters"),
+        ("arms.toml", ARM.format("../../startup"), "arm '../../startup': a name has letters"),
+        ("arms.toml", ARM.format("/etc"), "arm '/etc': a name has letters"),
+        ("arms.toml", ARM.format("NUL"), "arm 'NUL': Windows keeps this name"),
         ("journal.jsonl", None, "no journal here"),
         ("journal.jsonl", "", "no run has started here yet"),
         ("scores.csv", "arm,seed\n", "no column site, patient"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RunStarted
 from grandrounds.core.journal import Stamped, read_journal, without_superseded
+from grandrounds.core.names import check_name
 from grandrounds.core.run_folder import SCORE_COLUMNS, ComparisonFolder, RunFolder, SiteFolder
 
 Image = NDArray[np.float32]
@@ -227,6 +228,8 @@ def read_plan(folder: ComparisonFolder) -> Plan:
             f"{path}: cannot be read ({error}); it must hold seeds = [...] and [[arm]] tables with "
             "a name, a title and perhaps a description"
         ) from None
+    for entry in entries:
+        check_name(entry.name, f"{path}: arm", BadFolder)
     if not entries or not seeds:
         raise BadFolder(f"{path}: a comparison has at least one [[arm]] table and one seed")
     return Plan(entries, seeds, tuple(table.get("terms", ())))
@@ -258,6 +261,8 @@ def read_study_file(folder: RunFolder) -> StudyFile:
         table = tomllib.loads(text)
         held = tuple(str(name) for name in table.get("holdout_sites", ()))
         data = {str(site["name"]): site.get("data") for site in table["site"]}
+        for name in data:
+            check_name(name, f"{path}: site", BadFolder)
         names = tuple(name for name in data if name not in held)
         simulated = tuple(name for name, kind in data.items() if kind == "simulated")
         method, task = str(table["method"]["kind"]), str(table["task"]["kind"])

@@ -17,6 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from grandrounds.core.errors import BadFolder
 from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Beginning, Logged, PointBatch
 
 EVERYTHING = {"scalars": 0, "tensors": 0}  # a reader samples the points unless these are 0
@@ -54,7 +55,9 @@ class TensorBoard:
         return key
 
     def resume(self, key: str) -> Logged:
-        """Open a run that was made before, and return what its files hold."""
+        """Open a run that was made before, and return what its files hold. Raises `BadFolder`."""
+        if not (self.folder / key).resolve().is_relative_to(self.folder.resolve()):
+            raise BadFolder(f"{key}: is no run of the tracker {self.folder}; its keys have no '..'")
         self._key = key
         found = EventAccumulator(str(self.folder / key), EVERYTHING)
         found.Reload()
