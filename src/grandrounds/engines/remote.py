@@ -14,6 +14,7 @@ from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, BadSite, BadUpdate, FailureCard, SiteFailed
 from grandrounds.core.failures import failure_card
 from grandrounds.core.messages import Describe, Reply, Request, decode, encode
+from grandrounds.core.names import check_name
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import Weights, first_not_finite
 from grandrounds.engines.envelope import (
@@ -285,7 +286,9 @@ def answered(
 def _body(answer: ReplyEnvelope) -> bytes:
     """Return the body of a site's answer. Raises what the site failed or refused with."""
     if answer.state == "failed":
-        raise SiteFailed(from_plain(FailureCard, json.loads(answer.body)))
+        card = from_plain(FailureCard, json.loads(answer.body))
+        check_name(card.site, "site", BadUpdate)
+        raise SiteFailed(card)
     if answer.state == "refused":
         raise BadSite(answer.body.decode())
     if answer.state == "stale":

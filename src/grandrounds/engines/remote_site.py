@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import TypeAlias, cast
 
-from grandrounds.core.errors import BadInput, SiteFailed
+from safetensors import SafetensorError
+
+from grandrounds.core.errors import BadInput, BadSite, SiteFailed
 from grandrounds.core.failures import Redactor, failure_card
 from grandrounds.core.messages import Reply, Request, decode, encode
+from grandrounds.core.names import check_name
 from grandrounds.engines.envelope import (
     READY,
     CorruptEnvelope,
@@ -29,6 +32,7 @@ SendToPeer: TypeAlias = Callable[[str, bytes], bytes]
 _log = logging.getLogger(__name__)  # the site's log, where refusals keep their paths
 _TRIES = 5  # to send an update to a peer
 _PAUSE = 0.2  # seconds between them
+_UNREADABLE = (ValueError, KeyError, TypeError, SafetensorError)  # by bytes that no party encoded
 
 
 @dataclass
@@ -63,6 +67,8 @@ class SiteAgent:
             update = cast(Reply, decode(unpack(packed, PeerEnvelope).body))
         except CorruptEnvelope:
             return pack(ReplyEnvelope(number=-1, state="damaged"))
+        except _UNREADABLE as error:
+            return pack(_refusal(f"what a peer sent is no update ({error})"))
         self._site.receive(update)
         return pack(ReplyEnvelope(number=-1, state="done"))
 
@@ -106,9 +112,8 @@ class SiteAgent:
     def _do(self, envelope: RequestEnvelope) -> ReplyEnvelope:
         if envelope.number < self._number:  # it was abandoned while it was queued
             return ReplyEnvelope(number=envelope.number, state="stale")
-        request = cast(Request, decode(envelope.body))
         try:
-            reply = encode(self._reply(request, envelope.deliver_to))
+            reply = encode(self._reply(_request_in(envelope), envelope.deliver_to))
         except SiteFailed as failure:
             card = json.dumps(asdict(failure.card)).encode()
             return ReplyEnvelope(number=envelope.number, state="failed", body=card)
@@ -149,6 +154,16 @@ class SiteAgent:
                     raise
             time.sleep(_PAUSE)
         raise ConnectionError(f"it came damaged {_TRIES} times")
+
+
+def _request_in(envelope: RequestEnvelope) -> Request:
+    """Return the request in an envelope. Raises `BadSite`."""
+    for peer in envelope.deliver_to:
+        check_name(peer, "peer", BadSite)
+    try:
+        return cast(Request, decode(envelope.body))
+    except _UNREADABLE as error:
+        raise BadSite(f"what came from the coordinator is no request ({error})") from None
 
 
 def _refusal(sentence: str) -> ReplyEnvelope:
