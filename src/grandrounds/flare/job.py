@@ -99,7 +99,11 @@ def job_paths(context: FLContext, run: str) -> JobPaths:
     run_folder = Path(workspace.get_root_dir()) / RUNS / check_run(run)
     authority = root / "rootCA.pem"
     provisioned = authority.exists()
-    site = SITE if provisioned else f"{check_name(context.get_identity_name(), 'site')}.toml"
+    site = (
+        SITE
+        if provisioned
+        else f"{check_name(cast(object, context.get_identity_name()), 'site')}.toml"
+    )
     return JobPaths(
         config / STUDY,
         local / site,
