@@ -42,7 +42,7 @@ def for_markdown(value: object) -> str:
     return "".join([*parts, _escaped(text[end:])])
 
 
-def code(value: object) -> Markdown:
+def code_span(value: object) -> Markdown:
     """Return a value as Markdown between backticks where it is one plain word, else escaped."""
     word = str(value)
     return Markdown(f"`{word}`" if re.fullmatch(r"[A-Za-z0-9]+", word) else for_markdown(word))

@@ -186,7 +186,7 @@ def readme(predictor: Predictor) -> str:
 {INTENDED_USE}
 
 The model was trained by {study.build_method().title}; this is the one that site
-'{for_markdown(predictor.trained.site)}' uses, with what is private to it. It runs with MONAI, PyTorch and
+'{predictor.trained.site}' uses, with what is private to it. It runs with MONAI, PyTorch and
 pytorch-ignite; grandrounds is not needed.
 
     pip install "monai[nibabel,ignite,fire]"

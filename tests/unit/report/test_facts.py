@@ -10,6 +10,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import Failed, Interrupted, RunResumed
 from grandrounds.core.journal import Journal
 from grandrounds.report.analysis.facts import Facts, arm_differences, read_facts
+from grandrounds.report.analysis.folder import read_runs
 from grandrounds.report.analysis.metrics import METRICS
 from tests.helpers.run_folders import (
     ARMS,
@@ -221,6 +222,15 @@ def test_a_bad_folder_is_explained(tmp_path: Path, file: str, text: str | None, 
     (folder / file).unlink() if text is None else (folder / file).write_text(text)
     with pytest.raises(BadFolder, match=message):
         read_facts(folder)
+
+
+def test_words_that_a_table_quotes_are_read_as_they_were(tmp_path: Path):
+    folder = write_run(tmp_path / "run", PFLSYNTH)
+    table = folder / "scores.csv"
+    table.write_text(table.read_text().replace(",alder-0,", ",'=1+1,").replace("alder-1", "''@x"))
+    [arm] = read_runs(folder).arms
+    patients = {case.patient for case in arm.runs[0].cases if case.site == "alder"}
+    assert {"=1+1", "'@x", "alder-2"} <= patients
 
 
 def test_a_missing_folder_is_explained(tmp_path: Path):

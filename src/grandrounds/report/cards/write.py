@@ -5,7 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.core.files import write_text
-from grandrounds.core.quoting import Markdown, code, for_markdown
+from grandrounds.core.quoting import Markdown, code_span, for_markdown
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.cards.facts import CardFacts, read_card_facts, totals
 from grandrounds.report.prose.vocabulary import join_words
@@ -133,11 +133,11 @@ def render_card(facts: CardFacts, name: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["code"] = code
     template = environment.get_template(f"{name}.j2")
     return template.render(
         facts=facts,
         limits=limits(facts),
         totals=totals,
+        code_span=code_span,
         blank=Markdown(f"*{BLANK}*"),
     )
