@@ -27,6 +27,10 @@ from grandrounds.study.file import read_study
 from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
 
+NAME_RULE = (
+    "a name has letters (a-z, A-Z), digits, '-', '_' and '.', begins with a letter or a digit, and "
+    "does not end with '.'"
+)
 TINY = Path(__file__).parents[2] / "studies" / "tiny.toml"
 
 

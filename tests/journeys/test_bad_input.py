@@ -10,7 +10,7 @@ import pytest
 from grandrounds.algorithms import METHODS
 from tests.conftest import SaveVolume
 from tests.helpers.command import Done, inside
-from tests.helpers.federation import TINY
+from tests.helpers.federation import NAME_RULE, TINY
 
 REAL = """name = "real"
 [elements]
@@ -49,6 +49,14 @@ def refused(done: Done) -> str:
 
 
 STUDIES: dict[str, tuple[str, str]] = {
+    "a name that is a path": (
+        tiny_with('name = "tiny"', 'name = "../tiny"'),
+        f"study.toml: study name '../tiny': {NAME_RULE}",
+    ),
+    "a name that acts on the terminal": (
+        tiny_with('name = "tiny"', 'name = "tiny\\u001b[2J"'),
+        f"study.toml: study name 'tiny\\x1b[2J': {NAME_RULE}",
+    ),
     "an unknown key": (
         tiny_with("rounds = 3", "ruonds = 3"),
         "study.toml: unknown key 'ruonds'; did you mean 'rounds'?",

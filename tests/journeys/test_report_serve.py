@@ -4,12 +4,18 @@ import json
 import re
 import signal
 import socket
+import time
+from contextlib import ExitStack, suppress
+from http.client import BadStatusLine
 from pathlib import Path
+from threading import enumerate as enumerate_threads
 
 import pytest
 
+from grandrounds.report.page import live
 from tests.helpers.command import Done, inside, started
 from tests.helpers.live_report import Shown
+from tests.helpers.remote_sites import wait_until
 
 
 def test_a_reader_with_the_token_is_let_in_with_a_cookie_and_sent_to_an_address_without_it(
@@ -112,6 +118,69 @@ def test_a_command_that_cannot_serve_says_why_in_one_sentence(
         "",
         f"grandrounds: --port {port} is for the live report; add --serve, or leave it out\n",
     )
+
+
+def connected(page_of: Shown) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", page_of.server.server_port), timeout=10)
+
+
+@pytest.mark.slow
+def test_a_crowd_that_says_nothing_keeps_nobody_out_and_few_threads(page_of: Shown):
+    before = threads()
+    halves = (b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    with ExitStack() as crowd:
+        for number in range(4 * live.MOST_CONNECTIONS):
+            client = crowd.enter_context(connected(page_of))
+            client.sendall(halves[number % len(halves)])
+        assert page_of.get("/", cookie=page_of.server.cookie).status == 200
+        wait_until(lambda: threads() <= before + live.MOST_CONNECTIONS)
+
+
+def test_readers_with_the_token_fill_the_places_and_none_gives_way(page_of: Shown):
+    before, cookie = threads(), page_of.server.cookie
+    streams = [page_of.get("/events", cookie=cookie) for _ in range(live.MOST_CONNECTIONS)]
+    with pytest.raises((ConnectionError, BadStatusLine)):
+        page_of.get("/", cookie=cookie)
+    assert all(stream.readline() == b"retry: 1000\n" for stream in streams)
+    assert threads() <= before + live.MOST_CONNECTIONS
+    page_of.server.cut()
+    page_of.server.board.show(live.Snapshot("", ""))
+    wait_until(lambda: threads() <= before)
+    assert page_of.get("/", cookie=cookie).status == 200
+
+
+def test_a_connection_without_a_whole_request_is_ended_and_a_stream_is_not(
+    page_of: Shown, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(live, "REQUEST_WITHIN", 0.3)
+    stream = page_of.get("/events", cookie=page_of.server.cookie)
+    with connected(page_of) as silent, connected(page_of) as slow:
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - began < 5:
+                slow.sendall(b"G")  # a byte now and then is no request either
+                time.sleep(0.05)
+        assert time.monotonic() - began < 5
+        assert silent.recv(1) == b""
+    assert stream.readline() == b"retry: 1000\n"
+    assert page_of.get("/", cookie=page_of.server.cookie).status == 200
+    stream.close()
+
+
+@pytest.mark.slow
+def test_a_reader_that_takes_nothing_is_dropped(page_of: Shown, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(live.Reader, "timeout", 0.3)
+    page_of.server.board.show(live.Snapshot("x" * 2**26, "large"))
+    with connected(page_of) as idle:
+        head = f"Host: {page_of.server.hosts[0]}\r\nCookie: {page_of.server.cookie}"
+        idle.sendall(f"GET / HTTP/1.1\r\n{head}\r\n\r\n".encode())
+        time.sleep(1.0)
+        with suppress(ConnectionError):
+            assert sum(map(len, iter(lambda: idle.recv(2**20), b""))) < 2**26
+
+
+def threads() -> int:
+    return sum("process_request_thread" in thread.name for thread in enumerate_threads())
 
 
 @pytest.mark.slow

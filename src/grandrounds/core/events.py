@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, get_args
 
-POOLED = "pooled"  # the only site of a run on all sites' data in one place
-
 
 @dataclass(frozen=True)
 class RunStarted:

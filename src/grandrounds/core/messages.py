@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grandrounds.core.events import SiteReady
+from grandrounds.core.names import check_name
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import Weights
 
@@ -198,9 +199,30 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """Return the message that `encode` made these bytes of."""
+    """Return the message that `encode` made these bytes of.
+
+    Raises `ValueError` where a name in it is none.
+    """
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["message"])
     message = from_plain(MESSAGE_KINDS[header["kind"]], header["fields"])
+    for name in _sites_named(message):
+        check_name(name, "site", ValueError)
     weights = load(data)
     return replace(message, weights=weights) if weights else message
+
+
+def _sites_named(message: Message) -> set[str]:
+    """Return the names of sites in a message; its reader may make folders of them."""
+    match message:
+        case Reply():
+            ready = [message.ready.site] if message.ready else []
+            return {message.site, *ready, *(score.site for score in message.scores)}
+        case Merge():
+            return set(message.peers)
+        case Adopt():
+            return {message.leader}
+        case Evaluate():
+            return {message.after} - {""}
+        case _:
+            return set()

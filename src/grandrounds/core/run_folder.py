@@ -1,8 +1,14 @@
-"""This module alone names the files and folders of a run and of a comparison."""
+"""This module alone names the files and folders of a run and of a comparison.
+
+Names become folders here, so they are checked here too; a wrong one raises `BadFolder`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, overload
+
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.names import check_name
 
 # Of scores.csv and unseen.csv; in matrix.csv "model" stands before them.
 SCORE_COLUMNS = ("arm", "seed", "site", "patient", "case", "task", "metric", "value", "round")
@@ -27,6 +33,10 @@ class Entry:
         return folder.path / self.name if folder else self.name
 
 
+def _named(name: str, of: str = "site") -> str:
+    return check_name(name, of, BadFolder)
+
+
 @dataclass(frozen=True)
 class SiteFolder:
     """What a run saves for one site, or for one that joined: models, private state, pictures."""
@@ -42,6 +52,10 @@ class SiteFolder:
     def private(self, version: str = "") -> Path:
         """Return the path of the private part of the tested model, or of another version."""
         return self.path / f"private{version}.safetensors"
+
+    def beside(self, name: str) -> "SiteFolder":
+        """Return the folder of another site of the same run. Raises `BadFolder`."""
+        return SiteFolder(self.path.parent / _named(name))
 
     def shared(self, version: str = "") -> Path:
         """Return the path of the shared part, which exists if the site itself holds it."""
@@ -81,15 +95,15 @@ class RunFolder(ResultFolder):
 
     def site(self, name: str) -> SiteFolder:
         """Return the folder of a site that trained."""
-        return SiteFolder(self.sites / name)
+        return SiteFolder(self.sites / _named(name))
 
     def adapted(self, name: str) -> SiteFolder:
         """Return the folder of a site that joined afterwards."""
-        return SiteFolder(self.path / "adapted" / name)
+        return SiteFolder(self.path / "adapted" / _named(name))
 
     def evaluated(self, name: str) -> Path:
         """Return the table of the scores at a site that was tested afterwards."""
-        return self.path / "evaluated" / f"{name}.csv"
+        return self.path / "evaluated" / f"{_named(name)}.csv"
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,8 @@ class ComparisonFolder(ResultFolder):
 
     def run(self, arm: str, seed: int, *, without: str = "") -> RunFolder:
         """Return the folder of one run, perhaps trained without one of the sites."""
-        below = self.path / "without" / without if without else self.path
-        return RunFolder(below / "arms" / arm / f"seed-{seed}")
+        below = self.path / "without" / _named(without) if without else self.path
+        return RunFolder(below / "arms" / _named(arm, "arm") / f"seed-{seed}")
 
     def runs(self) -> list[RunFolder]:
         """List the runs with all sites that have a folder."""

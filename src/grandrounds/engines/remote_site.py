@@ -15,6 +15,7 @@ from typing import TypeAlias
 from grandrounds.core.errors import BadInput, FailureCard, SiteFailed
 from grandrounds.core.failures import Redactor, failure_card
 from grandrounds.core.messages import Describe, Message, Reply, Request, decode, encode
+from grandrounds.core.names import check_name
 from grandrounds.engines.envelope import (
     READY,
     CorruptEnvelope,
@@ -217,6 +218,8 @@ def _failed(envelope: RequestEnvelope, card: FailureCard) -> ReplyEnvelope:
 
 def _request_in(envelope: RequestEnvelope) -> Request:
     """Return the request in an envelope. Raises `Refused`."""
+    for peer in envelope.deliver_to:
+        check_name(peer, "peer", Refused)
     request = _decoded(envelope.body)
     if isinstance(request, Reply):
         raise Refused("what came is no request")

@@ -15,15 +15,17 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
-from grandrounds.core.errors import Stopped
+from grandrounds.core.errors import BadInput, Stopped
 from grandrounds.core.events import Event, RoundFinished, SiteMissed
 from grandrounds.core.processes import end_when_orphaned
 from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.engines.remote import Timeouts
-from grandrounds.flare.job import STATUS, job_paths
+from grandrounds.flare.job import STATUS, check_run, job_paths
 from grandrounds.flare.transport import ASK, SERVER, Transport
+from grandrounds.runs.folder import check_unchanged
 from grandrounds.runs.remote import run_remotely
 from grandrounds.study.file import read_study
+from grandrounds.study.study import Study
 
 
 @dataclass
@@ -47,25 +49,37 @@ class Progress:
         return asdict(self)
 
 
-def hand_out(run: Path, result: Path) -> None:
-    """Copy a run folder, without states and locks, to where NVFlare's clients fetch it."""
-    if run.exists():
+def hand_out(study: Study, run: Path, result: Path) -> None:
+    """Copy a study's run folder, without states and locks, to where NVFlare's clients fetch it.
+
+    Nothing is copied from the run of another study, which a job can name as its own.
+    """
+    if _holds(run, study):
         leave = shutil.ignore_patterns(RunFolder.state, SiteFolder.merged, RunFolder.lock)
         shutil.copytree(run, result, ignore=leave, dirs_exist_ok=True)
+
+
+def _holds(run: Path, study: Study) -> bool:
+    try:
+        check_unchanged(run, study)
+    except BadInput:
+        return False
+    return True
 
 
 class StudyController(Controller):
     """Runs the study of a job in the run folder `run`, from the newest saved round if it `resume`s.
 
     Its arguments are in the job's config_fed_server.json; see `Timeouts` for the seconds. Any error
-    ends the job as failed: a job that finished has finished its study.
+    ends the job as failed: a job that finished has finished its study. Raises `BadStudy` where
+    `run` is no name.
     """
 
     def __init__(
         self, run: str, resume: bool = False, silence: float = 20.0, deadline: float = 0.0
     ) -> None:
         super().__init__()
-        self.run = run
+        self.run = check_run(run)
         self.resume = resume
         self.patience = Timeouts(silence=silence, deadline=deadline)
 
@@ -97,7 +111,7 @@ class StudyController(Controller):
                 listeners=[progress],
             )
         finally:
-            hand_out(paths.run, paths.result)
+            hand_out(study, paths.run, paths.result)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Do nothing: `control_flow` has ended."""

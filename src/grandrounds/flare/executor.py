@@ -20,7 +20,7 @@ from grandrounds.core.processes import end_when_orphaned
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.engines.remote import Timeouts
 from grandrounds.engines.remote_site import SiteAgent
-from grandrounds.flare.job import job_paths
+from grandrounds.flare.job import check_run, job_paths
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.transport import ASK, MAIL, Transport
 from grandrounds.runs.remote import identity_of, serve_site, study_guard
@@ -32,11 +32,14 @@ _PATIENCE = 10.0  # seconds in which a peer must receive an update
 
 
 class SiteExecutor(Executor):
-    """Answers for one site in the run `run`, as long as the job lasts."""
+    """Answers for one site in the run `run`, as long as the job lasts.
+
+    Raises `BadStudy` where `run` is no name.
+    """
 
     def __init__(self, run: str) -> None:
         super().__init__()
-        self.run = run
+        self.run = check_run(run)
         self._attendant: SiteAgent | None = None
         end_when_orphaned()  # NVFlare 2.9 loops for ever in a job whose site's own process is gone
         self._overdue = Timer(Timeouts().start, os._exit, [1])  # or was gone before this started

@@ -13,6 +13,7 @@ from typing import Any, cast
 from nvflare.apis.fl_context import FLContext
 
 from grandrounds.core.files import write_text
+from grandrounds.core.names import MOST, check_name
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
@@ -31,12 +32,24 @@ _PAUSE = 1.0  # seconds between a site's requests for tasks, of which there are 
 
 def run_name(study: Study) -> str:
     """Return the name of a study's run folder at the server and the sites."""
-    return f"{study.name}-{fingerprint(study)[:12]}"
+    end = f"-{fingerprint(study)[:12]}"
+    return check_run(study.name[: MOST - len(end)] + end)
+
+
+def check_run(run: object) -> str:
+    """Return a job's argument `run`: a name, never a path out of the party's own runs.
+
+    Whoever submits a job writes its arguments. Raises `BadStudy`.
+    """
+    return check_name(run, "run")
 
 
 def export_job(study: Study, folder: Path, *, run: str = "", **arguments: object) -> None:
-    """Write the job folder of a study: for this server and its clients, or for the simulator."""
-    run = run or run_name(study)
+    """Write the job folder of a study: for this server and its clients, or for the simulator.
+
+    Raises `BadStudy` where `run` is no name.
+    """
+    run = check_run(run or run_name(study))
     sites = list(study.trainers)
     config = folder / "app" / "config"
     _write(
@@ -78,15 +91,19 @@ class JobPaths:
 
 
 def job_paths(context: FLContext, run: str) -> JobPaths:
-    """Return the paths of the job that is running."""
+    """Return the paths of the job that is running. Raises `BadStudy` where `run` is no name."""
     engine = cast(Any, context.get_engine())
     workspace = engine.get_workspace()
     config = Path(workspace.get_app_config_dir(context.get_job_id()))
     local, root = Path(workspace.get_site_config_dir()), Path(workspace.get_startup_kit_dir())
-    run_folder = Path(workspace.get_root_dir()) / RUNS / run
+    run_folder = Path(workspace.get_root_dir()) / RUNS / check_run(run)
     authority = root / "rootCA.pem"
     provisioned = authority.exists()
-    site = SITE if provisioned else f"{context.get_identity_name()}.toml"
+    site = (
+        SITE
+        if provisioned
+        else f"{check_name(cast(object, context.get_identity_name()), 'site')}.toml"
+    )
     return JobPaths(
         config / STUDY,
         local / site,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from grandrounds.core.errors import BadSite
+from grandrounds.core.names import check_site_name
 from grandrounds.study.acceptance import Acceptance, accept, save_acceptance
 from grandrounds.study.file import fingerprint
 from grandrounds.study.study import Study
@@ -44,9 +45,10 @@ class Kit:
 
     @property
     def name(self) -> str:
-        """Return the site's name, or the server's host."""
+        """Return the site's name, or the server's host. Raises `BadSite` for no site's name."""
         if self.kind == "client":
-            return str(self._settings["client"]["fqsn"])
+            site = self._settings["client"]["fqsn"]
+            return check_site_name(site, f"{self.folder}: its site", BadSite)
         return self.address[0]
 
     @property
@@ -71,6 +73,11 @@ class Kit:
 
     def _read(self, name: str) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads((self.startup / name).read_text()))
+
+
+def organisation(site: str) -> str:
+    """Return the name of a site's organisation, in which NVFlare 2.9 takes no '-'."""
+    return site.replace("-", "_")
 
 
 def accept_study(study: Study, kit: Kit) -> tuple[Acceptance, Path]:

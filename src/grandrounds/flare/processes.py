@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grandrounds.core.errors import BadSite, RunFailed
 from grandrounds.core.files import write_text
-from grandrounds.flare.kit import Kit
+from grandrounds.flare.kit import Kit, organisation
 from grandrounds.flare.session import AdminSession, NoServer, open_session
 
 STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server store its jobs
@@ -48,7 +48,7 @@ def keep_storage_in_kit(kit: Kit) -> None:
 
 
 def _org(kit: Kit) -> str:
-    return kit.name if kit.kind == "client" else "coordinator"
+    return organisation(kit.name) if kit.kind == "client" else "coordinator"
 
 
 @contextmanager

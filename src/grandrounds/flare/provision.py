@@ -18,8 +18,9 @@ from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
 
 from grandrounds.core.errors import BadFolder, BadStudy
+from grandrounds.core.names import MOST, check_host, check_name, check_site_name
 from grandrounds.flare.job import ALLOWED
-from grandrounds.flare.kit import Kit
+from grandrounds.flare.kit import Kit, organisation
 from grandrounds.study.study import Study
 
 ADMIN = "admin@grandrounds.org"
@@ -52,25 +53,31 @@ def provision_kits(
     """Make certificates and startup kits for the server, each site and the admin, below `out`.
 
     `server` is the name or address by which the sites reach the server; "localhost" keeps it on
-    this machine. Raises `BadFolder` where there are kits already: their keys would be lost.
+    this machine. Before any key is made it raises `BadStudy` for a name that NVFlare does not take,
+    and `BadFolder` where there are kits already: their keys would be lost.
     """
     if out.exists() and any(out.iterdir()):
         raise BadFolder(f"{out}: is not empty; give another --out, so that no key is overwritten")
-    project = _project(study, server, port)
+    project = project_of(study, server, port)
     with TemporaryDirectory() as made, contextlib.redirect_stdout(io.StringIO()):
         provisioner = Provisioner(made, prepare_builders(project))
         provisioner.provision(prepare_project(project))
         [production] = Path(made).glob("*/prod_00")
-        names = {server: "server", ADMIN: "admin"} | {name: name for name in study.trainers}
+        # NVFlare cuts a long host's name to what a certificate's common name may have.
+        names = {server[:MOST]: "server", ADMIN: "admin"} | {name: name for name in study.trainers}
         return {
             folder: _hand_over(production / name, out / folder) for name, folder in names.items()
         }
 
 
-def _project(study: Study, server: str, port: int) -> dict[str, Any]:
-    if server in study.trainers:
+def project_of(study: Study, server: str, port: int) -> dict[str, Any]:
+    """Return what NVFlare makes kits of. Raises `BadStudy` for a name that it does not take."""
+    check_name(study.name, "study name")
+    for site in study.trainers:
+        check_site_name(site)
+    if check_host(server, "--server").lower() in [site.lower() for site in study.trainers]:
         raise BadStudy(f"--server {server}: a site has this name; give the server's own host name")
-    sites = [{"name": name, "type": "client", "org": name} for name in study.trainers]
+    sites = [{"name": name, "type": "client", "org": organisation(name)} for name in study.trainers]
     host = {"name": server, "type": "server", "org": "coordinator", "fed_learn_port": port}
     admin = {"name": ADMIN, "type": "admin", "org": "coordinator", "role": "project_admin"}
     builders = [{"path": f"nvflare.lighter.impl.{path}", "args": args} for path, args in _BUILDERS]

@@ -31,6 +31,7 @@ from nvflare.fuel.flare_api.api_spec import (
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from grandrounds.core.errors import BadFolder, BadStudy, RunFailed
+from grandrounds.core.names import check_name
 from grandrounds.engines.remote import Timeouts
 from grandrounds.flare.job import RESULT, STATUS, export_job
 from grandrounds.flare.kit import Kit
@@ -215,6 +216,7 @@ def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, 
 
 @contextmanager
 def _known(id: str) -> Generator[None, None, None]:
+    check_name(id, "job id")
     try:
         yield
     except (JobNotFound, ValueError):

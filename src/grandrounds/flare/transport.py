@@ -17,6 +17,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 
+from grandrounds.core.names import check_name
 from grandrounds.engines.remote import ConnectionInterrupted
 
 ASK, MAIL = "grandrounds.ask", "grandrounds.mail"
@@ -131,7 +132,7 @@ class Transport:
 
     def _reply(self, answer: Answering, request: Shareable) -> Shareable:
         """Answer an envelope, or report how much of it was received."""
-        sender = str(request[_FROM])
+        sender = check_name(request[_FROM], "sender", ConnectionError)
         if _TICKET not in request:
             return self._pack(sender, answer(cast(bytes, request[_ENVELOPE])))
         incoming = self._fetch_started(sender, str(request[_TICKET]), int(request[_SIZE]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from grandrounds import __version__
 from grandrounds.core.files import create_whole
+from grandrounds.core.quoting import for_markdown
 from grandrounds.inference.export import FORMATS, checked
 from grandrounds.inference.predictor import Predictor
 from grandrounds.study.file import fingerprint
@@ -180,7 +181,7 @@ def readme(predictor: Predictor) -> str:
     study = predictor.trained.study
     rows, columns = study.elements.size
     along, across = study.elements.spacing
-    return f"""# {_title(predictor)}
+    return f"""# {for_markdown(_title(predictor))}
 
 {INTENDED_USE}
 
@@ -211,12 +212,13 @@ def _per_slice(predictor: Predictor) -> str:
 
 def _layout(predictor: Predictor) -> str:
     if len(predictor.contrasts) == 1:
-        return f"a {predictor.contrasts[0]} image (rows, columns)"
-    return f"the images {', '.join(predictor.contrasts)} as one array (contrasts, rows, columns)"
+        return f"a {for_markdown(predictor.contrasts[0])} image (rows, columns)"
+    names = for_markdown(", ".join(predictor.contrasts))
+    return f"the images {names} as one array (contrasts, rows, columns)"
 
 
 def _meaning(predictor: Predictor) -> str:
-    names = ", ".join(predictor.outputs)
+    names = for_markdown(", ".join(predictor.outputs))
     match predictor.trained.study.task:
         case Classification():
             return (

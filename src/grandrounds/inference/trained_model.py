@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from grandrounds.core.errors import BadFolder, BadSite, BadStudy
-from grandrounds.core.events import POOLED
+from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import ComparisonFolder
 from grandrounds.core.weights import Filter, Weights
 from grandrounds.runs.folder import FinishedRun

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain
 
 from grandrounds.algorithms import METHODS
 from grandrounds.core.errors import BadStudy
+from grandrounds.core.names import MOST, check_distinct, check_name
 from grandrounds.study.file import Table, changed_keys, parse_study, to_table
 from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
@@ -35,8 +37,12 @@ class ArmChoice:
 
     @property
     def name(self) -> str:
-        """Return the name that the arm has in tables and folders."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")
+        """Return the name that the arm has in tables and folders; a long one is cut short."""
+        name = re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")
+        if len(name) <= MOST:
+            return name
+        end = f"-{sha256(self.label.encode()).hexdigest()[:8]}"
+        return name[: MOST - len(end)] + end
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -79,12 +85,16 @@ def arms_of(labels: Sequence[str]) -> tuple[ArmChoice, ...]:
     arms = tuple(ArmChoice(label.strip()) for label in labels if label.strip())
     if not arms:
         raise BadStudy("a comparison needs one arm or more, for example --arms pflsynth,fedavg")
-    names = [arm.name for arm in arms]
+    labels_by_name = dict[str, list[str]]()
     for arm in arms:
-        if names.count(arm.name) > 1:
-            raise BadStudy(
-                f"arm '{arm.label}' is given {names.count(arm.name)} times; give it once"
-            )
+        check_name(arm.name, f"arm '{arm.label}', in folders")
+        labels_by_name.setdefault(arm.name, []).append(arm.label)
+    for name, same in labels_by_name.items():
+        if len(set(same)) > 1:
+            raise BadStudy(f"arms '{same[0]}' and '{same[1]}' have one folder, '{name}'; give one")
+        if len(same) > 1:
+            raise BadStudy(f"arm '{same[0]}' is given {len(same)} times; give it once")
+    check_distinct(labels_by_name, "arms, in folders,")
     return arms
 
 

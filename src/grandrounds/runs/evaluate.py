@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from grandrounds.core.device import Machine, deterministic
 from grandrounds.core.errors import BadSite
-from grandrounds.core.events import POOLED
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort

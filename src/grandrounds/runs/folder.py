@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from grandrounds.core.errors import BadFolder
-from grandrounds.core.events import POOLED
 from grandrounds.core.files import write_text
+from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.core.state import saved_rounds
 from grandrounds.core.weights import Weights, read

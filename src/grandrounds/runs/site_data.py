@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from grandrounds.core.errors import BadSite
-from grandrounds.core.events import POOLED, SiteReady
+from grandrounds.core.events import SiteReady
 from grandrounds.core.failures import Redactor, unredacted
+from grandrounds.core.names import POOLED
 from grandrounds.data.availability import (
     SiteSummary,
     check_elements,

@@ -1,7 +1,5 @@
 """A run's scores, rounds, digests and forgetting are written as CSV tables."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +10,7 @@ from grandrounds.core.events import Event, RoundFinished, SiteMonitored, SiteTra
 from grandrounds.core.files import write_text
 from grandrounds.core.journal import Place, Traffic, absences, bytes_by_site
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.quoting import table_text
 from grandrounds.core.run_folder import SCORE_COLUMNS
 
 ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_down")
@@ -110,14 +109,10 @@ def write_digests(path: Path, events: Sequence[Event]) -> None:
 
 def concatenate(path: Path, sources: Sequence[Path]) -> None:
     """Join tables of equal columns into one."""
-    tables = [source.read_text("utf-8").splitlines() for source in sources]
-    lines = [tables[0][0], *(line for table in tables for line in table[1:])]
-    write_text(path, "\n".join(lines) + "\n")
+    # Only the first line break is known to end a row: a cell between quotes may have others.
+    tables = [source.read_bytes().decode().partition("\n") for source in sources]
+    write_text(path, tables[0][0] + "\n" + "".join(rows for _, _, rows in tables))
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[_Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, table_text(columns, rows))

@@ -65,7 +65,7 @@ class Evaluator:
         site = self.site_model.site
         if request.cases and site.shows_images:
             for name, of_site in panels(site.task, examples, scores, picture).items():
-                save_panels(SiteFolder(site.folder.parent / name).panels, of_site)
+                save_panels(SiteFolder(site.folder).beside(name).panels, of_site)
         return Reply(
             site=site.name,
             round=request.round,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.files import write_bytes
+from grandrounds.core.names import check_hash
 from grandrounds.core.serialization import from_plain
 from grandrounds.study.identity import (
     WrongSignature,
@@ -71,16 +72,21 @@ def check_acceptance(acceptance: Acceptance, *, site: str, study: str, root: Pat
 
 
 def save_acceptance(acceptance: Acceptance, folder: Path) -> Path:
-    """Write an acceptance into a site's folder, one file for each study."""
-    path = folder / FOLDER / f"{acceptance.study}.json"
+    """Write an acceptance into a site's folder, one file for each study. Raises `BadSite`."""
+    path = _file(acceptance.study, folder)
     write_bytes(path, to_json(acceptance))
     return path
 
 
 def load_acceptance(study: str, folder: Path) -> Acceptance | None:
     """Read a site's acceptance of a study, or return None where there is none."""
-    path = folder / FOLDER / f"{study}.json"
+    path = _file(study, folder)
     return from_json(path.read_bytes()) if path.exists() else None
+
+
+def _file(study: str, folder: Path) -> Path:
+    """Return the path of a site's acceptance. Raises `BadSite` where `study` is no SHA-256."""
+    return folder / FOLDER / f"{check_hash(study, 'accepted study', BadSite)}.json"
 
 
 def to_json(acceptance: Acceptance) -> bytes:

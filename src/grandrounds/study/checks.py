@@ -1,6 +1,5 @@
 """These functions check a study as a whole, and refuse it with one sentence."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
@@ -8,6 +7,7 @@ from typing import Any
 
 from grandrounds.algorithms.method import Method
 from grandrounds.core.errors import BadStudy, require
+from grandrounds.core.names import check_distinct, check_name, check_site_name
 from grandrounds.study.compatibility import (
     aggregation_problems,
     check_split,
@@ -37,6 +37,16 @@ def _with_networks(task: Synthesis, method: Method) -> Synthesis:
         option: preferred[option] for option in NETWORKS if getattr(task, option) == "auto"
     }
     return replace(task, **chosen)
+
+
+def check_names(study: Study) -> None:
+    """Refuse names that cannot be folders, or that NVFlare does not take."""
+    check_name(study.name, "study name")
+    if study.arm:
+        check_name(study.arm, "arm")
+    for site in study.site:
+        check_site_name(site.name)
+    check_distinct(study.roster, "sites")
 
 
 def check_counts(study: Study) -> None:
@@ -77,15 +87,11 @@ def check_study_elements(study: Study) -> None:
 
 
 def check_sites(study: Study) -> None:
-    """Refuse a roster that is empty, has duplicate or invalid names, or a site without tasks."""
+    """Refuse a roster that is empty, has a name twice, or has a site without tasks."""
     require(bool(study.site), "the study names no [[site]]; it needs one or more")
     names = [site.name for site in study.site]
     for name in names:
         require(names.count(name) == 1, f"two sites are named '{name}'; site names must differ")
-        require(
-            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name) is not None,
-            f"site name '{name}': use letters, digits, '-' and '_' (it names a folder)",
-        )
     for site in study.site:
         require(
             bool(site.tasks), f"site '{site.name}' has no tasks; for example tasks = [\"T1w->T2w\"]"
@@ -198,6 +204,7 @@ def check_method(study: Study) -> None:
 
 
 _CHECKS: tuple[Callable[[Study], None], ...] = (
+    check_names,
     check_counts,
     check_study_elements,
     check_sites,

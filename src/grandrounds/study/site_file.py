@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grandrounds.core.errors import BadSite, BadStudy
+from grandrounds.core.names import check_site_name
 from grandrounds.study.file import parse_table
 from grandrounds.study.study import Study
 
@@ -34,6 +35,7 @@ def read_site(path: Path) -> SiteFile:
     """Read a site file. Raises `BadSite`."""
     try:
         site = parse_table(SiteFile, tomllib.loads(path.read_text("utf-8")))
+        check_site_name(site.name)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSite(f"{path}: cannot be read as a site file ({error})") from None
     except BadStudy as error:

@@ -101,6 +101,27 @@ def test_a_message_is_the_same_bytes_every_time(message: Message):
     assert encode(decode(encode(message))) == encode(message)
 
 
+UPWARDS = "../startup"
+SCORE = replace(SCORES[0], site=UPWARDS)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Reply(site=UPWARDS, round=1),
+        Reply(site="alder", round=1, scores=(SCORE,)),
+        Reply(site="alder", round=0, ready=replace(READY, site=UPWARDS)),
+        Merge(round=3, since=2, peers=("alder", UPWARDS)),
+        Adopt(round=3, leader=UPWARDS),
+        Evaluate(round=2, since=1, split="test", after=UPWARDS),
+    ],
+    ids=["site", "score", "ready", "peer", "leader", "after"],
+)
+def test_a_message_in_which_a_site_is_a_path_is_not_read(message: Message):
+    with pytest.raises(ValueError, match=r"^site '\.\./startup': a name has letters"):
+        decode(encode(message))
+
+
 def test_encoding_leaves_the_message_as_it_was():
     message = Train(round=1, since=0, weights=WEIGHTS)
     encode(message)

@@ -1,4 +1,5 @@
 import ast
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 import grandrounds
 from grandrounds.core import run_folder
+from grandrounds.core.errors import BadFolder
 from grandrounds.core.run_folder import (
     ComparisonFolder,
     Entry,
@@ -37,6 +39,23 @@ def test_the_runs_of_a_comparison_are_found_and_find_it_again(tmp_path: Path):
     comparison.arms.touch()
     assert comparison_of(whole.path) == (comparison, "")
     assert comparison_of(part.path) == (comparison, "birch")
+
+
+MAKES: dict[str, Callable[[str], object]] = {
+    "site": RunFolder(Path("r")).site,
+    "adapted": RunFolder(Path("r")).adapted,
+    "evaluated": RunFolder(Path("r")).evaluated,
+    "beside": RunFolder(Path("r")).site("alder").beside,
+    "arm": lambda name: ComparisonFolder(Path("r")).run(name, 7),
+    "without": lambda name: ComparisonFolder(Path("r")).run("fedavg", 7, without=name),
+}
+
+
+@pytest.mark.parametrize("name", ["../../startup", "..", ".", "/etc", "a/b", "-x", "con"])
+@pytest.mark.parametrize("make", MAKES)
+def test_no_folder_is_made_of_a_name_that_is_a_path(make: str, name: str):
+    with pytest.raises(BadFolder, match=f"^(site|arm) '{name}': "):
+        MAKES[make](name)
 
 
 @cache

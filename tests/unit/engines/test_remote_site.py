@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 
 from grandrounds.core.errors import BadImage, BadSite, SiteFailed
-from grandrounds.core.messages import Reply, Request, decode, encode
+from grandrounds.core.messages import Adopt, Reply, Request, decode, encode
 from grandrounds.core.weights import digest
 from grandrounds.engines.envelope import PeerEnvelope, ReplyEnvelope, RequestEnvelope, pack, unpack
 from grandrounds.engines.in_process import InProcessEngine
@@ -259,6 +259,36 @@ def test_mail_that_comes_twice_counts_once_and_damaged_mail_not_at_all(attend: A
     ]
     [update] = mailbox_of(attendant).updates(["birch"], 1)
     assert digest(update.weights) == digest(answered("birch", ORDER).weights)
+
+
+def test_a_site_refuses_a_request_to_send_its_update_along_a_path(attend: Attend):
+    site = Counted()
+    letter = RequestEnvelope(number=1, wait=LONG, body=encode(ORDER), deliver_to=("../birch",))
+    answer = unpack(attend("alder", site).answer(pack(letter)), ReplyEnvelope)
+    assert (answer.state, site.asked) == ("refused", [])
+    assert answer.body.startswith(b"peer '../birch': a name has letters")
+
+
+@pytest.mark.parametrize("body", [b"", b"nonsense", encode(Adopt(round=1, leader="../birch"))])
+def test_a_site_refuses_a_request_that_cannot_be_read_and_answers_the_next(
+    attend: Attend, body: bytes
+):
+    site = Counted()
+    attendant = attend("alder", site)
+    letter = RequestEnvelope(number=1, wait=LONG, body=body or b"\0" * 9)
+    answer = unpack(attendant.answer(pack(letter)), ReplyEnvelope)
+    assert answer.state == "refused"
+    assert answer.body.startswith(b"what came from the coordinator is no request (")
+    assert state_of(attendant, RequestEnvelope(number=2, wait=LONG, body=encode(NEXT))) == "done"
+    assert site.asked == [NEXT]
+
+
+@pytest.mark.parametrize("body", [b"nonsense", encode(Reply(site="../birch", round=1))])
+def test_a_site_refuses_an_update_that_cannot_be_read(attend: Attend, body: bytes):
+    attendant = attend("alder", Counted())
+    answer = unpack(attendant.receive_update(pack(PeerEnvelope(body=body))), ReplyEnvelope)
+    assert answer.state == "refused"
+    assert answer.body.startswith(b"what a peer sent is no update (")
 
 
 def test_a_site_finishes_what_it_has_begun_before_it_closes(sites: Mapping[str, Site]):

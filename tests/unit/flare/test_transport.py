@@ -170,6 +170,14 @@ def test_a_newer_letter_waits_on_when_an_older_one_is_answered():
     assert fetched == [b"begun", echo(LARGE)]
 
 
+def test_a_letter_whose_sender_is_a_path_is_not_answered():
+    office, message = Office(), make_reply(ReturnCode.OK)
+    office.post("alder", echo)
+    message["from"], message["letter"] = "../birch", b"letter"
+    with pytest.raises(ConnectionError, match=r"^sender '\.\./birch': a name has letters"):
+        office.handlers["alder", ASK](topic=ASK, request=message, fl_ctx=None)
+
+
 @pytest.mark.parametrize("who", ["birch", "alder"])
 def test_a_letter_for_one_site_is_handed_to_no_other_and_under_no_other_ticket(who: str):
     office = Office()

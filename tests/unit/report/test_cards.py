@@ -1,5 +1,6 @@
 """Model card and data sheet: every figure is the run's, and what nobody told is left blank."""
 
+import json
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from markdown_it import MarkdownIt
 
 from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import RoundFinished, RunFinished
@@ -60,6 +62,63 @@ def patients(table: Path, site: str, task: str, metric: str) -> list[float]:
         if (row["site"], row["task"], row["metric"]) == (site, task, metric):
             found[row["patient"]].append(float(row["value"]))
     return [fmean(values) for values in found.values()]
+
+
+HOSTILE = (
+    "x\n\n# Approved | <img src=x onerror=alert(1)> [see](http://evil.example) `*y*` "
+    "www.evil.example"
+)
+FIELDS = """
+[elements]
+contrasts = [{0}]
+{0} = {0}
+split = {{ train = 0.7, validation = 0.1, test = 0.2 }}
+[stop]
+test = {0}
+[privacy]
+kind = {0}
+[topology]
+kind = {0}
+[aggregation]
+shares = {0}
+"""
+
+
+def hostile(folder: Path) -> Path:
+    """A run whose every word that somebody chose would act on a card."""
+    word = json.dumps(HOSTILE)
+    study, journal = folder / "study.toml", folder / "journal.jsonl"
+    write_run(folder, replace(PFLSYNTH, title=HOSTILE))
+    text = study.read_text().replace('"synthesis"', word).replace('"pflsynth"', word)
+    study.write_text(text + FIELDS.format(word))
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        if line["event"] == "RunStarted":
+            line |= dict.fromkeys(("name", "title", "study", "version", "device"), HOSTILE)
+        if line["event"] == "SiteReady":
+            [counts, *_] = line["cases"].values()
+            line |= {"notes": [HOSTILE], "tasks": [HOSTILE], "cases": {HOSTILE: counts}}
+        if line["event"] == "RunFinished":
+            line |= {"digest": HOSTILE}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_no_word_that_somebody_chose_acts_on_a_card(tmp_path: Path):
+    model, sheet = cards(hostile(tmp_path / "run"), tmp_path)
+    for card in (model, sheet):
+        page = MarkdownIt("commonmark").enable("table").parse(card)
+        parts = [part for token in page for part in (token, *(token.children or []))]
+        kinds = {part.type for part in parts}
+        assert not kinds & {"html_block", "html_inline", "image", "autolink"}
+        links = [part.attrGet("href") for part in parts if part.type == "link_open"]
+        assert set(links) <= {"data-sheet.md"}
+        headings = [page[i + 1].content for i, t in enumerate(page) if t.type == "heading_open"]
+        assert not [heading for heading in headings if heading.startswith("Approved")]
+        shown = "".join(part.content for part in parts if part.type in ("text", "code_inline"))
+        assert "<img src=x onerror=alert(1)>" in shown
+        assert "[see](http://evil.example)" in shown
+    assert not re.search(r"(?<![`(\w])(?:\[see\]\()?(?:http://|www\.)evil", model + sheet)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import Failed, Interrupted, RunResumed
 from grandrounds.core.journal import Journal
 from grandrounds.report.analysis.facts import Facts, arm_differences, read_facts
+from grandrounds.report.analysis.folder import read_runs
 from grandrounds.report.analysis.metrics import METRICS
 from tests.helpers.run_folders import (
     ARMS,
@@ -186,12 +187,21 @@ def test_a_site_that_is_held_out_is_none_of_those_that_gain_or_lose(tmp_path: Pa
     assert facts.arms[0].overall("psnr") is not None
 
 
+STUDY = '[method]\nkind = "fedavg"\n[task]\nkind = "synthesis"\n[[site]]\nname = "{}"'
+ARM = 'seeds = [7]\n[[arm]]\nname = "{}"\ntitle = "X"'
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
         ("study.toml", None, "neither a run nor a comparison"),
         ("study.toml", "name =", "not valid TOML"),
         ("study.toml", 'name = "x"', "'site' is missing or wrong"),
+        ("study.toml", STUDY.format("../alder"), "site '../alder': a name has letters"),
+        ("study.toml", STUDY.format("al|der"), "site 'al[|]der': a name has letters"),
+        ("arms.toml", ARM.format("../../startup"), "arm '../../startup': a name has letters"),
+        ("arms.toml", ARM.format("/etc"), "arm '/etc': a name has letters"),
+        ("arms.toml", ARM.format("NUL"), "arm 'NUL': Windows keeps this name"),
         ("journal.jsonl", None, "no journal here"),
         ("journal.jsonl", "", "no run has started here yet"),
         ("scores.csv", "arm,seed\n", "no column site, patient"),
@@ -212,6 +222,15 @@ def test_a_bad_folder_is_explained(tmp_path: Path, file: str, text: str | None, 
     (folder / file).unlink() if text is None else (folder / file).write_text(text)
     with pytest.raises(BadFolder, match=message):
         read_facts(folder)
+
+
+def test_words_that_a_table_quotes_are_read_as_they_were(tmp_path: Path):
+    folder = write_run(tmp_path / "run", PFLSYNTH)
+    table = folder / "scores.csv"
+    table.write_text(table.read_text().replace(",alder-0,", ",'=1+1,").replace("alder-1", "''@x"))
+    [arm] = read_runs(folder).arms
+    patients = {case.patient for case in arm.runs[0].cases if case.site == "alder"}
+    assert {"=1+1", "'@x", "alder-2"} <= patients
 
 
 def test_a_missing_folder_is_explained(tmp_path: Path):

@@ -1,5 +1,6 @@
 """What trackers get of a run, live and from its journal: each point once, whatever happened."""
 
+import json
 import os
 import socket
 import sys
@@ -248,6 +249,19 @@ def test_another_run_of_the_same_study_has_its_own_folder_in_tensorboard(tmp_pat
         assert replay(write_run(tmp_path / name, PFLSYNTH, until=1), uri, silent)
     keys = [recorded(tmp_path / name)[uri] for name in ("one", "two")]
     assert keys == ["four-hospitals/pflsynth/seed-7", "four-hospitals/pflsynth/seed-7-2"]
+
+
+def test_no_folder_outside_the_tracker_s_is_made_or_read(tmp_path: Path):
+    uri = f"tensorboard:{tmp_path / 'board'}"
+    upwards = write_run(tmp_path / "upwards", replace(PFLSYNTH, name="../../elsewhere"), until=1)
+    with pytest.raises(BadFolder, match=r"arm '\.\./\.\./elsewhere': a name has letters"):
+        replay(upwards, uri, silent)
+    recalled = write_run(tmp_path / "recalled", PFLSYNTH, until=1)
+    (recalled / "tracking.json").write_text(json.dumps({uri: "../elsewhere"}))
+    said = list[str]()
+    assert not replay(recalled, uri, said.append)
+    assert "../elsewhere: is no run of the tracker" in said[0]
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_run_without_a_site_has_a_name_of_its_own(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Several arms on identical data, and a comparison that is interrupted and goes on."""
 
 import csv
+import re
 import tomllib
 from pathlib import Path
 
@@ -92,6 +93,30 @@ def test_an_arm_is_given_once():
         arms_of(["fedavg", " fedavg "])
     with pytest.raises(BadStudy, match="a comparison needs one arm or more"):
         arms_of([" ", ""])
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (["fedprox:mu=0.1", "fedprox:mu=0-1"], "have one folder, 'fedprox-mu-0-1'; give one"),
+        (["local:task.x=a", "local:task.x=A"], "differ in case alone; choose another"),
+        (["con"], "arm 'con', in folders 'con': Windows keeps this name"),
+        (["@star"], "arm '@star'"),
+        (["::"], "arm '::', in folders '': a name has letters"),
+    ],
+)
+def test_arms_that_have_no_folder_of_their_own_are_refused(labels: list[str], why: str):
+    with pytest.raises(BadStudy, match=re.escape(why)):
+        [arm.study(TINY, []) for arm in arms_of(labels)]
+
+
+def test_the_folder_of_a_long_arm_is_cut_short_and_still_its_own():
+    long = [
+        f"fedavg:{'training.epochs=1:' * 5}rounds={n}".replace(":rounds", ":x.r") for n in (1, 2)
+    ]
+    names = [arm.name for arm in arms_of(long)]
+    assert [len(name) for name in names] == [64, 64]
+    assert names[0] != names[1]
 
 
 def test_seeds_and_left_out_sites_are_runs_of_their_own(tmp_path: Path):

@@ -12,6 +12,7 @@ from grandrounds.core.events import (
     SiteValidated,
 )
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.quoting import original
 from grandrounds.runs.tables import (
     ScoreLabel,
     concatenate,
@@ -40,6 +41,32 @@ def test_scores_have_one_row_for_each_case_and_metric(tmp_path: Path):
         '"wide, 2",7,alder,p001,1/000,a->b,psnr,0.3333333333333333,3',
         '"wide, 2",7,alder,p001,1/000,a->b,ssim,1.0,3',
     ]
+
+
+def test_words_that_a_spreadsheet_would_compute_are_text_and_are_read_back(tmp_path: Path):
+    """A hospital chooses its pseudonyms, which others open in a spreadsheet."""
+    words = [
+        "=cmd|' /C calc'!A0",
+        "+1+1",
+        "-2+3",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "'=1",
+        "a\nb",
+        "a;=1",
+    ]
+    scores = [
+        CaseScore(site="alder", patient=word, case=word, task=word, values={"psnr": -1.5})
+        for word in words
+    ]
+    write_scores(tmp_path / "one.csv", scores, ScoreLabel("fedavg", 7, 3))
+    for row, word in zip(rows(tmp_path / "one.csv"), words, strict=True):
+        assert row["patient"][0] in "'a"
+        assert row["value"] == "-1.5"
+        assert {original(row[name]) for name in ("patient", "case", "task")} == {word}
+    concatenate(tmp_path / "both.csv", [tmp_path / "one.csv"] * 2)
+    assert rows(tmp_path / "both.csv") == rows(tmp_path / "one.csv") * 2
 
 
 def test_scores_keep_every_bit_of_a_value(tmp_path: Path):

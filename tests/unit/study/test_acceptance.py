@@ -51,6 +51,17 @@ def test_a_word_is_kept_for_each_study_and_read_again(word: Acceptance, root: Pa
     assert load_acceptance(ANOTHER, tmp_path) is None
 
 
+@pytest.mark.parametrize("study", ["../../startup/client", "a" * 63, "A" * 64, "", "a" * 64 + "\n"])
+def test_no_file_is_read_or_written_for_what_is_no_sha_256(
+    study: str, word: Acceptance, tmp_path: Path
+):
+    with pytest.raises(BadSite, match=r"^accepted study .+: it must be a SHA-256"):
+        load_acceptance(study, tmp_path)
+    with pytest.raises(BadSite, match=r"^accepted study .+: it must be a SHA-256"):
+        save_acceptance(replace(word, study=study), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_word_for_another_study_does_not_count(word: Acceptance, root: Path):
     with pytest.raises(BadSite, match="'alder' accepted another study"):
         check_acceptance(word, site="alder", study=ANOTHER, root=root)

@@ -12,7 +12,7 @@ from grandrounds.site.training import Training
 from grandrounds.study.checks import complete, notes
 from grandrounds.study.study import Choice, SiteSpec, Stop, Study
 from grandrounds.tasks import Synthesis
-from tests.helpers.federation import synthesis_of, tiny
+from tests.helpers.federation import NAME_RULE, synthesis_of, tiny
 
 CONTRASTS = ("T1w", "T2w", "PDw")
 SITE = SiteSpec("alder", ("T1w->T2w",))
@@ -92,11 +92,18 @@ ELEMENTS: list[tuple[Study, str]] = [
 SITES: list[tuple[Study, str]] = [
     (replace(STUDY, site=()), "the study names no [[site]]; it needs one or more"),
     (replace(STUDY, site=(SITE, SITE)), "two sites are named 'alder'; site names must differ"),
+    (with_site(name="../alder"), f"site '../alder': {NAME_RULE}"),
+    (with_site(name=""), f"site '': {NAME_RULE}"),
     (
-        with_site(name="../alder"),
-        "site name '../alder': use letters, digits, '-' and '_' (it names a folder)",
+        replace(STUDY, site=(SITE, replace(SITE, name="Alder"))),
+        "sites 'alder' and 'Alder' differ in case alone; choose another",
     ),
-    (with_site(name=""), "site name '': use letters, digits, '-' and '_' (it names a folder)"),
+    (
+        with_site(name="Server"),
+        "site 'Server': is kept for the coordinator's server; choose another",
+    ),
+    (replace(STUDY, name="four hospitals"), f"study name 'four hospitals': {NAME_RULE}"),
+    (replace(STUDY, arm="../x"), f"arm '../x': {NAME_RULE}"),
     (
         with_site(tasks=()),
         "site 'alder' has no tasks; for example tasks = [\"T1w->T2w\"]",

@@ -12,7 +12,8 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import TypeAlias
 
-from grandrounds.core.events import POOLED, RunStarted, SiteReady
+from grandrounds.core.events import RunStarted, SiteReady
+from grandrounds.core.names import POOLED
 from grandrounds.report.analysis.auc import Discrimination, merged
 from grandrounds.report.analysis.folder import ArmEntry, ArmRecord, StudyFile
 from grandrounds.report.analysis.metrics import METRICS, Metric

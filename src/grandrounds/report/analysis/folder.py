@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RunStarted
 from grandrounds.core.journal import Stamped, read_journal, without_superseded
+from grandrounds.core.names import check_name
+from grandrounds.core.quoting import original
 from grandrounds.core.run_folder import SCORE_COLUMNS, ComparisonFolder, RunFolder, SiteFolder
 
 Image = NDArray[np.float32]
@@ -227,6 +229,8 @@ def read_plan(folder: ComparisonFolder) -> Plan:
             f"{path}: cannot be read ({error}); it must hold seeds = [...] and [[arm]] tables with "
             "a name, a title and perhaps a description"
         ) from None
+    for entry in entries:
+        check_name(entry.name, f"{path}: arm", BadFolder)
     if not entries or not seeds:
         raise BadFolder(f"{path}: a comparison has at least one [[arm]] table and one seed")
     return Plan(entries, seeds, tuple(table.get("terms", ())))
@@ -258,6 +262,8 @@ def read_study_file(folder: RunFolder) -> StudyFile:
         table = tomllib.loads(text)
         held = tuple(str(name) for name in table.get("holdout_sites", ()))
         data = {str(site["name"]): site.get("data") for site in table["site"]}
+        for name in data:
+            check_name(name, f"{path}: site", BadFolder)
         names = tuple(name for name in data if name not in held)
         simulated = tuple(name for name, kind in data.items() if kind == "simulated")
         method, task = str(table["method"]["kind"]), str(table["task"]["kind"])
@@ -284,14 +290,14 @@ def _crossed(path: Path) -> dict[str, tuple[CaseRow, ...]]:
     """Read the scores of each site's model."""
     found: dict[str, list[CaseRow]] = {}
     for row, case in _table(path, ("model", *SCORE_COLUMNS)):
-        found.setdefault(row["model"], []).append(case)
+        found.setdefault(original(row["model"]), []).append(case)
     return {model: tuple(cases) for model, cases in found.items()}
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[tuple[Mapping[str, str], CaseRow]]:
     if not path.exists():  # the run is not tested yet, or writes no such table
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
@@ -306,5 +312,5 @@ def _case(row: Mapping[str, str], place: str) -> CaseRow:
         raise BadFolder(f"{place}: value and round must be numbers; found {row}") from None
     if not math.isfinite(value):
         raise BadFolder(f"{place}: {row['metric']} is {value}; a score must be finite")
-    words = (row[name] for name in ("site", "patient", "case", "task", "metric"))
+    words = (original(row[name]) for name in ("site", "patient", "case", "task", "metric"))
     return CaseRow(*words, value=value, round=round)

@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.core.files import write_text
+from grandrounds.core.quoting import Markdown, code_span, for_markdown
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.cards.facts import CardFacts, read_card_facts, totals
 from grandrounds.report.prose.vocabulary import join_words
@@ -122,11 +123,12 @@ def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | 
 
 
 def render_card(facts: CardFacts, name: str) -> str:
-    """Return the text of one of `CARDS`."""
+    """Return the text of one of `CARDS`; what others wrote is escaped, wherever it stands."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
-        autoescape=False,
+        autoescape=False,  # that would escape for HTML
+        finalize=for_markdown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -136,5 +138,6 @@ def render_card(facts: CardFacts, name: str) -> str:
         facts=facts,
         limits=limits(facts),
         totals=totals,
-        blank=f"*{BLANK}*",
+        code_span=code_span,
+        blank=Markdown(f"*{BLANK}*"),
     )

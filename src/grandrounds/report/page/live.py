@@ -6,6 +6,7 @@ Only the page and the stream of its changes are served: no path leads to a file.
 import json
 import re
 import secrets
+import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -15,8 +16,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from threading import Condition, Thread
-from typing import NoReturn, TypeAlias
+from threading import Condition, Lock, Thread
+from typing import Any, NoReturn, TypeAlias
 from urllib.parse import parse_qs
 
 from grandrounds.core.errors import BadFolder, BadStudy
@@ -26,6 +27,7 @@ from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.analysis.run import Ending, Run
 from grandrounds.report.page.html import render_page
 
+_Request: TypeAlias = socket.socket | tuple[bytes, socket.socket]  # as socketserver declares it
 PAUSE = 1.0  # seconds between two checks of the folder, at least
 SHARE = 4  # a pause is so many times as long as the check before it: training needs the cores
 _PATIENCE = 3  # checks in a row, of which the last reports a folder that cannot be read
@@ -166,6 +168,9 @@ def _ended(ending: Ending | None) -> str:
 
 
 HERE = "127.0.0.1"
+REQUEST_WITHIN = 5.0  # seconds in which a connection must bring a whole request with the token
+TAKEN_WITHIN = 30.0  # seconds in which a browser must take what is sent
+MOST_CONNECTIONS = 32  # connections at once, each with a thread
 ALIVE = 15.0  # seconds after which a comment is sent, which finds readers that have left
 SCRIPT = files("grandrounds.report.page") / "templates" / "live.js"
 HTML, TEXT, EVENTS = (f"text/{kind}; charset=utf-8" for kind in ("html", "plain", "event-stream"))
@@ -219,13 +224,79 @@ def _listening(port: int, board: SnapshotBoard) -> Generator["LiveServer"]:
             server.shutdown()
 
 
+@dataclass
+class Connections:
+    """The open connections; those that have not shown the token yet give way to others."""
+
+    _open: set[socket.socket] = field(default_factory=set[socket.socket])
+    _silent: dict[socket.socket, float] = field(default_factory=dict[socket.socket, float])
+    _lock: Lock = field(default_factory=Lock)
+
+    def admit(self, connection: socket.socket) -> bool:
+        """Add a connection; where there are too many, the longest silent one is ended for it."""
+        with self._lock:
+            if len(self._open) >= MOST_CONNECTIONS and not self._end_oldest():
+                return False
+            self._open.add(connection)
+            self._silent[connection] = time.monotonic()
+            return True
+
+    def trust(self, connection: socket.socket) -> None:
+        """Note that a connection has shown the token."""
+        with self._lock:
+            self._silent.pop(connection, None)
+
+    def forget(self, connection: socket.socket) -> None:
+        """Remove a connection that is over."""
+        with self._lock:
+            self._open.discard(connection)
+            self._silent.pop(connection, None)
+
+    def end_silent(self) -> None:
+        """End the connections that have been silent for too long."""
+        begun_before = time.monotonic() - REQUEST_WITHIN
+        with self._lock:
+            while self._silent and next(iter(self._silent.values())) < begun_before:
+                self._end_oldest()
+
+    def _end_oldest(self) -> bool:
+        """End the longest silent connection and so its thread; return whether there was one."""
+        if not self._silent:
+            return False
+        connection = next(iter(self._silent))
+        del self._silent[connection]
+        self._open.discard(connection)
+        with suppress(OSError):  # it has ended by itself
+            connection.shutdown(socket.SHUT_RDWR)
+        return True
+
+
 class LiveServer(ThreadingHTTPServer):
     """Listens on the loopback address, and answers browsers that have the token."""
+
+    request_queue_size = MOST_CONNECTIONS
 
     def __init__(self, port: int, board: SnapshotBoard) -> None:
         super().__init__((HERE, port), Reader)
         self.board = board
         self.token = secrets.token_urlsafe(32)
+        self.connections = Connections()
+
+    def process_request(self, request: _Request, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, if there are not too many."""
+        if self.connections.admit(_socket(request)):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: _Request) -> None:
+        """Close a connection that is over."""
+        self.connections.forget(_socket(request))
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """End silent connections, a few times a second."""
+        self.connections.end_silent()
 
     @property
     def url(self) -> str:
@@ -246,6 +317,7 @@ class LiveServer(ThreadingHTTPServer):
 class Reader(BaseHTTPRequestHandler):
     """Answers the requests of one browser connection."""
 
+    timeout = TAKEN_WITHIN
     server_version, sys_version = "grandrounds", ""
 
     @property
@@ -255,8 +327,8 @@ class Reader(BaseHTTPRequestHandler):
         return self.server
 
     def handle(self) -> None:
-        """Answer the requests; a browser that disconnects meanwhile is no error."""
-        with suppress(ConnectionError):
+        """Answer the requests; a browser that disconnects or takes nothing is no error."""
+        with suppress(OSError):
             super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -268,7 +340,9 @@ class Reader(BaseHTTPRequestHandler):
         tokens = parse_qs(query).get("token", [])
         if refusal := self._refusal(tokens):
             self._say(*refusal)
-        elif tokens:
+            return
+        self.live.connections.trust(self.connection)
+        if tokens:
             cookie = f"{self.live.cookie}; HttpOnly; SameSite=Strict; Path=/"
             self._say(HTTPStatus.SEE_OTHER, "", **{"Set-Cookie": cookie, "Location": "/"})
         elif path == "/":
@@ -342,6 +416,11 @@ def live_page(snapshot: Snapshot) -> str:
 def _event(snapshot: Snapshot) -> bytes:
     data = json.dumps({"page": live_page(snapshot), "progress": snapshot.progress})
     return f"id: {snapshot.number}\nevent: report\ndata: {data}\n\n".encode()
+
+
+def _socket(request: _Request) -> socket.socket:
+    assert isinstance(request, socket.socket)  # a server of streams has no other request
+    return request
 
 
 def _held(found: list[str], secret: str) -> bool:

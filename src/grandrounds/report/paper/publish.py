@@ -1,12 +1,11 @@
 """A folder's material for a paper is written here: `figures/` and `tables/`."""
 
-import csv
 from collections.abc import Iterable, Mapping
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grandrounds.core.files import remove, write_bytes
+from grandrounds.core.quoting import table_text
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis.cross_site import cross_site_matrices
 from grandrounds.report.analysis.facts import Facts, read_facts
@@ -59,13 +58,7 @@ def tables(facts: Facts) -> dict[str, bytes]:
 
 def _csv(rows: Iterable[PaperRow]) -> str:
     found = list(rows)
-    if not found:
-        return ""
-    file = StringIO(newline="")
-    writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return file.getvalue()
+    return table_text(list(found[0]), found) if found else ""
 
 
 def _figures(facts: Facts, *, include_images: bool) -> dict[str, bytes]:

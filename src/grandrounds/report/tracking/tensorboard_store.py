@@ -17,6 +17,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.quoting import for_markdown
 from grandrounds.report.tracking.points import EVERY_ROUND, TEST, Beginning, Logged, PointBatch
 
 EVERYTHING = {"scalars": 0, "tensors": 0}  # a reader samples the points unless these are 0
@@ -39,14 +41,15 @@ class TensorBoard:
     def begin(self, beginning: Beginning) -> str:
         """Choose a new folder, write the parameters as a table, and return the run's key."""
         self._key = self._free(beginning)
-        rows = [f"| {name} | {word} |" for name, word in _words(beginning).items()]
+        words = _words(beginning).items()
+        rows = [f"| {for_markdown(name)} | {for_markdown(word)} |" for name, word in words]
         table = "\n".join(["| parameter | value |", "|---|---|", *rows])
         self._write(0, beginning.moment, Summary(), {"parameters": table})
         return self._key
 
     def _free(self, beginning: Beginning) -> str:
         name = beginning.tags.get("comparison", beginning.name)
-        wanted = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}/{beginning.title}"
+        wanted = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).lstrip('.')}/{beginning.title}"
         number, key = 1, wanted
         while (self.folder / key).exists():
             number += 1
@@ -54,7 +57,9 @@ class TensorBoard:
         return key
 
     def resume(self, key: str) -> Logged:
-        """Open a run that was made before, and return what its files hold."""
+        """Open a run that was made before, and return what its files hold. Raises `BadFolder`."""
+        if not (self.folder / key).resolve().is_relative_to(self.folder.resolve()):
+            raise BadFolder(f"{key}: is no run of the tracker {self.folder}; its keys have no '..'")
         self._key = key
         found = EventAccumulator(str(self.folder / key), EVERYTHING)
         found.Reload()

@@ -19,6 +19,7 @@ from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import Event, Failed, Interrupted, RunStarted
 from grandrounds.core.files import write_text
 from grandrounds.core.journal import Stamped, read_journal, without_superseded
+from grandrounds.core.names import check_name
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder, comparison_of
 from grandrounds.report.tracking.points import Beginning, Gathering, Logged, PointBatch
 
@@ -144,6 +145,7 @@ def beginning(folder: Path, moment: float, started: RunStarted) -> Beginning:
     tags = {"arm": started.arm, "seed": str(started.seed), "method": started.title}
     tags |= _comparison(folder)
     without = f"-without-{tags['left_out']}" if "left_out" in tags else ""
+    check_name(started.arm, f"{folder}: arm", BadFolder)  # a tracker may make a folder of it
     title = f"{started.arm}/seed-{started.seed}{without}"
     return Beginning(started.name, title, made | flat_parameters(study), tags, moment)
 
