@@ -9,6 +9,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
+from grandrounds.core.failures import Disclosure
 from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.flare.controller import StudyController
 from grandrounds.flare.executor import SiteExecutor
@@ -80,5 +81,6 @@ class GridExecutor(SiteExecutor):
         def mail(peer: str, sealed: bytes) -> bytes:
             return post.send(MAIL, peer, sealed, SECONDS)
 
-        self._attendant = SiteAgent(serve_site(study, site, (), Path(here.run) / name), mail)
+        host = serve_site(study, site, (), Path(here.run) / name)
+        self._attendant = SiteAgent(host, mail, Disclosure(site, study.names))
         return b""

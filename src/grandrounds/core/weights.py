@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grandrounds.core.errors import BadFolder, BadUpdate
 from grandrounds.core.files import appearing
+from grandrounds.core.sentence import phrase
 
 Weights: TypeAlias = dict[str, Tensor]
 Filter: TypeAlias = Callable[[str], bool]
@@ -175,4 +176,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, FileNotFoundError) as error:
-        raise BadFolder(f"{path}: not a readable safetensors file ({error})") from None
+        raise BadFolder(
+            f"{path}: not a readable safetensors file ({error})",
+            safe=phrase("a file of saved tensors is missing or damaged"),
+        ) from None

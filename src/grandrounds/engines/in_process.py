@@ -3,6 +3,7 @@
 While one site's private state is written to the disk, the next site computes.
 """
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, fail
 from grandrounds.site.site import Promise, Site
 
 PendingReply: TypeAlias = tuple[Site, Request, Promise]
+_log = logging.getLogger(__name__)  # of the site, where failures keep their paths and names
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,33 @@ def _wait_for_disk(site: Site, promise: Promise, stopped_by: BaseException) -> N
     try:
         promise()
     except Exception as error:
-        text = f"site '{site.name}' then failed too: {type(error).__name__}: {error}"
-        stopped_by.add_note(site.redact(text))
+        words = f"{type(error).__name__}: {error}" if site.tells_all else _told(site, error)
+        stopped_by.add_note(f"site '{site.name}' then failed too: {words}")
 
 
 @contextmanager
 def _errors_as_cards(site: Site, request: Request) -> Generator[None, None, None]:
-    """Turn an error at a site into its failure card; `BadInput` says enough by itself."""
+    """Turn an error at a site into its failure card; `BadInput` says enough by itself.
+
+    A real site's error is logged here as it is; the journal, and others, get what they may know.
+    """
     try:
         yield
     except BadInput as error:
-        raise type(error)(site.redact(str(error))) from error
+        if site.tells_all:
+            raise
+        raise type(error)(_told(site, error), safe=error.safe) from error
     except Exception as error:
-        card = failure_card(site.name, request, error, site.redact(str(error)))
-        raise SiteFailed(card) from error
+        if site.tells_all:
+            raise SiteFailed(failure_card(site.name, request, error, str(error))) from error
+        _log_whole(site, error)
+        raise SiteFailed(site.disclosure.card(request, error)) from error
+
+
+def _told(site: Site, error: Exception) -> str:
+    _log_whole(site, error)
+    return site.disclosure.message(error)
+
+
+def _log_whole(site: Site, error: Exception) -> None:
+    _log.error("site '%s' failed", site.name, exc_info=error)

@@ -14,6 +14,7 @@ from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.events import Listener
 from grandrounds.core.journal import Journal
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.core.sentence import phrase
 from grandrounds.core.state import State
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, Timeouts, ready
@@ -144,6 +145,10 @@ def _acceptance(study: Study, site: str, accepted: Path) -> str:
     if acceptance is None:
         raise BadSite(
             f"site '{site}' has not accepted this study; look at it and sign it there: "
-            "grandrounds site accept STUDY --kit KIT"
+            "grandrounds site accept STUDY --kit KIT",
+            safe=phrase(
+                "it has not accepted this study; look at it and sign it there: "
+                "grandrounds site accept STUDY --kit KIT"
+            ),
         )
     return to_json(acceptance).decode()

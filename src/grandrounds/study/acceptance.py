@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.files import write_bytes
+from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
 
 FOLDER = "accepted"
@@ -111,7 +112,10 @@ def from_json(data: bytes) -> Acceptance:
     try:
         return from_plain(Acceptance, json.loads(data))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadSite(f"an acceptance cannot be read ({error}); accept the study anew") from None
+        raise BadSite(
+            f"an acceptance cannot be read ({error}); accept the study anew",
+            safe=phrase("its acceptance of the study is damaged; accept the study anew there"),
+        ) from None
 
 
 def common_name(certificate: x509.Certificate) -> str:
