@@ -1,12 +1,13 @@
 """A failure card says what went wrong at a site; elsewhere it says nothing of the site's data."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
 
-from grandrounds.core.errors import FailureCard, GrandRoundsError
+from grandrounds.core.errors import BadInput, FailureCard, GrandRoundsError
 from grandrounds.core.messages import Request
 from grandrounds.core.sentence import Reason, Sentence
 
@@ -38,6 +39,15 @@ _PACKAGES = (
     *("builtins", "grandrounds", "csv", "gzip", "json", "nibabel", "numpy", "pydicom"),
     *("safetensors", "safetensors_rust", "torch", "zipfile", "zlib"),
 )
+_log = logging.getLogger(__name__)  # of the site, where failures keep their paths and names
+
+
+def log_failure(site: str, error: BaseException) -> None:
+    """Write the whole of an error into the site's log; `BadInput` says enough without a trace."""
+    if isinstance(error, BadInput):
+        _log.error("site '%s': %s", site, error)
+    else:
+        _log.error("site '%s' failed", site, exc_info=error)
 
 
 def failure_card(site: str, request: Request, error: BaseException, message: str) -> FailureCard:

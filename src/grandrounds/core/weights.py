@@ -157,9 +157,11 @@ def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) 
 def _save(path: Path, weights: Weights, notes: dict[str, str] | None) -> None:
     try:
         save_file(weights, path, notes)
-    except SafetensorError as error:  # the system's own message follows "I/O error: "
-        words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
-        raise OSError(errno.EIO, words or str(error)) from error
+    except SafetensorError as error:  # the system's message: "I/O error: ... (os error 27)"
+        words, _, number = str(error).partition("I/O error: ")[2].partition(" (os error ")
+        number = number.rstrip(")")
+        code = int(number) if number.isdecimal() else errno.EIO
+        raise OSError(code, words or str(error)) from error
 
 
 class _OpenFile(Protocol):

@@ -3,7 +3,6 @@
 While one site's private state is written to the disk, the next site computes.
 """
 
-import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from typing import TypeAlias
 
 from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, SiteFailed
-from grandrounds.core.failures import failure_card
+from grandrounds.core.failures import failure_card, log_failure
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.weights import first_not_finite
 from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, fail_if_missing
 from grandrounds.site.site import Promise, Site
 
 PendingReply: TypeAlias = tuple[Site, Request, Promise]
-_log = logging.getLogger(__name__)  # of the site, where failures keep their paths and names
 
 
 @dataclass(frozen=True)
@@ -128,14 +126,10 @@ def _errors_as_cards(site: Site, request: Request) -> Generator[None, None, None
     except Exception as error:
         if site.tells_all:
             raise SiteFailed(failure_card(site.name, request, error, str(error))) from error
-        _log_whole(site, error)
+        log_failure(site.name, error)
         raise SiteFailed(site.disclosure.card(request, error)) from error
 
 
 def _told(site: Site, error: Exception) -> str:
-    _log_whole(site, error)
+    log_failure(site.name, error)
     return site.disclosure.message(error)
-
-
-def _log_whole(site: Site, error: Exception) -> None:
-    _log.error("site '%s' failed", site.name, exc_info=error)

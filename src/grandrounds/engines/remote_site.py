@@ -1,7 +1,6 @@
 """A site on another machine answers the coordinator, one request at a time, each once."""
 
 import json
-import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from threading import Lock
 from typing import TypeAlias, cast
 
 from grandrounds.core.errors import BadInput, FailureCard, RunFailed, SiteFailed
-from grandrounds.core.failures import Disclosure
+from grandrounds.core.failures import Disclosure, log_failure
 from grandrounds.core.messages import Reply, Request, decode, encode
 from grandrounds.core.sentence import Name, phrase
 from grandrounds.engines.envelope import (
@@ -28,7 +27,6 @@ from grandrounds.engines.in_process import InProcessEngine
 
 Host: TypeAlias = AbstractContextManager[tuple[InProcessEngine, bytes]]
 SendToPeer: TypeAlias = Callable[[str, bytes], bytes]
-_log = logging.getLogger(__name__)  # of the site, where failures keep their paths and names
 _TRIES = 5  # to send an update to a peer
 _PAUSE = 0.2  # seconds between them
 _SPLITS = {"train", "validation", "test"}
@@ -101,7 +99,7 @@ class SiteAgent:
         try:
             engine, description = self._resources.enter_context(self.host)
         except Exception as error:
-            _log.exception("site '%s' cannot open", self.disclosure.site)
+            log_failure(self.disclosure.site, error)
             return self._refusal(READY, "cannot open", error)
         [self._site] = engine.sites
         self.disclosure = self._site.disclosure
@@ -130,7 +128,7 @@ class SiteAgent:
     def _log_if_untold(self, error: BaseException) -> None:
         """Log an error whose whole message the engine raised, and left for others to log."""
         if self._site.tells_all:
-            _log.error("site '%s' failed", self.disclosure.site, exc_info=error)
+            log_failure(self.disclosure.site, error)
 
     def _refusal(self, number: int, verb: str, error: Exception) -> ReplyEnvelope:
         """Return what others are told of an input that the site cannot use."""
@@ -155,7 +153,7 @@ class SiteAgent:
             try:
                 self._send(packed, peer)
             except (ConnectionError, CorruptEnvelope) as error:
-                _log.warning("the update did not reach '%s'", peer, exc_info=error)
+                log_failure(self.disclosure.site, error)
                 told = phrase("its update did not reach '{peer}'", peer=Name(peer))
                 raise _NotDelivered(self.disclosure.card(request, error, told)) from error
 

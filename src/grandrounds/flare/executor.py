@@ -70,14 +70,14 @@ class SiteExecutor(Executor):
             return transport.send(MAIL, peer, envelope, _PATIENCE)
 
         study = read_study(paths.study)
-        agent = SiteAgent(_host(study, name, paths), mail, Disclosure(name, study.names))
+        agent = SiteAgent(open_site_of_kit(study, name, paths), mail, Disclosure(name, study.names))
         transport.answer(ASK, agent.answer)
         transport.answer(MAIL, agent.receive_update)
         return agent
 
 
 @contextmanager
-def _host(
+def open_site_of_kit(
     study: Study, name: str, paths: JobPaths
 ) -> Generator[tuple[InProcessEngine, bytes], None, None]:
     """Open the site with its site file; the coordinator hears of one that cannot be read, too."""

@@ -19,8 +19,8 @@ class SiteFile:
     `data` is a folder of NIfTI volumes, an image stack (.npz) or a table of patients (.tsv, .csv,
     or a folder with participants.tsv), `cache` a folder that may be filled; relative paths start at
     the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
-    paths and names of patients in failure cards. `tasks` are those of a site that is not in the
-    study.
+    whole messages in failure cards, with paths and names of patients. `tasks` are those of a site
+    that is not in the study.
     """
 
     name: str
