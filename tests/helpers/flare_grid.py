@@ -9,6 +9,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
+from grandrounds.core.failures import Disclosure
 from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.flare.controller import StudyController
 from grandrounds.flare.executor import SiteExecutor
@@ -83,6 +84,7 @@ class GridExecutor(SiteExecutor):
         self._attendant = SiteAgent(
             serve_site(study, site, (), Path(here.run) / name),
             mail,
+            Disclosure(site, study.names),
             guard=partial(study_guard, study),
         )
         return b""

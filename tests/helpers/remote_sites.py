@@ -67,7 +67,9 @@ class Attend:
 
     def __call__(self, name: str, act: Act = answered, post: SendToPeer = nowhere) -> SiteAgent:
         simulation = InProcessEngine((odd(self.sites[name], act),), ignore)
-        self.opened.append(SiteAgent(nullcontext((simulation, name.encode())), post))
+        self.opened.append(
+            SiteAgent(nullcontext((simulation, name.encode())), post, self.sites[name].disclosure)
+        )
         return self.opened[-1]
 
 

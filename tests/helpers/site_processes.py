@@ -12,6 +12,7 @@ from threading import Thread
 from typing import TypeAlias, cast
 
 from grandrounds.core.device import deterministic
+from grandrounds.core.failures import Disclosure
 from grandrounds.core.journal import Journal
 from grandrounds.core.processes import end_with_parent
 from grandrounds.engines.in_process import InProcessEngine
@@ -50,11 +51,9 @@ class House:
     def open(self, study: Study, folder: Path) -> None:
         """Host the site of this study, and of none before."""
         self.close()
-        self._attendant.append(
-            SiteAgent(
-                one_site(study, folder, self.site), self._post, guard=partial(study_guard, study)
-            )
-        )
+        host, told = one_site(study, folder, self.site), Disclosure(self.site, study.names)
+        guard = partial(study_guard, study)
+        self._attendant.append(SiteAgent(host, self._post, told, guard=guard))
 
     def close(self) -> None:
         """Host no site."""

@@ -184,7 +184,7 @@ def test_no_round_begins_before_every_site_has_accepted_this_very_study(town: To
     done = town.submit(study)
     assert done.code == 1
     assert (
-        "site 'alder' has not accepted this study; look at it and sign it there: "
+        "site 'alder' cannot open: it has not accepted this study; look at it and sign it there: "
         "grandrounds site accept STUDY --kit KIT" in done.err
     )
     words = town.kit("alder") / "local" / FOLDER
@@ -345,7 +345,7 @@ def test_a_reply_with_a_number_that_is_none_stops_the_run_with_a_card(town: Town
     with town.under("birch", harm=harmful(tmp_path / "harm", "poison(2)")):
         failed = card_of(town, study, town.submit(study))
     assert failed.error == "FloatingPointError"
-    assert failed.message.endswith("is not finite")
+    assert "is not finite" in failed.message
     assert "fp32" in failed.hint
     assert_resumes_as_undisturbed(town, study, tmp_path)
 

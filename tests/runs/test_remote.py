@@ -13,6 +13,7 @@ from torch import tensor
 
 from grandrounds.algorithms.topology import Quorum
 from grandrounds.core.errors import BadImage, BadSite, FailureCard, SiteFailed
+from grandrounds.core.failures import Disclosure
 from grandrounds.core.messages import (
     Describe,
     Evaluate,
@@ -88,7 +89,8 @@ def test_a_site_elsewhere_answers_what_it_answers_in_this_process_to_the_bit(tmp
     drawn = make_blueprint(plan_run(study), study.training.machine())
     with host_sites(study, (), tmp_path / "here", 1, ("alder",)) as simulation:
         here = asked_in_turn(simulation, drawn.start)
-    attendant = SiteAgent(one_site(study, tmp_path / "there", "alder"), nowhere)
+    host = one_site(study, tmp_path / "there", "alder")
+    attendant = SiteAgent(host, nowhere, Disclosure("alder", study.names))
     heard: list[Reply] = []
     line = SiteConnection("alder", Way({"alder": attendant}), replace(QUICK, start=LONG))
     assert ready([line]) == {"alder": b"alder"}
@@ -150,18 +152,25 @@ def test_a_sites_own_failure_arrives_with_its_whole_card(attend: Attend, sites: 
     with pytest.raises(SiteFailed) as here:
         InProcessEngine((odd(sites["alder"], act),), ignore).ask({"alder": NEXT})
     card = card_of(reached(("alder", attend("alder", act))), NEXT)
-    assert card == here.value.card
-    assert card.trace[-1].startswith("remote_sites.py:")
+    told = "a loss or a tensor is not finite; see the log of site 'alder'"
+    assert replace(card, trace=()) == replace(here.value.card, message=told, trace=())
+    assert here.value.card.trace[-1].startswith("remote_sites.py:")
+    assert all(line.startswith("engines/in_process.py:") for line in card.trace)
     assert "learning_rate" in card.hint
 
 
-def test_bad_input_at_a_site_arrives_as_its_sentence(attend: Attend):
-    """Whole, as simulated sites have nothing to hide."""
+def test_bad_input_at_a_site_arrives_as_what_the_site_may_tell_of_it(
+    attend: Attend, caplog: pytest.LogCaptureFixture
+):
     sentence = "/data/t1.nii.gz: spacing 2 mm, but site 'alder' declares 1 mm."
     act = failing(BadImage(sentence))
     with pytest.raises(BadSite) as told:
         reached(("alder", attend("alder", act))).ask({"alder": ORDER})
-    assert str(told.value) == sentence
+    assert str(told.value) == (
+        "site 'alder' refuses in round 1 (train): an image at the site cannot be used; "
+        "see the log of site 'alder'"
+    )
+    assert sentence in caplog.text
 
 
 def test_a_quorum_leaves_a_slow_site_behind_and_takes_no_late_answer_for_a_later_one(

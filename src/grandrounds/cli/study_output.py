@@ -102,7 +102,7 @@ def print_site(summary: SiteSummary) -> None:
             f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
         )
     for note in summary.notes:
-        console.print(note)
+        console.print(str(note))
 
 
 def _ranges(ranges: Sequence[tuple[float, float]]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import deterministic as switches
 
 from grandrounds.core.errors import BadStudy
+from grandrounds.core.sentence import phrase
 
 Precision: TypeAlias = Literal["auto", "bf16", "fp32", "fp64"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -33,10 +34,14 @@ def choose_device(wish: str = "auto") -> torch.device:
     try:
         device = torch.device(wish)
     except RuntimeError:
-        raise BadStudy(f"'{wish}' names no device; say auto, cpu, cuda, cuda:N or mps.") from None
+        raise BadStudy(
+            f"'{wish}' names no device; say auto, cpu, cuda, cuda:N or mps.",
+            safe=phrase("the study's training.device names no device"),
+        ) from None
     if (device.index or 0) >= _count(device.type):
         raise BadStudy(
-            f"This machine has no device '{wish}'; say auto, or cpu, which is always there."
+            f"This machine has no device '{wish}'; say auto, or cpu, which is always there.",
+            safe=phrase("it lacks the device that the study's training.device names"),
         )
     return device
 

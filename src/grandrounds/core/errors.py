@@ -12,14 +12,25 @@
         ├── BadUpdate        ... because updates do not fit together
         └── DiskFailed       ... because the disk refused a checkpoint
 
-Each message says what was found, where, and what would be right.
+Each message says what was found, where, and what would be right. It is for people at the site; what
+others may be told is the error's `safe` sentence.
 """
 
 from dataclasses import dataclass
 
+from grandrounds.core.sentence import Sentence
+
 
 class GrandRoundsError(Exception):
-    """The root: catch this to catch everything that this package raises on purpose."""
+    """The root: catch this to catch everything that this package raises on purpose.
+
+    Where it is raised at a site, its message stays there, and `safe` leaves; without it, only the
+    class of the error does.
+    """
+
+    def __init__(self, *message: object, safe: Sentence | None = None) -> None:
+        super().__init__(*message)
+        self.safe = safe
 
 
 class BadInput(GrandRoundsError):  # noqa: N818 - reads as what it says

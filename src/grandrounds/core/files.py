@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grandrounds.core.errors import BadInput, DiskFailed
+from grandrounds.core.sentence import Reason, phrase
 
 STOPS_RUN = (
     "cannot write {path}: {reason}; what was saved before is intact. "
@@ -74,7 +75,10 @@ def remove(path: Path, *, refusal: str) -> None:
 
 
 def _refused(refusal: str, path: Path, error: OSError) -> DiskFailed:
-    return DiskFailed(refusal.format(path=path, reason=error.strerror))
+    return DiskFailed(
+        refusal.format(path=path, reason=error.strerror),
+        safe=phrase("the disk refused a file ({why})", why=Reason.of(error)),
+    )
 
 
 def _flush(path: Path) -> None:

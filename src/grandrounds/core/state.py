@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.core.sentence import phrase
 from grandrounds.core.weights import Weights, digest, read, with_prefix, without_prefix, write
 
 NO_SCORE = float("-inf")
@@ -75,7 +76,10 @@ class RoundStore:
         """Read a round. Raises `BadFolder` where it is missing or damaged."""
         if not self.path(round).exists():
             held = ", ".join(str(r) for r in self.rounds()) or "none"
-            raise BadFolder(f"{self.folder}: round {round} is not here; held: {held}")
+            raise BadFolder(
+                f"{self.folder}: round {round} is not here; held: {held}",
+                safe=phrase("its saved state of round {round} is missing", round=round),
+            )
         return read(self.path(round))
 
 

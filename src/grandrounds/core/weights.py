@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grandrounds.core.errors import BadFolder, BadUpdate
 from grandrounds.core.files import appearing
+from grandrounds.core.sentence import phrase
 
 Weights: TypeAlias = dict[str, Tensor]
 Filter: TypeAlias = Callable[[str], bool]
@@ -166,9 +167,11 @@ def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) 
 def _save(path: Path, weights: Weights, notes: dict[str, str] | None) -> None:
     try:
         save_file(weights, path, notes)
-    except SafetensorError as error:  # the system's own message follows "I/O error: "
-        words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
-        raise OSError(errno.EIO, words or str(error)) from error
+    except SafetensorError as error:  # the system's message: "I/O error: ... (os error 27)"
+        words, _, number = str(error).partition("I/O error: ")[2].partition(" (os error ")
+        number = number.rstrip(")")
+        code = int(number) if number.isdecimal() else errno.EIO
+        raise OSError(code, words or str(error)) from error
 
 
 class _OpenFile(Protocol):
@@ -185,4 +188,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, FileNotFoundError) as error:
-        raise BadFolder(f"{path}: not a readable safetensors file ({error})") from None
+        raise BadFolder(
+            f"{path}: not a readable safetensors file ({error})",
+            safe=phrase("a file of saved tensors is missing or damaged"),
+        ) from None

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
-from typing import TypeAlias
+from typing import LiteralString, TypeAlias
 
 from grandrounds.core.errors import BadSite
+from grandrounds.core.sentence import Name, Sentence, phrase
 from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, SessionFiles, read_grid
@@ -42,7 +43,7 @@ class SiteSummary:
 
     `splits` counts all sessions; `contents` those with a contrast ("T1w"), mask ("lesion") or
     variable ("age"); `tasks` those that can serve a task ("T1w->T2w"), per split. `geometry` is
-    None where the images have none. `notes` say what is missing and what it costs.
+    None where the images have none. `notes` say what is missing and what it costs; they may leave.
     """
 
     site: str
@@ -51,7 +52,7 @@ class SiteSummary:
     contents: Mapping[str, Count]
     tasks: Mapping[str, Mapping[SplitName, Count]]
     geometry: Geometry | None
-    notes: tuple[str, ...]
+    notes: tuple[Sentence, ...]
 
 
 def needs(task: str) -> tuple[str, ...]:
@@ -102,7 +103,13 @@ def check_elements(
             if not summary.contents[name].sessions:
                 raise BadSite(
                     f"site '{summary.site}': no session has {name}, which {task} needs; "
-                    "add such files or take the task from this site."
+                    "add such files or take the task from this site.",
+                    safe=phrase(
+                        "no session has {name}, which {task} needs; the site must add such files, "
+                        "or the study take the task from it",
+                        name=Name(name),
+                        task=Name(task),
+                    ),
                 )
         _check_cases(summary, elements, task, splits)
 
@@ -116,7 +123,8 @@ def _check_cases(
         sessions = ", ".join(f"{name} ({summary.contents[name].sessions})" for name in names)
         raise BadSite(
             f"site '{summary.site}': {task} has no case; a session must have all that it needs, "
-            f"and the sessions here have {sessions}."
+            f"and the sessions here have {sessions}.",
+            safe=phrase("no session has all that {task} needs", task=Name(task)),
         )
     for split in splits:
         if not slices[split]:
@@ -124,7 +132,13 @@ def _check_cases(
             raise BadSite(
                 f"site '{summary.site}': {task} has no {split} case ({counts} slices); "
                 f"more patients need {' and '.join(needs(task))} in one session, or "
-                "the study another elements.split.salt, which deals all patients anew."
+                "the study another elements.split.salt, which deals all patients anew.",
+                safe=phrase(
+                    "{task} has no " + split + " case, but {total} slices in all; it needs more "
+                    "patients, or the study another elements.split.salt",
+                    task=Name(task),
+                    total=sum(slices.values()),
+                ),
             )
 
 
@@ -135,7 +149,7 @@ def _summary(
     *,
     simulated: bool,
     geometry: Geometry | None,
-    notes: tuple[str, ...],
+    notes: tuple[Sentence, ...],
 ) -> SiteSummary:
     needed = (name for task in tasks for name in needs(task))
     names = dict.fromkeys([*elements.contrasts, *elements.variables, *needed])
@@ -183,60 +197,68 @@ def _range(values: Iterable[float]) -> Range:
     return min(rounded), max(rounded)
 
 
-def _left_out(files: Sequence[SessionFiles], elements: Elements) -> tuple[str, ...]:
+def _left_out(files: Sequence[SessionFiles], elements: Elements) -> tuple[Sentence, ...]:
     # The names are not listed: a contrast that the study does not define may have a revealing name.
     unused = [len(set(session.contrasts) - set(elements.contrasts)) for session in files]
     without = sum(not used_contrasts(session, elements) for session in files)
-    notes: list[str] = []
+    notes: list[Sentence] = []
     if sum(unused):
-        notes.append(f"{_some(sum(unused), 'volume')} of contrasts outside of the study: left out")
+        volumes = _some(sum(unused), "volume")
+        notes.append(
+            phrase("{volumes} of contrasts outside of the study: left out", volumes=volumes)
+        )
     if without:
         sessions = _of(without, len(files))
+        verb = "has" if without == 1 else "have"
         notes.append(
-            f"{sessions} {'has' if without == 1 else 'have'} no contrast of the study: left out"
+            phrase("{sessions} " + verb + " no contrast of the study: left out", sessions=sessions)
         )
     return tuple(notes)
 
 
-def _missing(cohort: Cohort, names: Iterable[str], tasks: Sequence[str]) -> tuple[str, ...]:
-    sessions, notes = tuple(cohort), list[str]()
+def _missing(cohort: Cohort, names: Iterable[str], tasks: Sequence[str]) -> tuple[Sentence, ...]:
+    sessions, notes = tuple(cohort), list[Sentence]()
     for name in names:
         lacking = [session for session in sessions if not _has(session, name)]
         if lacking:
             cost = _cost(name, lacking, tasks)
-            notes.append(f"{_lack(len(lacking), len(sessions))} {name}: {cost}")
+            lack = _lack(len(lacking), len(sessions))
+            notes.append(phrase("{lack} {name}: {cost}", lack=lack, name=Name(name), cost=cost))
     return tuple(notes)
 
 
-def _cost(name: str, lacking: Sequence[Session], tasks: Sequence[str]) -> str:
-    blocked_tasks = ", ".join(task for task in tasks if name in needs(task))
-    table_tasks = ", ".join(task for task in tasks if VARIABLES in needs(task))
+def _cost(name: str, lacking: Sequence[Session], tasks: Sequence[str]) -> Sentence:
+    blocked_tasks = tuple(Name(task) for task in tasks if name in needs(task))
+    table_tasks = tuple(Name(task) for task in tasks if VARIABLES in needs(task))
     if blocked_tasks:
         slices = _some(sum(session.num_slices for session in lacking), "slice")
-        return f"{slices} cannot serve {blocked_tasks}"
+        return phrase("{slices} cannot serve {tasks}", slices=slices, tasks=blocked_tasks)
     if table_tasks and all(name in session.values for session in lacking):
-        return f"{table_tasks} reads it as missing"
-    return "no task here needs it"
+        return phrase("{tasks} reads it as missing", tasks=table_tasks)
+    return phrase("no task here needs it")
 
 
-def _unmasked(cohort: Cohort, geometry: Geometry | None) -> tuple[str, ...]:
+def _unmasked(cohort: Cohort, geometry: Geometry | None) -> tuple[Sentence, ...]:
     lacking = ["brain" not in session.masks for session in cohort]
     if geometry is None or not any(lacking):
         return ()
-    return (f"{_lack(sum(lacking), len(lacking))} a brain mask: scaled by the whole head",)
+    lack = _lack(sum(lacking), len(lacking))
+    return (phrase("{lack} a brain mask: scaled by the whole head", lack=lack),)
 
 
-def _unvalidated(cohort: Cohort) -> tuple[str, ...]:
-    return () if cohort.splits["validation"] else ("no patient is left for validation",)
+def _unvalidated(cohort: Cohort) -> tuple[Sentence, ...]:
+    left = cohort.splits["validation"]
+    return () if left else (phrase("no patient is left for validation"),)
 
 
-def _lack(number: int, total: int) -> str:
-    return f"{_of(number, total)} {'lacks' if number == 1 else 'lack'}"
+def _lack(number: int, total: int) -> Sentence:
+    verb = "lacks" if number == 1 else "lack"
+    return phrase("{sessions} " + verb, sessions=_of(number, total))
 
 
-def _of(number: int, total: int) -> str:
-    return f"{number} of {_some(total, 'session')}"
+def _of(number: int, total: int) -> Sentence:
+    return phrase("{number} of {total}", number=number, total=_some(total, "session"))
 
 
-def _some(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+def _some(number: int, thing: LiteralString) -> Sentence:
+    return phrase("{number} " + thing + ("" if number == 1 else "s"), number=number)

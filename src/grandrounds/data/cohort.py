@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadSite
+from grandrounds.core.sentence import phrase
 from grandrounds.data.elements import Fractions
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
@@ -80,7 +81,11 @@ def split_patients(
     if len(ranked) < 2:
         raise BadSite(
             f"site '{site}': {len(ranked)} {'patient' if len(ranked) == 1 else 'patients'} "
-            "cannot be split into train and test; a site needs at least 2 patients."
+            "cannot be split into train and test; a site needs at least 2 patients.",
+            safe=phrase(
+                "{number} of at least 2 patients, who are split into train and test",
+                number=len(ranked),
+            ),
         )
     counts = _counts(len(ranked), fractions)
     assigned: list[SplitName] = [split for split in SPLITS for _ in range(counts[split])]

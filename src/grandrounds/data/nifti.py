@@ -15,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadImage, BadSite
+from grandrounds.core.sentence import Reason, phrase
 
 NAME = re.compile(
     r"(?P<patient>sub-[A-Za-z0-9]+)(_(?P<session>ses-[A-Za-z0-9]+))?"
@@ -66,14 +67,18 @@ def find_sessions(folder: Path) -> tuple[SessionFiles, ...]:
     paths = _volumes(folder)
     matches = {path: NAME.fullmatch(path.name) for path in paths}
     if misnamed := [path.name for path, match in matches.items() if not match]:
-        raise BadSite(f"{folder}: {_listed(misnamed)} must be named {RULE}.")
+        raise BadSite(
+            f"{folder}: {_listed(misnamed)} must be named {RULE}.",
+            safe=phrase("{number} volumes are not named by the rule", number=len(misnamed)),
+        )
     kinds: dict[tuple[str, str], dict[str, Path]] = {}
     for path, match in matches.items():
         assert match
         volumes = kinds.setdefault((match["patient"], match["session"] or ""), {})
         if duplicate := volumes.get(match["kind"]):
             raise BadSite(
-                f"{folder}: {duplicate.name} and {path.name} are one volume; keep only one."
+                f"{folder}: {duplicate.name} and {path.name} are one volume; keep only one.",
+                safe=phrase("one volume lies there twice, as .nii and .nii.gz"),
             )
         volumes[match["kind"]] = path
     return tuple(_session(*key, volumes=kinds[key]) for key in sorted(kinds))
@@ -106,7 +111,8 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
         raise _damaged(path, error) from None
     if bad := int(np.count_nonzero(~np.isfinite(data))):
         raise BadImage(
-            f"{path}: {bad} of {data.size} voxels are NaN or infinite; each must be a number."
+            f"{path}: {bad} of {data.size} voxels are NaN or infinite; each must be a number.",
+            safe=phrase("{bad} voxels of a volume are NaN or infinite", bad=bad),
         )
     turn = _turn(affine)
     along_slice, along_row, along_column = (slice(None, None, step) for step in turn.steps)
@@ -155,11 +161,16 @@ def _volumes(folder: Path) -> list[Path]:
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise BadSite(
-            f"{folder}: {error.strerror}; a site's data must be a readable folder of NIfTI volumes."
+            f"{folder}: {error.strerror}; a site's data must be a readable folder "
+            "of NIfTI volumes.",
+            safe=phrase("its folder of data cannot be read ({why})", why=Reason.of(error)),
         ) from None
     volumes = [path for path in paths if path.name.lower().endswith((".nii", ".nii.gz"))]
     if not volumes:
-        raise BadSite(f"{folder}: no NIfTI volume lies in this folder; it must hold {RULE}.")
+        raise BadSite(
+            f"{folder}: no NIfTI volume lies in this folder; it must hold {RULE}.",
+            safe=phrase("its folder of data holds no NIfTI volume"),
+        )
     return volumes
 
 
@@ -183,16 +194,23 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, NDArray[np.float64]]:
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
     if not isinstance(image, nib.Nifti1Image) or np.dtype(image.get_data_dtype()).kind not in "iuf":
-        raise BadImage(f"{path}: holds no grey values; it must be a NIfTI volume of numbers.")
+        raise BadImage(
+            f"{path}: holds no grey values; it must be a NIfTI volume of numbers.",
+            safe=phrase("a volume holds no grey values"),
+        )
     if len(image.shape) < 3 or any(length != 1 for length in image.shape[3:]):
         axes = " x ".join(str(length) for length in image.shape)
-        raise BadImage(f"{path}: has {len(image.shape)} axes ({axes}); a volume has 3.")
+        raise BadImage(
+            f"{path}: has {len(image.shape)} axes ({axes}); a volume has 3.",
+            safe=phrase("an image has {axes} axes; a volume has 3", axes=len(image.shape)),
+        )
     affine = np.asarray(image.affine, dtype=np.float64)
     codes = int(image.header["sform_code"]), int(image.header["qform_code"])
     if codes == (0, 0) or not abs(np.linalg.det(affine)) > 0:
         raise BadImage(
             f"{path}: has no orientation (sform and qform are unset or degenerate), so left and "
-            "right are unknown; convert it again from its DICOM series."
+            "right are unknown; convert it again from its DICOM series.",
+            safe=phrase("a volume has no orientation (sform and qform)"),
         )
     return image, affine
 
@@ -207,4 +225,10 @@ def _check_compression(path: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> BadImage:
     reason = str(error).splitlines()[0].rstrip(".")
-    return BadImage(f"{path}: cannot be read ({reason}); copy it again from its source.")
+    why = Reason.of(error) if isinstance(error, OSError) else Reason(0)
+    return BadImage(
+        f"{path}: cannot be read ({reason}); copy it again from its source.",
+        safe=phrase("a volume cannot be read ({why})", why=why)
+        if why.number
+        else phrase("a volume is damaged"),
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder, BadImage, BadSite
+from grandrounds.core.sentence import Name, Reason, phrase
 from grandrounds.data.cohort import HEADROOM, SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, SessionFiles, find_sessions, read_grid, read_voxels
@@ -34,7 +35,11 @@ def prepare_cohort(site: str, folder: Path, elements: Elements, *, cache: Path) 
     if not files:
         raise BadSite(
             f"{folder}: no session has any of the study's contrasts "
-            f"({', '.join(elements.contrasts)}); the names must spell them exactly so."
+            f"({', '.join(elements.contrasts)}); the names must spell them exactly so.",
+            safe=phrase(
+                "no session has any of the study's contrasts ({contrasts})",
+                contrasts=tuple(Name(contrast) for contrast in elements.contrasts),
+            ),
         )
     split_of = split_patients((session.patient for session in files), elements.split, site=site)
     splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
@@ -122,7 +127,10 @@ def _source_digest(path: Path) -> str:
     try:
         return _digest(path)
     except OSError as error:
-        raise BadImage(f"{path}: {error.strerror}; the file must be readable.") from None
+        raise BadImage(
+            f"{path}: {error.strerror}; the file must be readable.",
+            safe=phrase("a volume cannot be read ({why})", why=Reason.of(error)),
+        ) from None
 
 
 def _digest(path: Path) -> str:
@@ -139,7 +147,8 @@ def _common_pixels(files: SessionFiles, elements: Elements) -> tuple[Pixels, Pix
         if difference := _difference(read_grid(path), grid):
             raise BadImage(
                 f"{path}: is not on the grid of {first.name} ({difference}); the contrasts and "
-                "masks of a session must share one grid, so resample them onto one."
+                "masks of a session must share one grid, so resample them onto one.",
+                safe=phrase("the volumes of a session do not share one grid"),
             )
     rows, columns = zip(grid.spacing[1:], elements.size, elements.spacing, strict=True)
     return Pixels(*rows), Pixels(*columns)
@@ -156,7 +165,10 @@ def _difference(grid: Grid, reference: Grid) -> str:
 def _volume(path: Path, pixels: tuple[Pixels, Pixels]) -> NDArray[np.float32]:
     voxels = read_voxels(path)
     if voxels.min() == voxels.max():
-        raise BadImage(f"{path}: every voxel is {voxels.min():g}; an image must show something.")
+        raise BadImage(
+            f"{path}: every voxel is {voxels.min():g}; an image must show something.",
+            safe=phrase("all voxels of a volume are equal"),
+        )
     return in_plane(voxels, *pixels, by=smooth)
 
 
@@ -177,7 +189,8 @@ def _normalise(
     if top <= 0:
         raise BadImage(
             f"{path}: no grey value above 0 lies in the brain at the middle of the volume; "
-            "a volume, and its brain mask, must be centred on the brain."
+            "a volume, and its brain mask, must be centred on the brain.",
+            safe=phrase("a volume, or its brain mask, is not centred on the brain"),
         )
     return np.clip(volume / (HEADROOM * top), 0, 1).astype(np.float32)
 
@@ -192,7 +205,8 @@ def _select_slices(
         names = ", ".join(path.name for path in paths)
         raise BadImage(
             f"{paths[0].parent}: no slice shows the brain in all of {names}; "
-            "the contrasts of a session must show the same part of the body."
+            "the contrasts of a session must show the same part of the body.",
+            safe=phrase("the contrasts of a session do not show the same part of the body"),
         )
     return selected
 
@@ -226,7 +240,8 @@ def _store(session: Session, folder: Path) -> _Entry:
     except OSError as error:
         raise BadFolder(
             f"{folder.parent}: cannot keep prepared slices ({error.strerror or error}); "
-            "the cache must be a folder that can be written."
+            "the cache must be a folder that can be written.",
+            safe=phrase("prepared slices cannot be kept ({why})", why=Reason.of(error)),
         ) from None
     return entry
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from grandrounds.core.errors import BadSite
+from grandrounds.core.sentence import Name, Reason, Sentence, phrase
 from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
 
@@ -28,13 +29,17 @@ def read_participants(path: Path, variables: Sequence[str]) -> dict[str, _Values
     """
     header, *rows = _read_rows(path)
     if not rows:
-        raise BadSite(f"{path}: the table has no row below its header; it needs one a patient.")
+        raise BadSite(
+            f"{path}: the table has no row below its header; it needs one a patient.",
+            safe=phrase("the table of patients has no row below its header"),
+        )
     for name in (PATIENT, *variables):
         if header.count(name) != 1:
             names = ", ".join(header)
             raise BadSite(
                 f"{path}: {header.count(name)} columns are named '{name}'; there must be one "
-                f"(n/a where a value is missing). Found: {names}."
+                f"(n/a where a value is missing). Found: {names}.",
+                safe=_miscounted(name, header.count(name)),
             )
     columns = {name: header.index(name) for name in variables}
     table: dict[str, _Values] = {}
@@ -43,6 +48,16 @@ def read_participants(path: Path, variables: Sequence[str]) -> dict[str, _Values
         cells = {name: row[column] for name, column in columns.items()}
         table[patient] = {n: _number(path, number, n, cell) for n, cell in cells.items()}
     return table
+
+
+def _miscounted(name: str, number: int) -> Sentence:
+    if name == PATIENT:
+        return phrase("the table of patients has {number} columns of IDs, not 1", number=number)
+    return phrase(
+        "the table of patients has {number} columns named {name}, not 1",
+        number=number,
+        name=Name(name),
+    )
 
 
 def with_values(cohort: Cohort, table: Mapping[str, _Values], variables: Sequence[str]) -> Cohort:
@@ -84,11 +99,19 @@ def _read_rows(path: Path) -> list[list[str]]:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSite(f"{path}: cannot be read as a table ({error}).") from None
+        raise BadSite(
+            f"{path}: cannot be read as a table ({error}).",
+            safe=phrase("the table of patients cannot be read ({why})", why=Reason.of(error))
+            if isinstance(error, OSError)
+            else phrase("the table of patients is not in UTF-8"),
+        ) from None
     rows = list(csv.reader(text.splitlines(), delimiter=DELIMITERS[path.suffix]))
     filled = [[cell.strip() for cell in row] for row in rows if row]
     if not filled:
-        raise BadSite(f"{path}: the table is empty; its first row must name the columns.")
+        raise BadSite(
+            f"{path}: the table is empty; its first row must name the columns.",
+            safe=phrase("the table of patients is empty"),
+        )
     return filled
 
 
@@ -103,14 +126,19 @@ def _patient(
     if len(row) != len(header):
         raise BadSite(
             f"{path}: row {number} has {len(row)} cells, the header has {len(header)}; "
-            "they must agree."
+            "they must agree.",
+            safe=phrase("a row of the table of patients has not as many cells as its header"),
         )
     patient = row[header.index(PATIENT)]
     if patient in MISSING:
-        raise BadSite(f"{path}: row {number} has no {PATIENT}; each row must name its patient.")
+        raise BadSite(
+            f"{path}: row {number} has no {PATIENT}; each row must name its patient.",
+            safe=phrase("a row of the table of patients names none"),
+        )
     if patient in known:
         raise BadSite(
-            f"{path}: row {number} names a patient of an earlier row; each must have one row."
+            f"{path}: row {number} names a patient of an earlier row; each must have one row.",
+            safe=phrase("two rows of the table of patients name the same one"),
         )
     return patient
 
@@ -124,6 +152,7 @@ def _number(path: Path, row: int, name: str, cell: str) -> float:
         value = nan
     if not isfinite(value):
         raise BadSite(
-            f"{path}: row {row} has {name} = '{cell}'; it must be a number, or n/a where missing."
+            f"{path}: row {row} has {name} = '{cell}'; it must be a number, or n/a where missing.",
+            safe=phrase("a cell of {name} in the table of patients is no number", name=Name(name)),
         )
     return value

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, SiteFailed
-from grandrounds.core.failures import failure_card
+from grandrounds.core.failures import failure_card, log_failure
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.weights import first_not_finite
 from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, fail_if_missing
@@ -107,17 +107,29 @@ def _wait_for_disk(site: Site, promise: Promise, stopped_by: BaseException) -> N
     try:
         promise()
     except Exception as error:
-        text = f"site '{site.name}' then failed too: {type(error).__name__}: {error}"
-        stopped_by.add_note(site.redact(text))
+        words = f"{type(error).__name__}: {error}" if site.tells_all else _told(site, error)
+        stopped_by.add_note(f"site '{site.name}' then failed too: {words}")
 
 
 @contextmanager
 def _errors_as_cards(site: Site, request: Request) -> Generator[None, None, None]:
-    """Turn an error at a site into its failure card; `BadInput` says enough by itself."""
+    """Turn an error at a site into its failure card; `BadInput` says enough by itself.
+
+    A real site's error is logged here as it is; the journal, and others, get what they may know.
+    """
     try:
         yield
     except BadInput as error:
-        raise type(error)(site.redact(str(error))) from error
+        if site.tells_all:
+            raise
+        raise type(error)(_told(site, error), safe=error.safe) from error
     except Exception as error:
-        card = failure_card(site.name, request, error, site.redact(str(error)))
-        raise SiteFailed(card) from error
+        if site.tells_all:
+            raise SiteFailed(failure_card(site.name, request, error, str(error))) from error
+        log_failure(site.name, error)
+        raise SiteFailed(site.disclosure.card(request, error)) from error
+
+
+def _told(site: Site, error: Exception) -> str:
+    log_failure(site.name, error)
+    return site.disclosure.message(error)

@@ -1,7 +1,7 @@
 """A site on another machine answers the coordinator, one request at a time, each once."""
 
 import json
-import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,10 +12,11 @@ from secrets import token_hex
 from threading import Lock
 from typing import TypeAlias
 
-from grandrounds.core.errors import BadInput, FailureCard, SiteFailed
-from grandrounds.core.failures import Redactor, failure_card
+from grandrounds.core.errors import BadInput, FailureCard, RunFailed, SiteFailed
+from grandrounds.core.failures import Disclosure, failure_card, log_failure
 from grandrounds.core.messages import Describe, Message, Reply, Request, decode, encode
 from grandrounds.core.names import check_name
+from grandrounds.core.sentence import Name, phrase
 from grandrounds.engines.envelope import (
     READY,
     CorruptEnvelope,
@@ -34,9 +35,11 @@ from grandrounds.site.site import Site
 
 Host: TypeAlias = AbstractContextManager[tuple[InProcessEngine, bytes]]
 SendToPeer: TypeAlias = Callable[[str, bytes], bytes]
-_log = logging.getLogger(__name__)  # the site's log, where refusals keep their paths
 _TRIES = 5  # to send an update to a peer
 _PAUSE = 0.2  # seconds between them
+_SPLITS = {"train", "validation", "test"}
+_DIGEST = re.compile("[0-9a-f]*")
+_PATIENT, _CASE = re.compile("p[0-9]{3,}"), re.compile("[0-9]+(/[0-9]{3,})?")  # pseudonyms
 
 
 @dataclass
@@ -47,11 +50,13 @@ class SiteAgent:
     `send_to_peer` sends a packed envelope to another site and returns the packed answer, or raises
     `ConnectionError`. Only the `coordinator`, by its signature, may ask; `guard` makes what holds
     each request against the accepted study, and `audit` hears of each. A request that arrives again
-    gets the stored answer.
+    gets the stored answer. What goes wrong leaves as `disclosure` tells it, and stands as it is in
+    the site's log.
     """
 
     host: Host
     send_to_peer: SendToPeer
+    disclosure: Disclosure
     identity: Identity = field(default_factory=Identity)
     coordinator: str = ""
     guard: Callable[[Site], StudyGuard] | None = None
@@ -141,13 +146,11 @@ class SiteAgent:
     def _open(self) -> ReplyEnvelope:
         try:
             engine, description = self._resources.enter_context(self.host)
-        except BadInput as refusal:
-            _log.error("%s", refusal)
-            return _refusal(str(refusal))
         except Exception as error:
-            _log.exception("the site cannot open")
-            return _refusal(f"the site cannot open: {type(error).__name__}: {error}")
+            log_failure(self.disclosure.site, error)
+            return self._refusal(READY, "cannot open", error)
         [self._site] = engine.sites
+        self.disclosure = self._site.disclosure
         self._engine = engine
         self._guard = self.guard(self._site) if self.guard else None
         return ReplyEnvelope(number=READY, state="done", body=description)
@@ -163,21 +166,40 @@ class SiteAgent:
             reply = encode(self._reply(request, envelope.deliver_to))
         except Refused as refusal:
             self.audit(entry_of(self.coordinator, request, refused=str(refusal)))
+            # It speaks of the request and the study alone, which the coordinator has.
             card = failure_card(self._site.name, request, refusal, str(refusal))
-            return _failed(envelope, card)
-        except SiteFailed as failure:
+            return _failure(envelope.number, card)
+        except BadInput as error:
+            self._log_if_untold(error)
+            self.audit(entry_of(self.coordinator, request, failed=type(error).__name__))
+            stage = type(request).__name__.lower()
+            words = f"refuses in round {request.round} ({stage})"
+            return self._refusal(envelope.number, words, error)
+        except _NotDelivered as failure:
             self.audit(entry_of(self.coordinator, request, failed=failure.card.error))
-            return _failed(envelope, failure.card)
-        except BadInput as refusal:
-            return ReplyEnvelope(
-                number=envelope.number, state="refused", body=str(refusal).encode()
-            )
+            return _failure(envelope.number, failure.card)
+        except Exception as error:
+            cause = error.__cause__ if isinstance(error, SiteFailed) else None
+            self._log_if_untold(cause or error)
+            self.audit(entry_of(self.coordinator, request, failed=type(cause or error).__name__))
+            return _failure(envelope.number, self.disclosure.card(request, cause or error))
         return ReplyEnvelope(number=envelope.number, state="done", body=reply)
+
+    def _log_if_untold(self, error: BaseException) -> None:
+        """Log an error whose whole message the engine raised, and left for others to log."""
+        if self._site.tells_all:
+            log_failure(self.disclosure.site, error)
+
+    def _refusal(self, number: int, verb: str, error: Exception) -> ReplyEnvelope:
+        """Return what others are told of an input that the site cannot use."""
+        refusal = f"site '{self.disclosure.site}' {verb}: {self.disclosure.message(error)}"
+        return ReplyEnvelope(number=number, state="refused", body=refusal.encode())
 
     def _reply(self, request: Request, deliver_to: Sequence[str]) -> Reply:
         [reply] = self._engine.ask({self._site.name: request})
         if self._guard:
             self._guard.check_reply(request, reply)
+        check_names(reply, self.disclosure)
         self.audit(entry_of(self.coordinator, request, left=reply, to=deliver_to))
         if not deliver_to:
             return reply
@@ -194,8 +216,9 @@ class SiteAgent:
             try:
                 self._send(self.identity.pack(envelope, peer), peer)
             except (ConnectionError, CorruptEnvelope, ForgedEnvelope) as error:
-                text = f"its update did not reach '{peer}': {error}"
-                raise SiteFailed(failure_card(self._site.name, request, error, text)) from error
+                log_failure(self.disclosure.site, error)
+                told = phrase("its update did not reach '{peer}'", peer=Name(peer))
+                raise _NotDelivered(self.disclosure.card(request, error, told)) from error
 
     def _send(self, packed: bytes, peer: str) -> None:
         """Send an update to a peer; sending it twice does no harm. Raises `ConnectionError`."""
@@ -209,11 +232,6 @@ class SiteAgent:
                     raise
             time.sleep(_PAUSE)
         raise ConnectionError(f"it came damaged {_TRIES} times")
-
-
-def _failed(envelope: RequestEnvelope, card: FailureCard) -> ReplyEnvelope:
-    body = json.dumps(asdict(card)).encode()
-    return ReplyEnvelope(number=envelope.number, state="failed", body=body)
 
 
 def _request_in(envelope: RequestEnvelope) -> Request:
@@ -241,6 +259,42 @@ def _decoded(body: bytes) -> Message:
         raise Refused(f"what came cannot be read ({type(error).__name__})") from error
 
 
-def _refusal(sentence: str) -> ReplyEnvelope:
-    """Return a refusal without paths; patients' names are unknown until the site is open."""
-    return ReplyEnvelope(number=READY, state="refused", body=Redactor()(sentence).encode())
+def check_names(reply: Reply, disclosure: Disclosure) -> None:
+    """Refuse to send a reply with a text that is no name of the study, digest or pseudonym.
+
+    Its metrics have names that the task gives. Raises `RunFailed`.
+    """
+    names, ready = disclosure.names, reply.ready
+    known = [reply.site, *(task for score in reply.scores for task in (score.site, score.task))]
+    if ready:
+        counted = (ready.patients, ready.sessions, ready.slices, *ready.cases.values())
+        splits = {split for counts in counted for split in counts}
+        known += [ready.site, *ready.tasks, *ready.cases, *(splits - _SPLITS)]
+    metrics = {*reply.metrics, *(name for score in reply.scores for name in score.values)}
+    odd = [
+        *(text for text in known if text not in names),
+        *(text for text in (reply.digest, reply.shared) if not _DIGEST.fullmatch(text)),
+        *(score.patient for score in reply.scores if not _PATIENT.fullmatch(score.patient)),
+        *(score.case for score in reply.scores if not _CASE.fullmatch(score.case)),
+        *(name for name in metrics if not _is_metric(name, names)),
+    ]
+    if odd:
+        raise RunFailed(
+            f"a reply of site '{reply.site}' has texts that may not leave: {odd}",
+            safe=phrase("its reply was kept back: it had a text that may not leave"),
+        )
+
+
+def _is_metric(metric: str, names: frozenset[str]) -> bool:
+    """Tell whether the program gives a metric its name: psnr, dice_lesion, critics.T1w->T2w."""
+    ends = [metric.removesuffix(name) for name in names if metric.endswith(name)]
+    words = [metric, *(end.rstrip(".") for end in ends)]
+    return any(word.isascii() and word.isidentifier() for word in words)
+
+
+class _NotDelivered(SiteFailed):
+    """An update did not reach a peer; its card is for others already."""
+
+
+def _failure(number: int, card: FailureCard) -> ReplyEnvelope:
+    return ReplyEnvelope(number=number, state="failed", body=json.dumps(asdict(card)).encode())

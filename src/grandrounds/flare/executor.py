@@ -5,6 +5,8 @@
 # pyright: reportUnknownVariableType=false
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from threading import Timer
 from typing import cast
@@ -16,17 +18,20 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
+from grandrounds.core.failures import Disclosure
 from grandrounds.core.processes import end_when_orphaned
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Timeouts
 from grandrounds.engines.remote_site import SiteAgent
-from grandrounds.flare.job import check_run, job_paths
+from grandrounds.flare.job import JobPaths, check_run, job_paths
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.transport import ASK, MAIL, Transport
 from grandrounds.runs.remote import identity_of, serve_site, study_guard
 from grandrounds.site.audit import AuditLog
 from grandrounds.study.file import read_study
 from grandrounds.study.site_file import read_site
+from grandrounds.study.study import Study
 
 _PATIENCE = 10.0  # seconds in which a peer must receive an update
 
@@ -72,11 +77,10 @@ class SiteExecutor(Executor):
             return transport.send(MAIL, peer, envelope, _PATIENCE)
 
         study = read_study(paths.study)
-        files = [read_site(paths.site)] if paths.site.exists() else []
-        accepted = paths.local if paths.root else None
         agent = SiteAgent(
-            serve_site(study, name, files, paths.run, accepted),
+            open_site_of_kit(study, name, paths),
             mail,
+            Disclosure(name, study.names),
             identity=identity_of(study, paths.run, paths.root, "client"),
             coordinator=Kit(paths.root.parent.parent).coordinator if paths.root else "",
             guard=partial(study_guard, study),
@@ -85,3 +89,14 @@ class SiteExecutor(Executor):
         transport.answer(ASK, agent.answer)
         transport.answer(MAIL, agent.receive_update)
         return agent
+
+
+@contextmanager
+def open_site_of_kit(
+    study: Study, name: str, paths: JobPaths
+) -> Generator[tuple[InProcessEngine, bytes], None, None]:
+    """Open the site with its site file; the coordinator hears of one that cannot be read, too."""
+    files = [read_site(paths.site)] if paths.site.exists() else []
+    accepted = paths.local if paths.root else None
+    with serve_site(study, name, files, paths.run, accepted) as hosted:
+        yield hosted

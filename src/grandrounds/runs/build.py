@@ -87,7 +87,7 @@ class Blueprint:
             ready=site_data.ready,
             disk=disk,
             shows_images=site_data.shows_images,
-            redact=site_data.redact,
+            disclosure=site_data.disclosure,
         )
 
 

@@ -12,6 +12,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.files import write_text
 from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
+from grandrounds.core.sentence import Reason, phrase
 from grandrounds.core.state import saved_rounds
 from grandrounds.core.weights import Weights, read
 from grandrounds.runs.tables import ScoreLabel
@@ -29,13 +30,17 @@ def lock_folder(folder: Path, study: Study, *, resume: bool) -> Generator[None, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadFolder(f"{folder}: cannot be made into a run folder ({error.strerror})") from None
+        raise BadFolder(
+            f"{folder}: cannot be made into a run folder ({error.strerror})",
+            safe=phrase("its run folder cannot be made ({why})", why=Reason.of(error)),
+        ) from None
     with RunFolder(folder).lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadFolder(
-                f"{folder}: another process is running in it; wait or choose another --out"
+                f"{folder}: another process is running in it; wait or choose another --out",
+                safe=phrase("another process is running in its run folder"),
             ) from None
         _settle(folder, study, resume=resume)
         yield
@@ -65,7 +70,8 @@ def check_unchanged(folder: Path, study: Study) -> None:
     if changed:
         raise BadFolder(
             f"{folder}: its run began with another study; changed: {', '.join(changed)}. "
-            "Resume with the study as it was, or start anew with another --out."
+            "Resume with the study as it was, or start anew with another --out.",
+            safe=phrase("its run folder began with another study"),
         )
 
 

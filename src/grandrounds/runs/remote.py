@@ -18,6 +18,7 @@ from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.events import Listener
 from grandrounds.core.journal import Journal
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.state import State
 from grandrounds.engines.envelope import Identity, Key
@@ -228,6 +229,10 @@ def _acceptance(study: Study, site: str, accepted: Path) -> str:
     if acceptance is None:
         raise BadSite(
             f"site '{site}' has not accepted this study; look at it and sign it there: "
-            "grandrounds site accept STUDY --kit KIT"
+            "grandrounds site accept STUDY --kit KIT",
+            safe=phrase(
+                "it has not accepted this study; look at it and sign it there: "
+                "grandrounds site accept STUDY --kit KIT"
+            ),
         )
     return to_json(acceptance).decode()

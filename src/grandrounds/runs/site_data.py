@@ -1,14 +1,14 @@
 """A site's data is opened and checked here, also that of a site new to the study."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.events import SiteReady
-from grandrounds.core.failures import Redactor, unredacted
+from grandrounds.core.failures import Disclosure
 from grandrounds.core.names import POOLED
 from grandrounds.data.availability import (
     SiteSummary,
@@ -41,7 +41,7 @@ class SiteData:
     cohorts: tuple[Cohort, ...]
     ready: SiteReady
     shows_images: bool
-    redact: Callable[[str], str] = unredacted
+    disclosure: Disclosure
 
 
 def open_sites(
@@ -61,15 +61,9 @@ def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> SiteData:
     cohort, summary = open_site(study, spec, file)
     check_elements(summary, elements=study.elements, tasks=spec.tasks)
     shows = file is None or file.include_images
-    return SiteData(spec.name, (cohort,), _ready(summary), shows, _redactor(cohort, file))
-
-
-def _redactor(cohort: Cohort, file: SiteFile | None) -> Callable[[str], str]:
-    """Return what removes a real site's paths and names from failure cards, if it must."""
-    if file is None or file.reveal_failures:
-        return unredacted
-    sessions = tuple(cohort)
-    return Redactor(frozenset({s.patient for s in sessions} | {s.label for s in sessions}))
+    reveals = file is not None and file.reveal_failures
+    disclosure = Disclosure(spec.name, study.names, reveals)
+    return SiteData(spec.name, (cohort,), _ready(summary, study.names), shows, disclosure)
 
 
 def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Cohort, SiteSummary]:
@@ -140,7 +134,8 @@ def _simulate_session(study: Study, spec: SiteSpec, patient: str) -> Session:
     return cached_session(default_cache(), key, make)
 
 
-def _ready(summary: SiteSummary) -> SiteReady:
+def _ready(summary: SiteSummary, names: frozenset[str]) -> SiteReady:
+    """Return a site's counts; a note that holds a name which is not the study's is left out."""
     return SiteReady(
         site=summary.site,
         tasks=tuple(summary.tasks),
@@ -152,7 +147,7 @@ def _ready(summary: SiteSummary) -> SiteReady:
             for task, splits in summary.tasks.items()
         },
         simulated=summary.simulated,
-        notes=summary.notes,
+        notes=tuple(told for note in summary.notes if (told := note.told(names))),
     )
 
 
@@ -174,6 +169,11 @@ def pool_sites(opened: Mapping[str, SiteData]) -> SiteData:
             notes=sum((each.notes for each in ready), ()),
         ),
         shows_images=all(part.shows_images for part in parts),
+        disclosure=Disclosure(
+            POOLED,
+            frozenset[str]().union(*(part.disclosure.names for part in parts)),
+            all(part.disclosure.reveals or part.ready.simulated for part in parts),
+        ),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from grandrounds.algorithms.method import merge_updates
 from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import Adopt, Merge, Reply
+from grandrounds.core.sentence import Name, phrase
 from grandrounds.core.state import from_tensors, to_tensors
 from grandrounds.core.weights import num_bytes
 from grandrounds.site.model_state import SiteModel
@@ -28,14 +29,25 @@ class Mailbox:
         updates = {name: self._updates.get(name) for name in peers}
         missing = [n for n, update in updates.items() if update is None or update.round != round]
         if missing:
-            raise BadUpdate(f"no update of {', '.join(missing)} was delivered to this leader")
+            raise BadUpdate(
+                f"no update of {', '.join(missing)} was delivered to this leader",
+                safe=phrase(
+                    "no update of {peers} was delivered to this leader",
+                    peers=tuple(Name(name) for name in missing),
+                ),
+            )
         return [self._updates.pop(name) for name in peers]
 
     def merged(self, leader: str, round: int) -> Reply:
         """Empty the mailbox, and return a leader's merged model. Raises `BadUpdate` without one."""
         merged = self._merged.get(leader)
         if merged is None or merged.round != round:
-            raise BadUpdate(f"no merged model of '{leader}' was delivered to this site")
+            raise BadUpdate(
+                f"no merged model of '{leader}' was delivered to this site",
+                safe=phrase(
+                    "no merged model of '{leader}' was delivered to this site", leader=Name(leader)
+                ),
+            )
         self._merged.clear()
         self._updates.clear()
         return merged

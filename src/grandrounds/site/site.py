@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import TypeAlias, assert_never
 
 from grandrounds.core.events import SiteReady
-from grandrounds.core.failures import unredacted
+from grandrounds.core.failures import Disclosure
 from grandrounds.core.messages import (
     Adopt,
     Backward,
@@ -41,13 +41,18 @@ class Site(SiteSetup):
     """A site that answers requests; its private state stays on its own disk.
 
     `disk` saves private state and computes its digest while the site, or another one, computes.
-    `redact` removes from a failure what only the site may know.
+    `disclosure` says what others are told of a failure.
     """
 
     ready: SiteReady
     disk: Executor
-    redact: Callable[[str], str] = unredacted
+    disclosure: Disclosure
     mailbox: Mailbox = field(default_factory=Mailbox)
+
+    @property
+    def tells_all(self) -> bool:
+        """Tell whether its failures may be told as they are where its run is recorded."""
+        return self.ready.simulated or self.disclosure.reveals
 
     def answer(self, request: Request) -> Reply:
         """Answer a request, and return the reply once all that must last is on this site's disk.

@@ -9,6 +9,7 @@ from pathlib import Path
 from grandrounds.core.errors import BadSite
 from grandrounds.core.files import write_bytes
 from grandrounds.core.names import check_hash
+from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
 from grandrounds.study.identity import (
     WrongSignature,
@@ -99,4 +100,7 @@ def from_json(data: bytes) -> Acceptance:
     try:
         return from_plain(Acceptance, json.loads(data))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadSite(f"an acceptance cannot be read ({error}); accept the study anew") from None
+        raise BadSite(
+            f"an acceptance cannot be read ({error}); accept the study anew",
+            safe=phrase("its acceptance of the study is damaged; accept the study anew there"),
+        ) from None

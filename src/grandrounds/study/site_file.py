@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.names import check_site_name
+from grandrounds.core.sentence import Reason, phrase
 from grandrounds.study.file import parse_table
 from grandrounds.study.study import Study
 
@@ -19,8 +20,8 @@ class SiteFile:
     `data` is a folder of NIfTI volumes, an image stack (.npz) or a table of patients (.tsv, .csv,
     or a folder with participants.tsv), `cache` a folder that may be filled; relative paths start at
     the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
-    paths and names of patients in failure cards. `tasks` are those of a site that is not in the
-    study.
+    whole messages in failure cards, with paths and names of patients. `tasks` are those of a site
+    that is not in the study.
     """
 
     name: str
@@ -37,9 +38,16 @@ def read_site(path: Path) -> SiteFile:
         site = parse_table(SiteFile, tomllib.loads(path.read_text("utf-8")))
         check_site_name(site.name)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadSite(f"{path}: cannot be read as a site file ({error})") from None
+        raise BadSite(
+            f"{path}: cannot be read as a site file ({error})",
+            safe=phrase("its site file cannot be read ({why})", why=Reason.of(error))
+            if isinstance(error, OSError)
+            else phrase("its site file is not valid TOML"),
+        ) from None
     except BadStudy as error:
-        raise BadSite(f"{path}: {error}") from None
+        raise BadSite(
+            f"{path}: {error}", safe=phrase("a key of its site file is wrong or unknown")
+        ) from None
     folder = path.absolute().parent
     cache = folder / site.cache if site.cache else None
     return replace(site, data=folder / site.data, cache=cache)
@@ -56,15 +64,24 @@ def match_site_files(
     known = ", ".join(study.roster)
     for name in names:
         if name not in study.roster:
-            raise BadSite(f"site file of '{name}': the study has no such site; it has {known}")
+            raise BadSite(
+                f"site file of '{name}': the study has no such site; it has {known}",
+                safe=phrase("its site file names another site than this one"),
+            )
         if names.count(name) > 1:
             raise BadSite(f"site '{name}' has {names.count(name)} site files; give one")
     for spec in study.site:
         wanted = only is None or spec.name in only
         if wanted and spec.data == "files" and spec.name not in names:
-            raise BadSite(f"site '{spec.name}' needs its site file: add --site PATH_OF_ITS.toml")
+            raise BadSite(
+                f"site '{spec.name}' needs its site file: add --site PATH_OF_ITS.toml",
+                safe=phrase("it has no site file; one must lie in the local folder of its kit"),
+            )
         if spec.data == "simulated" and spec.name in names:
-            raise BadSite(f"site '{spec.name}' is simulated in this study; it takes no site file")
+            raise BadSite(
+                f"site '{spec.name}' is simulated in this study; it takes no site file",
+                safe=phrase("it is simulated in this study, and takes no site file"),
+            )
     _check_tasks(files)
     return {file.name: file for file in files}
 
@@ -74,7 +91,8 @@ def _check_tasks(files: Sequence[SiteFile]) -> None:
         if file.tasks:
             raise BadSite(
                 f"site file of '{file.name}': tasks would do nothing: the study gives the site its "
-                "tasks"
+                "tasks",
+                safe=phrase("its site file has tasks, which the study gives it"),
             )
 
 

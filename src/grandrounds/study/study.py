@@ -8,6 +8,7 @@ from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES, with_see
 from grandrounds.algorithms.aggregation import Aggregation, Averaging
 from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.topology import Topology
+from grandrounds.data.availability import needs
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulation.simulate import Patients, Scanner
 from grandrounds.site.training import Training
@@ -95,6 +96,13 @@ class Study:
     def trainers(self) -> tuple[str, ...]:
         """Return the sites that train, in roster order."""
         return tuple(name for name in self.roster if name not in self.holdout_sites)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names that all parties know from the study: sites, tasks and their data."""
+        elements, labels = self.elements, [task for site in self.site for task in site.tasks]
+        data = [name for label in labels for name in needs(label)]
+        return frozenset([*self.roster, *labels, *data, *elements.contrasts, *elements.variables])
 
     @property
     def held_out(self) -> dict[str, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.seeds import seed_for
+from grandrounds.core.sentence import Name, phrase
 from grandrounds.core.weights import Filter, name_in, name_starts
 from grandrounds.data.availability import serves
 from grandrounds.data.cohort import Cohort, Session, SplitName
@@ -163,7 +164,11 @@ def _is_known(site: str, session: Session, finding: ClassificationLabel) -> bool
     if known and value not in (0.0, 1.0):
         raise BadSite(
             f"site '{site}': a patient's {finding.target} is {value:g}; "
-            "classification needs 0 or 1."
+            "classification needs 0 or 1.",
+            safe=phrase(
+                "a patient's {target} is neither 0 nor 1, which classification needs",
+                target=Name(finding.target),
+            ),
         )
     return known
 

@@ -1,46 +1,106 @@
 """What a failure card tells, and what stays with the site."""
 
-from collections.abc import Callable
+import errno
+import pickle
+import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from grandrounds.core.failures import Redactor, failure_card, unredacted
+from grandrounds.core.errors import BadImage, BadSite
+from grandrounds.core.failures import Disclosure, failure_card
 from grandrounds.core.messages import Train
+from grandrounds.core.sentence import Name, Reason, Sentence, phrase
+from grandrounds.data.cohort import split_patients
+from grandrounds.data.elements import Fractions
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import SiteSpec, Study
 from tests.conftest import SaveVolume
 from tests.helpers.federation import tiny
 
-REDACT = Redactor(frozenset({"sub-07", "Erika Muster", "sub-07 ses-1", "07"}))
+ORDER = Train(round=3, since=2)
+NAMES = frozenset({"oak", "T1w", "T1w->T2w"})
+OAK = Disclosure("oak", NAMES)
+LOG = "see the log of site 'oak'"
+
+
+class AnnaMusterError(OSError):
+    """A class that a program made from a name."""
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("error", "kind", "told"),
     [
-        ("cannot read /data/mri/sub-07/t1.nii.gz: gone", "cannot read [path]: gone"),
-        ("'/data/with-dash/a.b'", "'[path]'"),
-        ("(~/images/x) and ../up/x", "([path]) and [path]"),
-        (r"C:\Patients\Muster, D:\x", "[path], [path]"),
-        ("shape of sub-07 is (3, 4)", "shape of [patient] is (3, 4)"),
-        ("Erika Muster, sub-07.", "[patient], [patient]."),
-        ("sub-07 ses-1 differs", "[patient] differs"),
-        ("sub-071 and 1070 are numbers", "sub-071 and 1070 are numbers"),
-        ("slice 07 of 12", "slice [patient] of 12"),
-        ("expected 3 channels, found 4", "expected 3 channels, found 4"),
-        ("a or b, T1w->T2w", "a or b, T1w->T2w"),
+        (ValueError("sub-07"), "ValueError", LOG),
+        (OSError(errno.ENOSPC, "sub-07", "sub-07"), "OSError", f"No space left on device; {LOG}"),
+        (OSError(errno.EFBIG, "sub-07"), "OSError", f"File too large; {LOG}"),
+        (FileNotFoundError(2, "x"), "FileNotFoundError", f"No such file or directory; {LOG}"),
+        (OSError("sub-07", "sub-07"), "OSError", LOG),
+        (OSError(123456, "sub-07"), "OSError", f"an unknown reason; {LOG}"),
+        (AnnaMusterError(), "OSError", LOG),
+        (torch.OutOfMemoryError("sub-07"), "OutOfMemoryError", f"memory ran out; {LOG}"),
+        (zlib.error("sub-07"), "error", LOG),
+        (BadImage("sub-07"), "BadImage", f"an image at the site cannot be used; {LOG}"),
+        (BadSite("sub-07", safe=phrase("no {n}", n=Name("T1w"))), "BadSite", f"no T1w; {LOG}"),
+        (
+            BadSite("sub-07", safe=phrase("no {n}", n=Name("sub-07"))),
+            "BadSite",
+            f"the site file, or the data that it names, cannot be used; {LOG}",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_others_are_told_the_class_and_what_is_safe(error: Exception, kind: str, told: str):
+    card = OAK.card(ORDER, error)
+    assert (card.site, card.round, card.stage) == ("oak", 3, "train")
+    assert (card.error, card.message) == (kind, told)
+
+
+def test_a_site_that_reveals_its_failures_tells_the_whole():
+    error = BadSite("sub-07 is odd", safe=phrase("odd"))
+    assert replace(OAK, reveals=True).card(ORDER, error).message == "sub-07 is odd"
+
+
+def test_others_see_the_lines_of_this_program_alone():
+    with pytest.raises(BadSite) as raised:
+        split_patients([], Fractions(), site="oak")
+    [line] = OAK.card(ORDER, raised.value).trace
+    assert re.fullmatch(r"data/cohort\.py:[0-9]+ split_patients", line)
+    assert len(failure_card("oak", ORDER, raised.value, "").trace) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (phrase("{n} of {x:g}", n=3, x=0.5), "3 of 0.5"),
+        (phrase("a {all}", all=(Name("oak"), Name("T1w"))), "a oak, T1w"),
+        (phrase("a {all}", all=(Name("oak"), Name("anna"))), None),
+        (phrase("{part}: {part}", part=phrase("{n} left", n=1)), "1 left: 1 left"),
+        (phrase("{part}", part=phrase("{name}", name=Name("anna"))), None),
+        (phrase("({why})", why=Reason(errno.ENOSPC)), "(No space left on device)"),
+        (phrase("{text}", text="anna"), None),  # pyright: ignore[reportArgumentType]
+        (phrase("{text}", text=Path("anna")), None),  # pyright: ignore[reportArgumentType]
     ],
 )
-def test_paths_and_patients_are_redacted_and_nothing_else(text: str, told: str):
-    assert REDACT(text) == told
+def test_a_sentence_is_told_if_the_study_has_its_names(said: Sentence, told: str | None):
+    assert said.told(NAMES) == told
 
 
-def test_a_simulated_site_tells_the_whole():
-    assert unredacted("/data/sub-07") == "/data/sub-07"
-    assert open_sites(tiny(sites=1), ())["alder"].redact is unredacted
+def test_a_note_says_all_at_the_site():
+    assert str(phrase("{who} lacks {what}", who=Name("anna"), what=Name("T1w"))) == (
+        "anna lacks T1w"
+    )
+
+
+def test_an_error_keeps_its_sentence_on_its_way_to_another_process():
+    error = BadSite("sub-07", safe=phrase("no {n}", n=Name("T1w")))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.safe) == (str(error), error.safe)
 
 
 def broken() -> Exception:
@@ -88,18 +148,23 @@ def real(tmp_path: Path, save_volume: SaveVolume) -> tuple[Study, SiteFile]:
     return study, SiteFile("oak", tmp_path / "data", tmp_path / "cache")
 
 
-def said(study: Study, file: SiteFile, text: str) -> str:
-    redact: Callable[[str], str] = open_sites(study, [file])["oak"].redact
-    return redact(text)
-
-
-def test_a_real_site_keeps_paths_and_its_own_names_of_patients(real: tuple[Study, SiteFile]):
+def test_a_real_site_tells_names_of_the_study_alone(real: tuple[Study, SiteFile]):
     study, file = real
-    text = f"sub-muster: {file.data}/sub-muster/x.nii.gz is odd"
-    assert said(study, file, text) == "[patient]: [path] is odd"
+    disclosure = open_sites(study, [file])["oak"].disclosure
+    assert disclosure == Disclosure("oak", frozenset({"oak", "T1w", "T2w", "T1w->T2w"}))
 
 
 def test_a_real_site_may_reveal_its_failures(real: tuple[Study, SiteFile]):
     study, file = real
-    text = f"sub-muster: {file.data}/sub-muster/x.nii.gz is odd"
-    assert said(study, replace(file, reveal_failures=True), text) == text
+    opened = open_sites(study, [replace(file, reveal_failures=True)])
+    assert opened["oak"].disclosure.reveals
+
+
+def test_what_a_site_notes_of_its_data_has_no_name_of_a_file(
+    real: tuple[Study, SiteFile], save_volume: SaveVolume
+):
+    study, file = real
+    save_volume(file.data / "sub-muster_AnnaMuster.nii.gz", np.ones((32, 32, 6), np.float32))
+    notes = open_sites(study, [file])["oak"].ready.notes
+    assert "1 volume of contrasts outside of the study: left out" in notes
+    assert "muster" not in " ".join(notes).lower()

@@ -124,7 +124,8 @@ def test_a_summary_counts_variables_and_names_nobody(tmp_path: Path):
     assert (summary.contents["age"].patients, summary.contents["num"].patients) == (7, 8)
     assert summary.geometry is None
     assert not summary.simulated
-    assert summary.notes == ("1 of 8 sessions lacks age: variables->num reads it as missing",)
+    [note] = summary.notes
+    assert str(note) == "1 of 8 sessions lacks age: variables->num reads it as missing"
     check_elements(summary, ELEMENTS, ["variables->num"])
 
 

@@ -12,8 +12,9 @@ import torch
 from grandrounds.algorithms.star import Star
 from grandrounds.algorithms.topology import Quorum
 from grandrounds.core.errors import BadFolder, DiskFailed, FailureCard, SiteFailed
-from grandrounds.core.failures import HINTS, Redactor
+from grandrounds.core.failures import HINTS, Disclosure
 from grandrounds.core.messages import Describe, Reply, Request, Train
+from grandrounds.core.sentence import Name, phrase
 from grandrounds.core.weights import digest, num_bytes
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.site.site import Promise, Site
@@ -126,11 +127,39 @@ def test_a_card_names_the_stage(sites: tuple[Site, ...]):
     assert (failed.card.stage, failed.card.round) == ("describe", 0)
 
 
-def test_a_card_tells_only_what_the_site_lets_out(sites: tuple[Site, ...]):
-    guarded = replace(sites[1], redact=Redactor(frozenset({"p001"})))
+def real(site: Site, *, reveals: bool = False) -> Site:
+    """The same site as if its data were real."""
+    disclosure = Disclosure(site.name, frozenset({"T1w"}), reveals)
+    return replace(site, ready=replace(site.ready, simulated=False), disclosure=disclosure)
+
+
+def test_the_card_of_a_real_site_has_no_text_of_an_error_and_its_log_has_it(
+    sites: tuple[Site, ...], caplog: pytest.LogCaptureFixture
+):
     error = ValueError("/data/p001/t1.nii.gz of p001 is odd")
-    assert failure(sites, odd(guarded, error)).card.message == "[path] of [patient] is odd"
-    assert failure(sites, odd(sites[1], error)).card.message == str(error)
+    card = failure(sites, odd(real(sites[1]), error)).card
+    assert (card.error, card.message) == ("ValueError", "see the log of site 'birch'")
+    assert str(error) in caplog.text
+
+
+def test_a_simulated_site_and_one_that_may_reveal_its_failures_tell_the_whole(
+    sites: tuple[Site, ...], caplog: pytest.LogCaptureFixture
+):
+    error = ValueError("/data/p001/t1.nii.gz of p001 is odd")
+    for site in (sites[1], real(sites[1], reveals=True)):
+        assert failure(sites, odd(site, error)).card.message == str(error)
+    assert caplog.text == ""
+
+
+def test_bad_input_of_a_real_site_is_raised_as_what_others_may_know(
+    sites: tuple[Site, ...], caplog: pytest.LogCaptureFixture
+):
+    error = BadFolder("/run/anna: no round", safe=phrase("no {name}", name=Name("T1w")))
+    engine = InProcessEngine((odd(real(sites[1]), error),), ignore)
+    with pytest.raises(BadFolder, match=r"^no T1w; see the log of site 'birch'$") as told:
+        engine.ask({"birch": ORDER})
+    assert told.value.safe == error.safe
+    assert str(error) in caplog.text
 
 
 def test_a_quorum_goes_on_without_a_site_and_tells_its_card(sites: tuple[Site, ...]):

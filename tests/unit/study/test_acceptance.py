@@ -137,7 +137,7 @@ def test_a_damaged_file_says_that_the_study_must_be_accepted_anew(word: Acceptan
 def test_nothing_is_signed_with_a_key_that_cannot_be_read(authority: Authority, tmp_path: Path):
     key, certificate = authority.issue("alder", tmp_path)
     key.write_text("no key")
-    with pytest.raises(BadSite, match="client.key: cannot be read as a private key"):
+    with pytest.raises(BadSite, match=r"client\.key: cannot be read as a private key"):
         accept(STUDY, key, certificate)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from grandrounds.core.errors import BadSite, require
+from grandrounds.core.sentence import phrase
 from grandrounds.data.cohort import Cohort
 from grandrounds.data.elements import Elements
 from grandrounds.tasks.task import Batch, Case, Slice, check_contrasts, draw_index
@@ -193,5 +194,8 @@ def check_masks(cohorts: Sequence[Cohort], mask: str) -> None:
         if lacking:
             raise BadSite(
                 f"site '{cohort.site}': {lacking} of its sessions have no {mask} mask, which "
-                f'task.masked = "{mask}" needs; add them, or set task.masked = "none"'
+                f'task.masked = "{mask}" needs; add them, or set task.masked = "none"',
+                safe=phrase(
+                    "{number} sessions lack the mask that task.masked needs", number=lacking
+                ),
             )
