@@ -64,9 +64,9 @@ class Submission:
         """Submit the job and wait until it is over; return it, and why it failed.
 
         A busy server leaves a question without an answer now and then, so it is asked for half a
-        minute more, in fresh sessions. Raises `NoServer` after that, or if it never answered.
+        minute more, in fresh sessions. Raises `NoServer` after that.
         """
-        answered = 0.0
+        answered = time.monotonic()
 
         def seen(job: Job) -> None:
             nonlocal answered
@@ -76,7 +76,6 @@ class Submission:
         while True:
             try:
                 with open_session(self.kit) as session:
-                    answered = answered or time.monotonic()
                     self.submit(session)
                     return session.wait(self.id, look=seen)
             except NoServer:
