@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .PHONY: demo test test-rest test-all quick check golden docs clean
+# Every process of a federation would compile the package anew where an image forbids to keep that.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: .venv

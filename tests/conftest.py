@@ -11,9 +11,11 @@ import pytest
 import torch
 from numpy.typing import ArrayLike
 
+from grandrounds.core import processes
 from grandrounds.core.events import WorkSet
 from grandrounds.runs import build
 from grandrounds.runs.costs import RunPlan, workload
+from tests.helpers.processes import loaded
 
 SaveVolume: TypeAlias = Callable[..., Path]
 REPOSITORY = Path(__file__).parents[1]
@@ -40,6 +42,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def one_thread_each() -> None:
     """Tests share the cores, and exact numbers need a fixed number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_find_everything_loaded(own_cache: Path) -> Iterator[None]:
+    """Worker processes are forked from one that has loaded torch and MONAI, which takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "SPAWN", loaded())
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -86,7 +86,7 @@ def events(folder: Path) -> list[Event]:
         return []
 
 
-def wait_for(folder: Path, wanted: Callable[[list[Event]], bool], *, seconds: float = 60) -> None:
+def wait_for(folder: Path, wanted: Callable[[list[Event]], bool], *, seconds: float = 240) -> None:
     """Wait until a run has told what is wanted."""
     end = time.monotonic() + seconds
     while not wanted(events(folder)):

@@ -1,6 +1,5 @@
 """A run in a process of its own that is killed in the middle of writing a file."""
 
-import multiprocessing as mp
 import os
 import signal
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Literal
 
 from grandrounds.runs.loop import run
 from grandrounds.study.study import Study
+from tests.helpers.processes import loaded
 
 Moment = Literal["half written", "renamed"]
 
@@ -51,9 +51,7 @@ def run_and_die(study: Study, folder: Path, moment: Moment, at: int) -> None:
 
 def killed(study: Study, folder: Path, moment: Moment, at: int) -> bool:
     """Run in a fresh process until its write number `at`; tell whether that killed it."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["grandrounds.runs.loop", "torch._dynamo"])
-    process = context.Process(target=run_and_die, args=(study, folder, moment, at))
+    process = loaded().Process(target=run_and_die, args=(study, folder, moment, at))
     process.start()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)

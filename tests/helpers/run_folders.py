@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -277,8 +278,7 @@ def write_panels(folder: Path, plan: Plan) -> None:
 def _panel(
     plan: Plan, site: str, patient: int, *, key: int, prefix: str, task: str
 ) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(key)
-    source, target = head(plan.size, random, inverted=False), head(plan.size, random, inverted=True)
+    source, target = _pair(plan.size, key)
     strength = 10 ** (-plan.levels[site] / 20)
     wobble = smooth(plan.size, np.random.default_rng(key + 1000 * len(plan.title)))
     prediction = np.clip(target + strength * wobble * (target > 0.02), 0, 1).astype(np.float32)
@@ -286,6 +286,13 @@ def _panel(
     words = {"label": np.array(task), "patient": np.array(f"{site}-{patient}")}
     level = {"value": np.array(plan.levels[site] - 0.2)}
     return {prefix + name: array for name, array in (images | words | level).items()}
+
+
+@cache
+def _pair(size: int, key: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give a source and its target, which are the same for every arm."""
+    random = np.random.default_rng(key)
+    return head(size, random, inverted=False), head(size, random, inverted=True)
 
 
 def smooth(size: int, random: np.random.Generator) -> np.ndarray:

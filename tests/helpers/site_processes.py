@@ -1,6 +1,5 @@
 """Sites that are elsewhere: each in a process of its own, with letters between them."""
 
-import multiprocessing as mp
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.loop import RunLoop, run_recorded
 from grandrounds.runs.remote import study_guard
 from grandrounds.study.study import Study
+from tests.helpers.processes import loaded
 
 Link: TypeAlias = "Connection[object, object]"
 CALL, MAIL = b"c", b"m"
@@ -135,7 +135,7 @@ def town(sites: Sequence[str]) -> Generator[Town, None, None]:
 
 
 def _link(site: str, stack: ExitStack) -> Link:
-    context = mp.get_context("spawn")
+    context = loaded()
     ours, theirs = context.Pipe()
     process = context.Process(target=_live, args=(site, theirs), daemon=True)
     process.start()

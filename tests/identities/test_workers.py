@@ -42,7 +42,7 @@ def traces(outcomes: list[RoundResult]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", with_representatives(ARMS, ("pflsynth", "fedavg over split")))
+@pytest.mark.parametrize("arm", with_representatives(ARMS, ("pflsynth",)))
 def test_row_17_one_worker_is_many_workers(tmp_path: Path, arm: str):
     method, topology = arm.split()[0], ARMS[arm]
     cut = ("topology.cut=encoder.2",) if topology == "split" else ()

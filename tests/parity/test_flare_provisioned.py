@@ -65,9 +65,10 @@ def play(arms: Sequence[str], folder: Path) -> None:
 def submit_and_look(town: Town, study: Study) -> str:
     """Accept and submit a study by the commands, and note where the server listens meanwhile."""
     path = written(study, town.folder)
-    for site in study.trainers:
-        done = commanded("site", "accept", path, "--kit", town.kit(site), "--json")
-        assert json.loads(done.out)["site"] == site
+    first, *others = study.trainers
+    done = commanded("site", "accept", path, "--kit", town.kit(first), "--json")
+    assert json.loads(done.out)["site"] == first
+    town.accept(study, *others)
     wait_until(lambda: listening(town.processes[SERVER].pid))
     job = json.loads(told(town, "submit", path, "--no-wait"))["job"]
     seen = set[tuple[str, int]]()

@@ -117,7 +117,12 @@ def submit(
     from grandrounds.engines.remote import Timeouts
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.session import open_session
-    from grandrounds.flare.supervise import RoundReporter, Supervisor, raise_if_failed
+    from grandrounds.flare.supervise import (
+        RoundReporter,
+        Submission,
+        Supervisor,
+        raise_if_failed,
+    )
     from grandrounds.runs.remote import check_remote
     from grandrounds.study.file import read_study
 
@@ -131,11 +136,12 @@ def submit(
     if on_loss == "wait":
         Supervisor(admin, resolved, patience, tell, begun, resumes).run_to_end()
         return
+    submission = Submission(admin, resolved, patience, begun, resumes)
+    if not no_wait:
+        raise_if_failed(*submission.run_to_end(RoundReporter(tell)))
+        return
     with open_session(admin) as session:
-        id = session.submit(resolved, patience, resume=resumes)
-        begun(id)
-        if not no_wait:
-            raise_if_failed(*session.wait(id, look=RoundReporter(tell)))
+        submission.submit(session)
 
 
 @federation.command()
@@ -215,7 +221,8 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
     from grandrounds.flare.kit import Kit, accept_study
     from grandrounds.flare.processes import free_port, run_kits, wait_for_sites
     from grandrounds.flare.provision import provision_kits as make_kits
-    from grandrounds.flare.supervise import raise_if_failed
+    from grandrounds.flare.session import open_session
+    from grandrounds.flare.supervise import Submission, raise_if_failed
     from grandrounds.report.page.html import write_report
     from grandrounds.runs.remote import check_remote
     from grandrounds.study.file import example, read_study
@@ -228,14 +235,14 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
     for site in study.trainers:
         accept_study(study, Kit(kits[site]))
     console.print(f"accepted by {', '.join(study.trainers)}")
-    with (
-        run_kits(kit for name, kit in kits.items() if name != "admin"),
-        wait_for_sites(Kit(kits["admin"]), study.trainers, within=_START) as session,
-    ):
+    with run_kits(kit for name, kit in kits.items() if name != "admin"):
+        admin = Kit(kits["admin"])
+        wait_for_sites(admin, study.trainers, within=_START)
         console.print("server and sites run, each in a process of its own")
-        id = session.submit(study, Timeouts())
-        raise_if_failed(*session.wait(id))
-        folder = session.fetch(id, top / "run")
+        submission = Submission(admin, study, Timeouts())
+        raise_if_failed(*submission.run_to_end())
+        with open_session(admin) as session:
+            folder = session.fetch(submission.id, top / "run")
     show(folder, write_report(folder), as_json=json, quiet=quiet)
 
 

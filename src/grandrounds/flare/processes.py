@@ -83,18 +83,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@contextmanager
-def wait_for_sites(
-    kit: Kit, sites: Iterable[str], *, within: float
-) -> Generator[AdminSession, None, None]:
-    """Open a session once the server and all sites answer. Raises `RunFailed`."""
+def wait_for_sites(kit: Kit, sites: Iterable[str], *, within: float) -> None:
+    """Wait until the server and all sites answer. Raises `RunFailed`."""
     deadline, missing = time.monotonic() + within, set(sites)
     with _session(kit, deadline) as session:
         while missing := missing - set(session.responding_sites()):
             if time.monotonic() > deadline:
                 raise RunFailed(f"no answer after {within:g} s: {', '.join(sorted(missing))}")
             time.sleep(1.0)
-        yield session
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, cast
 from uuid import uuid4
 
+from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
@@ -27,6 +28,7 @@ from nvflare.fuel.flare_api.api_spec import (
     NoClientsAvailable,
     NoConnection,
     NoReply,
+    SessionClosed,
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
@@ -139,7 +141,11 @@ class AdminSession:
         return Job(id, name, status, submitted, reported)
 
     def _progress(self, id: str) -> Mapping[str, Any]:
-        """Ask the coordinator for the progress; empty where it is starting or ending."""
+        """Ask the coordinator for the progress; empty where it is starting or ending.
+
+        NVFlare's server hands the question to the job's process, and waits for the answer exactly
+        as long as this session waits for the server: a missing one says nothing of the server.
+        """
         try:
             return self.session.do_app_command(id, STATUS, {})
         except (
@@ -148,6 +154,7 @@ class AdminSession:
             InvalidTarget,
             JobNotFound,
             JobNotRunning,
+            NoConnection,
             NoReply,
         ):
             return {}
@@ -201,11 +208,16 @@ def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, 
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             session = new_secure_session(ADMIN, str(kit.folder.absolute()), timeout=timeout)
-        except (NoConnection, AuthenticationError) as error:
+        except (
+            AuthenticationError,
+            FLCommunicationError,
+            InternalError,
+            NoConnection,
+        ) as error:
             raise NoServer(f"the server {host}:{port} does not answer ({error})") from None
     try:
         yield AdminSession(session)
-    except NoConnection as error:
+    except (NoConnection, SessionClosed) as error:
         raise NoServer(
             f"the server {host}:{port} answers no longer ({error}); once it is there again, "
             "`grandrounds federation status` says what became of the job"

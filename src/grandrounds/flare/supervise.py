@@ -1,23 +1,29 @@
-"""A supervisor brings a submitted run to its end: it waits for lost parties, and resumes it."""
+"""A submission is one job and the wait for its end; a supervisor resumes its run after a loss."""
 
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 from uuid import uuid4
 
 from grandrounds.core.errors import RunFailed
 from grandrounds.engines.remote import Timeouts
 from grandrounds.flare.kit import Kit
-from grandrounds.flare.session import Job, NoServer, open_session
+from grandrounds.flare.session import AdminSession, Job, Look, NoServer, open_session, unseen
 from grandrounds.study.study import Study
 
 _Tell: TypeAlias = Callable[[str], None]
+_GONE = 30.0  # seconds without an answer after which a server is gone
+_AGAIN = 1.0  # second before it is asked again
 _PAUSE = 5.0  # seconds between checks for missing parties
 _IN_VAIN = 3  # losses in a row, without a further round, after which it gives up
 _SILENT = re.compile(r" failed in round \d+ \(\w+\): (SiteSilent|ConnectionError): ")
 _NOT_BEGUN = "FINISHED:FAILED_TO_RUN"  # a site was gone when the job was sent there
+
+
+def unheard(id: str) -> None:
+    """Ignore a job's id."""
 
 
 @dataclass
@@ -32,6 +38,50 @@ class RoundReporter:
         if (round := int(job.told.get("round", 0))) > self.best:
             self.best = round
             self.tell(f"round {round} of {job.told['rounds']}")
+
+
+@dataclass
+class Submission:
+    """One job: submitted once, and waited for although sessions with the server break off."""
+
+    kit: Kit
+    study: Study
+    patience: Timeouts
+    begun: _Tell = unheard
+    resume: bool = False
+    id: str = ""
+    token: str = field(default_factory=lambda: uuid4().hex)
+
+    def submit(self, session: AdminSession) -> None:
+        """Submit the job, if that is not done yet."""
+        if not self.id:
+            self.id = session.submit(
+                self.study, self.patience, resume=self.resume, token=self.token
+            )
+            self.begun(self.id)
+
+    def run_to_end(self, look: Look = unseen) -> tuple[Job, str]:
+        """Submit the job and wait until it is over; return it, and why it failed.
+
+        A busy server leaves a question without an answer now and then, so it is asked for half a
+        minute more, in fresh sessions. Raises `NoServer` after that.
+        """
+        answered = time.monotonic()
+
+        def seen(job: Job) -> None:
+            nonlocal answered
+            answered = time.monotonic()
+            look(job)
+
+        while True:
+            try:
+                with open_session(self.kit) as session:
+                    self.submit(session)
+                    return session.wait(self.id, look=seen)
+            except NoServer:
+                if time.monotonic() > answered + _GONE:
+                    raise
+            time.sleep(_AGAIN)
 
 
 @dataclass
@@ -65,18 +115,12 @@ class Supervisor:
             self.resume = True
 
     def _one_job(self, rounds: RoundReporter) -> tuple[Job, str]:
-        """Submit one job and wait for its end; reopen the session whenever it breaks off."""
-        token, id = uuid4().hex, ""
+        """Wait until all are there, and for the end of one job; the same again if it breaks off."""
+        submission = Submission(self.kit, self.study, self.patience, self.begun, self.resume)
         while True:
             wait_for_all(self.kit, self.study.trainers, self.tell)
             try:
-                with open_session(self.kit) as session:
-                    if not id:
-                        id = session.submit(
-                            self.study, self.patience, resume=self.resume, token=token
-                        )
-                        self.begun(id)
-                    return session.wait(id, look=rounds)
+                return submission.run_to_end(rounds)
             except NoServer as error:
                 self.tell(str(error))
 

@@ -27,6 +27,7 @@ def test_check_prints_the_study_and_what_it_costs(
         assert words in said
 
 
+@pytest.mark.slow
 def test_check_says_what_may_surprise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -88,6 +89,7 @@ def test_the_report_the_table_and_the_check_count_the_same_bytes(
     assert sum(work.bytes_up + work.bytes_down for work in arm.runs[0].work) == promised
 
 
+@pytest.mark.slow
 def test_a_failure_is_one_sentence_on_stderr_and_its_trace_is_in_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -160,6 +160,7 @@ def any_weights(draw: st.DrawFn) -> Weights:
     return weights
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(any_weights())
 def test_weights_of_any_dtype_shape_and_bits_come_back(weights: Weights):

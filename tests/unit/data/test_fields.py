@@ -12,6 +12,7 @@ def field_on(axes: Axes, width: float = 4.0, seed: int = 3) -> Array:
     return random_field(np.random.default_rng(seed), axes, width)
 
 
+@pytest.mark.slow
 def test_a_field_has_variance_one_everywhere() -> None:
     places = (np.zeros(1), np.array([-3.0, 0.1, 2.5]), np.array([0.0, 1.0]))
     draws = np.stack([field_on(places, width=10.0, seed=seed) for seed in range(2000)])

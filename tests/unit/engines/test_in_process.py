@@ -209,6 +209,7 @@ def test_a_failure_crosses_a_process_boundary_with_its_card(sites: tuple[Site, .
     assert (again.card, str(again)) == (failed.card, str(failed))
 
 
+@pytest.mark.slow
 def test_no_round_comes_of_a_round_in_which_a_site_failed(tmp_path: Path):
     federation = built(tiny(sites=2), tmp_path)
     alder, birch = federation.sites.sites

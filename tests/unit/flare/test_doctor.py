@@ -486,6 +486,7 @@ def images(folder: Path, save: SaveVolume, head: Any, contrasts: tuple[str, ...]
     return folder
 
 
+@pytest.mark.slow
 def test_a_site_s_own_images_can_be_delivered(
     party: Copied, real: Study, tmp_path: Path, save_volume: SaveVolume, head: Any
 ):

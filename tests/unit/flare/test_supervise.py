@@ -1,9 +1,10 @@
-"""A run that goes on by itself: what it waits for, what it gives up on."""
+"""A job that is waited for, a run that goes on by itself: what ends the wait and what does not."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,13 @@ from tests.helpers.flare_federation import needs_flare
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
+from nvflare.apis.fl_exception import FLCommunicationError
+from nvflare.fuel.flare_api.api_spec import NoConnection, SessionClosed
+
+from grandrounds.flare import session as sessions
 from grandrounds.flare import supervise as steady
 from grandrounds.flare.session import DONE, LOST, Job, NoServer
-from grandrounds.flare.supervise import Supervisor, is_loss
+from grandrounds.flare.supervise import Submission, Supervisor, is_loss
 
 pytestmark = needs_flare
 
@@ -65,10 +70,92 @@ def steadily(
         yield server
 
     monkeypatch.setattr(steady, "open_session", desk)
-    monkeypatch.setattr(steady, "_PAUSE", 0.0)
+    for pause in ("_PAUSE", "_AGAIN", "_GONE"):
+        monkeypatch.setattr(steady, pause, 0.0)
     kit: Any = None
     study = tiny(sites=2)
     return server, told, Supervisor(kit, study, Timeouts(), told.append, told.append)
+
+
+class Busy:
+    """An NVFlare server that leaves questions unanswered, as this list tells, and plays one job."""
+
+    def __init__(self, job: str = "", *failures: Exception) -> None:
+        self.failures, self.unanswered, self.opened = list(failures), job, 0
+
+    def __call__(self, *words: object, timeout: float) -> "Busy":
+        self.opened += 1
+        return self
+
+    def submit_job(self, folder: str, token: str) -> str:
+        return "job-1"
+
+    def get_job_meta(self, id: str) -> dict[str, str]:
+        if self.failures:
+            raise self.failures.pop(0)
+        return {"job_id": id, "status": "RUNNING" if self.unanswered else DONE}
+
+    def get_system_info(self) -> Any:
+        return SimpleNamespace(job_info=[SimpleNamespace(job_id="job-1")])
+
+    def do_app_command(self, id: str, topic: str, data: object) -> dict[str, object]:
+        message, self.unanswered = self.unanswered, ""
+        raise NoConnection(message)
+
+    def close(self) -> None:
+        pass
+
+
+class Reception:
+    """The address of a server that is asked in a test."""
+
+    folder, address = Path(), ("localhost", 8002)
+
+
+def at(server: Any, monkeypatch: pytest.MonkeyPatch, *, gone: float = 30.0) -> Submission:
+    monkeypatch.setattr(sessions, "new_secure_session", server)
+    monkeypatch.setattr(sessions.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(steady, "_GONE", gone)
+    kit: Any = Reception()
+    return Submission(kit, tiny(sites=2), Timeouts())
+
+
+def test_looks_that_fail_are_repeated_in_fresh_sessions_for_one_and_the_same_job(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    server = Busy("", NoConnection("no reply"), SessionClosed("the session is closed on server"))
+    submission = at(server, monkeypatch)
+    job, why = submission.run_to_end()
+    assert (job.id, job.is_done, why) == ("job-1", True, "")
+    assert server.opened == 3
+
+
+def test_a_job_that_does_not_tell_its_progress_says_nothing_of_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """NVFlare's server waits for the job as long as the session waits for the server."""
+    server, seen = Busy("no reply"), list[Job]()
+    at(server, monkeypatch).run_to_end(seen.append)
+    assert [(job.status, job.progress) for job in seen] == [("RUNNING", "")]
+    assert server.opened == 1
+
+
+def test_a_server_that_stays_silent_is_gone(monkeypatch: pytest.MonkeyPatch):
+    server = Busy("", *[NoConnection("no reply")] * 9)
+    with pytest.raises(NoServer, match=r"localhost:8002 answers no longer \(no reply\); once"):
+        at(server, monkeypatch, gone=0.0).run_to_end()
+    assert server.opened == 1
+
+
+@pytest.mark.parametrize("error", [NoConnection, FLCommunicationError])
+def test_a_server_that_never_answers_is_said_so_in_a_sentence(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+):
+    def unheard(*words: object, timeout: float) -> None:
+        raise error("failed to challenge server")
+
+    with pytest.raises(NoServer, match=r"does not answer \(failed to challenge server\)"):
+        at(unheard, monkeypatch, gone=0.0).run_to_end()
 
 
 def test_a_run_that_nobody_disturbs_is_one_job(monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from tests.helpers.run_folders import (
 )
 
 VOID = {"meta", "link", "img", "br", "line", "rect", "path", "polyline", "polygon"}
+MANY = pytest.param("many", marks=pytest.mark.slow)
 HEADINGS = ("h1", "h2", "h3", "h4", "h5")
 
 
@@ -101,7 +102,7 @@ def test_every_chart_has_a_description(page: Page):
     assert all("Validation score per round" in str(svg["aria-label"]) for svg in charts)
 
 
-@pytest.mark.parametrize("which", ["text", pytest.param("many", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", ["text", MANY])
 def test_every_drawing_is_named_or_hidden(which: str, request: pytest.FixtureRequest):
     found = Page(request.getfixturevalue(which)).all("svg")
     named = [svg for svg in found if svg.get("role") == "img" and svg.get("aria-label")]
@@ -110,7 +111,7 @@ def test_every_drawing_is_named_or_hidden(which: str, request: pytest.FixtureReq
     assert all(svg.get("aria-hidden") == "true" or svg in named + nested for svg in found)
 
 
-@pytest.mark.parametrize("which", ["text", "many"])
+@pytest.mark.parametrize("which", ["text", MANY])
 def test_headings_go_down_one_step_at_a_time(which: str, request: pytest.FixtureRequest):
     page = Page(request.getfixturevalue(which))
     levels = [HEADINGS.index(tag) for tag, _ in page.elements if tag in HEADINGS]
@@ -118,16 +119,17 @@ def test_headings_go_down_one_step_at_a_time(which: str, request: pytest.Fixture
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_every_table_has_a_caption(text: str, many: str):
-    for page in (Page(text), Page(many)):
-        assert len(page.all("caption")) == len(page.all("table")) > 0
+@pytest.mark.parametrize("which", ["text", MANY])
+def test_every_table_has_a_caption(which: str, request: pytest.FixtureRequest):
+    page = Page(request.getfixturevalue(which))
+    assert len(page.all("caption")) == len(page.all("table")) > 0
 
 
 def test_every_header_cell_says_what_it_heads(page: Page):
     assert all(cell.get("scope") for cell in page.all("th"))
 
 
-@pytest.mark.parametrize("which", ["text", "many"])
+@pytest.mark.parametrize("which", ["text", MANY])
 def test_every_id_is_used_once_and_every_link_arrives(which: str, request: pytest.FixtureRequest):
     page = Page(request.getfixturevalue(which))
     ids = Counter(a["id"] for _, a in page.elements if "id" in a)
@@ -137,7 +139,7 @@ def test_every_id_is_used_once_and_every_link_arrives(which: str, request: pytes
     assert set(arrivals) <= set(ids)
 
 
-@pytest.mark.parametrize("which", ["text", "many"])
+@pytest.mark.parametrize("which", ["text", MANY])
 def test_every_region_has_its_own_name(which: str, request: pytest.FixtureRequest):
     page = Page(request.getfixturevalue(which))
     names = [a["aria-label"] for _, a in page.elements if a.get("role") == "region"]
@@ -160,17 +162,20 @@ def test_the_record_is_folded_and_participation_of_a_few_arms_is_not(page: Page)
     assert [("open" in details) for details in found] == [True] * 4 + [False] * 4
 
 
+@pytest.mark.slow
 def test_of_many_arms_all_details_are_folded(many: str):
     assert all("open" not in details for details in Page(many).all("details"))
     assert "The other 18 arms, each beside pFLSynth" in many
     assert "What the 22 arms are" in many
 
 
+@pytest.mark.slow
 def test_an_arm_that_has_not_started_is_named_in_every_list(many: str):
     assert many.count("Method 17") == 3
     assert '<td class="left" colspan="6">has not started</td>' in many
 
 
+@pytest.mark.slow
 def test_all_arms_stand_in_the_tables_of_results(many: str):
     [results] = re.findall(r'<section id="results".*?</section>', many, re.DOTALL)
     for number in range(17):
@@ -191,6 +196,7 @@ def test_the_terms_of_a_comparison_are_told(text: str):
     assert "<b>The terms.</b> Equal for all arms: data and seeds." in text
 
 
+@pytest.mark.slow
 def test_a_report_of_many_arms_stays_small(many: str):
     assert len(many) < 8e6
 

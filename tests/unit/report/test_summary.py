@@ -93,6 +93,7 @@ def test_a_large_difference_of_few_patients_is_no_claim(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_several_seeds_are_counted_with_their_patients(tmp_path: Path):
     found = said(tmp_path / "c", seeds=(7, 8, 9))
     assert "96 test patients at 4 hospitals and 3 random seeds" in found[3]

@@ -109,6 +109,7 @@ def test_the_hospitals_between_which_an_auc_lies_are_named(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_where_one_class_is_missing_there_is_no_auc_and_the_page_says_so(tmp_path: Path):
     folder = classified(tmp_path / "run", [*PERFECT, *ONE_CLASS])
     assert found(folder, "cedar") == Discrimination(0, 3, None)
@@ -140,6 +141,7 @@ def test_a_page_of_classification_shows_auc_and_no_pictures(tmp_path: Path):
     assert "<dt>Gain over training alone</dt><dd>+0.028</dd>" in page
 
 
+@pytest.mark.slow
 def test_a_table_of_classification_has_the_lower_log_loss_in_bold_and_the_auc(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -177,6 +179,7 @@ def test_a_real_segmentation_is_reported_in_its_own_words(
     assert "median patient" in page or "only patient" in page
 
 
+@pytest.mark.slow
 def test_an_auc_over_seeds_is_their_mean_with_their_range(tmp_path: Path):
     classified(run_folder(tmp_path, "fedavg", 7), PERFECT)
     classified(run_folder(tmp_path, "fedavg", 8), SWAPPED, plan=replace(FEDAVG, seed=8))

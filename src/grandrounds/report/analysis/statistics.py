@@ -7,6 +7,7 @@ of them are corrected together: Holm 1979.
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean, stdev
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 LEVEL = 95  # per cent
 ALPHA = 0.05
 _RESAMPLES = 5000
+_REMEMBERED = 4096  # intervals, and tests: a page tells most of them in several places
 SEED = 1  # of the resampling: the same scores give the same interval
 FEWEST = 6  # with fewer, the signed-rank test cannot reach ALPHA, whatever they are: 2 / 2**5
 Key = TypeVar("Key")
@@ -44,6 +46,11 @@ def interval(strata: Sequence[Sequence[float]]) -> Interval | None:
     """
     if any(len(values) < 2 for values in strata):
         return None
+    return _interval(tuple(tuple(values) for values in strata))
+
+
+@lru_cache(_REMEMBERED)
+def _interval(strata: tuple[tuple[float, ...], ...]) -> Interval:
     samples = [np.asarray(values, np.float64) for values in strata]
     return bootstrap(samples, _mean_of_means, resamples=_RESAMPLES)
 
@@ -109,10 +116,13 @@ def signed_rank(differences: Sequence[float]) -> float | None:
 
     Differences of zero are left out, as Wilcoxon did. Exact where scipy can be exact.
     """
-    differing = [value for value in differences if value]
-    if len(differing) < FEWEST:
-        return None
-    _, p = stats.wilcoxon(differing)  # pyright: ignore
+    differing = tuple(value for value in differences if value)
+    return None if len(differing) < FEWEST else _wilcoxon(differing)
+
+
+@lru_cache(_REMEMBERED)
+def _wilcoxon(differences: tuple[float, ...]) -> float:
+    _, p = stats.wilcoxon(differences)  # pyright: ignore
     return float(p)  # pyright: ignore[reportArgumentType]
 
 
