@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grandrounds.algorithms import METHODS
 from grandrounds.core.events import (
     Event,
     GroupPolicy,
@@ -24,6 +25,7 @@ from grandrounds.core.events import (
     WorkSet,
 )
 from grandrounds.core.journal import Journal
+from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import SCORE_COLUMNS
 
 SITES = ("alder", "birch", "cedar", "dogwood")
@@ -152,13 +154,14 @@ def beginning(plan: Plan) -> list[Event]:
         arm=plan.name,
         seed=plan.seed,
         rounds=plan.rounds,
-        sites=plan.sites,
+        sites=(POOLED,) if plan.method == "central" else plan.sites,
         study="9f2c" * 16,
         version="0.1.0",
         torch="2.8.0",
         device="cpu",
         precision="bf16",
         threads=1,
+        title=METHODS[plan.method]().title,
     )
     ready = [_ready(plan, site) for site in plan.sites]
     shared = "shared" if plan.method != "local" else "private"

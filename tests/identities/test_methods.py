@@ -263,7 +263,7 @@ def test_row_6_fedbn_without_batch_norm_is_fedavg_and_says_so(tmp_path: Path, ki
     ]
     plain, kept = (shared(study, tmp_path / study.method.kind) for study in studies)
     assert digest(plain) == digest(kept)
-    assert "so this is FedAvg" in " ".join(notes(studies[1]))
+    assert "keeps no layer at a site" in " ".join(notes(studies[1]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

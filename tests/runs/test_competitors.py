@@ -338,8 +338,8 @@ REFUSED = {
     ),
     "the best of one": (
         (*BEST, "topology.kind=cyclic"),
-        'method "fedmedgan" with broadcast = "best" makes no sense over topology "cyclic": there '
-        "is one model",
+        'method "fedmedgan" makes no sense over topology "cyclic": with broadcast = "best" one of '
+        "several models is chosen, and here there is one model",
     ),
     "the best of parts": (
         (*BEST, "topology.kind=split", "topology.cut=encoder.0"),
@@ -347,7 +347,7 @@ REFUSED = {
     ),
     "a mean of the best": (
         (*BEST, "aggregation.shares=uniform"),
-        'aggregation would do nothing with method.broadcast = "best"',
+        'aggregation would do nothing: with method.broadcast = "best" one site',
     ),
     "critics that are cut": (
         ("method.kind=fedgan", "topology.kind=split", "topology.cut=decoder.0"),

@@ -170,6 +170,6 @@ def test_fedrep_trains_first_what_stays_alone_and_then_what_is_shared(tmp_path: 
 
 def test_fedreps_second_phase_begins_where_the_first_one_ended(tmp_path: Path):
     """The shared part learns beside the head that was just trained, not beside the old one."""
-    _, once, _ = trained(tmp_path / "once", epochs=1, private_epochs=1)
-    _, twice, _ = trained(tmp_path / "twice", epochs=1, private_epochs=3)
+    _, once, _ = trained(tmp_path / "once", FedRep())
+    _, twice, _ = trained(tmp_path / "twice", FedRep(head_epochs=3))
     assert any(not torch.equal(once[name], twice[name]) for name in once)

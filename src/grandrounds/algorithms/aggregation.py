@@ -148,16 +148,16 @@ class Updates:
 
         What nobody uses stays as it was in the last round.
         """
-        by_site = self.of_each(name)
+        sets = [_set(name, reply.weights) for reply in self.replies]
         old = {} if name else self.state.weights
         if self.averaging.uses is None:
-            return self.averaging(list(by_site.values()), self.replies)
-        names = old or {n: t for tensors in by_site.values() for n, t in tensors.items()}
+            return self.averaging(sets, self.replies)
+        names = old or {n: t for tensors in sets for n, t in tensors.items()}
         average = dict(old)
         for users, used in self._by_users(names).items():
-            replies = [reply for reply in self.replies if reply.site in users]
-            parts = [select(by_site[reply.site], used.__contains__) for reply in replies]
-            average |= self.averaging(parts, replies) if parts else {}
+            chosen = [(r, s) for r, s in zip(self.replies, sets, strict=True) if r.site in users]
+            parts = [select(tensors, used.__contains__) for _, tensors in chosen]
+            average |= self.averaging(parts, [reply for reply, _ in chosen]) if parts else {}
         return average
 
     def _by_users(self, names: Weights) -> dict[frozenset[str], set[str]]:

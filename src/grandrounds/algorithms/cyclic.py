@@ -97,16 +97,16 @@ class Cyclic:
             return tuple(Random(seed_for(self.seed, "order", round)).sample(names, len(names)))
         return names
 
-    def turns(self, round: int, sites: Sites) -> dict[str, "Turn"]:
+    def turns(self, round: int, sites: Sites) -> dict[str, "TurnLength"]:
         """Return the length of each site's turn."""
         if self.turn == "epochs":
-            return dict.fromkeys(sites.names, Turn(epochs=self.length))
+            return dict.fromkeys(sites.names, TurnLength(epochs=self.length))
         if not self.proportional:
-            return dict.fromkeys(sites.names, Turn(steps=self.length))
+            return dict.fromkeys(sites.names, TurnLength(steps=self.length))
         replies = sites.ask({name: Describe(round=round) for name in sites.names})
         mean = sum(reply.examples for reply in replies) / len(replies)
         steps = {r.site: max(1, round_half_up(self.length * r.examples / mean)) for r in replies}
-        return {name: Turn(steps=steps[name]) for name in sites.names}
+        return {name: TurnLength(steps=steps[name]) for name in sites.names}
 
     def _score_everywhere(
         self,
@@ -150,7 +150,7 @@ class Cyclic:
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnLength:
     """The length of a site's turn; 0 epochs are those of the study."""
 
     epochs: int = 0

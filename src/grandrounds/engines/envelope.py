@@ -104,7 +104,7 @@ def _open(data: bytes, kind: type[EnvelopeKind]) -> tuple[EnvelopeKind, bytes, b
 
 
 @dataclass(frozen=True)
-class Stamp:
+class Seal:
     """Whom an envelope is from and for, and in which session of which run of which study."""
 
     sender: str
@@ -118,7 +118,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Key:
+class SealingKey:
     """A party's key: `sign` signs a statement; `certificate` (PEM) lets others verify it.
 
     `verify` returns the name in a certificate of this federation whose key signed a statement, and
@@ -139,14 +139,14 @@ class Identity:
 
     name: str = ""
     run: str = ""
-    key: Key | None = None
+    key: SealingKey | None = None
 
     def pack(self, envelope: Envelope, to: str, session: str = "") -> bytes:
         """Return a sealed envelope for one party."""
         key = self.key
         if key is None:
             return pack(envelope)
-        stamp = Stamp(self.name, to, self.run, session)
+        stamp = Seal(self.name, to, self.run, session)
 
         def seal(digest: bytes) -> bytes:
             signature = b64encode(key.sign(stamp.statement(digest))).decode()
@@ -155,27 +155,27 @@ class Identity:
 
         return pack(envelope, seal)
 
-    def unpack(self, data: bytes, kind: type[EnvelopeKind]) -> tuple[EnvelopeKind, Stamp]:
+    def unpack(self, data: bytes, kind: type[EnvelopeKind]) -> tuple[EnvelopeKind, Seal]:
         """Return an envelope and its stamp, whose sender has signed it for this party and run.
 
         Raises `CorruptEnvelope`, and `ForgedEnvelope` where somebody else made it.
         """
         envelope, seal, digest = _open(data, kind)
         if self.key is None:
-            return envelope, Stamp("", self.name, self.run, "")
+            return envelope, Seal("", self.name, self.run, "")
         stamp = self._verified(self.key, seal, digest)
         if (stamp.to, stamp.run) != (self.name, self.run):
             raise ForgedEnvelope("a letter is for another party or run")
         return envelope, stamp
 
-    def _verified(self, key: Key, seal: bytes, digest: bytes) -> Stamp:
+    def _verified(self, key: SealingKey, seal: bytes, digest: bytes) -> Seal:
         try:
             words = json.loads(seal)
             certificate, signature = (
                 str(words.pop("certificate")),
                 b64decode(words.pop("signature")),
             )
-            stamp = from_plain(Stamp, words)
+            stamp = from_plain(Seal, words)
             signer = key.verify(certificate, signature, stamp.statement(digest))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ForgedEnvelope("a letter is not signed by a party of this federation") from None

@@ -26,10 +26,10 @@ from grandrounds.engines.envelope import (
     ReplyEnvelope,
     ReplyState,
     RequestEnvelope,
-    Stamp,
+    Seal,
 )
 from grandrounds.engines.in_process import InProcessEngine
-from grandrounds.site.audit import Audit, Entry, entry_of, unheard
+from grandrounds.site.audit import Audit, AuditEntry, audit_entry, unaudited
 from grandrounds.site.guard import Refused, StudyGuard
 from grandrounds.site.site import Site
 
@@ -60,7 +60,7 @@ class SiteAgent:
     identity: Identity = field(default_factory=Identity)
     coordinator: str = ""
     guard: Callable[[Site], StudyGuard] | None = None
-    audit: Audit = unheard
+    audit: Audit = unaudited
     _nonce: str = field(default_factory=partial(token_hex, 16), init=False)
     _guard: StudyGuard | None = field(default=None, init=False)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
@@ -79,11 +79,11 @@ class SiteAgent:
         except CorruptEnvelope:
             return self._said("damaged", self.coordinator)
         except ForgedEnvelope as forgery:
-            self.audit(Entry("unknown", "ask", refused=str(forgery)))
+            self.audit(AuditEntry("unknown", "ask", refused=str(forgery)))
             return self._said("refused", self.coordinator)
         return self.identity.pack(self._answer_to(envelope), self.coordinator, session)
 
-    def _session(self, envelope: RequestEnvelope, stamp: Stamp) -> str:
+    def _session(self, envelope: RequestEnvelope, stamp: Seal) -> str:
         """Return the session of a request that the coordinator signed. Raises `ForgedEnvelope`."""
         if not self.identity.key:
             return ""
@@ -106,17 +106,17 @@ class SiteAgent:
         except CorruptEnvelope:
             return self._said("damaged", self.coordinator)
         except ForgedEnvelope as forgery:
-            self.audit(Entry("unknown", "deliver", refused=str(forgery)))
+            self.audit(AuditEntry("unknown", "deliver", refused=str(forgery)))
             return self._said("refused", self.coordinator)
         try:
             update = _update_in(envelope)
             if self._guard:
                 self._guard.check_peer(stamp.sender or update.site, update)
         except Refused as refusal:
-            self.audit(Entry(stamp.sender, "deliver", refused=str(refusal)))
+            self.audit(AuditEntry(stamp.sender, "deliver", refused=str(refusal)))
             return self._said("refused", stamp.sender)
         self._site.receive(update)
-        self.audit(Entry(stamp.sender or update.site, "deliver", round=update.round))
+        self.audit(AuditEntry(stamp.sender or update.site, "deliver", round=update.round))
         return self._said("done", stamp.sender)
 
     def close(self) -> None:
@@ -165,23 +165,23 @@ class SiteAgent:
                 self._guard.check(request, envelope.deliver_to)
             reply = encode(self._reply(request, envelope.deliver_to))
         except Refused as refusal:
-            self.audit(entry_of(self.coordinator, request, refused=str(refusal)))
+            self.audit(audit_entry(self.coordinator, request, refused=str(refusal)))
             # It speaks of the request and the study alone, which the coordinator has.
             card = failure_card(self._site.name, request, refusal, str(refusal))
             return _failure(envelope.number, card)
         except BadInput as error:
             self._log_if_untold(error)
-            self.audit(entry_of(self.coordinator, request, failed=type(error).__name__))
+            self.audit(audit_entry(self.coordinator, request, failed=type(error).__name__))
             stage = type(request).__name__.lower()
             words = f"refuses in round {request.round} ({stage})"
             return self._refusal(envelope.number, words, error)
         except _NotDelivered as failure:
-            self.audit(entry_of(self.coordinator, request, failed=failure.card.error))
+            self.audit(audit_entry(self.coordinator, request, failed=failure.card.error))
             return _failure(envelope.number, failure.card)
         except Exception as error:
             cause = error.__cause__ if isinstance(error, SiteFailed) else None
             self._log_if_untold(cause or error)
-            self.audit(entry_of(self.coordinator, request, failed=type(cause or error).__name__))
+            self.audit(audit_entry(self.coordinator, request, failed=type(cause or error).__name__))
             return _failure(envelope.number, self.disclosure.card(request, cause or error))
         return ReplyEnvelope(number=envelope.number, state="done", body=reply)
 
@@ -199,8 +199,8 @@ class SiteAgent:
         [reply] = self._engine.ask({self._site.name: request})
         if self._guard:
             self._guard.check_reply(request, reply)
-        check_names(reply, self.disclosure)
-        self.audit(entry_of(self.coordinator, request, left=reply, to=deliver_to))
+        check_texts(reply, self.disclosure)
+        self.audit(audit_entry(self.coordinator, request, left=reply, to=deliver_to))
         if not deliver_to:
             return reply
         peers = [name for name in deliver_to if name != self._site.name]
@@ -259,7 +259,7 @@ def _decoded(body: bytes) -> Message:
         raise Refused(f"what came cannot be read ({type(error).__name__})") from error
 
 
-def check_names(reply: Reply, disclosure: Disclosure) -> None:
+def check_texts(reply: Reply, disclosure: Disclosure) -> None:
     """Refuse to send a reply with a text that is no name of the study, digest or pseudonym.
 
     Its metrics have names that the task gives. Raises `RunFailed`.

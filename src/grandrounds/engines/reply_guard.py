@@ -7,8 +7,8 @@ from math import isfinite
 from grandrounds.algorithms.policy import TensorPolicy
 from grandrounds.core.messages import CaseScore, Reply, Request, Train
 
-MOST = 10**9  # of anything that a site counts
-LONGEST = 200  # characters of a word of a site's: a task, a pseudonym, a metric
+_MOST = 10**9  # of anything that a site counts
+_LONGEST = 200  # characters of a word of a site's: a task, a pseudonym, a metric
 
 
 @dataclass
@@ -54,7 +54,7 @@ def _wrong_number(reply: Reply) -> str:
         for name in ("examples", "cases", "steps", "merged", "sent", "received")
     }
     for name, count in counts.items():
-        if not 0 <= count <= MOST * (1000 if name in ("sent", "received") else 1):
+        if not 0 <= count <= _MOST * (1000 if name in ("sent", "received") else 1):
             return f"its {name} is {count}"
     if not (isfinite(reply.seconds) and reply.seconds >= 0):
         return f"its time is {reply.seconds} s"
@@ -70,7 +70,7 @@ def _wrong_name(reply: Reply) -> str:
     if any(score.site != reply.site for score in reply.scores):
         return "it scores cases of another site"
     words = [*reply.metrics, *(word for score in reply.scores for word in _words(score))]
-    odd = next((word for word in words if len(word) > LONGEST or not word.isprintable()), None)
+    odd = next((word for word in words if len(word) > _LONGEST or not word.isprintable()), None)
     return "" if odd is None else "a name in it is too long, or cannot be printed"
 
 

@@ -21,7 +21,7 @@ from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.state import State
-from grandrounds.engines.envelope import Identity, Key
+from grandrounds.engines.envelope import Identity, SealingKey
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, Timeouts, ready
 from grandrounds.engines.reply_guard import ReplyGuard
@@ -103,7 +103,7 @@ def identity_of(
         return Identity(run=run)
     key, certificate = root.with_name(f"{party}.key"), root.with_name(f"{party}.crt")
     own = read_certificate(certificate)
-    sealing = Key(
+    sealing = SealingKey(
         certificate.read_text(), partial(sign, key=load_key(key)), partial(signer, root=root)
     )
     return Identity(common_name(own), run, sealing)

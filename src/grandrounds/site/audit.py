@@ -17,7 +17,7 @@ STRANGERS = 1000  # refused letters of unknown senders that are written down, fo
 
 
 @dataclass(frozen=True)
-class Entry:
+class AuditEntry:
     """One line of the log.
 
     `who` asked is a verified name; `asked` is the kind of request, with what of it matters in
@@ -38,14 +38,14 @@ class Entry:
     failed: str = ""
 
 
-Audit: TypeAlias = Callable[[Entry], None]
+Audit: TypeAlias = Callable[[AuditEntry], None]
 
 
-def unheard(entry: Entry) -> None:
+def unaudited(entry: AuditEntry) -> None:
     """Write nothing down: for sites that are simulated."""
 
 
-def entry_of(
+def audit_entry(
     who: str,
     request: Request,
     *,
@@ -53,12 +53,12 @@ def entry_of(
     to: Sequence[str] = (),
     refused: str = "",
     failed: str = "",
-) -> Entry:
+) -> AuditEntry:
     """Return the line of a request, and of what left the site in answer to it."""
     named = ("split", "cases", "epochs", "steps", "step", "after", "tuned", "since", "leader")
     what = {name: str(getattr(request, name)) for name in named if getattr(request, name, None)}
     sent = left.weights if left else {}
-    return Entry(
+    return AuditEntry(
         who=who,
         asked=type(request).__name__.lower(),
         round=request.round,
@@ -84,7 +84,7 @@ class AuditLog:
     _strangers: int = field(default=0, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
-    def __call__(self, entry: Entry) -> None:
+    def __call__(self, entry: AuditEntry) -> None:
         """Write one line, before what it tells of leaves. Raises `DiskFailed`."""
         with self._lock:
             if entry.who == "unknown":
@@ -101,12 +101,12 @@ class AuditLog:
                 raise DiskFailed(f"{self.path}: the log cannot be written: {error}") from error
 
 
-def read_audit(path: Path) -> Iterator[tuple[float, Entry]]:
+def read_audit(path: Path) -> Iterator[tuple[float, AuditEntry]]:
     """Yield each line with its time, oldest first. Raises `BadFolder` for a damaged line."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
-                yield float(record.pop("time")), from_plain(Entry, record)
+                yield float(record.pop("time")), from_plain(AuditEntry, record)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise BadFolder(f"{path}: line {number} is damaged") from None

@@ -130,4 +130,5 @@ class Study:
 
     def build_topology(self) -> Topology:
         """Make the topology; the study's seed draws leaders and orders."""
-        return with_seed(TOPOLOGIES[self.topology.kind](**self.topology.options), self.seed)
+        options: dict[str, Any] = dict(self.topology.options)
+        return with_seed(TOPOLOGIES[self.topology.kind](**options), self.seed)

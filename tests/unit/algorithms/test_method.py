@@ -158,4 +158,4 @@ def test_a_rule_of_its_own_is_never_left_out_in_silence(
 )
 def test_an_option_that_makes_no_sense_is_refused(kind: str, option: str, value: float):
     with pytest.raises(BadStudy, match=rf"method.{option} is .*; it must be"):
-        METHODS[kind](**{option: value}).check()  # pyright: ignore[reportCallIssue]
+        METHODS[kind](**{option: value}).check()  # pyright: ignore[reportCallIssue, reportArgumentType]

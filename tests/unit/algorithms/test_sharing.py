@@ -6,6 +6,7 @@ from torch import nn
 
 from grandrounds.algorithms import METHODS
 from grandrounds.algorithms.method import Method
+from grandrounds.algorithms.methods.pflsynth import PFLSynth
 from grandrounds.algorithms.sharing import Sharing, describe_sharing, sharing_filter
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.weights import select
@@ -107,7 +108,7 @@ def test_a_round_costs_up_and_down_and_the_validation():
 
 def test_the_wide_split_shares_all_but_personal_blocks_and_critics():
     task, model = model_of(**SMALL)
-    tensors = shared(METHODS["pflsynth"](split="wide"), task, model)
+    tensors = shared(PFLSynth(split="wide"), task, model)
     everything = set(model.state_dict())
     kept = {n for n in everything if n.startswith(("generator.personal.", "critics."))}
     assert set(tensors) == everything - kept
@@ -116,7 +117,7 @@ def test_the_wide_split_shares_all_but_personal_blocks_and_critics():
 
 def test_named_groups_take_the_place_of_the_split():
     task, model = model_of(**SMALL)
-    tensors = shared(METHODS["pflsynth"](share=("encoder",)), task, model)
+    tensors = shared(PFLSynth(share=("encoder",)), task, model)
     assert groups_of(tensors) == {"generator.encoder"}
 
 
@@ -226,14 +227,14 @@ def test_a_method_that_would_share_nothing_by_mistake_is_refused():
 def test_an_unknown_group_is_refused_with_those_that_there_are():
     task, model = model_of(**SMALL)
     with pytest.raises(BadStudy) as refused:
-        shared(METHODS["pflsynth"](share=("tail",)), task, model)
+        shared(PFLSynth(share=("tail",)), task, model)
     known = ", ".join((*GROUPS, "norm", "critic", "head", "upper", "all"))
     assert str(refused.value) == f"method: no parameter group 'tail'; this task has {known}"
 
 
 def test_a_share_that_is_named_is_shared_whatever_the_method_would_keep():
     task, model = model_of(**SMALL)
-    named = shared(METHODS["pflsynth"](share=("mapper", "personal")), task, model)
+    named = shared(PFLSynth(share=("mapper", "personal")), task, model)
     assert {name.split(".")[1] for name in named} == {"mapper", "personal"}
 
 

@@ -1,4 +1,5 @@
 import errno
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -270,8 +271,8 @@ def test_a_site_refuses_a_request_to_send_its_update_along_a_path(attend: Attend
     site = Counted()
     letter = RequestEnvelope(number=1, wait=LONG, body=encode(ORDER), deliver_to=("../birch",))
     answer = unpack(attend("alder", site).answer(pack(letter)), ReplyEnvelope)
-    assert (answer.state, site.asked) == ("refused", [])
-    assert answer.body.startswith(b"peer '../birch': a name has letters")
+    assert (answer.state, site.asked) == ("failed", [])
+    assert json.loads(answer.body)["message"].startswith("peer '../birch': a name has letters")
 
 
 @pytest.mark.parametrize("body", [b"", b"nonsense", encode(Adopt(round=1, leader="../birch"))])
@@ -282,8 +283,10 @@ def test_a_site_refuses_a_request_that_cannot_be_read_and_answers_the_next(
     attendant = attend("alder", site)
     letter = RequestEnvelope(number=1, wait=LONG, body=body or b"\0" * 9)
     answer = unpack(attendant.answer(pack(letter)), ReplyEnvelope)
-    assert answer.state == "refused"
-    assert answer.body.startswith(b"what came from the coordinator is no request (")
+    assert answer.state == "failed"
+    card = json.loads(answer.body)
+    assert (card["site"], card["error"]) == ("alder", "Refused")
+    assert card["message"].startswith("what came cannot be read (")
     assert state_of(attendant, RequestEnvelope(number=2, wait=LONG, body=encode(NEXT))) == "done"
     assert site.asked == [NEXT]
 
@@ -292,8 +295,7 @@ def test_a_site_refuses_a_request_that_cannot_be_read_and_answers_the_next(
 def test_a_site_refuses_an_update_that_cannot_be_read(attend: Attend, body: bytes):
     attendant = attend("alder", Counted())
     answer = unpack(attendant.receive_update(pack(PeerEnvelope(body=body))), ReplyEnvelope)
-    assert answer.state == "refused"
-    assert answer.body.startswith(b"what a peer sent is no update (")
+    assert (answer.state, mailbox_of(attendant)) == ("refused", Mailbox())
 
 
 def test_a_site_finishes_what_it_has_begun_before_it_closes(sites: Mapping[str, Site]):

@@ -16,7 +16,8 @@ REFUSALS = {
     "data = Müller": "its site file is not valid TOML",
     'name = "alder"\ndata = "Müller"\nMüller = 1': "its site file is not valid TOML",
     'name = "alder"\ndata = "Müller"\nmueller = 1': "a key of its site file is wrong or unknown",
-    'name = "Müller"\ndata = "Müller"': "its site file names another site than this one",
+    'name = "Müller"\ndata = "Müller"': "a key of its site file is wrong or unknown",
+    'name = "mueller"\ndata = "Müller"': "its site file names another site than this one",
     'name = "alder"\ndata = "Müller"': "it is simulated in this study, and takes no site file",
 }
 

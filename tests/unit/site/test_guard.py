@@ -43,7 +43,10 @@ def guard(
     topology: Topology | None = None,
     sharing: Sharing | None = None,
     held: tuple[int, ...] = (1, 2),
-    **options: int,
+    *,
+    rounds: int = 5,
+    fine_tune: int = 0,
+    broadcasts: bool = True,
 ) -> StudyGuard:
     """The guard of alder, which has trained two of five rounds."""
     topology = topology or Star()
@@ -54,8 +57,7 @@ def guard(
         topology.moments_travel,
         ROSTER,
     )
-    chosen = {"rounds": 5, "fine_tune": 0, "broadcasts": True} | options
-    return StudyGuard(**chosen, roster=ROSTER, topology=topology, policy=policy, held=lambda: held)
+    return StudyGuard(rounds, fine_tune, broadcasts, ROSTER, topology, policy, lambda: held)
 
 
 def train(**fields: object) -> Train:
@@ -75,7 +77,7 @@ ASKED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
     "the last round again": (guard(), train(round=2, since=1), ()),
     "the first round": (guard(held=()), train(round=1, since=0), ()),
     "the first round, every site from its own": (
-        guard(held=(), broadcasts=0),
+        guard(held=(), broadcasts=False),
         train(round=1, since=0, weights={}),
         (),
     ),
@@ -202,7 +204,7 @@ REFUSED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
     "no model": (guard(), train(weights={}), ()),
     "a model in a swarm": (guard(Swarm()), train(), ("birch",)),
     "a model where every site has its own": (
-        guard(held=(), broadcasts=0),
+        guard(held=(), broadcasts=False),
         train(round=1, since=0),
         (),
     ),
