@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from grandrounds.algorithms import METHODS
 from grandrounds.core.events import (
     Event,
     GroupPolicy,
@@ -161,7 +160,6 @@ def beginning(plan: Plan) -> list[Event]:
         device="cpu",
         precision="bf16",
         threads=1,
-        title=METHODS[plan.method]().title,
     )
     ready = [_ready(plan, site) for site in plan.sites]
     shared = "shared" if plan.method != "local" else "private"

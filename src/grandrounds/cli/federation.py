@@ -224,6 +224,7 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
     from grandrounds.flare.session import open_session
     from grandrounds.flare.supervise import Submission, raise_if_failed
     from grandrounds.report.page.html import write_report
+    from grandrounds.runs.costs import leaving_words
     from grandrounds.runs.remote import check_remote
     from grandrounds.study.file import example, read_study
 
@@ -233,7 +234,7 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
     kits = make_kits(study, "localhost", top / "kits", port=free_port())
     console.print(f"startup kits with keys and certificates in {top / 'kits'}")
     for site in study.trainers:
-        accept_study(study, Kit(kits[site]))
+        accept_study(study, Kit(kits[site]), leaving_words(study))
     console.print(f"accepted by {', '.join(study.trainers)}")
     with run_kits(kit for name, kit in kits.items() if name != "admin"):
         admin = Kit(kits["admin"])
@@ -247,24 +248,86 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
 
 
 @at_site.command()
-def accept(study: StudyPath, kit: SiteKit, set: Set = None, json: Json = False) -> None:
-    """Show what a study asks for and what will leave the building, and sign its SHA-256."""
+def accept(
+    study: StudyPath,
+    kit: SiteKit,
+    set: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be signed, and sign nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what a study asks for and what will leave the building, and sign both."""
     _need_flare()
     from rich.console import Console
 
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import leaving_as_json, print_leaving
-    from grandrounds.flare.kit import Kit, accept_study
-    from grandrounds.study.file import read_study
+    from grandrounds.flare.kit import Kit, accept_study, check_kit
+    from grandrounds.runs.costs import leaving_words
+    from grandrounds.study.file import fingerprint, read_study
 
-    resolved = read_study(study, set or [])
-    acceptance, path = accept_study(resolved, Kit(kit))
+    resolved, own = read_study(study, set or []), Kit(kit)
+    check_kit(resolved, own)
+    if dry_run:
+        if json:
+            leaves = leaving_as_json(resolved)
+            print_json({"site": own.name, "study": fingerprint(resolved), "leaves": leaves})
+            return
+        print_leaving(resolved, own.name)
+        words = f"not signed: {fingerprint(resolved)}; leave out --dry-run to accept it"
+        Console().print(words, soft_wrap=True)
+        return
+    acceptance, path = accept_study(resolved, own, leaving_words(resolved))
     if json:
         print_json(asdict(acceptance) | {"file": str(path), "leaves": leaving_as_json(resolved)})
         return
     print_leaving(resolved, acceptance.site)
     signed = f"accepted by '{acceptance.site}': {acceptance.study}\nsigned in {path}"
     Console().print(signed, soft_wrap=True)
+
+
+@at_site.command()
+def acceptances(
+    kit: SiteKit,
+    withdraw: Annotated[
+        str | None,
+        typer.Option(help="Withdraw the acceptance of this study: its SHA-256, or a beginning."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the studies that a site has accepted; withdraw one."""
+    _need_flare()
+    from grandrounds.cli.output import print_json, print_line
+    from grandrounds.cli.study_output import print_acceptances
+    from grandrounds.flare.kit import Kit
+    from grandrounds.study.acceptance import list_acceptances, withdraw_acceptance
+
+    local = Kit(kit).local
+    if withdraw is not None:
+        print_line("withdrawn", withdraw_acceptance(withdraw, local).study, as_json=json)
+        return
+    found = list_acceptances(local)
+    if json:
+        print_json([asdict(each) for each in found])
+    else:
+        print_acceptances(found)
+
+
+@at_site.command()
+def log(kit: SiteKit, json: Json = False) -> None:
+    """Print what was asked of a site by whom, what left it, and what it refused."""
+    _need_flare()
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import print_audit
+    from grandrounds.flare.kit import Kit, audit_logs
+    from grandrounds.site.audit import read_audit
+
+    lines = [line for path in audit_logs(Kit(kit)) for line in read_audit(path)]
+    if json:
+        print_json([{"time": moment, **asdict(entry)} for moment, entry in lines])
+    else:
+        print_audit(lines)
 
 
 @app.command()

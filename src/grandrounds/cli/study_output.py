@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,9 @@ from rich.text import Text
 
 from grandrounds.core.events import TopologySet
 from grandrounds.data.availability import SiteSummary
-from grandrounds.runs.costs import Estimate, RunPlan, estimate, plan_run, topologies
+from grandrounds.runs.costs import Estimate, RunPlan, estimate, leaving_words, plan_run, topologies
+from grandrounds.site.audit import AuditEntry
+from grandrounds.study.acceptance import Acceptance
 from grandrounds.study.checks import notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
@@ -144,6 +147,7 @@ def leaving_as_json(study: Study) -> dict[str, object]:
         "bytes_per_round": cost.bytes_per_round // len(study.trainers),
         "rounds": study.rounds,
         "scores": f"of each test case, {study.task.metric} and others, by pseudonyms",
+        "policy": leaving_words(study),
     }
 
 
@@ -155,11 +159,42 @@ def print_leaving(study: Study, site: str) -> None:
     for group in cost.policy.groups:
         table.add_row(group.group, group.policy, f"{group.parameters:,}")
     console.print(table)
-    mib = cost.bytes_per_round / len(study.trainers) / MIB
-    console.print(f"about {mib:,.1f} MiB a round, both ways, in {study.rounds} rounds")
-    console.print(f"the scores of each test case ({study.task.metric} and others), by pseudonyms")
-    console.print("counts of patients, sessions and slices; if something fails, its failure card")
-    console.print("no image, no path, no name of a patient")
+    for line in leaving_words(study):
+        console.print(line, highlight=False)
+
+
+def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
+    """Print which studies a site has accepted, and since when."""
+    if not acceptances:
+        Console().print("no study is accepted here")
+        return
+    table = Table(Column("study (SHA-256)", no_wrap=True), "accepted", "what leaves")
+    for each in acceptances:
+        table.add_row(each.study[:16], each.time, each.policy[0] if each.policy else "")
+    Console().print(table)
+
+
+def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
+    """Print what was asked of a site, and what left it."""
+    if not lines:
+        Console().print("nothing was asked of this site yet")
+        return
+    asked = ("when (UTC)", "who", "asked", "round", "tensors", "bytes", "SHA-256", "to", "refused")
+    table = Table(*asked)
+    for moment, entry in lines:
+        what = " ".join((entry.asked, *(f"{name}={v}" for name, v in entry.what.items())))
+        table.add_row(
+            f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}",
+            entry.who,
+            what,
+            str(entry.round),
+            str(entry.tensors or f"{entry.scores} scores" if entry.scores else entry.tensors),
+            f"{entry.bytes:,}",
+            entry.digest[:12],
+            ", ".join(entry.to),
+            Text(entry.refused or entry.failed),
+        )
+    Console().print(table)
 
 
 def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:

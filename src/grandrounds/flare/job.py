@@ -15,12 +15,12 @@ from nvflare.apis.fl_context import FLContext
 from grandrounds.core.files import write_text
 from grandrounds.core.names import MOST, check_name
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.flare.kit import RUNS
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
 
 STUDY = RunFolder.study
 SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and each has NAME.toml
-RUNS = "grandrounds"
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets
 STATUS = "grandrounds.status"
 CONTROLLER = "grandrounds.flare.controller.StudyController"

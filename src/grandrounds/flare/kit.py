@@ -1,15 +1,19 @@
 """A startup kit holds a party's identity, and signs the studies that a site accepts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.names import check_site_name
+from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.study.acceptance import Acceptance, accept, save_acceptance
 from grandrounds.study.file import fingerprint
 from grandrounds.study.study import Study
+
+RUNS = "grandrounds"  # in a kit: the folder of a party's runs
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,25 @@ def organisation(site: str) -> str:
     return site.replace("-", "_")
 
 
-def accept_study(study: Study, kit: Kit) -> tuple[Acceptance, Path]:
-    """Sign a study's SHA-256 with a site's key, save the acceptance in the kit, and return both.
-
-    Raises `BadSite` where the kit is not that of a site of the study.
-    """
+def check_kit(study: Study, kit: Kit) -> None:
+    """Refuse a kit that is not that of a site of the study. Raises `BadSite`."""
     if kit.kind != "client" or kit.name not in study.trainers:
         known = ", ".join(study.trainers)
         raise BadSite(f"{kit.folder}: is not the kit of a site of this study; it has {known}")
+
+
+def audit_logs(kit: Kit) -> list[Path]:
+    """List the logs of what was asked of a kit's site, one for each run, the oldest first."""
+    found = kit.folder.glob(f"{RUNS}/*/{RunFolder.sites}/{kit.name}/{SiteFolder.audit}")
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def accept_study(study: Study, kit: Kit, policy: Sequence[str] = ()) -> tuple[Acceptance, Path]:
+    """Sign a study and its policy with a site's key, save the acceptance in the kit; return both.
+
+    Raises `BadSite` where the kit is not that of a site of the study.
+    """
+    check_kit(study, kit)
     key, certificate = kit.startup / "client.key", kit.startup / "client.crt"
-    acceptance = accept(fingerprint(study), key, certificate)
+    acceptance = accept(fingerprint(study), key, certificate, policy)
     return acceptance, save_acceptance(acceptance, kit.local)

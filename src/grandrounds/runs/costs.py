@@ -153,6 +153,33 @@ def _activations(plan: RunPlan) -> int:
     return sum(saved.values()) * batch * height * width // PROBE**2
 
 
+def leaving_words(study: Study) -> tuple[str, ...]:
+    """Say what leaves each site of a study, to whom and how often; a site signs this."""
+    plan = plan_run(study)
+    cost, sharing = estimate(plan), plan.method.sharing()
+    shared = [g for g in cost.policy.groups if g.policy not in ("private", "reset")]
+    groups = ", ".join(f"{g.group} ({g.parameters:,} parameters)" for g in shared) or "none"
+    mib = cost.bytes_per_round / len(study.trainers) / 2**20
+    beside = [f"beside the model it sends: {name}" for name in sharing.sends]
+    beside += [f"beside the model it is sent: {name}" for name in sharing.receives]
+    if study.build_topology().moments_travel:
+        beside.append("the optimiser's state travels with the model")
+    return (
+        f"in each of {study.rounds} rounds, about {mib:,.1f} MiB both ways: the groups {groups}",
+        *beside,
+        *(f"seen by {who}: {what}" for who, what in cost.topology.sees.items()),
+        f"the mean of its validation scores {_every(study.stop.validate_every)}",
+        f"in the end the scores of each test case ({study.task.metric} and others), by pseudonyms; "
+        "never the score of a training case",
+        "counts of patients, sessions and slices; if something fails, its failure card",
+        "no image, no path, no name of a patient",
+    )
+
+
+def _every(rounds: int) -> str:
+    return "in each round" if rounds == 1 else f"every {rounds} rounds"
+
+
 def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:
     """Map each topology to what a round costs and who sees what, or why the study cannot use it.
 

@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ FOLDER = "accepted"
 class Acceptance:
     """A site's signature under a study: the site, the study, the time and the certificate.
 
+    `policy` says in words what leaves, to whom and how often; it is signed, too.
     `signature` (PKCS #1 v1.5 over SHA-256, base64) is of `statement`; `certificate` (PEM) holds the
     key that verifies it.
     """
@@ -36,18 +38,25 @@ class Acceptance:
     time: str
     certificate: str
     signature: str = ""
+    policy: tuple[str, ...] = ()
 
     @property
     def statement(self) -> bytes:
         """Return the text that is signed."""
-        return f"{self.site} takes part in the study {self.study} ({self.time})".encode()
+        words = f"{self.site} takes part in the study {self.study} ({self.time})"
+        return "\n".join((words, *self.policy)).encode()
 
 
-def accept(study: str, key: Path, certificate: Path) -> Acceptance:
-    """Sign a study's SHA-256 with the private key of a site's kit. Raises `BadSite`."""
+def accept(study: str, key: Path, certificate: Path, policy: Sequence[str] = ()) -> Acceptance:
+    """Sign a study's SHA-256, and its policy in words, with the private key of a site's kit.
+
+    Raises `BadSite`.
+    """
     proof = read_certificate(certificate)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    acceptance = Acceptance(common_name(proof), study, now, certificate.read_text())
+    acceptance = Acceptance(
+        common_name(proof), study, now, certificate.read_text(), policy=tuple(policy)
+    )
     signature = sign(acceptance.statement, load_key(key))
     return Acceptance(**asdict(acceptance) | {"signature": b64encode(signature).decode()})
 
@@ -83,6 +92,26 @@ def load_acceptance(study: str, folder: Path) -> Acceptance | None:
     """Read a site's acceptance of a study, or return None where there is none."""
     path = _file(study, folder)
     return from_json(path.read_bytes()) if path.exists() else None
+
+
+def list_acceptances(folder: Path) -> list[Acceptance]:
+    """Return all acceptances of a site, the oldest first. Raises `BadSite` for a damaged one."""
+    found = [from_json(path.read_bytes()) for path in (folder / FOLDER).glob("*.json")]
+    return sorted(found, key=lambda acceptance: acceptance.time)
+
+
+def withdraw_acceptance(study: str, folder: Path) -> Acceptance:
+    """Remove the acceptance of a study, whose SHA-256 may be given by its first digits.
+
+    No round begins at the site any more: a run that goes on is stopped by ending the site's
+    process. Raises `BadSite` where there is not exactly one.
+    """
+    found = [each for each in list_acceptances(folder) if study and each.study.startswith(study)]
+    if len(found) != 1:
+        known = ", ".join(each.study[:12] for each in list_acceptances(folder)) or "none"
+        raise BadSite(f"'{study}': is not one of the accepted studies; they are: {known}")
+    _file(found[0].study, folder).unlink()
+    return found[0]
 
 
 def _file(study: str, folder: Path) -> Path:

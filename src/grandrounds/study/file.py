@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, asdict, is_dataclass, replace
 from difflib import get_close_matches
@@ -155,7 +155,8 @@ def _choice(key: str, table: object) -> Table:
 def _options(preset: type) -> dict[str, Parameter]:
     """Return the options of a method or topology, without what a run fills in."""
     filled = FILLED_METHOD if issubclass(preset, Method) else FILLED_TOPOLOGY
-    return {n: p for n, p in signature(preset).parameters.items() if n not in filled}
+    made: Callable[..., object] = preset
+    return {n: p for n, p in signature(made).parameters.items() if n not in filled}
 
 
 def options_model(kind: str, preset: type) -> Any:

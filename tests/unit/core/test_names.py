@@ -165,7 +165,9 @@ def test_the_schema_is_the_same_as_ever():
 
 
 def test_an_acceptance_has_the_same_fields_as_ever():
-    assert names_of(Acceptance) == ["site", "study", "time", "certificate", "signature"]
+    assert names_of(Acceptance) == [
+        *("site", "study", "time", "certificate", "signature", "policy"),
+    ]
 
 
 def test_methods_have_the_same_parameters_and_first_lines_as_ever():

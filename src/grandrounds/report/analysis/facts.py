@@ -255,7 +255,8 @@ class Facts:
     @cached_property
     def plain(self) -> Arm | None:
         """Return the arm that is plain federated averaging."""
-        found = [a for a in self.arms if a.started.title == PLAIN and a is not self.main_arm]
+        others = [arm for arm in self.arms if arm is not self.main_arm]
+        found = [arm for arm in others if PLAIN in (arm.title, arm.started.title)]
         return next((arm for arm in found if arm.title == PLAIN), found[0] if found else None)
 
     @cached_property
