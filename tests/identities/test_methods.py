@@ -15,6 +15,7 @@ from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.state import State
 from grandrounds.core.weights import OPTIMIZER, digest, select
 from grandrounds.runs.build import Federation
+from grandrounds.runs.loop import run
 from grandrounds.site.model_state import SiteStore, personal_tensors
 from grandrounds.site.peers import Mailbox
 from grandrounds.site.site import Site
@@ -27,6 +28,7 @@ from tests.helpers.federation import (
     model_of,
     played,
     private_weights,
+    rows,
     with_sites,
 )
 from tests.helpers.grids import with_representatives
@@ -239,6 +241,32 @@ def test_row_18_ditto_without_a_pull_is_fedavg_beside_local_training(tmp_path: P
         own = select(personal, lambda name: not name.startswith(OPTIMIZER))
         assert_trained(mine.first_weights(), own)
         assert digest(own) == digest(private_weights(alone, ROUNDS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mrmtl_without_a_pull_is_local_training(tmp_path: Path, kind: str):
+    """To the last digit: each site goes on from its own model, and so does its optimiser."""
+    scores: dict[str, list[object]] = {}
+    for word, own in {"mrmtl": ("method.strength=0.0",), "local": ()}.items():
+        study = tiny_of(kind, f"method.kind={word}", *own, sites=2)
+        run(study, tmp_path / word)
+        scores[word] = [row["value"] for row in rows(tmp_path / word / "scores.csv")]
+    assert scores["mrmtl"] == scores["local"]
+
+
+def test_mrmtls_pull_brings_the_models_of_the_sites_together(tmp_path: Path):
+    apart: list[float] = []
+    for strength in (0.0, 1.0):
+        study = tiny_of("synthesis", "method.kind=mrmtl", f"method.strength={strength}", sites=2)
+        federation = built(study, tmp_path / str(strength))
+        played(federation, ROUNDS)
+        first, second = (
+            personal_tensors(SiteStore(site.folder).private.load(ROUNDS)[0])
+            for site in federation.sites.sites
+        )
+        names = [name for name in first if name.startswith("generator.") and name in second]
+        apart.append(float(sum((first[n] - second[n]).square().sum() for n in names)))
+    assert apart[1] < apart[0]
 
 
 def test_dittos_pull_brings_the_personal_model_nearer_to_the_shared_one(tmp_path: Path):

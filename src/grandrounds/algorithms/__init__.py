@@ -22,6 +22,7 @@ from grandrounds.algorithms.methods.fedper import FedPer
 from grandrounds.algorithms.methods.fedprox import FedProx
 from grandrounds.algorithms.methods.fedrep import FedRep
 from grandrounds.algorithms.methods.lg_fedavg import LGFedAvg
+from grandrounds.algorithms.methods.mrmtl import MRMTL
 from grandrounds.algorithms.methods.pflsynth import PFLSynth
 from grandrounds.algorithms.methods.scaffold import Scaffold
 from grandrounds.algorithms.split import Split
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     "fedper": FedPer,
     "fedrep": FedRep,
     "ditto": Ditto,
+    "mrmtl": MRMTL,
     "pflsynth": PFLSynth,
     "fedgan": FedGAN,
     "fedmri": FedMRI,
