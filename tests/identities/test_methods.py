@@ -254,6 +254,35 @@ def test_mrmtl_without_a_pull_is_local_training(tmp_path: Path, kind: str):
     assert scores["mrmtl"] == scores["local"]
 
 
+@pytest.mark.parametrize("kind", MEANS)
+def test_apfl_shares_fedavgs_model_and_with_all_of_its_own_is_local_training(
+    tmp_path: Path, kind: str
+):
+    arms = {
+        name: built(tiny_of(kind, f"method.kind={name}", *own, sites=2), tmp_path / name)
+        for name, own in {"apfl": ("method.alpha=1.0",), "fedavg": (), "local": ()}.items()
+    }
+    states = {name: played(arm, ROUNDS)[-1].state for name, arm in arms.items()}
+    assert digest(states["apfl"].weights) == digest(states["fedavg"].weights)
+    for mine, alone in zip(arms["apfl"].sites.sites, arms["local"].sites.sites, strict=True):
+        personal = personal_tensors(SiteStore(mine.folder).private.load(ROUNDS)[0])
+        own = select(personal, lambda name: not name.startswith(OPTIMIZER))
+        assert_trained(mine.first_weights(), own)
+        assert digest(own) == digest(private_weights(alone, ROUNDS))
+
+
+def test_apfls_mixture_lies_between_the_shared_model_and_the_sites_own(tmp_path: Path):
+    """m = alpha v + (1 - alpha) w, of what was trained in the round."""
+    study = tiny_of("synthesis", "method.kind=apfl", "method.alpha=0.25", sites=2)
+    federation = built(study, tmp_path)
+    [outcome] = played(federation, 1)
+    for site, reply in zip(federation.sites.sites, outcome.replies, strict=True):
+        kept = SiteStore(site.folder).private.load(1)[0]
+        for name, shared in reply.weights.items():
+            mixture = 0.25 * kept[f"own/{name}"] + 0.75 * shared
+            torch.testing.assert_close(kept[f"personal/{name}"], mixture, rtol=1e-4, atol=1e-5)
+
+
 def test_mrmtls_pull_brings_the_models_of_the_sites_together(tmp_path: Path):
     apart: list[float] = []
     for strength in (0.0, 1.0):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from grandrounds.algorithms.cyclic import Cyclic
 from grandrounds.algorithms.method import Method
+from grandrounds.algorithms.methods.apfl import APFL
 from grandrounds.algorithms.methods.comparisons import PGAN, Central, Local, Pix2Pix
 from grandrounds.algorithms.methods.ditto import Ditto
 from grandrounds.algorithms.methods.fedavg import FedAvg
@@ -42,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
     "fedrep": FedRep,
     "ditto": Ditto,
     "mrmtl": MRMTL,
+    "apfl": APFL,
     "pflsynth": PFLSynth,
     "fedgan": FedGAN,
     "fedmri": FedMRI,
