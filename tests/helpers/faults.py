@@ -1,5 +1,6 @@
 """Harm that befalls the process of a job; only a test's own sitecustomize calls it."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,16 @@ import torch
 from torch import Tensor
 
 from grandrounds.core import state as checkpoints
-from grandrounds.core.messages import Reply, Request, decode, encode
+from grandrounds.core.messages import Reply, Request, Train, decode, encode
 from grandrounds.engines import remote_site as attendant
-from grandrounds.engines.envelope import READY, ReplyEnvelope, unpack
+from grandrounds.engines.envelope import (
+    READY,
+    PeerEnvelope,
+    ReplyEnvelope,
+    RequestEnvelope,
+    pack,
+    unpack,
+)
 from grandrounds.site import training
 from grandrounds.site.local_round import SiteRound
 
@@ -96,6 +104,49 @@ def poison(round: int) -> None:
         return encode(message)
 
     attendant.encode = poisoned
+
+
+def attack(round: int, peer: str, report: str) -> None:
+    """Ask another site, in the middle of a round, for what it would give the coordinator alone."""
+    from grandrounds.flare.transport import ASK, MAIL, Transport
+
+    transports, agents, heard = list[Transport](), list[attendant.SiteAgent](), list[bytes]()
+    begin, answer = Transport.__init__, attendant.SiteAgent.answer
+
+    def begun(self: Transport, *arguments: Any) -> None:
+        transports.append(self)
+        begin(self, *arguments)
+
+    def noted(self: attendant.SiteAgent, packed: bytes) -> bytes:
+        agents.append(self)
+        heard.append(packed)
+        return answer(self, packed)
+
+    def attacks() -> None:
+        transport, identity = transports[-1], agents[-1].identity
+        order = encode(Train(round=round, since=round - 1))
+        asked = RequestEnvelope(number=99, wait=1.0, deliver_to=("birch",), body=order)
+        posing = replace(identity, name=agents[-1].coordinator)
+        update = encode(Reply(site=identity.name, round=round, merged=2))
+        letters = {
+            "unsigned": (ASK, pack(asked)),
+            "signed as oneself": (ASK, identity.pack(asked, peer, "a.b")),
+            "signed as the coordinator": (ASK, posing.pack(asked, peer, "a.b")),
+            "the coordinator's own letter": (ASK, heard[-1]),
+            "an opening": (ASK, identity.pack(RequestEnvelope(number=READY, wait=1.0), peer, "a")),
+            "an update": (MAIL, identity.pack(PeerEnvelope(body=update), peer)),
+            "noise": (ASK, b"noise" * 99),
+        }
+        answers = {
+            name: unpack(transport.send(topic, peer, letter, 10.0), ReplyEnvelope)
+            for name, (topic, letter) in letters.items()
+        }
+        told = {name: [answer.state, len(answer.body)] for name, answer in answers.items()}
+        Path(report).write_text(json.dumps(told))
+
+    Transport.__init__ = begun
+    attendant.SiteAgent.answer = noted
+    in_training(round, attacks)
 
 
 def in_training(round: int, happens: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 run; before it, the failure card says what happened.
 """
 
+import json
 import re
 import resource
 import socket
@@ -17,8 +18,10 @@ from typing import Any
 import pytest
 
 from grandrounds.core.events import Failed, RunResumed
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import RoundStore
 from grandrounds.runs.loop import run
+from grandrounds.site.audit import read_audit
 from grandrounds.study.acceptance import FOLDER
 from grandrounds.study.file import fingerprint
 from grandrounds.study.study import Study
@@ -49,6 +52,7 @@ executor.Timeouts = lambda: Timeouts(start=0.1)
 executor.SiteExecutor("run")
 time.sleep(600)
 """
+SERVER_NAME = "localhost"  # in the server's certificate
 SLOW = 26.0  # seconds; more than the silence of 20 after which a site is dead
 
 
@@ -348,6 +352,29 @@ def test_a_reply_with_a_number_that_is_none_stops_the_run_with_a_card(town: Town
     assert "is not finite" in failed.message
     assert "fp32" in failed.hint
     assert_resumes_as_undisturbed(town, study, tmp_path)
+
+
+def test_a_hospital_with_a_changed_program_gets_nothing_from_another(town: Town, tmp_path: Path):
+    """Its certificate is valid; the other site answers the coordinator alone, and says so."""
+    study, report = accepted(town, 18), tmp_path / "attacks.json"
+    with town.under(
+        "birch", harm=harmful(tmp_path / "harm", f"attack(2, 'alder', {str(report)!r})")
+    ):
+        done = town.submit(study)
+    assert done.code == 0, done.err
+    assert_as_undisturbed(town, study, tmp_path)
+    told = json.loads(report.read_text())
+    assert told.pop("noise") == ["damaged", 0]
+    assert len(told) == 6
+    assert {name: answer for name, answer in told.items() if answer != ["refused", 0]} == {}
+    log = RunFolder(town.run(study, "alder")).site("alder").audit
+    lines = [entry for _, entry in read_audit(log)]
+    refused = [entry for entry in lines if entry.refused]
+    assert len(refused) == 6
+    assert all(not entry.tensors and not entry.bytes for entry in refused)
+    sent = [entry for entry in lines if entry.asked == "train" and entry.tensors]
+    assert [(entry.who, entry.round) for entry in sent] == [(SERVER_NAME, 1), (SERVER_NAME, 2)]
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_process_of_a_job_that_never_begins_ends_by_itself():
