@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from grandrounds import __version__
-from grandrounds.algorithms.policy import policy_of
+from grandrounds.algorithms.policy import TensorPolicy, policy_of
 from grandrounds.algorithms.split import Split
 from grandrounds.core.device import deterministic
 from grandrounds.core.errors import BadSite, BadStudy
@@ -21,6 +21,7 @@ from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.state import State
+from grandrounds.core.weights import Filter
 from grandrounds.engines.envelope import Identity, SealingKey
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, Timeouts, ready
@@ -131,21 +132,27 @@ def reply_guard(blueprint: Blueprint) -> ReplyGuard:
 def study_guard(study: Study, site: Site) -> StudyGuard:
     """Return what holds the requests to a site against its study."""
     topology = study.build_topology()
-    policy = policy_of(
-        site.trainer.model,
-        site.travels,
-        site.uses,
-        site.method.sharing(),
-        moments=topology.moments_travel,
-        sites=study.trainers,
-    )
+
+    def policy(uses: Filter) -> TensorPolicy:
+        return policy_of(
+            site.trainer.model,
+            site.travels,
+            uses,
+            site.method.sharing(),
+            moments=topology.moments_travel,
+            sites=study.trainers,
+        )
+
+    uses = [site.task.uses(name) for name in study.trainers]
+    peers = dict(zip(study.trainers, map(policy, uses), strict=True))
     return StudyGuard(
         rounds=study.rounds,
         fine_tune=study.training.fine_tune,
         broadcasts=study.training.first_broadcast,
         roster=study.trainers,
         topology=topology,
-        policy=policy,
+        policy=policy(site.uses),
+        peers={**peers, "": policy(lambda name: any(used(name) for used in uses))},
         held=SiteStore(site.folder).private.rounds,
     )
 

@@ -1,6 +1,6 @@
 """A site holds every request against the study that it accepted, before it reads or writes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grandrounds.algorithms.policy import CUT, TensorPolicy, problem_crossing
@@ -33,8 +33,9 @@ class Refused(RunFailed):
 class StudyGuard:
     """Holds requests, updates of peers and replies against a study.
 
-    `held` returns the rounds whose private state the site has saved. `broadcasts` tells whether all
-    sites start from one model. Everything here raises `Refused`.
+    `policy` is the site's own; `peers` has that of each site of the roster, and by "" that of all
+    together, of which a leader merges. `held` returns the rounds whose private state is saved.
+    `broadcasts` tells whether all sites start from one model. Everything here raises `Refused`.
     """
 
     rounds: int
@@ -43,6 +44,7 @@ class StudyGuard:
     roster: tuple[str, ...]
     topology: Topology
     policy: TensorPolicy
+    peers: Mapping[str, TensorPolicy]
     held: Callable[[], tuple[int, ...]]
     _turn: Forward | None = field(default=None, init=False)
     _step: int = field(default=0, init=False)
@@ -184,7 +186,8 @@ class StudyGuard:
 
     def check_reply(self, request: Request, reply: Reply) -> None:
         """Refuse to send what the study does not send."""
-        _refuse(self.policy.problem_in_reply(request, reply.weights))
+        policy = self.peers[""] if isinstance(request, Merge) else self.policy
+        _refuse(policy.problem_in_reply(request, reply.weights))
 
     def check_peer(self, sender: str, update: Reply) -> None:
         """Refuse an update that this peer may not deliver here, or that is not of the study."""
@@ -195,9 +198,9 @@ class StudyGuard:
         if update.round not in (self.last, self.last + 1) or update.round < 1:
             raise Refused(f"an update of round {update.round}; this site is at round {self.last}")
         if update.merged:
-            _refuse(self.policy.problem_merged(update.weights))
+            _refuse(self.peers[""].problem_merged(update.weights))
         else:
-            _refuse(self.policy.problem_in_update(update.weights))
+            _refuse(self.peers[sender].problem_in_update(update.weights))
 
 
 def _refuse(problem: str) -> None:

@@ -93,7 +93,7 @@ class Site(SiteSetup):
     def _answer(self, request: SimpleRequest) -> Reply:
         match request:
             case Describe():
-                return self._describe()
+                return self._describe(request.round)
             case Merge():
                 return PeerExchange(self._site_model, self.mailbox).merge(request)
             case Adopt():
@@ -107,10 +107,9 @@ class Site(SiteSetup):
             case _:
                 assert_never(request)
 
-    def _describe(self) -> Reply:
-        return Reply(
-            site=self.name, round=0, rounds=self._site_model.store.rounds(), ready=self.ready
-        )
+    def _describe(self, round: int) -> Reply:
+        rounds = self._site_model.store.rounds()
+        return Reply(site=self.name, round=round, rounds=rounds, ready=self.ready)
 
     @cached_property
     def _site_model(self) -> SiteModel:

@@ -57,7 +57,8 @@ def guard(
         topology.moments_travel,
         ROSTER,
     )
-    return StudyGuard(rounds, fine_tune, broadcasts, ROSTER, topology, policy, lambda: held)
+    peers = dict.fromkeys(("", *ROSTER), policy)
+    return StudyGuard(rounds, fine_tune, broadcasts, ROSTER, topology, policy, peers, lambda: held)
 
 
 def train(**fields: object) -> Train:
