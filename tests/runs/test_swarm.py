@@ -205,6 +205,16 @@ def test_a_mailbox_is_empty_after_a_round(tmp_path: Path):
         assert SiteStore(site.folder).merged(1).fingerprint == outcome.state.held
 
 
+def test_every_site_keeps_the_merged_model_of_the_best_round(tmp_path: Path):
+    """It is the one that is tested, and nobody else holds it."""
+    federation = built(swarm(), tmp_path)
+    state = federation.start
+    for _ in range(3):
+        outcome = federation.topology.round(state, federation.sites, federation.method)
+        state = replace(outcome.state, best_round=1)
+    assert all(SiteStore(site.folder).has_merged(1) for site in federation.sites.sites)
+
+
 def test_what_a_server_step_remembers_goes_with_the_merged_model(tmp_path: Path):
     """Whoever leads next needs it."""
     options = ("method.kind=fedopt",)

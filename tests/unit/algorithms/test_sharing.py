@@ -121,14 +121,23 @@ def test_named_groups_take_the_place_of_the_split():
     assert groups_of(tensors) == {"generator.encoder"}
 
 
-def test_fedavg_shares_the_generator_and_no_critic():
+@pytest.mark.parametrize(
+    "method",
+    ["fedavg", "fedprox", "fedopt", "scaffold", "ditto", "fedmedgan", "fedmmgan", "fedcyclegan"],
+)
+def test_methods_that_average_the_generator_share_all_of_it_and_no_critic(method: str):
     task, model = model_of(**SMALL)
-    assert set(shared(METHODS["fedavg"](), task, model)) == {
+    assert set(shared(METHODS[method](), task, model)) == {
         name for name in model.state_dict() if name.startswith("generator.")
     }
 
 
-@pytest.mark.parametrize("method", ["local", "central"])
+def test_the_centralised_comparisons_alone_pool_the_data_of_all_sites():
+    pooled = {name for name, method in METHODS.items() if method().pooled}
+    assert pooled == {"central", "pgan", "pix2pix"}
+
+
+@pytest.mark.parametrize("method", ["local", "central", "pgan", "pix2pix"])
 def test_methods_without_a_federation_share_nothing(method: str):
     task, model = model_of(**SMALL)
     assert not shared(METHODS[method](), task, model)

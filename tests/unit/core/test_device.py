@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from grandrounds.core import device as precision
-from grandrounds.core.device import autocast, choose_device, choose_precision
+from grandrounds.core.device import (
+    Machine,
+    autocast,
+    choose_device,
+    choose_precision,
+    deterministic,
+    peak_memory,
+    physical_memory,
+)
 from grandrounds.core.errors import BadStudy
 
 CPU = torch.device("cpu")
@@ -91,3 +99,17 @@ def test_autocast_sees_weights_that_changed_inside_the_context():
         with torch.no_grad():
             layer.weight.fill_(3.0)
         assert layer(one).item() == 3.0
+
+
+@pytest.mark.parametrize(("device", "warns"), [("cpu", False), ("cuda", True)])
+def test_an_operation_that_may_differ_stops_a_run_on_cpu_and_warns_on_an_accelerator(
+    device: str, warns: bool
+):
+    with deterministic(Machine(torch.device(device), torch.float32, threads=1)):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warns
+
+
+def test_peak_memory_is_in_bytes():
+    """More than torch needs at least, less than the machine has: a wrong unit is 1024 times off."""
+    assert 2**25 < peak_memory() < physical_memory()
