@@ -133,7 +133,7 @@ def test_methods_that_average_the_generator_share_all_of_it_and_no_critic(method
 
 
 def test_the_centralised_comparisons_alone_pool_the_data_of_all_sites():
-    pooled = {name for name, method in METHODS.items() if method().pooled}
+    pooled = {name for name, method in METHODS.items() if method().sharing().pooled}
     assert pooled == {"central", "pgan", "pix2pix"}
 
 
