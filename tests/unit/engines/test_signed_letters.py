@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from grandrounds.core.errors import DiskFailed, SiteFailed
 from grandrounds.core.messages import Reply, encode
 from grandrounds.engines.envelope import (
     READY,
@@ -238,3 +239,16 @@ def test_another_site_cannot_ask_and_an_unsigned_update_is_refused(party: Partie
     assert [unpack(letter, ReplyEnvelope).state for letter in letters] == ["refused"] * 3
     assert [line.who for line in alder.lines] == ["unknown"] * 3
     assert alder.counted.asked == []
+
+
+def test_nothing_leaves_that_could_not_be_written_down(party: Parties, sites: Mapping[str, Site]):
+    def full(entry: AuditEntry) -> None:
+        raise DiskFailed("the log cannot be written")
+
+    site = opened(party, sites)
+    site.agent.audit = full
+    with closing(site.agent):
+        engine = asking(party, site.call)
+        ready(engine.connections)
+        with pytest.raises((DiskFailed, SiteFailed)):
+            engine.ask({"alder": ORDER})
