@@ -12,9 +12,11 @@ from grandrounds.study.acceptance import (
     accept,
     check_acceptance,
     from_json,
+    list_acceptances,
     load_acceptance,
     save_acceptance,
     to_json,
+    withdraw_acceptance,
 )
 from tests.helpers.certificates import Authority, new_key
 
@@ -148,3 +150,29 @@ def test_a_key_of_another_certificate_signs_nothing_that_counts(
     _, certificate = authority.issue("alder", tmp_path / "two")
     with pytest.raises(BadSite, match="not valid"):
         check_acceptance(accept(STUDY, key, certificate), site="alder", study=STUDY, root=root)
+
+
+def test_what_leaves_is_signed_in_words_and_a_changed_word_does_not_count(
+    authority: Authority, root: Path, tmp_path: Path
+):
+    policy = ("in each of 3 rounds: the groups encoder", "no image, no path")
+    word = accept(STUDY, *authority.issue("alder", tmp_path), policy)
+    check_acceptance(word, site="alder", study=STUDY, root=root)
+    for changed in ((), policy[:1], (policy[0].replace("3", "9"), policy[1])):
+        with pytest.raises(BadSite, match="not valid"):
+            check_acceptance(replace(word, policy=changed), site="alder", study=STUDY, root=root)
+
+
+def test_acceptances_are_listed_and_one_is_withdrawn_by_its_first_digits(
+    authority: Authority, tmp_path: Path
+):
+    kit = authority.issue("alder", tmp_path)
+    for study, time in ((ANOTHER, "2026-02"), (STUDY, "2026-01")):
+        save_acceptance(replace(accept(study, *kit), time=time), tmp_path)
+    assert [each.study for each in list_acceptances(tmp_path)] == [STUDY, ANOTHER]
+    for unknown in ("", "c", ANOTHER + "b"):
+        with pytest.raises(BadSite, match="is not one of the accepted studies"):
+            withdraw_acceptance(unknown, tmp_path)
+    assert withdraw_acceptance("aaaa", tmp_path).study == STUDY
+    assert load_acceptance(STUDY, tmp_path) is None
+    assert [each.study for each in list_acceptances(tmp_path)] == [ANOTHER]
