@@ -144,7 +144,7 @@ def attack(round: int, peer: str, report: str) -> None:
         told = {name: [answer.state, len(answer.body)] for name, answer in answers.items()}
         Path(report).write_text(json.dumps(told))
 
-    Transport.__init__ = begun
+    Transport.__init__ = begun  # pyright: ignore[reportAttributeAccessIssue]
     attendant.SiteAgent.answer = noted
     in_training(round, attacks)
 

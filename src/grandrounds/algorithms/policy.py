@@ -1,7 +1,7 @@
 """Which tensors may cross between a site and the others: names, shapes, types and bytes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Size, Tensor, dtype, nn
 
@@ -19,14 +19,16 @@ class TensorPolicy:
 
     `model` maps the tensors that travel to their shapes and types, `private` names those that stay.
     `sharing` names the sets that travel beside the model; `moments` tells whether the optimiser's
-    state does. `sites` is the roster: what other sites sent bears their names.
+    state does. `sites` is the roster: what other sites sent bears their names. `labels` tells
+    whether labels go up with what crosses a cut.
     """
 
     model: Mapping[str, tuple[Size, dtype]]
     private: frozenset[str]
     sharing: Sharing
     moments: bool = False
-    sites: tuple[str, ...] = field(default=())
+    sites: tuple[str, ...] = ()
+    labels: bool = False
 
     def problem_down(self, weights: Mapping[str, Tensor]) -> str:
         """Return what is wrong with tensors that a site is sent to train from; empty if nothing."""
@@ -55,7 +57,7 @@ class TensorPolicy:
             odd = next(iter(weights), "")
             return f"'{odd}' came, and nothing was asked for" if odd else ""
         if isinstance(request, Forward | Tail):
-            label = (LABEL,) if isinstance(request, Forward) else ()
+            label = (LABEL,) if self.labels and isinstance(request, Forward) else ()
             return problem_crossing(weights, (CUT, *label))
         if isinstance(request, Merge):
             return self.problem_merged(weights)
@@ -188,9 +190,10 @@ def policy_of(
     *,
     moments: bool,
     sites: tuple[str, ...],
+    labels: bool = False,
 ) -> TensorPolicy:
     """Return the policy of a site, which uses some tensors of the network."""
     state = network.state_dict()
     model = {n: (t.shape, t.dtype) for n, t in state.items() if uses(n) and travels(n)}
     private = frozenset(name for name in state if not travels(name))
-    return TensorPolicy(model, private, sharing, moments, sites)
+    return TensorPolicy(model, private, sharing, moments, sites, labels)

@@ -185,13 +185,13 @@ def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
         what = " ".join((entry.asked, *(f"{name}={v}" for name, v in entry.what.items())))
         table.add_row(
             f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}",
-            entry.who,
-            what,
+            Text(entry.who),
+            Text(what),
             str(entry.round),
             str(entry.tensors or f"{entry.scores} scores" if entry.scores else entry.tensors),
             f"{entry.bytes:,}",
             entry.digest[:12],
-            ", ".join(entry.to),
+            Text(", ".join(entry.to)),
             Text(entry.refused or entry.failed),
         )
     Console().print(table)

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from secrets import token_hex
+from threading import Event as ThreadEvent
 from threading import Lock
 from typing import TypeAlias
 
-from grandrounds.core.errors import BadInput, FailureCard, RunFailed, SiteFailed
+from grandrounds.core.errors import BadInput, DiskFailed, FailureCard, RunFailed, SiteFailed
 from grandrounds.core.failures import Disclosure, failure_card, log_failure
 from grandrounds.core.messages import Describe, Message, Reply, Request, decode, encode
 from grandrounds.core.names import check_name
@@ -63,6 +64,7 @@ class SiteAgent:
     audit: Audit = unaudited
     _nonce: str = field(default_factory=partial(token_hex, 16), init=False)
     _guard: StudyGuard | None = field(default=None, init=False)
+    _is_open: ThreadEvent = field(default_factory=ThreadEvent, init=False)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _resources: ExitStack = field(default_factory=ExitStack)
     _lock: Lock = field(default_factory=Lock)
@@ -79,7 +81,7 @@ class SiteAgent:
         except CorruptEnvelope:
             return self._said("damaged", self.coordinator)
         except ForgedEnvelope as forgery:
-            self.audit(AuditEntry("unknown", "ask", refused=str(forgery)))
+            self._note(AuditEntry("unknown", "ask", refused=str(forgery)))
             return self._said("refused", self.coordinator)
         return self.identity.pack(self._answer_to(envelope), self.coordinator, session)
 
@@ -106,17 +108,19 @@ class SiteAgent:
         except CorruptEnvelope:
             return self._said("damaged", self.coordinator)
         except ForgedEnvelope as forgery:
-            self.audit(AuditEntry("unknown", "deliver", refused=str(forgery)))
+            self._note(AuditEntry("unknown", "deliver", refused=str(forgery)))
             return self._said("refused", self.coordinator)
+        if not self._is_open.is_set():
+            return self._said("refused", stamp.sender)
         try:
             update = _update_in(envelope)
             if self._guard:
                 self._guard.check_peer(stamp.sender or update.site, update)
         except Refused as refusal:
-            self.audit(AuditEntry(stamp.sender, "deliver", refused=str(refusal)))
+            self._note(AuditEntry(stamp.sender, "deliver", refused=str(refusal)))
             return self._said("refused", stamp.sender)
         self._site.receive(update)
-        self.audit(AuditEntry(stamp.sender or update.site, "deliver", round=update.round))
+        self._note(AuditEntry(stamp.sender or update.site, "deliver", round=update.round))
         return self._said("done", stamp.sender)
 
     def close(self) -> None:
@@ -149,10 +153,10 @@ class SiteAgent:
         except Exception as error:
             log_failure(self.disclosure.site, error)
             return self._refusal(READY, "cannot open", error)
-        [self._site] = engine.sites
-        self.disclosure = self._site.disclosure
-        self._engine = engine
-        self._guard = self.guard(self._site) if self.guard else None
+        [site] = engine.sites
+        self._guard = self.guard(site) if self.guard else None
+        self._site, self._engine, self.disclosure = site, engine, site.disclosure
+        self._is_open.set()
         return ReplyEnvelope(number=READY, state="done", body=description)
 
     def _do(self, envelope: RequestEnvelope) -> ReplyEnvelope:
@@ -165,25 +169,32 @@ class SiteAgent:
                 self._guard.check(request, envelope.deliver_to)
             reply = encode(self._reply(request, envelope.deliver_to))
         except Refused as refusal:
-            self.audit(audit_entry(self.coordinator, request, refused=str(refusal)))
+            self._note(audit_entry(self.coordinator, request, refused=str(refusal)))
             # It speaks of the request and the study alone, which the coordinator has.
             card = failure_card(self._site.name, request, refusal, str(refusal))
             return _failure(envelope.number, card)
         except BadInput as error:
             self._log_if_untold(error)
-            self.audit(audit_entry(self.coordinator, request, failed=type(error).__name__))
+            self._note(audit_entry(self.coordinator, request, failed=type(error).__name__))
             stage = type(request).__name__.lower()
             words = f"refuses in round {request.round} ({stage})"
             return self._refusal(envelope.number, words, error)
         except _NotDelivered as failure:
-            self.audit(audit_entry(self.coordinator, request, failed=failure.card.error))
+            self._note(audit_entry(self.coordinator, request, failed=failure.card.error))
             return _failure(envelope.number, failure.card)
         except Exception as error:
             cause = error.__cause__ if isinstance(error, SiteFailed) else None
             self._log_if_untold(cause or error)
-            self.audit(audit_entry(self.coordinator, request, failed=type(cause or error).__name__))
+            self._note(audit_entry(self.coordinator, request, failed=type(cause or error).__name__))
             return _failure(envelope.number, self.disclosure.card(request, cause or error))
         return ReplyEnvelope(number=envelope.number, state="done", body=reply)
+
+    def _note(self, entry: AuditEntry) -> None:
+        """Write down that nothing left; where the disk refuses, the process's own log tells it."""
+        try:
+            self.audit(entry)
+        except DiskFailed as error:
+            log_failure(self.disclosure.site, error)
 
     def _log_if_untold(self, error: BaseException) -> None:
         """Log an error whose whole message the engine raised, and left for others to log."""

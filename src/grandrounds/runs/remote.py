@@ -123,6 +123,7 @@ def reply_guard(blueprint: Blueprint) -> ReplyGuard:
             plan.method.sharing(),
             moments=topology.moments_travel,
             sites=plan.study.trainers,
+            labels=isinstance(topology, Split) and topology.labels == "server",
         )
         for name in plan.study.trainers
     }
@@ -141,6 +142,7 @@ def study_guard(study: Study, site: Site) -> StudyGuard:
             site.method.sharing(),
             moments=topology.moments_travel,
             sites=study.trainers,
+            labels=isinstance(topology, Split) and topology.labels == "server",
         )
 
     uses = [site.task.uses(name) for name in study.trainers]

@@ -13,7 +13,8 @@ from grandrounds.core.messages import Reply, Request
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import digest, num_bytes
 
-STRANGERS = 1000  # refused letters of unknown senders that are written down, for each process
+REFUSALS = 1000  # refused letters that are written down, for each process
+LONGEST_WORD = 200  # characters of a word in a line
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def audit_entry(
 ) -> AuditEntry:
     """Return the line of a request, and of what left the site in answer to it."""
     named = ("split", "cases", "epochs", "steps", "step", "after", "tuned", "since", "leader")
-    what = {name: str(getattr(request, name)) for name in named if getattr(request, name, None)}
+    found = {name: str(getattr(request, name)) for name in named if getattr(request, name, None)}
+    what = {name: value[:LONGEST_WORD] for name, value in found.items()}
     sent = left.weights if left else {}
     return AuditEntry(
         who=who,
@@ -77,20 +79,20 @@ def audit_entry(
 class AuditLog:
     """The log of one run at a site, a JSON object a line, readable by its owner alone.
 
-    Of letters from strangers at most `STRANGERS` are written down, so that nobody fills the disk.
+    At most `REFUSALS` refused letters are written down, and each delivery of a peer once, so that
+    nobody fills the disk.
     """
 
     path: Path
-    _strangers: int = field(default=0, init=False)
+    _refusals: int = field(default=0, init=False)
+    _deliveries: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]], init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def __call__(self, entry: AuditEntry) -> None:
         """Write one line, before what it tells of leaves. Raises `DiskFailed`."""
         with self._lock:
-            if entry.who == "unknown":
-                self._strangers += 1
-                if self._strangers > STRANGERS:
-                    return
+            if self._is_repeated(entry):
+                return
             line = json.dumps({"time": time.time(), **asdict(entry)}) + "\n"
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,17 @@ class AuditLog:
                     file.write(line)
             except OSError as error:
                 raise DiskFailed(f"{self.path}: the log cannot be written: {error}") from error
+
+    def _is_repeated(self, entry: AuditEntry) -> bool:
+        if entry.refused:
+            self._refusals += 1
+            return self._refusals > REFUSALS
+        if entry.asked != "deliver":
+            return False
+        delivery = (entry.who, entry.round)
+        known = delivery in self._deliveries
+        self._deliveries.add(delivery)
+        return known
 
 
 def read_audit(path: Path) -> Iterator[tuple[float, AuditEntry]]:

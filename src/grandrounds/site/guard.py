@@ -46,6 +46,7 @@ class StudyGuard:
     policy: TensorPolicy
     peers: Mapping[str, TensorPolicy]
     held: Callable[[], tuple[int, ...]]
+    _tested: bool = field(default=False, init=False)
     _turn: Forward | None = field(default=None, init=False)
     _step: int = field(default=0, init=False)
     _tail: bool = field(default=False, init=False)
@@ -82,7 +83,9 @@ class StudyGuard:
                 self._check_held(request.best)
 
     def _check_next(self, round: int, since: int, keep: int) -> None:
-        """Refuse a round that is neither the next nor a repeat of the last."""
+        """Refuse a round that is neither the next nor a repeat of the last, or after the test."""
+        if self._tested:
+            raise Refused("test cases were scored, which ends the training of a run")
         last, misses = self.last, self.topology.quorum.least is not None
         following = round > last if misses else round == last + 1
         if round < 1 or not (following or round == last):
@@ -175,6 +178,7 @@ class StudyGuard:
             raise Refused("only validation and test cases are scored, never those of training")
         if cases and split != "test":
             raise Refused("only test cases are scored one by one")
+        self._tested = self._tested or split == "test"
 
     def _check_tuning(self, request: Tune) -> None:
         if not self.fine_tune or request.epochs != self.fine_tune:

@@ -3,7 +3,7 @@
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def accept(study: str, key: Path, certificate: Path, policy: Sequence[str] = ())
         common_name(proof), study, now, certificate.read_text(), policy=tuple(policy)
     )
     signature = sign(acceptance.statement, load_key(key))
-    return Acceptance(**asdict(acceptance) | {"signature": b64encode(signature).decode()})
+    return replace(acceptance, signature=b64encode(signature).decode())
 
 
 def check_acceptance(acceptance: Acceptance, *, site: str, study: str, root: Path) -> None:
@@ -103,7 +103,7 @@ def list_acceptances(folder: Path) -> list[Acceptance]:
 def withdraw_acceptance(study: str, folder: Path) -> Acceptance:
     """Remove the acceptance of a study, whose SHA-256 may be given by its first digits.
 
-    No round begins at the site any more: a run that goes on is stopped by ending the site's
+    The site opens for no further run of it; one that goes on is stopped by ending the site's
     process. Raises `BadSite` where there is not exactly one.
     """
     found = [each for each in list_acceptances(folder) if study and each.study.startswith(study)]

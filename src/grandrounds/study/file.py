@@ -155,7 +155,7 @@ def _choice(key: str, table: object) -> Table:
 def _options(preset: type) -> dict[str, Parameter]:
     """Return the options of a method or topology, without what a run fills in."""
     filled = FILLED_METHOD if issubclass(preset, Method) else FILLED_TOPOLOGY
-    made: Callable[..., object] = preset
+    made = cast(Callable[..., object], preset)
     return {n: p for n, p in signature(made).parameters.items() if n not in filled}
 
 

@@ -10,7 +10,7 @@ from torch import ones
 from grandrounds.core.errors import BadFolder, DiskFailed
 from grandrounds.core.messages import CaseScore, Evaluate, Reply, Train
 from grandrounds.core.weights import digest
-from grandrounds.site.audit import STRANGERS, AuditEntry, AuditLog, audit_entry, read_audit
+from grandrounds.site.audit import REFUSALS, AuditEntry, AuditLog, audit_entry, read_audit
 
 SENT = {"w": ones(2)}
 ASKED = Evaluate(round=2, since=2, split="test", cases=True)
@@ -46,11 +46,11 @@ def test_the_log_is_read_back_in_order_and_only_its_owner_may_read_it(tmp_path: 
 
 def test_strangers_cannot_fill_the_disk(tmp_path: Path):
     log = AuditLog(tmp_path / "audit.jsonl")
-    for _ in range(STRANGERS + 5):
+    for _ in range(REFUSALS + 5):
         log(AuditEntry("unknown", "ask", refused="a letter is of another session"))
     log(AuditEntry("server", "train", 1))
     lines = [entry for _, entry in read_audit(log.path)]
-    assert len(lines) == STRANGERS + 1
+    assert len(lines) == REFUSALS + 1
     assert lines[-1].who == "server"
 
 

@@ -57,7 +57,7 @@ def guard(
         topology.moments_travel,
         ROSTER,
     )
-    peers = dict.fromkeys(("", *ROSTER), policy)
+    peers: dict[str, TensorPolicy] = dict.fromkeys(("", *ROSTER), policy)
     return StudyGuard(rounds, fine_tune, broadcasts, ROSTER, topology, policy, peers, lambda: held)
 
 

@@ -29,7 +29,7 @@ class APFL(Method):
         own = site.kept("own") or site.first
         moments = {n: t for n, t in site.kept("personal").items() if "/" in n}
         site.restart(mixed(shared.model, own, self.alpha) | moments)
-        mixture = site.train(Scale(self.alpha**2))
+        mixture = site.train(Multiply(self.alpha**2))
         own = mixed(shared.model, mixture.model, 1 / self.alpha)
         return shared.keeping(own=own, personal=mixture.model)
 
@@ -50,8 +50,8 @@ class APFL(Method):
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Multiplies the gradients."""
+class Multiply:
+    """Multiplies the gradients by a factor."""
 
     factor: float
 
