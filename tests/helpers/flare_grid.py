@@ -3,7 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
@@ -21,6 +21,7 @@ from grandrounds.study.file import read_study
 CLASSES = ("tests.helpers.flare_grid.GridController", "tests.helpers.flare_grid.GridExecutor")
 OPEN = "grid.open"
 STUDIES = "studies"  # a folder beside the job's own study
+WIDE: Any = {"parties": (SERVER, "alder", "birch"), "largest": 2**31}
 SECONDS = 60.0  # for a site's process to be there
 
 
@@ -29,7 +30,7 @@ class GridController(StudyController):
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run them all. Raises what stops the first that fails."""
-        here, post = job_paths(fl_ctx, self.run), Transport(fl_ctx, SERVER)
+        here, post = job_paths(fl_ctx, self.run), Transport(fl_ctx, SERVER, **WIDE)
         for path in sorted((here.study.parent / STUDIES).iterdir()):
             study = read_study(path)
             for site in study.trainers:
@@ -59,7 +60,7 @@ class GridExecutor(SiteExecutor):
         """Be ready for the first study at the start of the job, and close the last at its end."""
         if event_type == EventType.START_RUN:
             self._overdue.cancel()
-            post = Transport(fl_ctx, str(fl_ctx.get_identity_name()))
+            post = Transport(fl_ctx, str(fl_ctx.get_identity_name()), **WIDE)
             post.answer(OPEN, partial(self._next, fl_ctx, post))
             post.answer(ASK, lambda sealed: self._now.answer(sealed))
             post.answer(MAIL, lambda sealed: self._now.receive_update(sealed))

@@ -22,6 +22,7 @@ from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.engines.remote import Timeouts
 from grandrounds.flare.job import STATUS, check_run, job_paths
 from grandrounds.flare.transport import ASK, SERVER, Transport
+from grandrounds.runs.costs import largest_letter, plan_run
 from grandrounds.runs.folder import check_unchanged
 from grandrounds.runs.remote import run_remotely
 from grandrounds.study.file import read_study
@@ -96,8 +97,10 @@ class StudyController(Controller):
                 raise Stopped("the job was aborted; what is saved can be resumed")
             return transport.send(ASK, site, envelope, timeout)
 
-        paths, transport = job_paths(fl_ctx, self.run), Transport(fl_ctx, SERVER)
+        paths = job_paths(fl_ctx, self.run)
         study = read_study(paths.study)
+        largest = largest_letter(plan_run(study))
+        transport = Transport(fl_ctx, SERVER, parties=study.trainers, largest=largest)
         progress = Progress(study.rounds)
         cast(Any, fl_ctx.get_engine()).register_app_command(STATUS, progress.answer)
         try:

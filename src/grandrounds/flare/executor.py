@@ -26,7 +26,8 @@ from grandrounds.engines.remote import Timeouts
 from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.flare.job import JobPaths, check_run, job_paths
 from grandrounds.flare.kit import Kit
-from grandrounds.flare.transport import ASK, MAIL, Transport
+from grandrounds.flare.transport import ASK, MAIL, SERVER, Transport
+from grandrounds.runs.costs import largest_letter, plan_run
 from grandrounds.runs.remote import identity_of, serve_site, study_guard
 from grandrounds.site.audit import AuditLog
 from grandrounds.study.file import read_study
@@ -71,12 +72,13 @@ class SiteExecutor(Executor):
 
     def _attend(self, context: FLContext) -> SiteAgent:
         paths, name = job_paths(context, self.run), cast(str, context.get_identity_name())
-        transport = Transport(context, name)
+        study = read_study(paths.study)
+        parties, largest = (SERVER, *study.trainers), largest_letter(plan_run(study))
+        transport = Transport(context, name, parties=parties, largest=largest)
 
         def mail(peer: str, envelope: bytes) -> bytes:
             return transport.send(MAIL, peer, envelope, _PATIENCE)
 
-        study = read_study(paths.study)
         agent = SiteAgent(
             open_site_of_kit(study, name, paths),
             mail,

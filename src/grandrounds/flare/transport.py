@@ -5,7 +5,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ class _Incoming:
 
     ticket: str
     received: int = 0
+    superseded: bool = False
     envelope: Future[bytes] = field(default_factory=Future[bytes])
 
 
@@ -53,11 +54,18 @@ class Transport:
     A large envelope is held here until its receiver has fetched it part by part, so that a slow
     connection differs from a dead one; and NVFlare 2.9 formats every request that it receives for a
     log line that is not written, which for 25 MB takes longer than to send them.
+
+    Memory is bounded: of each of the `parties` one envelope is fetched at a time, none with more
+    than `largest` bytes, and a stranger's none.
     """
 
-    def __init__(self, context: FLContext, name: str) -> None:
+    def __init__(
+        self, context: FLContext, name: str, *, parties: Sequence[str], largest: int
+    ) -> None:
         self._context = context
         self._name = name
+        self._parties = frozenset(parties)
+        self._largest = largest
         self._held: dict[str, tuple[str, bytes]] = {}  # the newest envelope for each party
         self._incoming: dict[str, _Incoming] = {}  # the newest one from each party
         self._fetchers = ThreadPoolExecutor(thread_name_prefix="fetch")
@@ -90,8 +98,11 @@ class Transport:
             del self._held[to]
         if _TICKET not in reply:
             return cast(bytes, reply[_ENVELOPE])
+        size: object = reply[_SIZE]
+        if not isinstance(size, int) or not 0 < size <= self._largest:
+            raise ConnectionError(f"'{to}' answers with more than this study's letters have")
         with _after(1):
-            return self._fetch(to, _Incoming(reply[_TICKET]), reply[_SIZE])
+            return self._fetch(to, _Incoming(str(reply[_TICKET])), size)
 
     def _register(self, topic: str, handle: Callable[[Shareable], Shareable]) -> None:
         def handler(topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:  # noqa: ARG001
@@ -133,9 +144,14 @@ class Transport:
     def _reply(self, answer: Answering, request: Shareable) -> Shareable:
         """Answer an envelope, or report how much of it was received."""
         sender = check_name(request[_FROM], "sender", ConnectionError)
+        if sender not in self._parties:
+            return make_reply(ReturnCode.BAD_REQUEST_DATA)
         if _TICKET not in request:
             return self._pack(sender, answer(cast(bytes, request[_ENVELOPE])))
-        incoming = self._fetch_started(sender, str(request[_TICKET]), int(request[_SIZE]))
+        size: object = request[_SIZE]
+        if not isinstance(size, int) or not 0 < size <= self._largest:
+            return make_reply(ReturnCode.BAD_REQUEST_DATA)
+        incoming = self._fetch_started(sender, str(request[_TICKET]), size)
         wait([incoming.envelope], timeout=_PAUSE)
         if not incoming.envelope.done():
             reply = make_reply(ReturnCode.OK)
@@ -148,6 +164,8 @@ class Transport:
         """Start to fetch an envelope, or return the fetch that was started."""
         incoming = self._incoming.get(sender)
         if incoming is None or incoming.ticket != ticket:
+            if incoming:
+                incoming.superseded = True
             incoming = self._incoming[sender] = _Incoming(ticket)
             incoming.envelope = self._fetchers.submit(self._fetch, sender, incoming, size)
         return incoming
@@ -155,7 +173,11 @@ class Transport:
     def _fetch(self, sender: str, incoming: _Incoming, size: int) -> bytes:
         parts = list[bytes]()
         for start in range(0, size, AT_ONCE):
+            if incoming.superseded:
+                raise ConnectionError(f"'{sender}' has sent a newer letter")
             parts.append(self._fetch_part(sender, incoming.ticket, start))
+            if len(parts[-1]) > AT_ONCE:
+                raise ConnectionError(f"'{sender}' sends larger parts than it was asked for")
             incoming.received += len(parts[-1])
         return b"".join(parts)
 

@@ -27,6 +27,8 @@ from grandrounds.tasks.task import Task
 _STEP = 4  # bytes of Adam's step counter, one a parameter
 PROBE = 64  # side in pixels of the example on which activations are counted
 PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
+LETTER = 2**24  # bytes of a letter beside its tensors: names, and the score of every test case
+CROSSING = 2**31  # bytes of a batch at a cut
 META = torch.device("meta")
 
 
@@ -178,6 +180,17 @@ def leaving_words(study: Study) -> tuple[str, ...]:
 
 def _every(rounds: int) -> str:
     return "in each round" if rounds == 1 else f"every {rounds} rounds"
+
+
+def largest_letter(plan: RunPlan) -> int:
+    """Return how many bytes a letter between two parties of a study may have, at most.
+
+    A letter holds a model with its optimiser's state and what a method adds: of each site once, at
+    most. Over a cut network it holds a batch, whose activations may be larger than the weights.
+    """
+    model, sites = num_bytes(plan.model.state_dict()), len(plan.study.trainers)
+    crossing = CROSSING if isinstance(plan.study.build_topology(), Split) else 0
+    return (4 + sites) * model + crossing + LETTER
 
 
 def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:

@@ -25,6 +25,7 @@ pytestmark = needs_flare
 PART = "grandrounds.part"
 LARGE = bytes(range(256)) * 40
 QUICK = 5.0  # seconds
+PARTIES, MOST = ("server", "alder", "birch"), 50_000
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Office:
             register_aux_message_handler=register, send_aux_request=self.handed_over
         )
         context: Any = SimpleNamespace(get_engine=lambda: engine)
-        post = Transport(context, name)
+        post = Transport(context, name, parties=PARTIES, largest=MOST)
         if answer:
             post.answer(ASK, answer)
         return post
@@ -198,3 +199,52 @@ def test_a_letter_for_one_site_is_handed_to_no_other_and_under_no_other_ticket(w
     office.post("alder", echo)
     assert office.post("server").send(ASK, "alder", LARGE, QUICK) == echo(LARGE)
     assert len(tickets) == 1
+
+
+def test_a_letter_that_says_it_is_larger_than_the_study_allows_is_not_fetched():
+    office = Office()
+    office.post("alder", echo)
+    with pytest.raises(ConnectionError, match="BAD_REQUEST_DATA"):
+        office.post("server").send(ASK, "alder", bytes(MOST + 1), QUICK)
+    assert office.asked(PART) == 0
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**30, "large", None, 2.5])
+def test_a_size_that_is_none_is_refused(size: Any):
+    office = Office()
+    office.post("alder", echo)
+    message = make_reply(ReturnCode.OK)
+    message["from"], message["ticket"], message["size"] = "server", "t", size
+    reply = office.handed_over(targets=["alder"], topic=ASK, request=message)["alder"]
+    assert reply.get_return_code() == ReturnCode.BAD_REQUEST_DATA
+    assert office.asked(PART) == 0
+
+
+def test_an_answer_that_is_too_large_is_not_fetched():
+    office = Office()
+    office.post("alder", lambda letter: bytes(MOST + 1))
+    with pytest.raises(ConnectionError, match="more than this study's letters have"):
+        office.post("server").send(ASK, "alder", b"hello", QUICK)
+    assert office.asked(PART) == 0
+
+
+@pytest.mark.parametrize("sender", ["mallory", "alder2"])
+def test_a_stranger_is_not_answered(sender: str):
+    office, came = Office(), list[bytes]()
+    office.post("alder", lambda letter: (came.append(letter), b"")[1])
+    message = make_reply(ReturnCode.OK)
+    message["from"], message["letter"] = sender, b"hello"
+    reply = office.handed_over(targets=["alder"], topic=ASK, request=message)["alder"]
+    assert (reply.get_return_code(), came) == (ReturnCode.BAD_REQUEST_DATA, [])
+
+
+def test_of_one_sender_one_letter_is_held_in_memory():
+    """A hundred letters that are never fetched to their end leave one behind."""
+    office = Office()
+    post = office.post("alder", echo)
+    office.lost = lambda topic, message: topic == PART
+    for number in range(100):
+        message = make_reply(ReturnCode.OK)
+        message["from"], message["ticket"], message["size"] = "server", f"t{number}", MOST
+        office.handed_over(targets=["alder"], topic=ASK, request=message)
+    assert len(post._incoming) <= 1
