@@ -34,6 +34,15 @@ class RunResumed:
 
 
 @dataclass(frozen=True)
+class RoundLost:
+    """A saved round cannot be used, so the run goes on from an earlier one, to the same bits."""
+
+    site: str  # whose state is lost, or "coordinator"
+    round: int
+    message: str
+
+
+@dataclass(frozen=True)
 class SiteReady:
     """A site delivered the common data elements: counts only.
 
@@ -246,6 +255,7 @@ Event: TypeAlias = (
     | Failed
     | SiteTested
     | RunFinished
+    | RoundLost
 )
 Listener: TypeAlias = Callable[[Event], None]
 EVENT_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}

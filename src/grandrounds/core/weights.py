@@ -187,7 +187,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
         with handle as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise BadFolder(
             f"{path}: not a readable safetensors file ({error})",
             safe=phrase("a file of saved tensors is missing or damaged"),

@@ -25,13 +25,14 @@ from grandrounds.core.events import (
 from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
 from grandrounds.core.run_folder import RunFolder
-from grandrounds.core.state import State, load_state, newest_complete_round, save_state
+from grandrounds.core.state import State, load_state, save_state
 from grandrounds.core.weights import Weights, read, write
 from grandrounds.data.cohort import SplitName
 from grandrounds.runs.build import Federation, build_federation, distribute, num_processes
 from grandrounds.runs.costs import check_memory, plan_run
 from grandrounds.runs.folder import lock_folder
 from grandrounds.runs.listeners import EventBus
+from grandrounds.runs.resume import find_start
 from grandrounds.runs.site_data import open_sites
 from grandrounds.runs.tables import (
     ScoreLabel,
@@ -126,14 +127,16 @@ class RunLoop:
         names = self.federation.sites.names
         self.bus.emit(self._started(names))
         replies = self.federation.sites.ask({name: Describe() for name in names})
-        held = newest_complete_round(self.folder, {r.site: r.rounds for r in replies})
+        start = find_start(self.folder, {r.site: r.rounds for r in replies}, resumes=self.resumes)
         self.bus.emit(self.federation.policy)
         self.bus.emit(self.federation.account)
         self.bus.emit(self.federation.work)
         if self.resumes:
-            self.bus.emit(RunResumed(held))
-        self.reached = held
-        return load_state(self.folder, held) if held else self.federation.start
+            self.bus.emit(RunResumed(start.round))
+        for lost in start.lost:
+            self.bus.emit(lost)
+        self.reached = start.round
+        return start.state or self.federation.start
 
     def _started(self, names: tuple[str, ...]) -> RunStarted:
         return RunStarted(

@@ -1,11 +1,13 @@
 """A site loads its model from shared and private weights, and saves them on its own disk."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from grandrounds.algorithms.method import broadcast
+from grandrounds.core.errors import BadFolder
 from grandrounds.core.messages import Evaluate, Train, Tune
 from grandrounds.core.run_folder import SiteFolder
 from grandrounds.core.state import RoundStore, State, load_state, save_state, saved_rounds
@@ -14,6 +16,7 @@ from grandrounds.site.setup import SiteSetup
 from grandrounds.site.training import Trainer
 
 PERSONAL = "personal/"
+_log = logging.getLogger(__name__)  # of the site
 MEMORY = "memory/"  # before the names of what the task remembers from its training
 
 
@@ -37,9 +40,33 @@ class SiteStore:
         merged = saved_rounds(self._files.merged).rounds()
         return tuple(r for r in self.private.rounds() if not merged or r in merged)
 
-    def save_merged(self, state: State, best: int) -> None:
+    def intact_rounds(self) -> tuple[int, ...]:
+        """List the complete rounds that are what was saved; the site's log names the others."""
+        return tuple(round for round in self.rounds() if self._is_intact(round))
+
+    def _is_intact(self, round: int) -> bool:
+        try:
+            self.private.load(round)
+            if self.has_merged(round):
+                self.merged(round)
+        except BadFolder as damage:
+            _log.warning("%s", damage)
+            return False
+        return True
+
+    def save_private(self, round: int, private: Weights, digest: str, keep: set[int]) -> None:
+        """Save a round's private state, whose digest is this one. Raises `DiskFailed`.
+
+        The coordinator is a round behind until it has saved this one, too, and may have to go back
+        by one more: hence the two rounds before this one stay.
+        """
+        kept = keep | _two_before(self.private, round)
+        self.private.save(round, private, {}, kept, {"": digest})
+
+    def save_merged(self, state: State) -> None:
         """Save a merged model with its server state. Raises `DiskFailed`."""
-        save_state(self._files.merged, State(state.weights, state.round, state.memory, best))
+        older = _two_before(saved_rounds(self._files.merged), state.round)
+        save_state(self._files.merged, state, keep=older)
 
     def has_merged(self, round: int) -> bool:
         """Tell whether a leader's merged model of a round is saved here."""
@@ -63,6 +90,10 @@ class SiteStore:
     def load_tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
         return read(self._files.tuned)[0]
+
+
+def _two_before(store: RoundStore, round: int) -> set[int]:
+    return set([saved for saved in store.rounds() if saved < round][-2:])
 
 
 def model_tensors(private: Weights) -> Weights:

@@ -93,7 +93,7 @@ class Site(SiteSetup):
     def _answer(self, request: SimpleRequest) -> Reply:
         match request:
             case Describe():
-                return self._describe()
+                return self._describe(request)
             case Merge():
                 return PeerExchange(self._site_model, self.mailbox).merge(request)
             case Adopt():
@@ -107,10 +107,11 @@ class Site(SiteSetup):
             case _:
                 assert_never(request)
 
-    def _describe(self) -> Reply:
-        return Reply(
-            site=self.name, round=0, rounds=self._site_model.store.rounds(), ready=self.ready
-        )
+    def _describe(self, request: Describe) -> Reply:
+        """Return the site's counts; before the first round, what it saved is read and checked."""
+        store = self._site_model.store
+        rounds = store.rounds() if request.round else store.intact_rounds()
+        return Reply(site=self.name, round=0, rounds=rounds, ready=self.ready)
 
     @cached_property
     def _site_model(self) -> SiteModel:
@@ -146,16 +147,13 @@ class Site(SiteSetup):
 
     def _save_private(self, reply: Reply, private: Weights, keep: set[int]) -> Promise:
         """Promise a round's reply for when its private state is on the disk."""
-        saved = self.disk.submit(
-            self._site_model.store.private.save, reply.round, private, {}, keep
-        )
-        fingerprint = self.disk.submit(digest, private)
+        saved = self.disk.submit(self._save_digested, reply.round, private, keep)
+        return lambda: replace(reply, digest=saved.result())
 
-        def promise() -> Reply:
-            saved.result()
-            return replace(reply, digest=fingerprint.result())
-
-        return promise
+    def _save_digested(self, round: int, private: Weights, keep: set[int]) -> str:
+        fingerprint = digest(private)
+        self._site_model.store.save_private(round, private, fingerprint, keep)
+        return fingerprint
 
     def _tune(self, request: Tune) -> Reply:
         """Fine-tune the whole model; the result is private."""

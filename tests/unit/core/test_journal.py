@@ -11,6 +11,7 @@ from grandrounds.core.events import (
     Interrupted,
     PolicySet,
     RoundFinished,
+    RoundLost,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -48,6 +49,7 @@ EVENTS: list[Event] = [
     SiteTuned(1, "x", 0.4, 4, "ef", {"generator": 0.2}),
     SiteTested(1, "x", 0.2, 8, {"psnr": 21.0}),
     RunFinished(1, 1, "cd", 2.0, 1000),
+    RoundLost("x", 2, "damaged"),
 ]
 
 

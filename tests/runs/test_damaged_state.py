@@ -1,0 +1,148 @@
+"""Files of a run that were damaged, lost or cut: it goes on to the same bits, or says why not."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grandrounds.core.events import RoundFinished, RoundLost, RunResumed, SiteTrained
+from grandrounds.core.run_folder import RunFolder
+from grandrounds.core.state import RoundStore, saved_rounds
+from grandrounds.runs.loop import run
+from grandrounds.study.file import to_toml
+from grandrounds.study.study import Study
+from tests.helpers.command import Done, events, inside
+from tests.helpers.damage import flip
+from tests.helpers.federation import digests, rows, stopped, tiny
+
+pytestmark = pytest.mark.slow
+
+ARMS = {
+    "star": ("method.kind=ditto",),
+    "swarm": ("topology.kind=swarm",),
+    "split": ("method.kind=fedavg", "topology.kind=split", "topology.cut=encoder.2"),
+}
+
+
+def of(kind: str) -> Study:
+    return tiny("rounds=4", *ARMS[kind], sites=2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs that nothing befell, each made once."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def made(kind: str) -> Path:
+        if not (folder / kind).exists():
+            run(of(kind), folder / kind)
+        return folder / kind
+
+    return made
+
+
+def in_round_4(folder: Path, kind: str = "star") -> Path:
+    """A run that was stopped when its first site had trained in round 4."""
+    stopped(of(kind), folder, lambda e: isinstance(e, SiteTrained) and e.round == 4)
+    return folder
+
+
+def resumed(
+    folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str], *words: str
+) -> Done:
+    study = folder.with_suffix(".toml")
+    study.write_text(to_toml(of("star")))
+    return inside(patch, capture, "run", study, "--out", folder, "--resume", "--quiet", *words)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.safetensors")}
+
+
+PLACES = {
+    "coordinator": ("star", "state"),
+    "site": ("star", "sites/alder/state"),
+    "merged model": ("swarm", "sites/birch/merged/state"),
+    "split": ("split", "sites/alder/state"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_damaged_newest_round_is_repeated_with_a_word(
+    place: str, tmp_path: Path, whole: Callable[[str], Path]
+):
+    kind, where = PLACES[place]
+    folder = in_round_4(tmp_path / "run", kind)
+    flip(RoundStore(folder / where).path(3))
+    run(of(kind), folder, resume=True)
+    told = events(folder)
+    assert RunResumed(2) in told
+    [lost] = [event for event in told if isinstance(event, RoundLost)]
+    assert lost.round == 3
+    assert lost.site in ("coordinator", *where.split("/"))
+    assert digests(folder) == digests(whole(kind))
+    assert rows(folder / "scores.csv") == rows(whole(kind) / "scores.csv")
+
+
+def test_a_damaged_round_is_told_on_stderr_even_when_all_else_is_quiet(
+    tmp_path: Path,
+    whole: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    folder = in_round_4(tmp_path / "run")
+    path = saved_rounds(folder).path(3)
+    path.write_bytes(path.read_bytes()[:-9])
+    done = resumed(folder, monkeypatch, capsys)
+    assert done.code == 0
+    words = f"warning: ditto: round 3 is repeated: {path}: not a readable safetensors"
+    assert done.err.startswith(words)
+    assert digests(folder) == digests(whole("star"))
+
+
+def test_a_site_without_its_state_stops_the_run_and_nothing_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = in_round_4(tmp_path / "run")
+    shutil.rmtree(folder / "sites/birch")
+    before = files_of(folder)
+    done = resumed(folder, monkeypatch, capsys)
+    assert done == Done(
+        2,
+        "",
+        f"grandrounds: {folder}: the coordinator saved rounds {best_of(folder)}2, 3, but none is "
+        f"held by everyone: {lost_by(folder)}. Put what is lost back from a copy "
+        "(sites/NAME/state of a site), or start anew with another --out; nothing was deleted.\n",
+    )
+    assert files_of(folder) == before
+
+
+def best_of(folder: Path) -> str:
+    return "1, " if 1 in saved_rounds(folder).rounds() else ""
+
+
+def lost_by(folder: Path) -> str:
+    rounds = reversed(saved_rounds(folder).rounds())
+    return "; ".join(f"site 'birch' has no intact state of round {round}" for round in rounds)
+
+
+def test_a_coordinator_without_its_state_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = in_round_4(tmp_path / "run")
+    shutil.rmtree(folder / RunFolder.state)
+    before = files_of(folder)
+    done = resumed(folder, monkeypatch, capsys)
+    assert (done.code, done.out) == (2, "")
+    assert "the coordinator holds no saved round, but site 'alder' holds rounds" in done.err
+    assert files_of(folder) == before
+
+
+def test_a_run_that_lost_nothing_says_nothing(tmp_path: Path, whole: Callable[[str], Path]):
+    folder = in_round_4(tmp_path / "run")
+    run(of("star"), folder, resume=True)
+    assert not [event for event in events(folder) if isinstance(event, RoundLost)]
+    finished = [e.round for e in events(folder) if isinstance(e, RoundFinished)]
+    assert finished == [1, 2, 3, 4]
+    assert digests(folder) == digests(whole("star"))
