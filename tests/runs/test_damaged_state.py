@@ -113,7 +113,7 @@ def test_a_site_without_its_state_stops_the_run_and_nothing_is_deleted(
         "",
         f"grandrounds: {folder}: the coordinator saved rounds {best_of(folder)}2, 3, but none is "
         f"held by everyone: {lost_by(folder)}. Put what is lost back from a copy "
-        "(sites/NAME/state of a site), or start anew with another --out; nothing was deleted.\n",
+        "(of a site: sites/NAME/state), or start anew with another --out; nothing was deleted.\n",
     )
     assert files_of(folder) == before
 
@@ -136,6 +136,38 @@ def test_a_coordinator_without_its_state_stops_the_run(
     done = resumed(folder, monkeypatch, capsys)
     assert (done.code, done.out) == (2, "")
     assert "the coordinator holds no saved round, but site 'alder' holds rounds" in done.err
+    assert files_of(folder) == before
+
+
+def cut_journal(folder: Path, loses: Callable[[str], bool]) -> None:
+    path = folder / RunFolder.journal
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not loses(line)))
+
+
+def test_a_journal_that_was_cut_costs_a_round_and_no_row_of_the_tables(
+    tmp_path: Path, whole: Callable[[str], Path]
+):
+    folder = in_round_4(tmp_path / "run")
+    path = folder / RunFolder.journal
+    text = path.read_text()
+    path.write_text(text[: text.index('{"event": "RoundFinished"', text.index('"round": 3'))])
+    run(of("star"), folder, resume=True)
+    [lost] = [event for event in events(folder) if isinstance(event, RoundLost)]
+    assert lost.message == "journal.jsonl lacks the end of round 3, as if it had been cut"
+    assert digests(folder) == digests(whole("star"))
+
+
+def test_a_journal_without_its_first_rounds_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = in_round_4(tmp_path / "run")
+    cut_journal(folder, lambda line: line.startswith('{"event": "Round') and '"round": 1,' in line)
+    before = files_of(folder)
+    done = resumed(folder, monkeypatch, capsys)
+    assert (done.code, done.out) == (2, "")
+    assert "journal.jsonl lacks the end of round 1, as if it had been cut" in done.err
+    assert done.err.count("\n") == 1
     assert files_of(folder) == before
 
 

@@ -1,12 +1,14 @@
 """A run goes on from the newest round that everyone holds intact, and says what was lost."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RoundLost
+from grandrounds.core.journal import finished_rounds
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State, load_state, saved_rounds
 
 COORDINATOR = "coordinator"
@@ -31,14 +33,17 @@ class Start:
 def find_start(folder: Path, sites: Holdings, *, resumes: bool) -> Start:
     """Return the newest round that the coordinator and all its sites hold intact.
 
-    A site that missed a round counts with the last one it took part in. Raises `BadFolder` where
-    rounds were saved and none is held by everyone: no run begins anew in the midst of another.
+    A site that missed a round counts with the last one it took part in, and the journal must tell
+    of every round so far, as the tables are made of it. Raises `BadFolder` where rounds were saved
+    and none is held by everyone: no run begins anew in the midst of another.
     """
     if not resumes:
         return Start()
     saved, lost = saved_rounds(folder).rounds(), list[RoundLost]()
+    told = finished_rounds(RunFolder(folder).journal) if saved else set[int]()
     for round in reversed(saved):
         state, problems = _examined(folder, round, sites)
+        problems += _untold(round, told)
         if state and not problems:
             return Start(state, tuple(lost))
         lost += problems
@@ -62,6 +67,12 @@ def _lacking(state: State, sites: Holdings) -> Iterator[RoundLost]:
             yield RoundLost(site, state.round, message)
 
 
+def _untold(round: int, told: Set[int]) -> list[RoundLost]:
+    missing = [each for each in range(1, round + 1) if each not in told]
+    message = f"{RunFolder.journal} lacks the end of {_listed(missing)}, as if it had been cut"
+    return [RoundLost(COORDINATOR, round, message)] if missing else []
+
+
 def _check_nothing_saved(
     folder: Path, saved: Sequence[int], sites: Holdings, lost: Iterable[RoundLost]
 ) -> None:
@@ -71,7 +82,7 @@ def _check_nothing_saved(
         found = "; ".join(dict.fromkeys(each.message for each in lost))
         raise BadFolder(
             f"{folder}: the coordinator saved {_listed(saved)}, but none is held by everyone: "
-            f"{found}. Put what is lost back from a copy (sites/NAME/state of a site), or start "
+            f"{found}. Put what is lost back from a copy (of a site: sites/NAME/state), or start "
             "anew with another --out; nothing was deleted."
         )
     if holding:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.errors import BadFolder
+from grandrounds.core.events import RoundFinished
+from grandrounds.core.journal import Journal
 from grandrounds.core.state import State, save_state, saved_rounds
 from grandrounds.runs.resume import find_start
 from tests.helpers.damage import flip
@@ -13,8 +15,18 @@ Sites = dict[str, tuple[int, ...]]
 
 
 def saved(folder: Path, *rounds: int, **seen: int) -> None:
+    journal = Journal(folder / "journal.jsonl")
+    for round in range(1, max(rounds) + 1):
+        journal(RoundFinished(round, "ab", None, 1, 1.0))
     for round in rounds:
         save_state(folder, State({}, round, seen=seen))
+
+
+def cut(folder: Path, *lines: int) -> None:
+    """Lose these lines of the journal."""
+    path = folder / "journal.jsonl"
+    text = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for number, line in enumerate(text, 1) if number not in lines))
 
 
 def start_of(folder: Path, sites: Sites) -> int:
@@ -104,6 +116,23 @@ def test_a_run_that_was_stopped_in_its_first_round_begins_anew(tmp_path: Path):
 def test_a_coordinator_that_lost_its_rounds_stops_the_run(tmp_path: Path):
     with pytest.raises(BadFolder, match=r"holds no saved round, but site 'b' holds rounds 1, 2\."):
         start_of(tmp_path, {"a": (1,), "b": (1, 2)})
+
+
+def test_a_round_whose_line_in_the_journal_is_lost_is_repeated(tmp_path: Path):
+    saved(tmp_path, 1, 2)
+    cut(tmp_path, 2)
+    start = find_start(tmp_path, {"a": (1, 2)}, resumes=True)
+    assert start.round == 1
+    assert start.lost[0].message == (
+        "journal.jsonl lacks the end of round 2, as if it had been cut"
+    )
+
+
+def test_a_journal_that_lacks_earlier_rounds_stops_the_run(tmp_path: Path):
+    saved(tmp_path, 2, 3)
+    cut(tmp_path, 1, 2)
+    with pytest.raises(BadFolder, match=r"journal\.jsonl lacks the end of rounds 1, 2, as if"):
+        start_of(tmp_path, {"a": (2, 3)})
 
 
 def test_a_run_that_is_not_resumed_begins_at_the_beginning(tmp_path: Path):
