@@ -1,5 +1,6 @@
 """Files of a run that were damaged, lost or cut: it goes on to the same bits, or says why not."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,38 @@ def test_a_journal_without_its_first_rounds_stops_the_run(
     assert "journal.jsonl lacks the end of round 1, as if it had been cut" in done.err
     assert done.err.count("\n") == 1
     assert files_of(folder) == before
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """The permissions of what a run saved for its sites."""
+    found = sorted(path for path in (folder / "sites").rglob("*"))
+    return {str(path.relative_to(folder)): f"{path.stat().st_mode & 0o777:o}" for path in found}
+
+
+def test_what_is_private_its_owner_alone_can_read(tmp_path: Path):
+    """Whatever the umask is, and where an older version left it open."""
+    umask, folder = os.umask(0), tmp_path / "run"
+    try:
+        run(tiny("rounds=1", "training.fine_tune=1", *ARMS["swarm"], sites=2), folder)
+        found = modes(folder)
+    finally:
+        os.umask(umask)
+    kinds = {Path(place).name for place in found}
+    assert {"panels.npz", "tuned.safetensors", "private.safetensors", "merged", "state"} <= kinds
+    assert {mode for place, mode in found.items() if "." in Path(place).name} == {"600"}
+    assert {mode for place, mode in found.items() if "." not in Path(place).name} == {"700"}
+
+
+def test_what_an_older_version_left_open_is_closed_by_the_next_round(tmp_path: Path):
+    folder = in_round_4(tmp_path / "run", "swarm")
+    for path in (folder / "sites").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    run(of("swarm"), folder, resume=True)
+    found = modes(folder)
+    folders = {mode for place, mode in found.items() if "." not in Path(place).name}
+    assert folders == {"700"}
+    assert found["sites/birch/state/round-000004.safetensors"] == "600"
+    assert found["sites/birch/merged/state/round-000004.safetensors"] == "600"
 
 
 def test_a_run_that_lost_nothing_says_nothing(tmp_path: Path, whole: Callable[[str], Path]):

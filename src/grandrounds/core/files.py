@@ -41,26 +41,31 @@ def write_text(path: Path, text: str, *, refusal: str = STOPS_RUN) -> None:
     write_bytes(path, text.encode(), refusal=refusal)
 
 
-def write_bytes(path: Path, content: bytes, *, refusal: str = STOPS_RUN) -> None:
+def write_bytes(
+    path: Path, content: bytes, *, refusal: str = STOPS_RUN, private: bool = False
+) -> None:
     """Write a file so that a reader sees all of it or nothing, even after a power cut.
 
     Raises `DiskFailed` with `refusal`, in which {path} and {reason} are filled in.
     """
-    with appearing(path, refusal=refusal) as temporary:
+    with appearing(path, refusal=refusal, private=private) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def appearing(path: Path, *, refusal: str = STOPS_RUN) -> Generator[Path, None, None]:
+def appearing(
+    path: Path, *, refusal: str = STOPS_RUN, private: bool = False
+) -> Generator[Path, None, None]:
     """Yield a temporary name to write a file to; flush it to the disk, then rename it.
 
-    The folder is flushed, too: without that, a power cut may bring the older file back.
+    The folder is flushed, too: without that, a power cut may bring the older file back. What is
+    `private` its owner alone can read, the file and its folder, whatever the umask is.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        make_folder(path.parent)
-        temporary.touch()
-        mode = temporary.stat().st_mode
+        (make_private_folder if private else make_folder)(path.parent)
+        temporary.touch(0o600 if private else 0o666)
+        mode = 0o600 if private else temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors would let this user alone read it
         _flush(temporary)
@@ -72,12 +77,26 @@ def appearing(path: Path, *, refusal: str = STOPS_RUN) -> Generator[Path, None, 
         raise _refused(refusal, path, error) from error
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it that are missing, so that they survive a power cut."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode, exist_ok=True)
     for made in reversed(missing):
         _flush_folder(made.parent)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that its owner alone can open; one that an older version made, too.
+
+    Raises `DiskFailed`.
+    """
+    try:
+        make_folder(path, 0o700)
+        if path.stat().st_mode & 0o777 != 0o700:
+            path.chmod(0o700)
+    except OSError as error:
+        raise _refused(STOPS_RUN, path, error) from error
 
 
 def remove(path: Path, *, refusal: str) -> None:

@@ -63,9 +63,10 @@ class State:
 
 @dataclass(frozen=True)
 class RoundStore:
-    """A folder with one safetensors file a round."""
+    """A folder with one safetensors file a round; a `private` one is its owner's alone."""
 
     folder: Path
+    private: bool = False
 
     def path(self, round: int) -> Path:
         return self.folder / f"round-{round:06d}.safetensors"
@@ -90,7 +91,7 @@ class RoundStore:
         """
         known = digests or {"": digest(weights)}
         said = {**notes, _DIGESTS: json.dumps(known)}
-        write(self.path(round), weights, {**said, _SEAL: _seal(said)})
+        write(self.path(round), weights, {**said, _SEAL: _seal(said)}, private=self.private)
         for old in set(self.rounds()) - {round, round - 1} - keep:
             self.path(old).unlink()
 
@@ -144,13 +145,16 @@ def saved_rounds(folder: Path) -> RoundStore:
     return RoundStore(RunFolder(folder).state)
 
 
-def save_state(folder: Path, state: State, *, keep: Set[int] = frozenset()) -> None:
+def save_state(
+    folder: Path, state: State, *, keep: Set[int] = frozenset(), private: bool = False
+) -> None:
     """Save the coordinator's state of one round, and keep these older ones. Raises `DiskFailed`."""
+    store = RoundStore(RunFolder(folder).state, private)
     facts = (state.best_round, state.best_score, state.held, state.seen, state.best_seen)
     notes = {"state": json.dumps(facts)}
     digests = {"weights/": state.digest_of_weights, "memory/": digest(state.memory)}
     kept = {state.best_round, *keep}
-    saved_rounds(folder).save(state.round, to_tensors(state), notes, kept, digests)
+    store.save(state.round, to_tensors(state), notes, kept, digests)
 
 
 def load_state(folder: Path, round: int) -> State:

@@ -155,12 +155,19 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) -> None:
+def write(
+    path: Path,
+    weights: Weights,
+    notes: Mapping[str, str] | None = None,
+    *,
+    private: bool = False,
+) -> None:
     """Write a safetensors file so that a reader sees all of it or nothing, even after a power cut.
 
-    Raises `DiskFailed` where the disk refuses; what was at `path` before is then still there.
+    What is `private` its owner alone can read, the folder too. Raises `DiskFailed` where the disk
+    refuses; what was at `path` before is then still there.
     """
-    with appearing(path) as temporary:
+    with appearing(path, private=private) as temporary:
         _save(temporary, weights, dict(notes) if notes else None)
 
 

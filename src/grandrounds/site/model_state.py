@@ -8,6 +8,7 @@ from torch import nn
 
 from grandrounds.algorithms.method import broadcast
 from grandrounds.core.errors import BadFolder
+from grandrounds.core.files import make_private_folder
 from grandrounds.core.messages import Evaluate, Train, Tune
 from grandrounds.core.run_folder import SiteFolder
 from grandrounds.core.state import RoundStore, State, load_state, save_state, saved_rounds
@@ -22,14 +23,14 @@ MEMORY = "memory/"  # before the names of what the task remembers from its train
 
 @dataclass(frozen=True)
 class SiteStore:
-    """The rounds that a site can continue from, in its own folder."""
+    """The rounds that a site can continue from, in its own folder, which others cannot open."""
 
     folder: Path
 
     @property
     def private(self) -> RoundStore:
         """Return the rounds of private state: weights, optimiser state, control variates."""
-        return RoundStore(self._files.state)
+        return RoundStore(self._files.state, private=True)
 
     @property
     def _files(self) -> SiteFolder:
@@ -60,13 +61,16 @@ class SiteStore:
         The coordinator is a round behind until it has saved this one, too, and may have to go back
         by one more: hence the two rounds before this one stay.
         """
+        make_private_folder(self.folder)
         kept = keep | _two_before(self.private, round)
         self.private.save(round, private, {}, kept, {"": digest})
 
     def save_merged(self, state: State) -> None:
         """Save a merged model with its server state. Raises `DiskFailed`."""
+        make_private_folder(self.folder)
+        make_private_folder(self._files.merged)
         older = _two_before(saved_rounds(self._files.merged), state.round)
-        save_state(self._files.merged, state, keep=older)
+        save_state(self._files.merged, state, keep=older, private=True)
 
     def has_merged(self, round: int) -> bool:
         """Tell whether a leader's merged model of a round is saved here."""
@@ -79,13 +83,13 @@ class SiteStore:
     def write_model(self, name: str, round: int, private: Weights) -> None:
         """Write the private part of a round's model, and the merged model if it is saved here."""
         notes = {"site": self.folder.name, "round": str(round)}
-        write(self._files.private(name), private, notes)
+        write(self._files.private(name), private, notes, private=True)
         if self.has_merged(round):
-            write(self._files.shared(name), self.merged(round).weights, notes)
+            write(self._files.shared(name), self.merged(round).weights, notes, private=True)
 
     def save_tuned(self, weights: Weights) -> None:
         """Save the model that was fine-tuned for this site alone."""
-        write(self._files.tuned, weights)
+        write(self._files.tuned, weights, private=True)
 
     def load_tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
