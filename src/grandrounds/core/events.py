@@ -28,9 +28,13 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class RunResumed:
-    """A run continues after this round; earlier events of later rounds are superseded."""
+    """A run continues after this round; earlier events of later rounds are superseded.
+
+    `accepted` says what had changed since, and was accepted by whoever resumed the run.
+    """
 
     round: int
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.sentence import phrase
 from grandrounds.core.weights import Weights, digest, read, with_prefix, without_prefix, write
 
+_VERSIONS = "versions"  # a note
 NO_SCORE = float("-inf")
 _DIGESTS, _SEAL = "digests", "seal"  # notes: digests by the start of names; of all other notes
 
@@ -146,15 +147,28 @@ def saved_rounds(folder: Path) -> RoundStore:
 
 
 def save_state(
-    folder: Path, state: State, *, keep: Set[int] = frozenset(), private: bool = False
+    folder: Path,
+    state: State,
+    *,
+    versions: Mapping[str, str] | None = None,
+    keep: Set[int] = frozenset(),
+    private: bool = False,
 ) -> None:
-    """Save the coordinator's state of one round, and keep these older ones. Raises `DiskFailed`."""
+    """Save the coordinator's state of one round, and keep these older ones. Raises `DiskFailed`.
+
+    `versions` are those of the programs that computed it.
+    """
     store = RoundStore(RunFolder(folder).state, private)
     facts = (state.best_round, state.best_score, state.held, state.seen, state.best_seen)
-    notes = {"state": json.dumps(facts)}
+    notes = {"state": json.dumps(facts), _VERSIONS: json.dumps(versions or {})}
     digests = {"weights/": state.digest_of_weights, "memory/": digest(state.memory)}
     kept = {state.best_round, *keep}
     store.save(state.round, to_tensors(state), notes, kept, digests)
+
+
+def versions_of(folder: Path, round: int) -> dict[str, str]:
+    """Return the versions of the programs that computed a round; empty where nobody noted them."""
+    return json.loads(saved_rounds(folder).load(round)[1].get(_VERSIONS, "{}"))
 
 
 def load_state(folder: Path, round: int) -> State:

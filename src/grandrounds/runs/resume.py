@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
+
+from grandrounds import __version__
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RoundLost
 from grandrounds.core.journal import finished_rounds
 from grandrounds.core.run_folder import RunFolder
-from grandrounds.core.state import State, load_state, saved_rounds
+from grandrounds.core.sentence import phrase
+from grandrounds.core.state import State, load_state, saved_rounds, versions_of
 
 COORDINATOR = "coordinator"
+VERSIONS: Mapping[str, str] = {"grandrounds": __version__, "torch": str(torch.__version__)}
 Holdings: TypeAlias = Mapping[str, tuple[int, ...]]  # site -> the rounds that it holds intact
 
 
@@ -49,6 +54,34 @@ def find_start(folder: Path, sites: Holdings, *, resumes: bool) -> Start:
         lost += problems
     _check_nothing_saved(folder, saved, sites, lost)
     return Start()
+
+
+def changes_since(folder: Path, start: Start, changed: Sequence[str]) -> tuple[str, ...]:
+    """Return in words what is not as it was when a run was stopped.
+
+    `changed` are the sites with other data. Runs of versions that noted nothing have no changes.
+    """
+    if not start.state:
+        return ()
+    then = versions_of(folder, start.round)
+    others = [name for name, version in then.items() if VERSIONS.get(name) != version]
+    words = [
+        f"its round {start.round} was computed by {name} {then[name]}, and here is "
+        f"{name} {VERSIONS.get(name, 'not known')}"
+        for name in others
+    ]
+    words += [f"site '{site}' has other data than it trained on before" for site in changed]
+    return tuple(words)
+
+
+def check_same(folder: Path, changes: Sequence[str]) -> None:
+    """Refuse to mix what was computed before a change and after it. Raises `BadFolder`."""
+    if changes:
+        raise BadFolder(
+            f"{folder}: {'; '.join(changes)}. Resume with what was there before, or go on "
+            "nevertheless with --accept-changes; the numbers are then not those of one run.",
+            safe=phrase("versions or data are not those that its run began with"),
+        )
 
 
 def _examined(folder: Path, round: int, sites: Holdings) -> tuple[State | None, list[RoundLost]]:

@@ -17,6 +17,7 @@ from grandrounds.site.setup import SiteSetup
 from grandrounds.site.training import Trainer
 
 PERSONAL = "personal/"
+_DATA = "data"  # a note: the digest of the site's data
 _log = logging.getLogger(__name__)  # of the site
 MEMORY = "memory/"  # before the names of what the task remembers from its training
 
@@ -55,7 +56,13 @@ class SiteStore:
             return False
         return True
 
-    def save_private(self, round: int, private: Weights, digest: str, keep: set[int]) -> None:
+    def data_of(self, round: int) -> str:
+        """Return the digest of the data that a saved round was trained on; empty if unknown."""
+        return self.private.load(round)[1].get(_DATA, "")
+
+    def save_private(
+        self, round: int, private: Weights, digest: str, keep: set[int], *, data: str = ""
+    ) -> None:
         """Save a round's private state, whose digest is this one. Raises `DiskFailed`.
 
         The coordinator is a round behind until it has saved this one, too, and may have to go back
@@ -63,7 +70,7 @@ class SiteStore:
         """
         make_private_folder(self.folder)
         kept = keep | _two_before(self.private, round)
-        self.private.save(round, private, {}, kept, {"": digest})
+        self.private.save(round, private, {_DATA: data}, kept, {"": digest})
 
     def save_merged(self, state: State) -> None:
         """Save a merged model with its server state. Raises `DiskFailed`."""

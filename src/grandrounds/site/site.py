@@ -111,7 +111,9 @@ class Site(SiteSetup):
         """Return the site's counts; before the first round, what it saved is read and checked."""
         store = self._site_model.store
         rounds = store.rounds() if request.round else store.intact_rounds()
-        return Reply(site=self.name, round=0, rounds=rounds, ready=self.ready)
+        before = store.data_of(rounds[-1]) if rounds and not request.round else ""
+        changed = bool(before) and before != self.data_digest
+        return Reply(site=self.name, round=0, rounds=rounds, ready=self.ready, changed=changed)
 
     @cached_property
     def _site_model(self) -> SiteModel:
@@ -152,7 +154,8 @@ class Site(SiteSetup):
 
     def _save_digested(self, round: int, private: Weights, keep: set[int]) -> str:
         fingerprint = digest(private)
-        self._site_model.store.save_private(round, private, fingerprint, keep)
+        data = self.data_digest
+        self._site_model.store.save_private(round, private, fingerprint, keep, data=data)
         return fingerprint
 
     def _tune(self, request: Tune) -> Reply:

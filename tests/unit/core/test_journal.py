@@ -33,7 +33,7 @@ from grandrounds.core.journal import Journal, finished_rounds, read_journal, wit
 COUNTS = {"train": 2, "test": 8}
 EVENTS: list[Event] = [
     RunStarted("s", "a", 7, 3, ("x", "y"), "ab", "0.1.0", "2.8.0", "cpu", "fp32", 1),
-    RunResumed(0),
+    RunResumed(0, ("site 'x' has other data",)),
     SiteReady("x", ("t",), COUNTS, COUNTS, COUNTS, {"t": COUNTS}, True, ("thin",)),
     PolicySet((GroupPolicy("mapper", "shared", 2, 10),), "shared", 80),
     TopologySet("star", 160, "the slowest site's time", {"server": "updates"}),
