@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RoundFinished, RoundLost, RunResumed, SiteTrained
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import RoundStore, saved_rounds
@@ -202,6 +203,15 @@ def test_what_an_older_version_left_open_is_closed_by_the_next_round(tmp_path: P
     assert folders == {"700"}
     assert found["sites/birch/state/round-000004.safetensors"] == "600"
     assert found["sites/birch/merged/state/round-000004.safetensors"] == "600"
+
+
+def test_a_folder_without_its_study_is_not_begun_anew(tmp_path: Path):
+    folder = in_round_4(tmp_path / "run")
+    (folder / RunFolder.study).unlink()
+    before = files_of(folder)
+    with pytest.raises(BadFolder, match="holds a run already, 3 rounds far"):
+        run(of("star"), folder)
+    assert files_of(folder) == before
 
 
 def test_a_run_that_lost_nothing_says_nothing(tmp_path: Path, whole: Callable[[str], Path]):
