@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,9 @@ def die() -> None:
 
 
 def half_written(descriptor: int) -> None:
-    """Leave half of a temporary file behind."""
-    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    """Leave half of a temporary file behind; a folder's names are flushed whole."""
+    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
     die()
 
 

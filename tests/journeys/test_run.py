@@ -42,6 +42,7 @@ FILES = {
             "panels.npz",
             "private-last.safetensors",
             "private.safetensors",
+            "state/round-000001.safetensors",
             "state/round-000002.safetensors",
             "state/round-000003.safetensors",
         )

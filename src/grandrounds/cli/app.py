@@ -26,6 +26,13 @@ SitePaths = Annotated[
     typer.Option("--site", help="A site file (TOML) that says where a real site's data lies."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes",
+        help="Go on although the version or a site's data changed since the run was stopped.",
+    ),
+]
 IncludeImages = Annotated[
     bool,
     typer.Option("--include-images", help="Show images of real patients that sites allow, too."),

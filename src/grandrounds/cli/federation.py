@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from grandrounds.cli.app import Json, Out, Quiet, Set, StudyPath, app
+from grandrounds.cli.app import AcceptChanges, Json, Out, Quiet, Set, StudyPath, app
 from grandrounds.core.errors import BadStudy
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def submit(
     on_loss: OnLoss = "stop",
     silence: Silence = 20.0,
     deadline: Deadline = 0.0,
+    accept_changes: AcceptChanges = False,
     set: Set = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -134,9 +135,9 @@ def submit(
     tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     begun = partial(print_line, "job", as_json=json)
     if on_loss == "wait":
-        Supervisor(admin, resolved, patience, tell, begun, resumes).run_to_end()
+        Supervisor(admin, resolved, patience, tell, begun, resumes, accept_changes).run_to_end()
         return
-    submission = Submission(admin, resolved, patience, begun, resumes)
+    submission = Submission(admin, resolved, patience, begun, resumes, accept_changes)
     if not no_wait:
         raise_if_failed(*submission.run_to_end(RoundReporter(tell)))
         return

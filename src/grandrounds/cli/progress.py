@@ -23,6 +23,7 @@ from grandrounds.core.events import (
     Interrupted,
     PolicySet,
     RoundFinished,
+    RoundLost,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -129,10 +130,8 @@ class ProgressBars:
             case RunResumed():
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
                 self._count(arm, event.round)
-            case PolicySet():
-                self._progress.console.print(f"{arm}: {policy_line(event)}", markup=False)
-            case SiteMissed():
-                self._progress.console.print(missed(event), style="yellow", markup=False)
+            case PolicySet() | SiteMissed() | RoundLost():
+                self._say(arm, event)
             case RoundFinished():
                 if event.score is not None:
                     self._scores[arm] = f"score {event.score:.4g}"
@@ -145,6 +144,16 @@ class ProgressBars:
                 self._count(arm, int(self._progress.tasks[row].total or 0))
             case _:
                 self._progress.update(row, doing=_doing(event))
+
+    def _say(self, arm: str, event: PolicySet | SiteMissed | RoundLost) -> None:
+        """Print what is more than progress; that a round was lost is said even with --quiet."""
+        match event:
+            case PolicySet():
+                self._progress.console.print(f"{arm}: {policy_line(event)}", markup=False)
+            case SiteMissed():
+                self._progress.console.print(missed(event), style="yellow", markup=False)
+            case RoundLost():
+                warn(f"{arm}: {lost(event)}")
 
     def _count(self, arm: str, round: int) -> None:
         """Advance the bar of all runs by the rounds that a run has done since."""
@@ -178,6 +187,11 @@ def policy_line(event: PolicySet) -> str:
         groups.setdefault(group.policy, []).append(group.group)
     line = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups.items())
     return line.replace("_", " ")
+
+
+def lost(event: RoundLost) -> str:
+    """Write in one sentence which saved round is lost, and what follows."""
+    return f"round {event.round} is repeated: {event.message}"
 
 
 def missed(event: SiteMissed) -> str:

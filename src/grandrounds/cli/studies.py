@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grandrounds.cli.app import (
+    AcceptChanges,
     IncludeImages,
     Json,
     NoFigures,
@@ -62,6 +63,7 @@ def run(
     out: Out = None,
     rounds: Annotated[int | None, typer.Option(help="Override the number of rounds.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
+    accept_changes: AcceptChanges = False,
     workers: Annotated[
         int,
         typer.Option(min=0, help="How many processes share the sites; 0: one for each core."),
@@ -99,7 +101,13 @@ def run(
         at_once = workers or num_cores()
         with resumable_interrupt("with --resume"):
             train(
-                resolved, folder, files=files, resume=resume, listeners=listeners, workers=at_once
+                resolved,
+                folder,
+                files=files,
+                resume=resume,
+                accept_changes=accept_changes,
+                listeners=listeners,
+                workers=at_once,
             )
     show(folder, write_report(folder, include_images=include_images), as_json=json, quiet=quiet)
 
@@ -163,6 +171,7 @@ def compare(
     unequal: Annotated[
         bool, typer.Option("--unequal", help="Allow arms that differ in budget, data or rounds.")
     ] = False,
+    accept_changes: AcceptChanges = False,
     track: Track = None,
     include_images: IncludeImages = False,
     no_figures: NoFigures = False,
@@ -188,7 +197,9 @@ def compare(
     folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
     files = tuple(read_site(path) for path in site or [])
     at_once = min(workers or os.cpu_count() or 1, len(studies) * seeds)
-    comparison = Comparison(folder, studies, files, at_once, seeds, leave_one_out, matrix)
+    comparison = Comparison(
+        folder, studies, files, at_once, seeds, leave_one_out, matrix, accept_changes
+    )
     console = Console(stderr=True, quiet=quiet)
     for sentence in comparison_terms(studies):
         console.print(sentence, markup=False, highlight=False)

@@ -28,9 +28,22 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class RunResumed:
-    """A run continues after this round; earlier events of later rounds are superseded."""
+    """A run continues after this round; earlier events of later rounds are superseded.
+
+    `accepted` says what had changed since, and was accepted by whoever resumed the run.
+    """
 
     round: int
+    accepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RoundLost:
+    """A saved round cannot be used, so the run goes on from an earlier one, to the same bits."""
+
+    site: str  # whose state is lost, or "coordinator"
+    round: int
+    message: str
 
 
 @dataclass(frozen=True)
@@ -246,6 +259,7 @@ Event: TypeAlias = (
     | Failed
     | SiteTested
     | RunFinished
+    | RoundLost
 )
 Listener: TypeAlias = Callable[[Event], None]
 EVENT_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}

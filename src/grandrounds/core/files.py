@@ -1,5 +1,6 @@
 """Files and folders appear under their names only when they are complete."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Generator
@@ -32,6 +33,7 @@ def create_whole(out: Path) -> Generator[Path, None, None]:
             if written.is_file():
                 _flush(written)
         path.rename(out)
+        _flush_folder(out.parent)
 
 
 def write_text(path: Path, text: str, *, refusal: str = STOPS_RUN) -> None:
@@ -39,31 +41,62 @@ def write_text(path: Path, text: str, *, refusal: str = STOPS_RUN) -> None:
     write_bytes(path, text.encode(), refusal=refusal)
 
 
-def write_bytes(path: Path, content: bytes, *, refusal: str = STOPS_RUN) -> None:
+def write_bytes(
+    path: Path, content: bytes, *, refusal: str = STOPS_RUN, private: bool = False
+) -> None:
     """Write a file so that a reader sees all of it or nothing, even after a power cut.
 
     Raises `DiskFailed` with `refusal`, in which {path} and {reason} are filled in.
     """
-    with appearing(path, refusal=refusal) as temporary:
+    with appearing(path, refusal=refusal, private=private) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def appearing(path: Path, *, refusal: str = STOPS_RUN) -> Generator[Path, None, None]:
-    """Yield a temporary name to write a file to; flush it to the disk, then rename it."""
+def appearing(
+    path: Path, *, refusal: str = STOPS_RUN, private: bool = False
+) -> Generator[Path, None, None]:
+    """Yield a temporary name to write a file to; flush it to the disk, then rename it.
+
+    The folder is flushed, too: without that, a power cut may bring the older file back. What is
+    `private` its owner alone can read, the file and its folder, whatever the umask is.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
+        (make_private_folder if private else make_folder)(path.parent)
+        temporary.touch(0o600 if private else 0o666)
+        mode = 0o600 if private else temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors would let this user alone read it
         _flush(temporary)
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         with suppress(OSError):  # nothing to remove where the folder itself could not be made
             temporary.unlink()
         raise _refused(refusal, path, error) from error
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and those above it that are missing, so that they survive a power cut."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode, exist_ok=True)
+    for made in reversed(missing):
+        _flush_folder(made.parent)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that its owner alone can open; one that an older version made, too.
+
+    Raises `DiskFailed`.
+    """
+    try:
+        make_folder(path, 0o700)
+        if path.stat().st_mode & 0o777 != 0o700:
+            path.chmod(0o700)
+    except OSError as error:
+        raise _refused(STOPS_RUN, path, error) from error
 
 
 def remove(path: Path, *, refusal: str) -> None:
@@ -84,3 +117,15 @@ def _refused(refusal: str, path: Path, error: OSError) -> DiskFailed:
 def _flush(path: Path) -> None:
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush a folder's names; some network disks cannot, and then do it by themselves or never."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from grandrounds.core.events import (
     EVENT_KINDS,
     Event,
     PolicySet,
+    RoundFinished,
     RunResumed,
     RunStarted,
     SiteExchanged,
@@ -43,13 +44,17 @@ class Journal:
     def append(self, event: Event) -> None:
         """Write one event as one line, after cutting a line that a killed process left unfinished.
 
-        Raises `DiskFailed`.
+        A finished round is flushed to the disk, with all that came before it, so that its state is
+        never saved without its line. Raises `DiskFailed`.
         """
         record = {"event": type(event).__name__, "time": time.time(), **asdict(event)}
         try:
             with self.path.open("ab+") as file:
                 _cut_torn_line(file)
                 file.write(json.dumps(record).encode() + b"\n")
+                if isinstance(event, RoundFinished):
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
             raise DiskFailed(f"{self.path}: the journal cannot be written: {error}") from error
 
@@ -105,6 +110,12 @@ def without_superseded(events: Iterable[Stamped]) -> list[Stamped]:
             surviving = [earlier for earlier in surviving if _round(earlier[1]) <= last]
         surviving.append(stamped)
     return surviving
+
+
+def finished_rounds(path: Path) -> set[int]:
+    """Return the rounds whose end a journal tells. Raises `BadFolder` as `read_journal` does."""
+    events = without_superseded(read_journal(path))
+    return {event.round for _, event in events if isinstance(event, RoundFinished)}
 
 
 def _round(event: Event) -> int:

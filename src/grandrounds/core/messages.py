@@ -157,6 +157,8 @@ class Reply:
     leader merged from as many updates as `merged` says; `sent` and `received` count the bytes of
     tensors that travelled between sites or to the coordinator. `score` is the validation score of
     the model that the site just trained, where the method asks for it and the site has such cases.
+    `changed` says that the site's data is not what it trained on when it saved the last of its
+    `rounds`.
     """
 
     site: str
@@ -175,6 +177,7 @@ class Reply:
     scores: tuple[CaseScore, ...] = ()
     rounds: tuple[int, ...] = ()
     ready: SiteReady | None = None
+    changed: bool = False
     weights: Weights = field(default_factory=dict[str, Tensor])
 
     def receipt(self, num_peers: int) -> "Reply":

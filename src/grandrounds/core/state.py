@@ -1,12 +1,15 @@
 """The coordinator's state and each site's private state are saved to disk after each round.
 
 Everything is written to a temporary name, flushed and renamed, so that a process may be killed at
-any moment. The newest two rounds and the best one stay on disk.
+any moment. The newest two rounds and the best one stay on disk. Each file has the digests of its
+tensors in its notes, and is held against them when it is read.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +19,9 @@ from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.sentence import phrase
 from grandrounds.core.weights import Weights, digest, read, with_prefix, without_prefix, write
 
+_VERSIONS = "versions"  # a note
 NO_SCORE = float("-inf")
+_DIGESTS, _SEAL = "digests", "seal"  # notes: digests by the start of names; of all other notes
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,12 @@ class State:
     @property
     def fingerprint(self) -> str:
         """Return the digest of the shared model, whoever holds it."""
-        return self.held or digest(self.weights)
+        return self.held or self.digest_of_weights
+
+    @cached_property
+    def digest_of_weights(self) -> str:
+        """Return the digest of the weights that are held here; it is computed once."""
+        return digest(self.weights)
 
     def last_of(self, site: str) -> int:
         """Return the last round that a site took part in."""
@@ -54,9 +64,10 @@ class State:
 
 @dataclass(frozen=True)
 class RoundStore:
-    """A folder with one safetensors file a round."""
+    """A folder with one safetensors file a round; a `private` one is its owner's alone."""
 
     folder: Path
+    private: bool = False
 
     def path(self, round: int) -> Path:
         return self.folder / f"round-{round:06d}.safetensors"
@@ -66,21 +77,58 @@ class RoundStore:
         names = self.folder.glob("round-*.safetensors")
         return tuple(sorted(int(name.stem.removeprefix("round-")) for name in names))
 
-    def save(self, round: int, weights: Weights, notes: dict[str, str], keep: set[int]) -> None:
-        """Save a round; drop all but this one, the one before and `keep`. Raises `DiskFailed`."""
-        write(self.path(round), weights, notes)
+    def save(
+        self,
+        round: int,
+        weights: Weights,
+        notes: Mapping[str, str],
+        keep: set[int],
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        """Save a round; drop all but this one, the one before and `keep`. Raises `DiskFailed`.
+
+        `digests` maps the start of tensors' names to the digest of those tensors under the rest of
+        their names, where they are known already.
+        """
+        known = digests or {"": digest(weights)}
+        said = {**notes, _DIGESTS: json.dumps(known)}
+        write(self.path(round), weights, {**said, _SEAL: _seal(said)}, private=self.private)
         for old in set(self.rounds()) - {round, round - 1} - keep:
             self.path(old).unlink()
 
     def load(self, round: int) -> tuple[Weights, dict[str, str]]:
-        """Read a round. Raises `BadFolder` where it is missing or damaged."""
+        """Read a round. Raises `BadFolder` where it is missing, or is not what was saved.
+
+        A file of a version that saved no digests is taken as it is.
+        """
         if not self.path(round).exists():
             held = ", ".join(str(r) for r in self.rounds()) or "none"
             raise BadFolder(
                 f"{self.folder}: round {round} is not here; held: {held}",
                 safe=phrase("its saved state of round {round} is missing", round=round),
             )
-        return read(self.path(round))
+        tensors, notes = read(self.path(round))
+        if not _is_intact(tensors, notes):
+            raise BadFolder(
+                f"{self.path(round)}: is not what was saved (its digests differ), so the disk or a "
+                "copy changed it; put it back from a copy",
+                safe=phrase("its saved state of round {round} is damaged", round=round),
+            )
+        return tensors, notes
+
+
+def _seal(notes: Mapping[str, str]) -> str:
+    return sha256(json.dumps(sorted(notes.items())).encode()).hexdigest()
+
+
+def _is_intact(tensors: Weights, notes: Mapping[str, str]) -> bool:
+    if not notes.keys() & {_DIGESTS, _SEAL}:
+        return True
+    others = {name: note for name, note in notes.items() if name != _SEAL}
+    if notes.get(_SEAL) != _seal(others):
+        return False
+    digests: Mapping[str, str] = json.loads(others[_DIGESTS])
+    return all(digest(without_prefix(start, tensors)) == known for start, known in digests.items())
 
 
 def to_tensors(state: State) -> Weights:
@@ -98,17 +146,38 @@ def saved_rounds(folder: Path) -> RoundStore:
     return RoundStore(RunFolder(folder).state)
 
 
-def save_state(folder: Path, state: State) -> None:
-    """Save the coordinator's state of one round. Raises `DiskFailed`."""
+def save_state(
+    folder: Path,
+    state: State,
+    *,
+    versions: Mapping[str, str] | None = None,
+    keep: Set[int] = frozenset(),
+    private: bool = False,
+) -> None:
+    """Save the coordinator's state of one round, and keep these older ones. Raises `DiskFailed`.
+
+    `versions` are those of the programs that computed it.
+    """
+    store = RoundStore(RunFolder(folder).state, private)
     facts = (state.best_round, state.best_score, state.held, state.seen, state.best_seen)
-    notes = {"state": json.dumps(facts)}
-    saved_rounds(folder).save(state.round, to_tensors(state), notes, {state.best_round})
+    notes = {"state": json.dumps(facts), _VERSIONS: json.dumps(versions or {})}
+    digests = {"weights/": state.digest_of_weights, "memory/": digest(state.memory)}
+    kept = {state.best_round, *keep}
+    store.save(state.round, to_tensors(state), notes, kept, digests)
+
+
+def versions_of(folder: Path, round: int) -> dict[str, str]:
+    """Return the versions of the programs that computed a round; empty where nobody noted them."""
+    return json.loads(saved_rounds(folder).load(round)[1].get(_VERSIONS, "{}"))
 
 
 def load_state(folder: Path, round: int) -> State:
     """Load the coordinator's state of one round. Raises `BadFolder`."""
     tensors, notes = saved_rounds(folder).load(round)
-    best_round, best_score, held, seen, best_seen = json.loads(notes["state"])
+    try:
+        best_round, best_score, held, seen, best_seen = json.loads(notes["state"])
+    except (KeyError, ValueError):
+        raise BadFolder(f"{saved_rounds(folder).path(round)}: lacks what a state says") from None
     return replace(
         from_tensors(tensors, round),
         best_round=best_round,
@@ -117,16 +186,3 @@ def load_state(folder: Path, round: int) -> State:
         seen=seen,
         best_seen=best_seen,
     )
-
-
-def newest_complete_round(folder: Path, sites: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the newest round that the coordinator and all its sites have saved; 0 if none.
-
-    `sites` maps each site to the rounds whose private state it holds. A site that missed a round
-    counts with the last one it took part in.
-    """
-    for round in reversed(saved_rounds(folder).rounds()):
-        state = load_state(folder, round)
-        if all(state.last_of(site) in {0, *held} for site, held in sites.items()):
-            return round
-    return 0

@@ -155,12 +155,19 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def write(path: Path, weights: Weights, notes: Mapping[str, str] | None = None) -> None:
+def write(
+    path: Path,
+    weights: Weights,
+    notes: Mapping[str, str] | None = None,
+    *,
+    private: bool = False,
+) -> None:
     """Write a safetensors file so that a reader sees all of it or nothing, even after a power cut.
 
-    Raises `DiskFailed` where the disk refuses; what was at `path` before is then still there.
+    What is `private` its owner alone can read, the folder too. Raises `DiskFailed` where the disk
+    refuses; what was at `path` before is then still there.
     """
-    with appearing(path) as temporary:
+    with appearing(path, private=private) as temporary:
         _save(temporary, weights, dict(notes) if notes else None)
 
 
@@ -187,7 +194,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
         with handle as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise BadFolder(
             f"{path}: not a readable safetensors file ({error})",
             safe=phrase("a file of saved tensors is missing or damaged"),

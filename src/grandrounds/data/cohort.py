@@ -1,5 +1,6 @@
 """A cohort holds a site's sessions, split by patient once and for all by a stable hash."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,7 +27,8 @@ class Session:
 
     `images` is float32 (slice, contrast, height, width) in [0, 1], often a read-only memory map;
     `contrasts` names its second axis; `masks` maps "brain", "lesion" or a tissue to uint8 (slice,
-    height, width); `values` are the patient's variables, NaN where one is missing.
+    height, width); `values` are the patient's variables, NaN where one is missing. `digest` is of
+    images and masks, where it is known from their files.
     """
 
     patient: str
@@ -35,6 +37,7 @@ class Session:
     images: NDArray[np.float32]
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
     values: Mapping[str, float] = field(default_factory=dict[str, float])
+    digest: str = field(default="", compare=False)
 
     @property
     def num_slices(self) -> int:
@@ -65,6 +68,31 @@ class Cohort:
     def patients(self, split: SplitName) -> tuple[str, ...]:
         """Return the patients of a split, each once, in order of appearance."""
         return tuple(dict.fromkeys(session.patient for session in self.splits[split]))
+
+
+def data_digest(cohorts: Iterable[Cohort]) -> str:
+    """Return a SHA-256 of all that a site trains on and is tested with, and of its splits."""
+    sha = sha256()
+    for cohort in cohorts:
+        for split in SPLITS:
+            for session in cohort.splits[split]:
+                sha.update(_described(cohort.site, split, session).encode())
+    return sha.hexdigest()
+
+
+def _described(site: str, split: str, session: Session) -> str:
+    values = sorted((name, float(value)) for name, value in session.values.items())
+    arrays = session.digest or _digest_of_arrays(session)
+    facts = [site, split, session.patient, session.session, session.contrasts, values, arrays]
+    return json.dumps(facts)
+
+
+def _digest_of_arrays(session: Session) -> str:
+    sha = sha256()
+    for name, array in sorted({"images": session.images, **session.masks}.items()):
+        sha.update(f"{name}|{array.dtype}|{array.shape}|".encode())
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
 
 
 def split_patients(

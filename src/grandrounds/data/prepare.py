@@ -91,7 +91,9 @@ def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Sessio
     entry = _intact(folder) or _store(make(), folder)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in entry.digests}
     images = arrays.pop("images")
-    return Session(entry.patient, entry.session, tuple(entry.contrasts), images, arrays)
+    known = cache_key(*sorted(f"{name}={digest}" for name, digest in entry.digests.items()))
+    contrasts = tuple(entry.contrasts)
+    return Session(entry.patient, entry.session, contrasts, images, arrays, digest=known)
 
 
 def cache_key(*parts: str) -> str:

@@ -77,11 +77,17 @@ class StudyController(Controller):
     """
 
     def __init__(
-        self, run: str, resume: bool = False, silence: float = 20.0, deadline: float = 0.0
+        self,
+        run: str,
+        resume: bool = False,
+        silence: float = 20.0,
+        deadline: float = 0.0,
+        accept_changes: bool = False,
     ) -> None:
         super().__init__()
         self.run = check_run(run)
         self.resume = resume
+        self.accept_changes = accept_changes
         self.patience = Timeouts(silence=silence, deadline=deadline)
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -111,6 +117,7 @@ class StudyController(Controller):
                 patience=self.patience,
                 root=paths.root,
                 resume=self.resume,
+                accept_changes=self.accept_changes,
                 listeners=[progress],
             )
         finally:

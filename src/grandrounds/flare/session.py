@@ -103,13 +103,25 @@ class AdminSession:
         return tuple(sorted(name for name, reply in replies.items() if reply != _SILENT))
 
     def submit(
-        self, study: Study, patience: Timeouts, *, resume: bool = False, token: str = ""
+        self,
+        study: Study,
+        patience: Timeouts,
+        *,
+        resume: bool = False,
+        accept_changes: bool = False,
+        token: str = "",
     ) -> str:
         """Submit a study as a job, and return its id; the same token again makes no second job."""
         with TemporaryDirectory() as made:
             folder = Path(made) / study.name
-            silence, deadline = patience.silence, patience.deadline
-            export_job(study, folder, resume=resume, silence=silence, deadline=deadline)
+            export_job(
+                study,
+                folder,
+                resume=resume,
+                accept_changes=accept_changes,
+                silence=patience.silence,
+                deadline=patience.deadline,
+            )
             return self.session.submit_job(str(folder), token or uuid4().hex)
 
     def jobs(self) -> list[Job]:

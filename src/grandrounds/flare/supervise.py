@@ -49,6 +49,7 @@ class Submission:
     patience: Timeouts
     begun: _Tell = unheard
     resume: bool = False
+    accept_changes: bool = False
     id: str = ""
     token: str = field(default_factory=lambda: uuid4().hex)
 
@@ -56,7 +57,11 @@ class Submission:
         """Submit the job, if that is not done yet."""
         if not self.id:
             self.id = session.submit(
-                self.study, self.patience, resume=self.resume, token=self.token
+                self.study,
+                self.patience,
+                resume=self.resume,
+                accept_changes=self.accept_changes,
+                token=self.token,
             )
             self.begun(self.id)
 
@@ -94,6 +99,7 @@ class Supervisor:
     tell: _Tell
     begun: _Tell
     resume: bool = False
+    accept_changes: bool = False
 
     def run_to_end(self) -> None:
         """Submit the study, and resume it after every loss, once all parties answer again.
@@ -116,7 +122,9 @@ class Supervisor:
 
     def _one_job(self, rounds: RoundReporter) -> tuple[Job, str]:
         """Wait until all are there, and for the end of one job; the same again if it breaks off."""
-        submission = Submission(self.kit, self.study, self.patience, self.begun, self.resume)
+        submission = Submission(
+            self.kit, self.study, self.patience, self.begun, self.resume, self.accept_changes
+        )
         while True:
             wait_for_all(self.kit, self.study.trainers, self.tell)
             try:

@@ -79,7 +79,8 @@ def _write(run: FinishedRun, name: str, adaptations: Sequence[Adaptation], share
         write_scores(path, adaptation.scores, replace(run.score_label, arm=adaptation.name))
         if adaptation.name == ADAPTED:
             private = select(adaptation.weights, lambda tensor: not shared(tensor))
-            write(folder.private(), private, {"site": name, "steps": str(adaptation.steps)})
+            notes = {"site": name, "steps": str(adaptation.steps)}
+            write(folder.private(), private, notes, private=True)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Comparison:
 
     `studies` maps each arm to its study with the first seed; the others count on from there.
     `leave_one_out` runs each arm that shares a model once more without each site, which its model
-    is then tested on; `crosses` scores every site's model at every site.
+    is then tested on; `crosses` scores every site's model at every site. `accepts_changes` lets
+    runs go on under another version, or with other data.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Comparison:
     num_seeds: int = 1
     leave_one_out: bool = False
     crosses: bool = False
+    accepts_changes: bool = False
 
     @property
     def cells(self) -> dict[ComparisonRun, Study]:
@@ -137,7 +139,8 @@ class Comparison:
 
     def _order(self, cell: ComparisonRun, study: Study) -> "RunOrder":
         crosses = self.crosses and not cell.left_out
-        return RunOrder(cell, study, self.run_folder(cell), self.files, crosses)
+        folder, accepts = self.run_folder(cell), self.accepts_changes
+        return RunOrder(cell, study, folder, self.files, crosses, accepts)
 
 
 def _join(table: Path, parts: Sequence[Path]) -> None:
@@ -161,6 +164,7 @@ class RunOrder:
     folder: Path
     files: tuple[SiteFile, ...]
     crosses: bool
+    accepts_changes: bool
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,13 @@ def _run_cell(order: RunOrder, channel: Channel) -> None:
     folder, files = order.folder, order.files
     if not is_finished(folder):
         resume = RunFolder(folder).study.exists()
-        run(order.study, folder, files=files, resume=resume, listeners=[send])
+        run(
+            order.study,
+            folder,
+            files=files,
+            resume=resume,
+            accept_changes=order.accepts_changes,
+            listeners=[send],
+        )
     if order.crosses:
         matrix(FinishedRun(folder), files)

@@ -48,11 +48,11 @@ def lock_folder(folder: Path, study: Study, *, resume: bool) -> Generator[None, 
 
 def _settle(folder: Path, study: Study, *, resume: bool) -> None:
     path = RunFolder(folder).study
-    if not path.exists():
+    done = max(saved_rounds(folder).rounds(), default=0)
+    if not path.exists() and (resume or not done):
         write_text(path, to_toml(study))
         return
     if not resume:
-        done = max(saved_rounds(folder).rounds(), default=0)
         raise BadFolder(
             f"{folder}: holds a run already, {done} rounds far; "
             "continue it with --resume, or choose another --out"

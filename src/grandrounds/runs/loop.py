@@ -25,13 +25,14 @@ from grandrounds.core.events import (
 from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
 from grandrounds.core.run_folder import RunFolder
-from grandrounds.core.state import State, load_state, newest_complete_round, save_state
+from grandrounds.core.state import State, load_state, save_state
 from grandrounds.core.weights import Weights, read, write
 from grandrounds.data.cohort import SplitName
 from grandrounds.runs.build import Federation, build_federation, distribute, num_processes
 from grandrounds.runs.costs import check_memory, plan_run
 from grandrounds.runs.folder import lock_folder
 from grandrounds.runs.listeners import EventBus
+from grandrounds.runs.resume import VERSIONS, changes_since, check_same, find_start
 from grandrounds.runs.site_data import open_sites
 from grandrounds.runs.tables import (
     ScoreLabel,
@@ -51,6 +52,7 @@ def run(
     *,
     files: Sequence[SiteFile] = (),
     resume: bool = False,
+    accept_changes: bool = False,
     listeners: Sequence[Listener] = (),
     workers: int = 1,
 ) -> State:
@@ -59,7 +61,8 @@ def run(
     With several `workers`, as many processes share the sites; the numbers are the same as long as
     training.threads says how many threads each one has.
     With `resume` the run goes on from the newest round that the coordinator and all sites hold, to
-    the same bits as if it had never stopped. Raises `BadInput` before anything trains, `RunFailed`
+    the same bits as if it had never stopped; under another version, or with other data, only if
+    it is told to `accept_changes`. Raises `BadInput` before anything trains, `RunFailed`
     afterwards; both leave everything that was saved.
     """
     plan, processes = plan_run(study), num_processes(study, workers)
@@ -70,7 +73,8 @@ def run(
         bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
         built = build_federation(plan, site_data, folder, machine, bus)
         with distribute(built, study, files, folder, bus, processes=processes) as federation:
-            return run_recorded(RunLoop(study, folder, federation, machine, bus, resume))
+            loop = RunLoop(study, folder, federation, machine, bus, resume, accept_changes)
+            return run_recorded(loop)
 
 
 def run_recorded(run_loop: "RunLoop") -> State:
@@ -111,6 +115,7 @@ class RunLoop:
     machine: Machine
     bus: EventBus
     resumes: bool
+    accepts_changes: bool = False
     reached: int = field(default=0, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
 
@@ -126,14 +131,19 @@ class RunLoop:
         names = self.federation.sites.names
         self.bus.emit(self._started(names))
         replies = self.federation.sites.ask({name: Describe() for name in names})
-        held = newest_complete_round(self.folder, {r.site: r.rounds for r in replies})
+        start = find_start(self.folder, {r.site: r.rounds for r in replies}, resumes=self.resumes)
+        changes = changes_since(self.folder, start, [r.site for r in replies if r.changed])
+        if not self.accepts_changes:
+            check_same(self.folder, changes)
         self.bus.emit(self.federation.policy)
         self.bus.emit(self.federation.account)
         self.bus.emit(self.federation.work)
         if self.resumes:
-            self.bus.emit(RunResumed(held))
-        self.reached = held
-        return load_state(self.folder, held) if held else self.federation.start
+            self.bus.emit(RunResumed(start.round, changes))
+        for lost in start.lost:
+            self.bus.emit(lost)
+        self.reached = start.round
+        return start.state or self.federation.start
 
     def _started(self, names: tuple[str, ...]) -> RunStarted:
         return RunStarted(
@@ -160,7 +170,7 @@ class RunLoop:
         digest_of_all = _digest_of_all(state, outcome.replies)
         # The journal first: a run killed between the two repeats this round, to the same bits.
         self.bus.emit(RoundFinished(state.round, digest_of_all, score, state.best_round, seconds))
-        save_state(self.folder, state)
+        save_state(self.folder, state, versions=VERSIONS)
         self.reached = state.round
         return state
 

@@ -68,6 +68,7 @@ def run_remotely(
     patience: Timeouts,
     root: Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> State:
     """Run a study to its end in `folder`, as `run` does, with sites that `call` reaches.
@@ -89,7 +90,8 @@ def run_remotely(
         check = reply_guard(blueprint)
         remote = RemoteEngine(connections, bus.on_reply, bus.on_missing, check)
         federation = make_federation(blueprint, remote)
-        return run_recorded(RunLoop(study, folder, federation, machine, bus, resume))
+        loop = RunLoop(study, folder, federation, machine, bus, resume, accept_changes)
+        return run_recorded(loop)
 
 
 def identity_of(

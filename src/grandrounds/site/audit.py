@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TypeAlias
 
 from grandrounds.core.errors import BadFolder, DiskFailed
+from grandrounds.core.files import make_private_folder
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import digest, num_bytes
@@ -95,8 +96,9 @@ class AuditLog:
                 return
             line = json.dumps({"time": time.time(), **asdict(entry)}) + "\n"
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                make_private_folder(self.path.parent)
                 self.path.touch(mode=0o600)
+                self.path.chmod(0o600)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(line)
             except OSError as error:

@@ -175,4 +175,4 @@ def save_panels(path: Path, panels: Sequence[Panel]) -> None:
         arrays[f"{number}/value"] = np.array(panel.value)
     content = BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
-    write_bytes(path, content.getvalue())
+    write_bytes(path, content.getvalue(), private=True)

@@ -1,11 +1,14 @@
 """A site loads its model from shared and private weights, and saves them on its own disk."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from grandrounds.algorithms.method import broadcast
+from grandrounds.core.errors import BadFolder
+from grandrounds.core.files import make_private_folder
 from grandrounds.core.messages import Evaluate, Train, Tune
 from grandrounds.core.run_folder import SiteFolder
 from grandrounds.core.state import RoundStore, State, load_state, save_state, saved_rounds
@@ -14,19 +17,21 @@ from grandrounds.site.setup import SiteSetup
 from grandrounds.site.training import Trainer
 
 PERSONAL = "personal/"
+_DATA = "data"  # a note: the digest of the site's data
+_log = logging.getLogger(__name__)  # of the site
 MEMORY = "memory/"  # before the names of what the task remembers from its training
 
 
 @dataclass(frozen=True)
 class SiteStore:
-    """The rounds that a site can continue from, in its own folder."""
+    """The rounds that a site can continue from, in its own folder, which others cannot open."""
 
     folder: Path
 
     @property
     def private(self) -> RoundStore:
         """Return the rounds of private state: weights, optimiser state, control variates."""
-        return RoundStore(self._files.state)
+        return RoundStore(self._files.state, private=True)
 
     @property
     def _files(self) -> SiteFolder:
@@ -37,9 +42,42 @@ class SiteStore:
         merged = saved_rounds(self._files.merged).rounds()
         return tuple(r for r in self.private.rounds() if not merged or r in merged)
 
-    def save_merged(self, state: State, best: int) -> None:
+    def intact_rounds(self) -> tuple[int, ...]:
+        """List the complete rounds that are what was saved; the site's log names the others."""
+        return tuple(round for round in self.rounds() if self._is_intact(round))
+
+    def _is_intact(self, round: int) -> bool:
+        try:
+            self.private.load(round)
+            if self.has_merged(round):
+                self.merged(round)
+        except BadFolder as damage:
+            _log.warning("%s", damage)
+            return False
+        return True
+
+    def data_of(self, round: int) -> str:
+        """Return the digest of the data that a saved round was trained on; empty if unknown."""
+        return self.private.load(round)[1].get(_DATA, "")
+
+    def save_private(
+        self, round: int, private: Weights, digest: str, keep: set[int], *, data: str = ""
+    ) -> None:
+        """Save a round's private state, whose digest is this one. Raises `DiskFailed`.
+
+        The coordinator is a round behind until it has saved this one, too, and may have to go back
+        by one more: hence the two rounds before this one stay.
+        """
+        make_private_folder(self.folder)
+        kept = keep | _two_before(self.private, round)
+        self.private.save(round, private, {_DATA: data}, kept, {"": digest})
+
+    def save_merged(self, state: State) -> None:
         """Save a merged model with its server state. Raises `DiskFailed`."""
-        save_state(self._files.merged, State(state.weights, state.round, state.memory, best))
+        make_private_folder(self.folder)
+        make_private_folder(self._files.merged)
+        older = _two_before(saved_rounds(self._files.merged), state.round)
+        save_state(self._files.merged, state, keep=older, private=True)
 
     def has_merged(self, round: int) -> bool:
         """Tell whether a leader's merged model of a round is saved here."""
@@ -52,17 +90,21 @@ class SiteStore:
     def write_model(self, name: str, round: int, private: Weights) -> None:
         """Write the private part of a round's model, and the merged model if it is saved here."""
         notes = {"site": self.folder.name, "round": str(round)}
-        write(self._files.private(name), private, notes)
+        write(self._files.private(name), private, notes, private=True)
         if self.has_merged(round):
-            write(self._files.shared(name), self.merged(round).weights, notes)
+            write(self._files.shared(name), self.merged(round).weights, notes, private=True)
 
     def save_tuned(self, weights: Weights) -> None:
         """Save the model that was fine-tuned for this site alone."""
-        write(self._files.tuned, weights)
+        write(self._files.tuned, weights, private=True)
 
     def load_tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
         return read(self._files.tuned)[0]
+
+
+def _two_before(store: RoundStore, round: int) -> set[int]:
+    return set([saved for saved in store.rounds() if saved < round][-2:])
 
 
 def model_tensors(private: Weights) -> Weights:

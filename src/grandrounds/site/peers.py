@@ -1,7 +1,7 @@
 """A site stores what its peers deliver until it merges or adopts it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from grandrounds.algorithms.method import merge_updates
 from grandrounds.core.errors import BadUpdate
@@ -77,8 +77,8 @@ class PeerExchange:
     def adopt(self, request: Adopt) -> Reply:
         """Save the leader's merged model; all else that was delivered is dropped."""
         merged = self.mailbox.merged(request.leader, request.round)
-        state = from_tensors(merged.weights, request.round)
-        self.site_model.store.save_merged(state, request.keep)
+        state = replace(from_tensors(merged.weights, request.round), best_round=request.keep)
+        self.site_model.store.save_merged(state)
         site = self.site_model.site.name
         received = 0 if request.leader == site else num_bytes(merged.weights)
         shared = state.fingerprint

@@ -11,7 +11,7 @@ from grandrounds.algorithms.method import Method
 from grandrounds.core.messages import Forward, Request, Tail
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights
-from grandrounds.data.cohort import Cohort, SplitName
+from grandrounds.data.cohort import Cohort, SplitName, data_digest
 from grandrounds.site.cut import Cut
 from grandrounds.site.training import BatchSource, Trainer, Training
 from grandrounds.tasks.task import Examples, Task
@@ -42,6 +42,11 @@ class SiteSetup:
     moments_travel: bool = False
     shows_images: bool = True
     cut: Cut | None = None
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Return the digest of the site's data, which does not leave it."""
+        return data_digest(self.cohorts)
 
     @cached_property
     def training_examples(self) -> Examples:

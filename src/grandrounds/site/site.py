@@ -93,7 +93,7 @@ class Site(SiteSetup):
     def _answer(self, request: SimpleRequest) -> Reply:
         match request:
             case Describe():
-                return self._describe(request.round)
+                return self._describe(request)
             case Merge():
                 return PeerExchange(self._site_model, self.mailbox).merge(request)
             case Adopt():
@@ -107,9 +107,19 @@ class Site(SiteSetup):
             case _:
                 assert_never(request)
 
-    def _describe(self, round: int) -> Reply:
-        rounds = self._site_model.store.rounds()
-        return Reply(site=self.name, round=round, rounds=rounds, ready=self.ready)
+    def _describe(self, request: Describe) -> Reply:
+        """Return the site's counts; before the first round, what it saved is read and checked."""
+        store = self._site_model.store
+        rounds = store.rounds() if request.round else store.intact_rounds()
+        before = store.data_of(rounds[-1]) if rounds and not request.round else ""
+        changed = bool(before) and before != self.data_digest
+        return Reply(
+            site=self.name,
+            round=request.round,
+            rounds=rounds,
+            ready=self.ready,
+            changed=changed,
+        )
 
     @cached_property
     def _site_model(self) -> SiteModel:
@@ -145,16 +155,14 @@ class Site(SiteSetup):
 
     def _save_private(self, reply: Reply, private: Weights, keep: set[int]) -> Promise:
         """Promise a round's reply for when its private state is on the disk."""
-        saved = self.disk.submit(
-            self._site_model.store.private.save, reply.round, private, {}, keep
-        )
-        fingerprint = self.disk.submit(digest, private)
+        saved = self.disk.submit(self._save_digested, reply.round, private, keep)
+        return lambda: replace(reply, digest=saved.result())
 
-        def promise() -> Reply:
-            saved.result()
-            return replace(reply, digest=fingerprint.result())
-
-        return promise
+    def _save_digested(self, round: int, private: Weights, keep: set[int]) -> str:
+        fingerprint = digest(private)
+        data = self.data_digest
+        self._site_model.store.save_private(round, private, fingerprint, keep, data=data)
+        return fingerprint
 
     def _tune(self, request: Tune) -> Reply:
         """Fine-tune the whole model; the result is private."""

@@ -1,3 +1,4 @@
+import os
 from functools import partial
 from pathlib import Path
 
@@ -35,3 +36,19 @@ def test_what_is_placed_is_flushed_before_it_appears(
     with pytest.raises(OSError, match="no space"):
         make_bundle(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_flushed_after_its_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a power cut brings the older file back, or none."""
+    path, flushed = tmp_path / "new" / "folder" / "table.csv", list[tuple[str, bool]]()
+
+    def note(descriptor: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, path.exists()))
+
+    monkeypatch.setattr("os.fsync", note)
+    write_text(path, "a")
+    places = [place for place, _ in flushed]
+    assert places == [tmp_path.name, "new", f".table.csv.{os.getpid()}.tmp", "folder"]
+    assert [appeared for _, appeared in flushed] == [False, False, False, True]

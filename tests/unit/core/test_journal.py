@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from grandrounds.core.events import (
     Interrupted,
     PolicySet,
     RoundFinished,
+    RoundLost,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -26,12 +28,12 @@ from grandrounds.core.events import (
     TopologySet,
     WorkSet,
 )
-from grandrounds.core.journal import Journal, read_journal, without_superseded
+from grandrounds.core.journal import Journal, finished_rounds, read_journal, without_superseded
 
 COUNTS = {"train": 2, "test": 8}
 EVENTS: list[Event] = [
     RunStarted("s", "a", 7, 3, ("x", "y"), "ab", "0.1.0", "2.8.0", "cpu", "fp32", 1),
-    RunResumed(0),
+    RunResumed(0, ("site 'x' has other data",)),
     SiteReady("x", ("t",), COUNTS, COUNTS, COUNTS, {"t": COUNTS}, True, ("thin",)),
     PolicySet((GroupPolicy("mapper", "shared", 2, 10),), "shared", 80),
     TopologySet("star", 160, "the slowest site's time", {"server": "updates"}),
@@ -48,6 +50,7 @@ EVENTS: list[Event] = [
     SiteTuned(1, "x", 0.4, 4, "ef", {"generator": 0.2}),
     SiteTested(1, "x", 0.2, 8, {"psnr": 21.0}),
     RunFinished(1, 1, "cd", 2.0, 1000),
+    RoundLost("x", 2, "damaged"),
 ]
 
 
@@ -129,3 +132,18 @@ def test_a_resume_voids_the_rounds_after_it_and_nothing_else():
 def test_what_came_after_a_resume_survives_an_earlier_round():
     run = [RunResumed(1), RoundFinished(2, "b", None, 2, 1.0), RunResumed(2)]
     assert [event for _, event in without_superseded([(0.0, event) for event in run])] == run
+
+
+def test_the_end_of_a_round_is_flushed_to_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = list[int]()
+    monkeypatch.setattr("os.fsync", lambda file: sizes.append(os.fstat(file).st_size))
+    for event in (EVENTS[0], RoundFinished(1, "ab", None, 1, 1.0), Interrupted(1)):
+        Journal(path).append(event)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert sizes == [len(lines[0]) + len(lines[1])]
+
+
+def test_finished_rounds_are_those_that_no_resume_superseded(path: Path):
+    for event in (*(RoundFinished(r, "a", None, 1, 1.0) for r in (1, 2, 3)), RunResumed(2)):
+        Journal(path).append(event)
+    assert finished_rounds(path) == {1, 2}

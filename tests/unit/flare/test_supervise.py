@@ -45,7 +45,16 @@ class Server:
         missing = self.absent.pop(0) if self.absent else ()
         return tuple(site for site in ("alder", "birch") if site not in missing)
 
-    def submit(self, study: object, patience: Timeouts, *, resume: bool, token: str) -> str:
+    def submit(
+        self,
+        study: object,
+        patience: Timeouts,
+        *,
+        resume: bool,
+        accept_changes: bool,
+        token: str,
+    ) -> str:
+        assert not accept_changes
         self.submitted.append((resume, token))
         return f"job-{len(self.submitted)}"
 

@@ -10,6 +10,7 @@ from grandrounds.core.state import State
 from grandrounds.core.weights import Weights, digest
 from grandrounds.site import model_state as kept
 from grandrounds.site.model_state import PERSONAL, SiteStore
+from tests.helpers.damage import flip
 
 PRIVATE: Weights = {
     "generator.weight": tensor([1.0]),
@@ -27,7 +28,7 @@ def save(site: SiteStore, *rounds: int) -> None:
 
 def merge(site: SiteStore, *rounds: int, best: int = 0) -> None:
     for round in rounds:
-        site.save_merged(State({"w": tensor([float(round)])}, round), best)
+        site.save_merged(State({"w": tensor([float(round)])}, round, best_round=best))
 
 
 def test_a_site_that_only_trains_holds_its_private_rounds(tmp_path: Path):
@@ -48,7 +49,7 @@ def test_where_leaders_merge_a_round_needs_the_merged_model_too(tmp_path: Path):
 def test_a_merged_model_comes_back_with_what_goes_with_it(tmp_path: Path):
     site = SiteStore(tmp_path)
     state = State({"w": tensor([1.0])}, 3, {"m/w": tensor([2.0]).double()})
-    site.save_merged(state, 0)
+    site.save_merged(state)
     found = site.merged(3)
     assert (digest(found.weights), digest(found.memory)) == (
         digest(state.weights),
@@ -59,10 +60,33 @@ def test_a_merged_model_comes_back_with_what_goes_with_it(tmp_path: Path):
     assert not site.has_merged(2)
 
 
-def test_merged_models_of_the_newest_two_rounds_and_the_best_are_kept(tmp_path: Path):
+def test_merged_models_of_the_newest_three_rounds_and_the_best_are_kept(tmp_path: Path):
     site = SiteStore(tmp_path)
     merge(site, 1, 2, 3, 4, 5, best=2)
-    assert [round for round in range(1, 6) if site.has_merged(round)] == [2, 4, 5]
+    assert [round for round in range(1, 6) if site.has_merged(round)] == [2, 3, 4, 5]
+    merge(site, 6, best=2)
+    assert [round for round in range(1, 7) if site.has_merged(round)] == [2, 4, 5, 6]
+
+
+def test_a_site_keeps_the_two_rounds_that_it_took_part_in_before(tmp_path: Path):
+    site = SiteStore(tmp_path)
+    for round in (1, 2, 3, 6, 7):
+        site.save_private(round, PRIVATE, digest(PRIVATE), set())
+    assert site.rounds() == (3, 6, 7)
+
+
+def test_a_round_that_a_disk_changed_is_not_intact_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    site = SiteStore(tmp_path)
+    for round in (1, 2):
+        site.save_private(round, PRIVATE, digest(PRIVATE), set())
+        merge(site, round)
+    flip(site.private.path(2))
+    assert (site.rounds(), site.intact_rounds()) == ((1, 2), (1,))
+    assert "round-000002.safetensors: is not what was saved" in caplog.text
+    flip(tmp_path / "merged/state/round-000001.safetensors")
+    assert site.intact_rounds() == ()
 
 
 def test_a_tuned_model_comes_back_to_the_bit(tmp_path: Path):
