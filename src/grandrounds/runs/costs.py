@@ -27,8 +27,8 @@ from grandrounds.tasks.task import Task
 _STEP = 4  # bytes of Adam's step counter, one a parameter
 PROBE = 64  # side in pixels of the example on which activations are counted
 PROCESS = 720 * 2**20  # the libraries and their buffers; measured 0.65 GiB for the smallest study
-LETTER = 2**24  # bytes of a letter beside its tensors: names, and the score of every test case
-CROSSING = 2**31  # bytes of a batch at a cut
+_LETTER = 2**24  # bytes of a letter beside its tensors: names, and the score of every test case
+_CROSSING = 2**31  # bytes of a batch at a cut
 META = torch.device("meta")
 
 
@@ -189,8 +189,8 @@ def largest_letter(plan: RunPlan) -> int:
     most. Over a cut network it holds a batch, whose activations may be larger than the weights.
     """
     model, sites = num_bytes(plan.model.state_dict()), len(plan.study.trainers)
-    crossing = CROSSING if isinstance(plan.study.build_topology(), Split) else 0
-    return (4 + sites) * model + crossing + LETTER
+    crossing = _CROSSING if isinstance(plan.study.build_topology(), Split) else 0
+    return (4 + sites) * model + crossing + _LETTER
 
 
 def topologies(plan: RunPlan) -> Mapping[str, TopologySet | str]:

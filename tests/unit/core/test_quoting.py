@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -110,4 +111,5 @@ def test_a_table_is_read_back_as_it_was(cells: list[tuple[str, str]]):
     [head, *lines] = csv.reader(io.StringIO(text, newline=""))
     assert [original(cell) for cell in head] == ["=a", "b"]
     assert [tuple(map(original, line)) for line in lines] == cells
-    assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for line in lines for cell in line)
+    texts = (cell for line in lines for cell in line if not re.fullmatch(r"\+\d+", cell))
+    assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for cell in texts)
