@@ -113,9 +113,9 @@ def attack(round: int, peer: str, report: str) -> None:
     transports, agents, heard = list[Transport](), list[attendant.SiteAgent](), list[bytes]()
     begin, answer = Transport.__init__, attendant.SiteAgent.answer
 
-    def begun(self: Transport, *arguments: Any) -> None:
+    def begun(self: Transport, *arguments: Any, **options: Any) -> None:
         transports.append(self)
-        begin(self, *arguments)
+        begin(self, *arguments, **options)
 
     def noted(self: attendant.SiteAgent, packed: bytes) -> bytes:
         agents.append(self)
