@@ -11,6 +11,7 @@ from grandrounds.algorithms.method import GradientTerm, Update
 from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import Train
 from grandrounds.core.weights import (
+    OPTIMIZER,
     Filter,
     Weights,
     select,
@@ -159,10 +160,16 @@ class SiteRound:
                 )
 
     def staying(self, update: Update) -> Weights:
-        """Return what the site keeps: private weights, the optimiser's state, and kept sets."""
+        """Return what the site keeps: private weights, the optimiser's state, and kept sets.
+
+        Raises `BadUpdate` for a set under a name that the house itself uses.
+        """
         travels = self.travels
         stays = select(model_tensors(update.model), lambda name: not travels(name))
         stays |= optimizer_tensors(update.model) | with_prefix(MEMORY, self._task.memory)
         for name, tensors in update.kept.items():
+            if f"{name}/" in (MEMORY, OPTIMIZER):
+                who = type(self._site_model.site.method).__name__
+                raise BadUpdate(f"{who} would keep a set '{name}', a name of the house's own")
             stays |= with_prefix(f"{name}/", tensors)
         return unaliased(stays)

@@ -120,6 +120,18 @@ def test_a_set_of_what_must_stay_stays(tmp_path: Path):
     assert refused.value.card.message.endswith("whose tensor stays at the site")
 
 
+@dataclass(frozen=True)
+class Overwriting(Method):
+    def train(self, site: LocalRound) -> Update:
+        return site.train().keeping(memory={"pool": torch.ones(1)})
+
+
+def test_a_set_under_a_name_of_the_house_is_refused(tmp_path: Path):
+    with pytest.raises(SiteFailed) as refused:
+        outcome(Overwriting, tmp_path, tiny(sites=2), 1)
+    assert "would keep a set 'memory'" in refused.value.card.message
+
+
 def test_a_set_that_was_announced_reaches_the_server_and_is_no_weight(tmp_path: Path):
     with known(Announced):
         federation = built(complete(mine_in(tiny(sites=2))), tmp_path)

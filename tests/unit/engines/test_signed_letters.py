@@ -12,6 +12,7 @@ from grandrounds.core.errors import DiskFailed, SiteFailed
 from grandrounds.core.messages import Reply, encode
 from grandrounds.engines.envelope import (
     READY,
+    CorruptEnvelope,
     ForgedEnvelope,
     Identity,
     PeerEnvelope,
@@ -117,6 +118,15 @@ def seal_of(packed: bytes) -> bytes:
 def test_a_letter_that_is_not_rightly_signed_is_not_opened(name: str, party: Parties):
     with pytest.raises(ForgedEnvelope):
         party("alder").unpack(FORGED[name](party), RequestEnvelope)
+
+
+def test_a_changed_letter_is_damaged_and_not_forged(party: Parties):
+    """So that it is sent again, and nobody is accused."""
+    letter, alder = party("server").pack(ASK, "alder"), party("alder")
+    for place in range(0, len(letter), 97):
+        changed = letter[:place] + bytes([letter[place] ^ 1]) + letter[place + 1 :]
+        with pytest.raises(CorruptEnvelope):
+            alder.unpack(changed, RequestEnvelope)
 
 
 @dataclass
