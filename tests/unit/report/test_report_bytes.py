@@ -10,6 +10,7 @@ import re
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -33,8 +34,15 @@ from tests.helpers.run_folders import (
     write_run,
 )
 
+WRITTEN = datetime(2026, 11, 29, tzinfo=UTC).timestamp()
 STORED = json.loads(Path(__file__).with_name("digests.json").read_text())
 EMBEDDED = re.compile(rb"data:image/png;base64,([A-Za-z0-9+/=]+)")
+
+
+@pytest.fixture(autouse=True)
+def journals_of_one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page names the day of its journal."""
+    monkeypatch.setattr("grandrounds.core.journal.time.time", lambda: WRITTEN)
 
 
 def richest(folder: Path) -> Path:
