@@ -5,6 +5,7 @@ import sys
 
 from grandrounds.cli import federation as federation
 from grandrounds.cli import results as results
+from grandrounds.cli import site as site
 from grandrounds.cli import studies as studies
 from grandrounds.cli.app import app
 from grandrounds.core.errors import BadInput, GrandRoundsError

@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 federation = typer.Typer(
     help="Run a study across hospitals, on NVIDIA FLARE.", no_args_is_help=True
 )
-at_site = typer.Typer(help="What a hospital decides for itself.", no_args_is_help=True)
 app.add_typer(federation, name="federation")
-app.add_typer(at_site, name="site")
 
 _START = 180.0  # seconds in which a demonstration's processes must answer
 AdminKit = Annotated[Path, typer.Option("--kit", help="The admin's startup kit.")]
-SiteKit = Annotated[Path, typer.Option("--kit", help="The site's own startup kit.")]
 AnyKit = Annotated[Path, typer.Argument(help="A startup kit: the server's or a site's.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, as submit and status print it.")]
 OneStudy = Annotated[
@@ -62,7 +59,7 @@ def provision(
     json: Json = False,
 ) -> None:
     """Make certificates and startup kits: for the server, each site and the admin."""
-    _need_flare()
+    need_flare()
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import print_kits
     from grandrounds.flare.provision import provision_kits as make_kits
@@ -81,7 +78,7 @@ def provision(
 @federation.command()
 def start(kit: AnyKit) -> None:
     """Run the server, or a site, in the foreground until it is stopped."""
-    _need_flare()
+    need_flare()
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.processes import run_kit as become
 
@@ -111,7 +108,7 @@ def submit(
     """Submit a study as a job, or resume its run where that is the command's name."""
     if on_loss == "wait" and no_wait:
         raise BadStudy("--on-loss wait resumes the run itself; leave out --no-wait")
-    _need_flare()
+    need_flare()
     from rich.console import Console
 
     from grandrounds.cli.output import print_line
@@ -199,7 +196,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a study as a job folder, for NVFlare's own clients and its simulator."""
-    _need_flare()
+    need_flare()
     from grandrounds.cli.output import print_line
     from grandrounds.flare.job import export_job
     from grandrounds.runs.remote import check_remote
@@ -214,7 +211,7 @@ def export(
 @federation.command()
 def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = False) -> None:
     """Do all of that on this machine: four simulated hospitals, a server, certificates, a run."""
-    _need_flare()
+    need_flare()
     from rich.console import Console
 
     from grandrounds.cli.output import show
@@ -248,89 +245,6 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
     show(folder, write_report(folder), as_json=json, quiet=quiet)
 
 
-@at_site.command()
-def accept(
-    study: StudyPath,
-    kit: SiteKit,
-    set: Set = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be signed, and sign nothing.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Show what a study asks for and what will leave the building, and sign both."""
-    _need_flare()
-    from rich.console import Console
-
-    from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import leaving_as_json, print_leaving
-    from grandrounds.flare.kit import Kit, accept_study, check_kit
-    from grandrounds.runs.costs import leaving_words
-    from grandrounds.study.file import fingerprint, read_study
-
-    resolved, own = read_study(study, set or []), Kit(kit)
-    check_kit(resolved, own)
-    if dry_run:
-        if json:
-            leaves = leaving_as_json(resolved)
-            print_json({"site": own.name, "study": fingerprint(resolved), "leaves": leaves})
-            return
-        print_leaving(resolved, own.name)
-        words = f"not signed: {fingerprint(resolved)}; leave out --dry-run to accept it"
-        Console().print(words, soft_wrap=True)
-        return
-    acceptance, path = accept_study(resolved, own, leaving_words(resolved))
-    if json:
-        print_json(asdict(acceptance) | {"file": str(path), "leaves": leaving_as_json(resolved)})
-        return
-    print_leaving(resolved, acceptance.site)
-    signed = f"accepted by '{acceptance.site}': {acceptance.study}\nsigned in {path}"
-    Console().print(signed, soft_wrap=True)
-
-
-@at_site.command()
-def acceptances(
-    kit: SiteKit,
-    withdraw: Annotated[
-        str | None,
-        typer.Option(help="Withdraw the acceptance of this study: its SHA-256, or a beginning."),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """List the studies that a site has accepted; withdraw one."""
-    _need_flare()
-    from grandrounds.cli.output import print_json, print_line
-    from grandrounds.cli.study_output import print_acceptances
-    from grandrounds.flare.kit import Kit
-    from grandrounds.study.acceptance import list_acceptances, withdraw_acceptance
-
-    local = Kit(kit).local
-    if withdraw is not None:
-        print_line("withdrawn", withdraw_acceptance(withdraw, local).study, as_json=json)
-        return
-    found = list_acceptances(local)
-    if json:
-        print_json([asdict(each) for each in found])
-    else:
-        print_acceptances(found)
-
-
-@at_site.command()
-def log(kit: SiteKit, json: Json = False) -> None:
-    """Print what was asked of a site by whom, what left it, and what it refused."""
-    _need_flare()
-    from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import print_audit
-    from grandrounds.flare.kit import Kit, audit_logs
-    from grandrounds.site.audit import read_audit
-
-    lines = [line for path in audit_logs(Kit(kit)) for line in read_audit(path)]
-    if json:
-        print_json([{"time": moment, **asdict(entry)} for moment, entry in lines])
-    else:
-        print_audit(lines)
-
-
 @app.command()
 def doctor(
     kit: Annotated[
@@ -342,7 +256,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Look for what would stop this machine in a federation, and say how to mend it."""
-    _need_flare()
+    need_flare()
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import print_findings
     from grandrounds.flare.doctor import examine
@@ -361,7 +275,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _need_flare() -> None:
+def need_flare() -> None:
     """Raise `BadStudy` where NVFlare is not installed."""
     if find_spec("nvflare") is None:
         raise BadStudy("NVIDIA FLARE is not installed here: pip install 'grandrounds[flare]'")
@@ -369,7 +283,7 @@ def _need_flare() -> None:
 
 def _session(kit: Path) -> "AbstractContextManager[AdminSession]":
     """Open a session with the server of an admin's kit. Raises `BadStudy` without NVFlare."""
-    _need_flare()
+    need_flare()
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.session import open_session
 

@@ -1,0 +1,101 @@
+"""With these commands a hospital decides for itself, and sees what it decided and answered.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grandrounds.cli.app import Json, Set, StudyPath, app
+from grandrounds.cli.federation import need_flare
+
+at_site = typer.Typer(help="What a hospital decides for itself.", no_args_is_help=True)
+app.add_typer(at_site, name="site")
+
+SiteKit = Annotated[Path, typer.Option("--kit", help="The site's own startup kit.")]
+
+
+@at_site.command()
+def accept(
+    study: StudyPath,
+    kit: SiteKit,
+    set: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be signed, and sign nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what a study asks for and what will leave the building, and sign both."""
+    need_flare()
+    from rich.console import Console
+
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import leaving_as_json, print_leaving
+    from grandrounds.flare.kit import Kit, accept_study, check_kit
+    from grandrounds.runs.costs import leaving_words
+    from grandrounds.study.file import fingerprint, read_study
+
+    resolved, own = read_study(study, set or []), Kit(kit)
+    check_kit(resolved, own)
+    if dry_run:
+        if json:
+            leaves = leaving_as_json(resolved)
+            print_json({"site": own.name, "study": fingerprint(resolved), "leaves": leaves})
+            return
+        print_leaving(resolved, own.name)
+        words = f"not signed: {fingerprint(resolved)}; leave out --dry-run to accept it"
+        Console().print(words, soft_wrap=True)
+        return
+    acceptance, path = accept_study(resolved, own, leaving_words(resolved))
+    if json:
+        print_json(asdict(acceptance) | {"file": str(path), "leaves": leaving_as_json(resolved)})
+        return
+    print_leaving(resolved, acceptance.site)
+    signed = f"accepted by '{acceptance.site}': {acceptance.study}\nsigned in {path}"
+    Console().print(signed, soft_wrap=True)
+
+
+@at_site.command()
+def acceptances(
+    kit: SiteKit,
+    withdraw: Annotated[
+        str | None,
+        typer.Option(help="Withdraw the acceptance of this study: its SHA-256, or a beginning."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the studies that a site has accepted; withdraw one."""
+    need_flare()
+    from grandrounds.cli.output import print_json, print_line
+    from grandrounds.cli.study_output import print_acceptances
+    from grandrounds.flare.kit import Kit
+    from grandrounds.study.acceptance import list_acceptances, withdraw_acceptance
+
+    local = Kit(kit).local
+    if withdraw is not None:
+        print_line("withdrawn", withdraw_acceptance(withdraw, local).study, as_json=json)
+        return
+    found = list_acceptances(local)
+    if json:
+        print_json([asdict(each) for each in found])
+    else:
+        print_acceptances(found)
+
+
+@at_site.command()
+def log(kit: SiteKit, json: Json = False) -> None:
+    """Print what was asked of a site by whom, what left it, and what it refused."""
+    need_flare()
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import print_audit
+    from grandrounds.flare.kit import Kit, audit_logs
+    from grandrounds.site.audit import read_audit
+
+    lines = [line for path in audit_logs(Kit(kit)) for line in read_audit(path)]
+    if json:
+        print_json([{"time": moment, **asdict(entry)} for moment, entry in lines])
+    else:
+        print_audit(lines)
