@@ -6,6 +6,7 @@ every topology so.
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -18,6 +19,7 @@ from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.runs.loop import run
 from grandrounds.runs.remote import run_remotely, serve_site, study_guard
 from grandrounds.site.audit import AuditEntry
+from grandrounds.study.checks import complete
 from grandrounds.study.study import Study
 from tests.golden.test_golden import ARMS
 from tests.helpers.federation import digests, tiny
@@ -74,6 +76,17 @@ def guarded(study: Study, folder: Path, heard: list[AuditEntry]) -> Generator[Ca
     finally:
         for agent in agents.values():
             agent.close()
+
+
+def test_a_site_that_joins_is_asked_from_its_round_on(tmp_path: Path):
+    study, heard = tiny("method.kind=ditto", "rounds=3", sites=3), list[AuditEntry]()
+    alder, birch, cedar = study.site
+    study = complete(replace(study, site=(alder, birch, replace(cedar, joins=2))))
+    with guarded(study, tmp_path / "sites", heard) as call:
+        run_remotely(study, tmp_path / "run", call, patience=PATIENT)
+    run(study, tmp_path / "plain")
+    assert digests(tmp_path / "run") == digests(tmp_path / "plain")
+    assert [entry for entry in heard if entry.refused or entry.failed] == []
 
 
 @pytest.mark.parametrize("name", with_representatives(list(CASES), KEPT))

@@ -28,6 +28,7 @@ from grandrounds.core.events import (
     RunResumed,
     RunStarted,
     SiteExchanged,
+    SiteJoined,
     SiteMissed,
     SiteMonitored,
     SiteTested,
@@ -130,7 +131,7 @@ class ProgressBars:
             case RunResumed():
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
                 self._count(arm, event.round)
-            case PolicySet() | SiteMissed() | RoundLost():
+            case PolicySet() | SiteMissed() | SiteJoined() | RoundLost():
                 self._say(arm, event)
             case RoundFinished():
                 if event.score is not None:
@@ -145,13 +146,16 @@ class ProgressBars:
             case _:
                 self._progress.update(row, doing=_doing(event))
 
-    def _say(self, arm: str, event: PolicySet | SiteMissed | RoundLost) -> None:
+    def _say(self, arm: str, event: PolicySet | SiteMissed | SiteJoined | RoundLost) -> None:
         """Print what is more than progress; that a round was lost is said even with --quiet."""
         match event:
             case PolicySet():
                 self._progress.console.print(f"{arm}: {policy_line(event)}", markup=False)
             case SiteMissed():
                 self._progress.console.print(missed(event), style="yellow", markup=False)
+            case SiteJoined():
+                words = f"{event.site} joins in round {event.round}"
+                self._progress.console.print(words, markup=False)
             case RoundLost():
                 warn(f"{arm}: {lost(event)}")
 

@@ -47,6 +47,14 @@ class RoundLost:
 
 
 @dataclass(frozen=True)
+class SiteJoined:
+    """A site takes part from this round on, in a run that others began."""
+
+    site: str
+    round: int
+
+
+@dataclass(frozen=True)
 class SiteReady:
     """A site delivered the common data elements: counts only.
 
@@ -260,6 +268,7 @@ Event: TypeAlias = (
     | SiteTested
     | RunFinished
     | RoundLost
+    | SiteJoined
 )
 Listener: TypeAlias = Callable[[Event], None]
 EVENT_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}

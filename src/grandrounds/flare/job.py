@@ -31,8 +31,11 @@ _PAUSE = 1.0  # seconds between a site's requests for tasks, of which there are 
 
 
 def run_name(study: Study) -> str:
-    """Return the name of a study's run folder at the server and the sites."""
-    end = f"-{fingerprint(study)[:12]}"
+    """Return the name of a study's run folder at the server and the sites.
+
+    Sites that join later do not change it, so that their run goes on where it is.
+    """
+    end = f"-{fingerprint(study.before(1))[:12]}"
     return check_run(study.name[: MOST - len(end)] + end)
 
 

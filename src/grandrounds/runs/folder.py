@@ -11,9 +11,9 @@ from pathlib import Path
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.files import write_text
 from grandrounds.core.names import POOLED
-from grandrounds.core.run_folder import ComparisonFolder, RunFolder
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder, SiteFolder
 from grandrounds.core.sentence import Reason, phrase
-from grandrounds.core.state import saved_rounds
+from grandrounds.core.state import RoundStore, saved_rounds
 from grandrounds.core.weights import Weights, read
 from grandrounds.runs.tables import ScoreLabel
 from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
@@ -25,7 +25,8 @@ def lock_folder(folder: Path, study: Study, *, resume: bool) -> Generator[None, 
     """Lock the folder for this process, and write the resolved study into it.
 
     Raises `BadFolder` if another process holds it, if it has a run and `resume` is not set, or if
-    the run began with another study.
+    the run began with another study. A study in which more sites join takes the place of the one
+    before it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,21 +59,34 @@ def _settle(folder: Path, study: Study, *, resume: bool) -> None:
             "continue it with --resume, or choose another --out"
         )
     check_unchanged(folder, study)
+    if path.read_text() != to_toml(study):
+        write_text(path, to_toml(study))
 
 
 def check_unchanged(folder: Path, study: Study) -> None:
     """Refuse to resume with another study than the folder's; `BadFolder` names what changed.
 
-    A key that did not exist yet when the run began has its default, which changes nothing.
+    A key that did not exist yet when the run began has its default, which changes nothing; sites
+    that join in rounds to come may be added, moved or taken out.
     """
-    old = read_study(RunFolder(folder).study)
-    changed = changed_keys(to_table(old), to_table(study))
+    old, next = read_study(RunFolder(folder).study), _next_round(folder)
+    changed = changed_keys(to_table(old.before(next)), to_table(study.before(next)))
     if changed:
         raise BadFolder(
             f"{folder}: its run began with another study; changed: {', '.join(changed)}. "
             "Resume with the study as it was, or start anew with another --out.",
             safe=phrase("its run folder began with another study"),
         )
+
+
+def _next_round(folder: Path) -> int:
+    """Return the first round of a run that is not saved yet, or is a site's newest here."""
+    done = max(saved_rounds(folder).rounds(), default=0)
+    if done:
+        return done + 1
+    sites = [SiteFolder(path) for path in RunFolder(folder).sites.glob("*")]
+    held = [round for site in sites for round in RoundStore(site.state).rounds()]
+    return max(held, default=1)
 
 
 def is_finished(folder: Path) -> bool:

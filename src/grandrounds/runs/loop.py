@@ -20,6 +20,7 @@ from grandrounds.core.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    SiteJoined,
     StoppedEarly,
 )
 from grandrounds.core.journal import Journal, read_journal, without_superseded
@@ -31,6 +32,13 @@ from grandrounds.data.cohort import SplitName
 from grandrounds.runs.build import Federation, build_federation, distribute, num_processes
 from grandrounds.runs.costs import check_memory, plan_run
 from grandrounds.runs.folder import lock_folder
+from grandrounds.runs.joining import (
+    check_model_fits,
+    joined_sites,
+    joining,
+    scored_anew,
+    with_awaited,
+)
 from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.resume import VERSIONS, changes_since, check_same, find_start
 from grandrounds.runs.site_data import open_sites
@@ -131,7 +139,10 @@ class RunLoop:
         names = self.federation.sites.names
         self.bus.emit(self._started(names))
         replies = self.federation.sites.ask({name: Describe() for name in names})
-        start = find_start(self.folder, {r.site: r.rounds for r in replies}, resumes=self.resumes)
+        held = {r.site: r.rounds for r in replies}
+        start = find_start(self.folder, held, resumes=self.resumes, study=self.study)
+        if start.state:
+            check_model_fits(start.state.weights, self.federation.start.weights, self.folder)
         changes = changes_since(self.folder, start, [r.site for r in replies if r.changed])
         if not self.accepts_changes:
             check_same(self.folder, changes)
@@ -143,7 +154,7 @@ class RunLoop:
         for lost in start.lost:
             self.bus.emit(lost)
         self.reached = start.round
-        return start.state or self.federation.start
+        return with_awaited(start.state or self.federation.start, self.study)
 
     def _started(self, names: tuple[str, ...]) -> RunStarted:
         return RunStarted(
@@ -163,9 +174,13 @@ class RunLoop:
 
     def _round(self, state: State) -> State:
         started = time.perf_counter()
-        federation = self.federation
-        outcome = federation.topology.round(state, federation.sites, federation.method)
-        state, score = self._validated(outcome.state)
+        federation, study = self.federation, self.study
+        number = state.round + 1
+        for site in joining(study, number):
+            self.bus.emit(SiteJoined(site, number))
+        sites = joined_sites(study, number, federation.sites)
+        outcome = federation.topology.round(scored_anew(state, study), sites, federation.method)
+        state, score = self._validated(with_awaited(outcome.state, study))
         seconds = time.perf_counter() - started
         digest_of_all = _digest_of_all(state, outcome.replies)
         # The journal first: a run killed between the two repeats this round, to the same bits.
@@ -178,9 +193,8 @@ class RunLoop:
         """Validate the aggregate at every site, and record the best round."""
         if state.round % self.study.stop.validate_every and state.round < self.study.rounds:
             return state, None
-        all_replies = evaluate_sites(
-            self.federation, state, "validation", self.federation.sites.names
-        )
+        names = joined_sites(self.study, state.round, self.federation.sites).names
+        all_replies = evaluate_sites(self.federation, state, "validation", names)
         replies = [reply for reply in all_replies if reply.cases]
         if not replies:  # nobody validates: the newest round is the best known
             return _best(state, state.best_score), None
@@ -194,6 +208,8 @@ class RunLoop:
     def _is_over(self, state: State) -> bool:
         patience = self.study.stop.patience
         if not patience or state.round - state.best_round < patience:
+            return False
+        if self.study.awaited(state.round):
             return False
         self.bus.emit(StoppedEarly(state.round, state.best_round))
         return True

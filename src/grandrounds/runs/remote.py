@@ -158,6 +158,7 @@ def study_guard(study: Study, site: Site) -> StudyGuard:
         policy=policy(site.uses),
         peers={**peers, "": policy(lambda name: any(used(name) for used in uses))},
         held=SiteStore(site.folder).private.rounds,
+        joins=next(each.first_round for each in study.site if each.name == site.name),
     )
 
 

@@ -14,6 +14,8 @@ from grandrounds.core.journal import finished_rounds
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.sentence import phrase
 from grandrounds.core.state import State, load_state, saved_rounds, versions_of
+from grandrounds.runs.joining import with_awaited
+from grandrounds.study.study import Study
 
 COORDINATOR = "coordinator"
 VERSIONS: Mapping[str, str] = {"grandrounds": __version__, "torch": str(torch.__version__)}
@@ -35,10 +37,13 @@ class Start:
         return self.state.round if self.state else 0
 
 
-def find_start(folder: Path, sites: Holdings, *, resumes: bool) -> Start:
+def find_start(
+    folder: Path, sites: Holdings, *, resumes: bool, study: Study | None = None
+) -> Start:
     """Return the newest round that the coordinator and all its sites hold intact.
 
-    A site that missed a round counts with the last one it took part in, and the journal must tell
+    A site that missed a round counts with the last one it took part in, one that the `study` lets
+    join later with none, and the journal must tell
     of every round so far, as the tables are made of it. Raises `BadFolder` where rounds were saved
     and none is held by everyone: no run begins anew in the midst of another.
     """
@@ -47,7 +52,7 @@ def find_start(folder: Path, sites: Holdings, *, resumes: bool) -> Start:
     saved, lost = saved_rounds(folder).rounds(), list[RoundLost]()
     told = finished_rounds(RunFolder(folder).journal) if saved else set[int]()
     for round in reversed(saved):
-        state, problems = _examined(folder, round, sites)
+        state, problems = _examined(folder, round, sites, study)
         problems += _untold(round, told)
         if state and not problems:
             return Start(state, tuple(lost))
@@ -84,11 +89,14 @@ def check_same(folder: Path, changes: Sequence[str]) -> None:
         )
 
 
-def _examined(folder: Path, round: int, sites: Holdings) -> tuple[State | None, list[RoundLost]]:
+def _examined(
+    folder: Path, round: int, sites: Holdings, study: Study | None
+) -> tuple[State | None, list[RoundLost]]:
     try:
         state = load_state(folder, round)
     except BadFolder as damage:
         return None, [RoundLost(COORDINATOR, round, str(damage))]
+    state = with_awaited(state, study) if study else state
     return state, list(_lacking(state, sites))
 
 

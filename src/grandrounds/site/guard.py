@@ -35,7 +35,8 @@ class StudyGuard:
 
     `policy` is the site's own; `peers` has that of each site of the roster, and by "" that of all
     together, of which a leader merges. `held` returns the rounds whose private state is saved.
-    `broadcasts` tells whether all sites start from one model. Everything here raises `Refused`.
+    `broadcasts` tells whether all sites start from one model; the site takes part from round
+    `joins` on. Everything here raises `Refused`.
     """
 
     rounds: int
@@ -46,6 +47,7 @@ class StudyGuard:
     policy: TensorPolicy
     peers: Mapping[str, TensorPolicy]
     held: Callable[[], tuple[int, ...]]
+    joins: int = 1
     _tested: bool = field(default=False, init=False)
     _turn: Forward | None = field(default=None, init=False)
     _step: int = field(default=0, init=False)
@@ -87,10 +89,11 @@ class StudyGuard:
         if self._tested:
             raise Refused("test cases were scored, which ends the training of a run")
         last, misses = self.last, self.topology.quorum.least is not None
-        following = round > last if misses else round == last + 1
-        if round < 1 or not (following or round == last):
-            raise Refused(f"round {round} was asked for; this site's next is {last + 1}")
-        before = since < round if misses else since == round - 1
+        next = max(last + 1, self.joins)
+        following = round >= next if misses else round == next
+        if round < self.joins or not (following or round == last):
+            raise Refused(f"round {round} was asked for; this site's next is {next}")
+        before = since < round if misses else since == (0 if round == self.joins else round - 1)
         if since < 0 or not before:
             raise Refused(f"round {round} cannot follow round {since} in this study")
         self._check_held(since)

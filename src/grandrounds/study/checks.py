@@ -11,6 +11,7 @@ from grandrounds.core.names import check_distinct, check_name, check_site_name
 from grandrounds.study.compatibility import (
     aggregation_problems,
     check_split,
+    joining_problems,
     need_problems,
     pair_problems,
     topology_problems,
@@ -160,6 +161,7 @@ def check_pairs(study: Study) -> None:
     method, topology, sites = study.build_method(), study.build_topology(), len(study.trainers)
     problems = chain(
         topology_problems(topology, sites),
+        joining_problems(topology, study),
         pair_problems(study.method.kind, method, study.aggregation, topology),
         need_problems(study, topology),
         aggregation_problems(method, study.aggregation, sites),
@@ -232,6 +234,11 @@ def notes(study: Study) -> tuple[str, ...]:
             sentences.append(
                 f"held-out site '{name}': nobody trains {', '.join(untrained)}, so it is not tested"
             )
+    sentences += [
+        f"site '{site.name}' takes part from round {site.first_round} on"
+        for site in study.site
+        if site.first_round > 1
+    ]
     sentences += method.notes(study.training.optimizer)
     if study.task.has_statistics and study.training.batch_size == 1 and not study.parity:
         sentences.append(

@@ -19,7 +19,7 @@ from grandrounds.core.errors import BadStudy
 from grandrounds.core.weights import Filter
 from grandrounds.site.cut import Cut, case_bytes, cut_at
 from grandrounds.site.training import Training
-from grandrounds.study.study import Study
+from grandrounds.study.study import SiteSpec, Study
 from grandrounds.tasks import AnyTask, Segmentation, Synthesis
 from grandrounds.tasks.synthesis.networks import CONTRASTS
 from grandrounds.tasks.task import Task
@@ -84,6 +84,38 @@ def topology_problems(topology: Topology, sites: int) -> Problems:
         yield from _star_problems(topology, sites)
     if isinstance(topology, Cyclic):
         yield from _turn_problems(topology)
+
+
+def joining_problems(topology: Topology, study: Study) -> Problems:
+    """Yield why sites cannot join when the study says so."""
+    later, founders = [site for site in study.site if site.joins is not None], study.joined(1)
+    for site in later:
+        for problem in _late_problems(site, topology, study):
+            yield f"site '{site.name}': {problem}"
+    if later and not founders:
+        yield "every site joins later; one or more must begin, with joins = 1 or none"
+    least = topology.quorum.least or 0
+    if later and least > len(founders):
+        yield (
+            f"topology.require is {least}, and only {len(founders)} sites begin; the others join "
+            "later"
+        )
+
+
+def _late_problems(site: SiteSpec, topology: Topology, study: Study) -> Problems:
+    if not 1 <= site.first_round <= study.rounds:
+        yield (
+            f"joins is {site.joins}; it must be a round from 1 to {study.rounds}, the study's last"
+        )
+    if not isinstance(topology, Star):
+        yield (
+            f'joins would do nothing over topology "{study.topology.kind}", in which every site '
+            "takes part from round 1; only in a star can a site join later"
+        )
+    if study.build_method().sharing().pooled:
+        yield "joins would do nothing where all data are pooled"
+    if site.name in study.holdout_sites:
+        yield "joins would do nothing, for a held-out site never trains"
 
 
 def _star_problems(star: Star, sites: int) -> Problems:

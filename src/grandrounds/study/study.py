@@ -1,7 +1,7 @@
 """A study is what a consortium agrees on, in frozen dataclasses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES, with_seed
@@ -51,7 +51,8 @@ class SiteSpec:
     """One site of the roster: its name, its tasks, and its scanner where the site is simulated.
 
     The data of a real site (`data` = "files") stands in its own site file, never in the study.
-    `share` is its say in the mean where aggregation.shares = "given".
+    `share` is its say in the mean where aggregation.shares = "given"; `joins` is the first round in
+    which it takes part, 1 where the study does not say.
     """
 
     name: str
@@ -61,6 +62,12 @@ class SiteSpec:
     patients: Patients = field(default_factory=lambda: Patients(train=8, validation=2, test=4))
     slices: int = 8
     share: float = 1.0
+    joins: int | None = None
+
+    @property
+    def first_round(self) -> int:
+        """Return the first round in which the site takes part."""
+        return 1 if self.joins is None else self.joins
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,21 @@ class Study:
     def trainers(self) -> tuple[str, ...]:
         """Return the sites that train, in roster order."""
         return tuple(name for name in self.roster if name not in self.holdout_sites)
+
+    def before(self, round: int) -> "Study":
+        """Return the study as it was before anyone knew of the sites that join in this round."""
+        return replace(
+            self, site=tuple(site for site in self.site if site.first_round < max(round, 2))
+        )
+
+    def joined(self, round: int) -> tuple[str, ...]:
+        """Return the sites that train and have joined by this round, in roster order."""
+        awaited = self.awaited(round)
+        return tuple(name for name in self.trainers if name not in awaited)
+
+    def awaited(self, round: int) -> tuple[str, ...]:
+        """Return the sites that join after this round."""
+        return tuple(site.name for site in self.site if site.first_round > max(round, 1))
 
     @property
     def names(self) -> frozenset[str]:

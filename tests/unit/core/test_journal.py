@@ -17,6 +17,7 @@ from grandrounds.core.events import (
     RunResumed,
     RunStarted,
     SiteExchanged,
+    SiteJoined,
     SiteMissed,
     SiteMonitored,
     SiteReady,
@@ -51,6 +52,7 @@ EVENTS: list[Event] = [
     SiteTested(1, "x", 0.2, 8, {"psnr": 21.0}),
     RunFinished(1, 1, "cd", 2.0, 1000),
     RoundLost("x", 2, "damaged"),
+    SiteJoined("y", 2),
 ]
 
 

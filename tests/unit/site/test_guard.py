@@ -47,6 +47,7 @@ def guard(
     rounds: int = 5,
     fine_tune: int = 0,
     broadcasts: bool = True,
+    joins: int = 1,
 ) -> StudyGuard:
     """The guard of alder, which has trained two of five rounds."""
     topology = topology or Star()
@@ -58,7 +59,9 @@ def guard(
         ROSTER,
     )
     peers: dict[str, TensorPolicy] = dict.fromkeys(("", *ROSTER), policy)
-    return StudyGuard(rounds, fine_tune, broadcasts, ROSTER, topology, policy, peers, lambda: held)
+    return StudyGuard(
+        rounds, fine_tune, broadcasts, ROSTER, topology, policy, peers, lambda: held, joins
+    )
 
 
 def train(**fields: object) -> Train:
@@ -87,6 +90,9 @@ ASKED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
         train(round=5, since=2),
         (),
     ),
+    "its first round, where it joins later": (guard(held=(), joins=4), train(round=4, since=0), ()),
+    "its first round again": (guard(held=(4,), joins=4), train(round=4, since=0), ()),
+    "its second round": (guard(held=(4,), joins=4), train(round=5, since=4), ()),
     "with control variates": (guard(sharing=SCAFFOLD), train(weights=MODEL | CONTROL), ()),
     "with what others sent": (
         guard(sharing=FEDMRI),
@@ -131,6 +137,15 @@ REFUSED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
     "from a round to come": (guard(Star(require=1)), train(round=3, since=4), ()),
     "from a negative round": (guard(Star(require=1)), train(since=-1), ()),
     "from the first weights again": (guard(), train(since=0), ()),
+    "a round before it joins": (guard(held=(), joins=4), train(round=3, since=0), ()),
+    "round 1 before it joins": (guard(held=(), joins=4), train(round=1, since=0), ()),
+    "a round after the one it joins in": (guard(held=(), joins=3), train(round=4, since=0), ()),
+    "a first round that follows another": (guard(held=(2,), joins=3), train(round=3, since=2), ()),
+    "a round before it joins, under a quorum": (
+        guard(Star(require=1), held=(), joins=4),
+        train(round=3, since=0),
+        (),
+    ),
     "keeping a round to come": (guard(), train(keep=3), ()),
     "keeping a negative round": (guard(), train(keep=-1), ()),
     # how long

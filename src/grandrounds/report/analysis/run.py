@@ -16,6 +16,7 @@ from grandrounds.core.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    SiteJoined,
     SiteMissed,
     SiteMonitored,
     SiteReady,
@@ -86,7 +87,7 @@ def cycles_of(
 
 @dataclass(frozen=True)
 class SiteWork:
-    """One site's training and traffic in one run, over all rounds."""
+    """One site's training and traffic in one run, over all rounds from the one it `joined` in."""
 
     site: str
     rounds: tuple[int, ...]
@@ -95,6 +96,7 @@ class SiteWork:
     seconds: float
     bytes_up: int
     bytes_down: int
+    joined: int = 1
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,15 @@ def work_of(events: Sequence[Event], sites: Sequence[str]) -> tuple[SiteWork, ..
         ]
         for name in sites
     }
-    return tuple(_site_work(name, parts[name], traffic[name]) for name in sites)
+    joined = {event.site: event.round for event in events if isinstance(event, SiteJoined)}
+    return tuple(
+        _site_work(name, parts[name], traffic[name], joined.get(name, 1)) for name in sites
+    )
 
 
-def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffic]) -> SiteWork:
+def _site_work(
+    site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffic], joined: int
+) -> SiteWork:
     return SiteWork(
         site=site,
         rounds=tuple(sorted(part.round for part in parts)),
@@ -135,6 +142,7 @@ def _site_work(site: str, parts: Sequence[SiteTrained], traffic: Sequence[Traffi
         seconds=sum(part.seconds for part in parts),
         bytes_up=sum(up for up, _ in traffic),
         bytes_down=sum(down for _, down in traffic),
+        joined=joined,
     )
 
 

@@ -7,7 +7,7 @@ from grandrounds.core.events import Failed, Interrupted, RunFinished, StoppedEar
 from grandrounds.report.analysis.arm import FEW_STEPS, Arm
 from grandrounds.report.analysis.facts import Facts
 from grandrounds.report.analysis.metrics import Metric
-from grandrounds.report.analysis.run import Absence, Run
+from grandrounds.report.analysis.run import Absence, Run, SiteWork
 from grandrounds.report.prose.vocabulary import (
     amount,
     capital,
@@ -104,17 +104,22 @@ def took_part(arm: Arm) -> str:
 def _took_part(run: Run) -> str:
     if not run.rounds:
         return "No round is finished yet."
-    absences = [_absence(run, work.site, work.rounds) for work in run.work]
+    absences = [said for work in run.work for said in (_joined(work), _absence(run, work))]
     found = [absence for absence in absences if absence]
     if found:
         return f"{'; '.join(found)}."
     return f"Every hospital took part in every round ({len(run.rounds)})."
 
 
-def _absence(run: Run, site: str, present: tuple[int, ...]) -> str:
-    missed = [str(number) for number in run.rounds if number not in present]
+def _joined(work: SiteWork) -> str:
+    return f"{display_name(work.site)} joined in round {work.joined}" if work.joined > 1 else ""
+
+
+def _absence(run: Run, work: SiteWork) -> str:
+    due = [number for number in run.rounds if number >= work.joined]
+    missed = [str(number) for number in due if number not in work.rounds]
     noun = "round" if len(missed) == 1 else "rounds"
-    return f"{display_name(site)} missed {noun} {join_words(missed)}" if missed else ""
+    return f"{display_name(work.site)} missed {noun} {join_words(missed)}" if missed else ""
 
 
 def absence(found: Absence) -> str:
