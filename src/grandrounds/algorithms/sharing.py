@@ -94,9 +94,9 @@ def describe_sharing(
     validate_every: int,
 ) -> PolicySet:
     """Return the policy of each parameter group, and what a round costs a site in bytes."""
-    state: Weights = model.state_dict()
+    state, trained = model.state_dict(), dict[str, Tensor](model.named_parameters())
     described = {n: g for n, g in groups.items() if n not in UNIONS}
-    policies = [_group(name, select(state, group), travels) for name, group in described.items()]
+    policies = [_group(name, select(trained, group), travels) for name, group in described.items()]
     policies += _statistics(model, travels, reset=norm_buffers == "reset")
     one_way = num_bytes(select(state, travels))
     return PolicySet(
