@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from grandrounds.core.events import Failed, RunResumed
+from grandrounds.core.events import Failed, RunFinished, RunResumed
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import RoundStore
 from grandrounds.runs.loop import run
@@ -31,6 +31,7 @@ from tests.helpers.flare_federation import (
     LONG,
     SERVER,
     Town,
+    commanded,
     differing,
     free_port,
     harmful,
@@ -52,6 +53,7 @@ executor.Timeouts = lambda: Timeouts(start=0.1)
 executor.SiteExecutor("run")
 time.sleep(600)
 """
+DONE, LOST = "FINISHED:COMPLETED", "LOST"
 SERVER_NAME = "localhost"  # in the server's certificate
 SLOW = 26.0  # seconds; more than the silence of 20 after which a site is dead
 
@@ -148,6 +150,8 @@ def test_what_is_killed_in_a_round_is_started_again_and_the_run_resumes(
     assert_nothing_is_lost(town, study, done)
     town.kill("alder")
     town.start(SERVER, "alder")
+    wait_until(lambda: status_of(town, json.loads(done.out)["job"]))
+    assert status_of(town, json.loads(done.out)["job"]) == LOST
     assert_resumes_as_undisturbed(town, study, tmp_path)
 
 
@@ -167,6 +171,40 @@ def test_a_server_killed_during_a_checkpoint_resumes_from_the_one_before(
     town.kill("alder", "birch")
     town.start("alder", "birch")
     assert_resumes_as_undisturbed(town, study, tmp_path)
+
+
+def test_a_server_killed_after_its_run_s_last_line_says_finished_and_gives_the_result(
+    town: Town, tmp_path: Path
+):
+    """NVFlare's own list would call the job running for ever."""
+    study, marker = accepted(town, 23), tmp_path / "held"
+    with town.under(SERVER, harm=harmful(tmp_path / "harm", f"hold_finished({str(marker)!r})")):
+        town.kill("alder", "birch")
+        town.start("alder", "birch")
+        done = submitted_and_held(town, study, marker, SERVER)
+        assert done.code == 1
+        assert isinstance(town.told(study)[-1], RunFinished)
+        job = json.loads(done.out)["job"]
+        assert (town.kit(SERVER) / job).exists()
+    wait_until(lambda: status_of(town, job))
+    assert status_of(town, job) == DONE
+    assert f"job {job} was lost with this server; it is {DONE} now" in town.log(SERVER).read_text()
+    fetched = commanded(
+        *("federation", "fetch", job, "--kit", town.kit("admin"), "--out", tmp_path / "run")
+    )
+    assert fetched.code == 0, fetched.err
+    assert differing(tmp_path / "run", town.run(study)) == []
+    assert not (town.kit(SERVER) / job).exists()
+    town.kill("alder", "birch")
+    town.start("alder", "birch")
+    assert_as_undisturbed(town, study, tmp_path)
+
+
+def status_of(town: Town, job: str) -> str:
+    """What `federation status` says of a job; nothing where the server does not answer."""
+    done = commanded("federation", "status", "--kit", town.kit("admin"), "--json")
+    found = json.loads(done.out)["jobs"] if done.code == 0 else []
+    return "".join(each["status"] for each in found if each["id"] == job)
 
 
 def assert_nothing_is_lost(town: Town, study: Study, done: Done, *, told: int = 1) -> None:

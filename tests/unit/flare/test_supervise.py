@@ -22,6 +22,7 @@ from nvflare.fuel.flare_api.api_spec import NoConnection, SessionClosed
 
 from grandrounds.flare import session as sessions
 from grandrounds.flare import supervise as steady
+from grandrounds.flare.job import ANSWERS
 from grandrounds.flare.session import DONE, LOST, Job, NoServer
 from grandrounds.flare.supervise import Submission, Supervisor, is_loss
 
@@ -106,6 +107,9 @@ class Busy:
 
     def get_system_info(self) -> Any:
         return SimpleNamespace(job_info=[SimpleNamespace(job_id="job-1")])
+
+    def get_job_logs(self, id: str) -> dict[str, dict[str, str]]:
+        return {"logs": {"server": f"INFO - {ANSWERS}"}}
 
     def do_app_command(self, id: str, topic: str, data: object) -> dict[str, object]:
         message, self.unanswered = self.unanswered, ""
