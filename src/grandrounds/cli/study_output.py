@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from grandrounds.cli.output import print_json
 from grandrounds.core.events import TopologySet
 from grandrounds.data.availability import SiteSummary
 from grandrounds.runs.costs import Estimate, RunPlan, estimate, leaving_words, plan_run, topologies
@@ -17,6 +19,9 @@ from grandrounds.study.acceptance import Acceptance
 from grandrounds.study.checks import notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
+
+if TYPE_CHECKING:
+    from grandrounds.flare.retention import Leftover
 
 MIB, _GIB = 2**20, 2**30
 VERDICT_COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
@@ -206,6 +211,27 @@ def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, st
     for job in jobs:
         table.add_row(*job)
     console.print(table)
+
+
+def print_leftovers(
+    found: Sequence["Leftover"], gone: Sequence["Leftover"], *, dry_run: bool, as_json: bool
+) -> None:
+    """Print what jobs left: what was removed, or would be, and what stays for which reason."""
+    going = [each for each in found if each.goes] if dry_run else gone
+    total = sum(each.bytes for each in going)
+    if as_json:
+        said = {"dry_run": dry_run, "removed": len(gone), "bytes": total}
+        print_json(said | {"found": [asdict(each) for each in found]})
+        return
+    console = Console()
+    for each in found:
+        stays = each.stays or ("" if dry_run or each in gone else "it began to run")
+        size = f"{each.bytes:,} bytes, " if each.bytes else ""
+        console.print(Text(each.where), soft_wrap=True)
+        verdict = f"stays: {stays}" if stays else "goes"
+        console.print(Text(f"  {each.what}, {size}{each.days:.0f} days old; {verdict}"))
+    done = "would be removed; leave out --dry-run to do it" if dry_run else "removed"
+    console.print(f"{len(going)} of {len(found)}, {total:,} bytes, {done}", soft_wrap=True)
 
 
 def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
