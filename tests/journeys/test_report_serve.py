@@ -112,7 +112,7 @@ def test_a_command_that_cannot_serve_says_why_in_one_sentence(
         2,
         "",
         f"grandrounds: --port {port}: 127.0.0.1 cannot be listened on there "
-        "(Address already in use); choose another port, or leave --port out for a free one\n",
+        "(Address already in use); choose another port, or 0 for a free one\n",
     )
     assert said(tmp_path, "--port", port) == Done(
         2,

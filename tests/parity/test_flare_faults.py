@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -327,6 +328,47 @@ def told_of(command: Popen[str], what: str) -> None:
         if what in line:
             return
     raise AssertionError("".join(said))
+
+
+def test_a_site_s_health_follows_its_server_and_ends_with_its_process(town: Town):
+    """Started once more, the kit's process refuses: two would answer in one name."""
+    town.kill("alder")
+    with started("federation", "start", town.kit("alder"), "--health", "0") as site:
+        assert site.stdout
+        [address] = re.findall(r"http://127\.0\.0\.1:(\d+)/health", site.stdout.readline())
+        wait_until(lambda: asked(int(address), "/health") == (200, "ok\n"))
+        assert "grandrounds_site_requests_total{" in asked(int(address), "/metrics")[1]
+        again = commanded("federation", "start", town.kit("alder"))
+        assert (again.code, again.out) == (2, "")
+        assert again.err.endswith("alder: its process runs already; end that one first\n")
+        town.kill(SERVER)
+        wait_until(lambda: asked(int(address), "/health")[0] == 503)
+        town.start(SERVER)
+        wait_until(lambda: asked(int(address), "/health")[0] == 200)
+        site.kill()
+        site.wait()
+        wait_until(lambda: asked(int(address), "/health")[0] == 0)
+    town.start("alder")
+
+
+def asked(port: int, page: str) -> tuple[int, str]:
+    """The answer of a party's health; 0 where nobody answers."""
+    line = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        line.request("GET", page)
+        answer = line.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def test_looking_at_a_job_leaves_no_error_in_the_server_s_log(town: Town):
+    """While it starts, runs and ends: a question that nobody answers would be one."""
+    log = town.kit(SERVER) / "error_log.txt"
+    before = log.read_text()
+    assert town.submit(accepted(town, 24)).code == 0
+    said = log.read_text().removeprefix(before)
+    assert [line for line in said.splitlines() if "app" in line] == []
 
 
 def test_an_answer_that_comes_cut_or_twice_is_asked_for_again(town: Town, tmp_path: Path):

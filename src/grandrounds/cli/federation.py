@@ -87,13 +87,24 @@ def provision(
 
 
 @federation.command()
-def start(kit: AnyKit) -> None:
+def start(
+    kit: AnyKit,
+    health: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Tell on this port of 127.0.0.1 whether it is well (/health), and counts for "
+            "Prometheus (/metrics); 0: any free port.",
+        ),
+    ] = None,
+) -> None:
     """Run the server, or a site, in the foreground until it is stopped."""
     need_flare()
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.processes import run_kit as become
 
-    become(Kit(kit))
+    become(Kit(kit), health=health)
 
 
 @federation.command(

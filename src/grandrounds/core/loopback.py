@@ -172,7 +172,10 @@ def _socket(request: _Request) -> socket.socket:
 
 
 def listen(port: int, option: str) -> socket.socket:
-    """Return a socket that listens here; port 0 is any free one. Raises `BadStudy`."""
+    """Return a socket that listens here; port 0 is any free one. Raises `BadStudy`.
+
+    `option` is what the port was given by.
+    """
     found = socket.socket()
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -182,7 +185,7 @@ def listen(port: int, option: str) -> socket.socket:
         found.close()
         raise BadStudy(
             f"{option} {port}: {HERE} cannot be listened on there ({error.strerror}); "
-            f"choose another port, or leave {option} out for a free one"
+            "choose another port, or 0 for a free one"
         ) from None
     return found
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from grandrounds.core.errors import BadSite, RunFailed
 from grandrounds.core.files import write_text
 from grandrounds.core.processes import hold
+from grandrounds.flare.health import start_health
 from grandrounds.flare.job_store import settle_lost_jobs
 from grandrounds.flare.kit import Kit, organisation
 from grandrounds.flare.session import AdminSession, NoServer, open_session
@@ -22,13 +23,16 @@ LOG = "console.log"
 _GRACE = 10.0  # seconds in which a process ends by itself
 
 
-def run_kit(kit: Kit) -> None:
+def run_kit(kit: Kit, *, health: int | None = None) -> None:
     """Replace this process by the kit's process, so that signals reach it.
 
-    Raises `BadSite` for an admin's kit, and where the kit's process runs already.
+    Its health is told on the port `health` of this machine. Raises `BadSite` for an admin's kit,
+    and where the kit's process runs already; `BadStudy` where the port cannot be opened.
     """
     words = kit_command(kit)
     begin(kit)
+    if health is not None:
+        print(f"health: {start_health(kit, health)}", flush=True)
     os.execv(words[0], words)
 
 
