@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
@@ -337,7 +338,7 @@ def test_a_site_s_health_follows_its_server_and_ends_with_its_process(town: Town
         assert site.stdout
         [address] = re.findall(r"http://127\.0\.0\.1:(\d+)/health", site.stdout.readline())
         wait_until(lambda: asked(int(address), "/health") == (200, "ok\n"))
-        assert "grandrounds_site_requests_total{" in asked(int(address), "/metrics")[1]
+        assert "\ngrandrounds_healthy 1\n" in asked(int(address), "/metrics")[1]
         again = commanded("federation", "start", town.kit("alder"))
         assert (again.code, again.out) == (2, "")
         assert again.err.endswith("alder: its process runs already; end that one first\n")
@@ -353,13 +354,11 @@ def test_a_site_s_health_follows_its_server_and_ends_with_its_process(town: Town
 
 def asked(port: int, page: str) -> tuple[int, str]:
     """The answer of a party's health; 0 where nobody answers."""
-    line = HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as line, suppress(OSError):
         line.request("GET", page)
-        answer = line.getresponse()
-        return answer.status, answer.read().decode()
-    except OSError:
-        return 0, ""
+        with line.getresponse() as answer:
+            return answer.status, answer.read().decode()
+    return 0, ""
 
 
 def test_looking_at_a_job_leaves_no_error_in_the_server_s_log(town: Town):
