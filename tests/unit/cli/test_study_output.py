@@ -1,4 +1,4 @@
-"""What a site's log and a federation's status look like on a terminal of 80 columns, and in a pipe."""
+"""A site's log and a federation's status on a terminal of 80 columns, and in a pipe."""
 
 import pytest
 
