@@ -3,12 +3,14 @@ run; before it, the failure card says what happened.
 """
 
 import json
+import os
 import re
 import resource
 import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
@@ -368,6 +370,52 @@ def test_looking_at_a_job_leaves_no_error_in_the_server_s_log(town: Town):
     assert town.submit(accepted(town, 24)).code == 0
     said = log.read_text().removeprefix(before)
     assert [line for line in said.splitlines() if "app" in line] == []
+
+
+def test_what_an_ended_job_left_is_removed_and_what_a_running_one_needs_stays(
+    town: Town, tmp_path: Path
+):
+    """However old the files look."""
+    study, marker = accepted(town, 25), tmp_path / "held"
+    harm = harmful(tmp_path / "harm", f"hold(2, {str(marker)!r})")
+    words = ("federation", "submit", written(study, town.folder), "--kit", town.kit("admin"))
+    with town.under("birch", harm=harm), started(*words, "--json") as command:
+        wait_until_held(marker, command)
+        assert command.stdout
+        job = json.loads(command.stdout.readline())["job"]
+        for party in ("birch", SERVER):
+            aged(town.kit(party) / job)
+        assert cleaned(town, "site", "birch")[job] == "it is running"
+        assert cleaned(town, "federation", SERVER)[job] == "it is running"
+        assert cleaned(town, "federation", "admin")[job] == "the server has not ended it yet"
+        town.kill("birch")
+        command.communicate(timeout=LONG)
+    wait_until(lambda: status_of(town, job).startswith("FINISHED"))
+    aged(town.kit("birch") / job)
+    assert cleaned(town, "site", "birch")[job] == ""
+    assert not (town.kit("birch") / job).exists()
+    meta = town.kit(SERVER) / "storage" / "jobs-storage" / job / "meta"
+    long_ago = {"submit_time": 0.0, "start_time": "1970-01-01T00:00:00+00:00"}
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | long_ago))
+    assert cleaned(town, "federation", "admin")[job] == ""
+    assert status_of(town, job) == ""
+    assert not meta.parent.exists()
+    assert town.submit(study, resume=True).code == 0
+    assert_as_undisturbed(town, study, tmp_path)
+
+
+def cleaned(town: Town, group: str, party: str) -> dict[str, str]:
+    """Remove what jobs left at a party; give why each thing stayed, empty where it went."""
+    done = commanded(group, "clean", "--kit", town.kit(party), "--json")
+    assert done.code == 0, done.err
+    return {each["where"]: each["stays"] for each in json.loads(done.out)["found"]}
+
+
+def aged(folder: Path) -> None:
+    """Make all in a folder look as if it was written forty days ago."""
+    then = time.time() - 40 * 86400
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (then, then))
 
 
 def test_an_answer_that_comes_cut_or_twice_is_asked_for_again(town: Town, tmp_path: Path):
