@@ -61,6 +61,19 @@ def hold_saving(round: int, marker: str) -> None:
     checkpoints.RoundStore.save = saved  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def hold_finished(marker: str) -> None:
+    """Stand still when a run is finished and its job is not, and say so by a file."""
+    from grandrounds.flare import controller
+
+    run = controller.run_remotely
+
+    def finished(*arguments: Any, **options: Any) -> None:
+        run(*arguments, **options)
+        stand(marker)
+
+    controller.run_remotely = finished
+
+
 def stand(marker: str) -> None:
     """Stand still until someone kills this process."""
     Path(marker).touch()

@@ -12,6 +12,7 @@ from threading import enumerate as enumerate_threads
 
 import pytest
 
+from grandrounds.core import loopback
 from grandrounds.report.page import live
 from tests.helpers.command import Done, inside, started
 from tests.helpers.live_report import Shown
@@ -111,7 +112,7 @@ def test_a_command_that_cannot_serve_says_why_in_one_sentence(
         2,
         "",
         f"grandrounds: --port {port}: 127.0.0.1 cannot be listened on there "
-        "(Address already in use); choose another port, or leave --port out for a free one\n",
+        "(Address already in use); choose another port, or 0 for a free one\n",
     )
     assert said(tmp_path, "--port", port) == Done(
         2,
@@ -129,20 +130,20 @@ def test_a_crowd_that_says_nothing_keeps_nobody_out_and_few_threads(page_of: Sho
     before = threads()
     halves = (b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
     with ExitStack() as crowd:
-        for number in range(4 * live.MOST_CONNECTIONS):
+        for number in range(4 * loopback.MOST_CONNECTIONS):
             client = crowd.enter_context(connected(page_of))
             client.sendall(halves[number % len(halves)])
         assert page_of.get("/", cookie=page_of.server.cookie).status == 200
-        wait_until(lambda: threads() <= before + live.MOST_CONNECTIONS)
+        wait_until(lambda: threads() <= before + loopback.MOST_CONNECTIONS)
 
 
 def test_readers_with_the_token_fill_the_places_and_none_gives_way(page_of: Shown):
     before, cookie = threads(), page_of.server.cookie
-    streams = [page_of.get("/events", cookie=cookie) for _ in range(live.MOST_CONNECTIONS)]
+    streams = [page_of.get("/events", cookie=cookie) for _ in range(loopback.MOST_CONNECTIONS)]
     with pytest.raises((ConnectionError, BadStatusLine)):
         page_of.get("/", cookie=cookie)
     assert all(stream.readline() == b"retry: 1000\n" for stream in streams)
-    assert threads() <= before + live.MOST_CONNECTIONS
+    assert threads() <= before + loopback.MOST_CONNECTIONS
     page_of.server.cut()
     page_of.server.board.show(live.Snapshot("", ""))
     wait_until(lambda: threads() <= before)
@@ -152,7 +153,7 @@ def test_readers_with_the_token_fill_the_places_and_none_gives_way(page_of: Show
 def test_a_connection_without_a_whole_request_is_ended_and_a_stream_is_not(
     page_of: Shown, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(live, "REQUEST_WITHIN", 0.3)
+    monkeypatch.setattr(loopback, "REQUEST_WITHIN", 0.3)
     stream = page_of.get("/events", cookie=page_of.server.cookie)
     with connected(page_of) as silent, connected(page_of) as slow:
         began = time.monotonic()

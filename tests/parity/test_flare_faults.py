@@ -3,21 +3,25 @@ run; before it, the failure card says what happened.
 """
 
 import json
+import os
 import re
 import resource
 import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 import pytest
 
-from grandrounds.core.events import Failed, RunResumed
+from grandrounds.core.events import Failed, RunFinished, RunResumed
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import RoundStore
 from grandrounds.runs.loop import run
@@ -31,6 +35,7 @@ from tests.helpers.flare_federation import (
     LONG,
     SERVER,
     Town,
+    commanded,
     differing,
     free_port,
     harmful,
@@ -52,6 +57,7 @@ executor.Timeouts = lambda: Timeouts(start=0.1)
 executor.SiteExecutor("run")
 time.sleep(600)
 """
+DONE, LOST = "FINISHED:COMPLETED", "LOST"
 SERVER_NAME = "localhost"  # in the server's certificate
 SLOW = 26.0  # seconds; more than the silence of 20 after which a site is dead
 
@@ -148,6 +154,8 @@ def test_what_is_killed_in_a_round_is_started_again_and_the_run_resumes(
     assert_nothing_is_lost(town, study, done)
     town.kill("alder")
     town.start(SERVER, "alder")
+    wait_until(lambda: status_of(town, json.loads(done.out)["job"]))
+    assert status_of(town, json.loads(done.out)["job"]) == LOST
     assert_resumes_as_undisturbed(town, study, tmp_path)
 
 
@@ -167,6 +175,40 @@ def test_a_server_killed_during_a_checkpoint_resumes_from_the_one_before(
     town.kill("alder", "birch")
     town.start("alder", "birch")
     assert_resumes_as_undisturbed(town, study, tmp_path)
+
+
+def test_a_server_killed_after_its_run_s_last_line_says_finished_and_gives_the_result(
+    town: Town, tmp_path: Path
+):
+    """NVFlare's own list would call the job running for ever."""
+    study, marker = accepted(town, 23), tmp_path / "held"
+    with town.under(SERVER, harm=harmful(tmp_path / "harm", f"hold_finished({str(marker)!r})")):
+        town.kill("alder", "birch")
+        town.start("alder", "birch")
+        done = submitted_and_held(town, study, marker, SERVER)
+        assert done.code == 1
+        assert isinstance(town.told(study)[-1], RunFinished)
+        job = json.loads(done.out)["job"]
+        assert (town.kit(SERVER) / job).exists()
+    wait_until(lambda: status_of(town, job))
+    assert status_of(town, job) == DONE
+    assert f"job {job} was lost with this server; it is {DONE} now" in town.log(SERVER).read_text()
+    fetched = commanded(
+        *("federation", "fetch", job, "--kit", town.kit("admin"), "--out", tmp_path / "run")
+    )
+    assert fetched.code == 0, fetched.err
+    assert differing(tmp_path / "run", town.run(study)) == []
+    assert not (town.kit(SERVER) / job).exists()
+    town.kill("alder", "birch")
+    town.start("alder", "birch")
+    assert_as_undisturbed(town, study, tmp_path)
+
+
+def status_of(town: Town, job: str) -> str:
+    """What `federation status` says of a job; nothing where the server does not answer."""
+    done = commanded("federation", "status", "--kit", town.kit("admin"), "--json")
+    found = json.loads(done.out)["jobs"] if done.code == 0 else []
+    return "".join(each["status"] for each in found if each["id"] == job)
 
 
 def assert_nothing_is_lost(town: Town, study: Study, done: Done, *, told: int = 1) -> None:
@@ -289,6 +331,91 @@ def told_of(command: Popen[str], what: str) -> None:
         if what in line:
             return
     raise AssertionError("".join(said))
+
+
+def test_a_site_s_health_follows_its_server_and_ends_with_its_process(town: Town):
+    """Started once more, the kit's process refuses: two would answer in one name."""
+    town.kill("alder")
+    with started("federation", "start", town.kit("alder"), "--health", "0") as site:
+        assert site.stdout
+        [address] = re.findall(r"http://127\.0\.0\.1:(\d+)/health", site.stdout.readline())
+        wait_until(lambda: asked(int(address), "/health") == (200, "ok\n"))
+        assert "\ngrandrounds_healthy 1\n" in asked(int(address), "/metrics")[1]
+        again = commanded("federation", "start", town.kit("alder"))
+        assert (again.code, again.out) == (2, "")
+        assert again.err.endswith("alder: its process runs already; end that one first\n")
+        town.kill(SERVER)
+        wait_until(lambda: asked(int(address), "/health")[0] == 503)
+        town.start(SERVER)
+        wait_until(lambda: asked(int(address), "/health")[0] == 200)
+        site.kill()
+        site.wait()
+        wait_until(lambda: asked(int(address), "/health")[0] == 0)
+    town.start("alder")
+
+
+def asked(port: int, page: str) -> tuple[int, str]:
+    """The answer of a party's health; 0 where nobody answers."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as line, suppress(OSError):
+        line.request("GET", page)
+        with line.getresponse() as answer:
+            return answer.status, answer.read().decode()
+    return 0, ""
+
+
+def test_looking_at_a_job_leaves_no_error_in_the_server_s_log(town: Town):
+    """While it starts, runs and ends: a question that nobody answers would be one."""
+    log = town.kit(SERVER) / "error_log.txt"
+    before = log.read_text()
+    assert town.submit(accepted(town, 24)).code == 0
+    said = log.read_text().removeprefix(before)
+    assert [line for line in said.splitlines() if "app" in line] == []
+
+
+def test_what_an_ended_job_left_is_removed_and_what_a_running_one_needs_stays(
+    town: Town, tmp_path: Path
+):
+    """However old the files look."""
+    study, marker = accepted(town, 25), tmp_path / "held"
+    harm = harmful(tmp_path / "harm", f"hold(2, {str(marker)!r})")
+    words = ("federation", "submit", written(study, town.folder), "--kit", town.kit("admin"))
+    with town.under("birch", harm=harm), started(*words, "--json") as command:
+        wait_until_held(marker, command)
+        assert command.stdout
+        job = json.loads(command.stdout.readline())["job"]
+        for party in ("birch", SERVER):
+            aged(town.kit(party) / job)
+        assert cleaned(town, "site", "birch")[job] == "it is running"
+        assert cleaned(town, "federation", SERVER)[job] == "it is running"
+        assert cleaned(town, "federation", "admin")[job] == "the server has not ended it yet"
+        town.kill("birch")
+        command.communicate(timeout=LONG)
+    wait_until(lambda: status_of(town, job).startswith("FINISHED"))
+    aged(town.kit("birch") / job)
+    assert cleaned(town, "site", "birch")[job] == ""
+    assert not (town.kit("birch") / job).exists()
+    meta = town.kit(SERVER) / "storage" / "jobs-storage" / job / "meta"
+    long_ago = {"submit_time": 0.0, "start_time": "1970-01-01T00:00:00+00:00"}
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | long_ago))
+    assert cleaned(town, "federation", "admin")[job] == ""
+    assert status_of(town, job) == ""
+    assert not meta.parent.exists()
+    assert town.submit(study, resume=True).code == 0
+    assert_as_undisturbed(town, study, tmp_path)
+
+
+def cleaned(town: Town, group: str, party: str) -> dict[str, str]:
+    """Remove what jobs left at a party; give why each thing stayed, empty where it went."""
+    done = commanded(group, "clean", "--kit", town.kit(party), "--json")
+    assert done.code == 0, done.err
+    return {each["where"]: each["stays"] for each in json.loads(done.out)["found"]}
+
+
+def aged(folder: Path) -> None:
+    """Make all in a folder look as if it was written forty days ago."""
+    then = time.time() - 40 * 86400
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (then, then))
 
 
 def test_an_answer_that_comes_cut_or_twice_is_asked_for_again(town: Town, tmp_path: Path):

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from operator import itemgetter
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from grandrounds.core.errors import RunFailed
+from grandrounds.core.errors import RunFailed, require
 from grandrounds.core.messages import Reply
 from grandrounds.core.state import State
 from grandrounds.core.weights import (
@@ -57,6 +58,11 @@ class ServerStep:
     beta2: float = 0.99
     tau: float = 1e-3
     start: float = 0.0
+
+    def check(self) -> None:
+        """Refuse numbers with which an optimiser cannot step. Raises `BadStudy`."""
+        require_above_zero(rate=self.rate, tau=self.tau)
+        require_below_one(beta1=self.beta1, beta2=self.beta2)
 
     def __call__(self, state: State, average: Weights) -> State:
         """Return the state after a step from its weights towards the sites' average."""
@@ -188,3 +194,15 @@ def _set(name: str, weights: Weights) -> Weights:
     if name:
         return without_prefix(f"{name}/", weights)
     return select(weights, lambda tensor: "/" not in tensor)
+
+
+def require_above_zero(**options: float) -> None:
+    """Refuse options of a method that are zero or below. Raises `BadStudy`."""
+    for name, value in options.items():
+        require(0 < value < inf, f"method.{name} is {value:g}; it must be above 0")
+
+
+def require_below_one(**options: float) -> None:
+    """Refuse options of a method that are no decay rate. Raises `BadStudy`."""
+    for name, value in options.items():
+        require(0 <= value < 1, f"method.{name} is {value:g}; it must be from 0 to below 1")

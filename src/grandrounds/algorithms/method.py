@@ -246,15 +246,3 @@ def require_at_least(least: float, **options: float) -> None:
     for name, value in options.items():
         holds = least <= value < inf
         require(holds, f"method.{name} is {value:g}; it must be {least:g} or more")
-
-
-def require_above_zero(**options: float) -> None:
-    """Refuse options of a method that are zero or below. Raises `BadStudy`."""
-    for name, value in options.items():
-        require(0 < value < inf, f"method.{name} is {value:g}; it must be above 0")
-
-
-def require_below_one(**options: float) -> None:
-    """Refuse options of a method that are no decay rate. Raises `BadStudy`."""
-    for name, value in options.items():
-        require(0 <= value < 1, f"method.{name} is {value:g}; it must be from 0 to below 1")

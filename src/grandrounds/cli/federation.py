@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from grandrounds.cli.app import AcceptChanges, Json, Out, Quiet, Set, StudyPath, app
-from grandrounds.core.errors import BadStudy
+from grandrounds.core.errors import BadSite, BadStudy
 
 if TYPE_CHECKING:
+    from grandrounds.flare.kit import Kit
     from grandrounds.flare.session import AdminSession
 
 federation = typer.Typer(
@@ -48,6 +49,16 @@ Deadline = Annotated[
 ]
 
 
+OlderThan = Annotated[
+    int, typer.Option(help="Keep what was written to within so many days; at least 1.")
+]
+Runs = Annotated[
+    bool,
+    typer.Option("--runs", help="Remove finished runs, too: models, private weights, states."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List what goes; remove nothing.")]
+
+
 @federation.command()
 def provision(
     study: StudyPath,
@@ -76,13 +87,24 @@ def provision(
 
 
 @federation.command()
-def start(kit: AnyKit) -> None:
+def start(
+    kit: AnyKit,
+    health: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Tell on this port of 127.0.0.1 whether it is well (/health), and counts for "
+            "Prometheus (/metrics); 0: any free port.",
+        ),
+    ] = None,
+) -> None:
     """Run the server, or a site, in the foreground until it is stopped."""
     need_flare()
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.processes import run_kit as become
 
-    become(Kit(kit))
+    become(Kit(kit), health=health)
 
 
 @federation.command(
@@ -186,6 +208,45 @@ def abort(job: JobId, kit: AdminKit) -> None:
     """Stop a job; what it has saved can be resumed."""
     with _session(kit) as session:
         session.abort(job)
+
+
+@federation.command()
+def clean(
+    kit: Annotated[Path, typer.Option("--kit", help="The server's startup kit, or the admin's.")],
+    older_than: OlderThan = 30,
+    runs: Runs = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Remove what finished jobs left at the server: their results, folders and logs."""
+    need_flare()
+    from grandrounds.cli.study_output import print_leftovers
+    from grandrounds.flare.kit import Kit
+    from grandrounds.flare.retention import delete_stored, stored_leftovers
+    from grandrounds.flare.session import open_session
+
+    own = Kit(kit)
+    if own.kind == "client":
+        raise BadSite(f"{kit}: is a site's kit; give it to `grandrounds site clean`")
+    if own.kind == "server":
+        clean_kit(own, older_than, runs=runs, dry_run=dry_run, json=json)
+        return
+    if runs:
+        raise BadStudy("--runs is for the server's kit and a site's: an admin's keeps no runs")
+    with open_session(own) as session:
+        found = stored_leftovers(session, days=older_than)
+        gone = [] if dry_run else delete_stored(session, found)
+    print_leftovers(found, gone, dry_run=dry_run, as_json=json)
+
+
+def clean_kit(kit: "Kit", days: int, *, runs: bool, dry_run: bool, json: bool) -> None:
+    """Remove what finished jobs left in a kit, or only list it; print both."""
+    from grandrounds.cli.study_output import print_leftovers
+    from grandrounds.flare.retention import leftovers, remove_leftovers
+
+    found = leftovers(kit, days=days, runs=runs)
+    gone = [] if dry_run else remove_leftovers(kit, found)
+    print_leftovers(found, gone, dry_run=dry_run, as_json=json)
 
 
 @federation.command()

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from grandrounds.cli.app import Json, Set, StudyPath, app
-from grandrounds.cli.federation import need_flare
+from grandrounds.cli.federation import DryRun, OlderThan, Runs, clean_kit, need_flare
+from grandrounds.core.errors import BadSite
 
 at_site = typer.Typer(help="What a hospital decides for itself.", no_args_is_help=True)
 app.add_typer(at_site, name="site")
@@ -99,3 +100,21 @@ def log(kit: SiteKit, json: Json = False) -> None:
         print_json([{"time": moment, **asdict(entry)} for moment, entry in lines])
     else:
         print_audit(lines)
+
+
+@at_site.command()
+def clean(
+    kit: SiteKit,
+    older_than: OlderThan = 30,
+    runs: Runs = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Remove what finished jobs left at a site; its log of what it was asked always stays."""
+    need_flare()
+    from grandrounds.flare.kit import Kit
+
+    own = Kit(kit)
+    if own.kind != "client":
+        raise BadSite(f"{kit}: is not a site's kit; give it to `grandrounds federation clean`")
+    clean_kit(own, older_than, runs=runs, dry_run=dry_run, json=json)

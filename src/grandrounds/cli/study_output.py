@@ -4,19 +4,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from grandrounds.cli.output import print_json
 from grandrounds.core.events import TopologySet
 from grandrounds.data.availability import SiteSummary
-from grandrounds.runs.costs import Estimate, RunPlan, estimate, leaving_words, plan_run, topologies
+from grandrounds.runs.costs import (
+    Estimate,
+    RunPlan,
+    beside_words,
+    estimate,
+    leaving_words,
+    plan_run,
+    topologies,
+)
 from grandrounds.site.audit import AuditEntry
 from grandrounds.study.acceptance import Acceptance
 from grandrounds.study.checks import notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
+
+if TYPE_CHECKING:
+    from grandrounds.flare.retention import Leftover
 
 MIB, _GIB = 2**20, 2**30
 VERDICT_COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
@@ -33,6 +46,7 @@ def study_as_json(
         "sha256": fingerprint(study),
         "notes": notes(study),
         "policy": asdict(cost.policy),
+        "beside_the_model": _beside_as_json(plan),
         "topology": asdict(cost.topology),
         "topologies": {kind: _topology(found) for kind, found in topologies(plan).items()},
         "bytes_per_round": cost.bytes_per_round,
@@ -42,6 +56,11 @@ def study_as_json(
         "precision": machine.precision_name,
         "sites": [asdict(summary) for summary in summaries],
     }
+
+
+def _beside_as_json(plan: RunPlan) -> dict[str, object]:
+    sharing = plan.method.sharing()
+    return {"sends": list(sharing.sends), "receives": list(sharing.receives)}
 
 
 def _topology(found: TopologySet | str) -> dict[str, object]:
@@ -57,6 +76,8 @@ def print_study(plan: RunPlan, cost: Estimate) -> None:
     for group in cost.policy.groups:
         table.add_row(group.group, group.policy, str(group.tensors), f"{group.parameters:,}")
     console.print(table)
+    for line in beside_words(plan):
+        console.print(line, markup=False, highlight=False)
     console.print(f"norm buffers: {cost.policy.norm_buffers}")
     _print_topologies(console, plan, cost)
     console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB over all links")
@@ -175,37 +196,62 @@ def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
 
 
 def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
-    """Print what was asked of a site, and what left it."""
+    """Print what was asked of a site, and what left it: whole on a terminal of 80 columns."""
+    console = Console(highlight=False)
     if not lines:
-        Console().print("nothing was asked of this site yet")
-        return
-    asked = ("when (UTC)", "who", "asked", "round", "tensors", "bytes", "SHA-256", "to", "refused")
-    table = Table(*asked)
+        console.print("nothing was asked of this site yet")
     for moment, entry in lines:
         what = " ".join((entry.asked, *(f"{name}={v}" for name, v in entry.what.items())))
-        table.add_row(
-            f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}",
-            Text(entry.who),
-            Text(what),
-            str(entry.round),
-            str(entry.tensors or f"{entry.scores} scores" if entry.scores else entry.tensors),
-            f"{entry.bytes:,}",
-            entry.digest[:12],
-            Text(", ".join(entry.to)),
-            Text(entry.refused or entry.failed),
-        )
-    Console().print(table)
+        when = f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}"
+        console.print(Text(f"{when}  {entry.who}: {what}, round {entry.round}"), soft_wrap=True)
+        for line in _left(entry):
+            console.print(Text(f"    {line}"), soft_wrap=True)
+
+
+def _left(entry: AuditEntry) -> list[str]:
+    """Say what left a site in answer to a request, or why nothing did."""
+    if entry.refused or entry.failed:
+        return [f"refused: {entry.refused}" if entry.refused else f"failed: {entry.failed}"]
+    to = f", to {', '.join(entry.to)}" if entry.to else ""
+    scores = [f"{entry.scores:,} scores left"] if entry.scores else []
+    if not entry.tensors:
+        return scores or ["nothing left but counts and means"]
+    return [
+        *scores,
+        f"{entry.tensors:,} tensors left, {entry.bytes:,} bytes{to}",
+        f"SHA-256 {entry.digest}",
+    ]
 
 
 def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:
     """Print which sites answer, and each job's id, study, status, round and time."""
+    console = Console(highlight=False)
+    console.print(f"there: {', '.join(sites) or 'no site'}", soft_wrap=True)
+    for id, study, status, progress, submitted in jobs:
+        reached = f", round {progress}" if progress else ""
+        console.print(Text(f"{id}  {status}{reached}"), soft_wrap=True)
+        console.print(Text(f"    {study}, submitted {submitted}"), soft_wrap=True)
+
+
+def print_leftovers(
+    found: Sequence["Leftover"], gone: Sequence["Leftover"], *, dry_run: bool, as_json: bool
+) -> None:
+    """Print what jobs left: what was removed, or would be, and what stays for which reason."""
+    going = [each for each in found if each.goes] if dry_run else gone
+    total = sum(each.bytes for each in going)
+    if as_json:
+        said = {"dry_run": dry_run, "removed": len(gone), "bytes": total}
+        print_json(said | {"found": [asdict(each) for each in found]})
+        return
     console = Console()
-    console.print(f"there: {', '.join(sites) or 'no site'}")
-    whole = Column("job", no_wrap=True)  # to be copied
-    table = Table(whole, "study", "status", "round", "submitted")
-    for job in jobs:
-        table.add_row(*job)
-    console.print(table)
+    for each in found:
+        stays = each.stays or ("" if dry_run or each in gone else "it began to run")
+        size = f"{each.bytes:,} bytes, " if each.bytes else ""
+        console.print(Text(each.where), soft_wrap=True)
+        verdict = f"stays: {stays}" if stays else "goes"
+        console.print(Text(f"  {each.what}, {size}{each.days:.0f} days old; {verdict}"))
+    done = "would be removed; leave out --dry-run to do it" if dry_run else "removed"
+    console.print(f"{len(going)} of {len(found)}, {total:,} bytes, {done}", soft_wrap=True)
 
 
 def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:

@@ -1,5 +1,9 @@
-"""Processes that this program starts are spawned, and end with the one that started them."""
+"""Processes that this program starts are spawned, and end with the one that started them.
 
+A process holds a file for as long as it lives, so that others can tell whether it does.
+"""
+
+import fcntl
 import multiprocessing as mp
 import os
 import time
@@ -8,10 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import Thread
 
 # A forked process would inherit locks without the threads that hold them.
 SPAWN = mp.get_context("spawn")
+_TRIES, _MOMENT = 5, 0.05  # who asks whether a file is held has it for a moment
 
 
 def start_process(target: Callable[..., None], *arguments: object) -> BaseProcess:
@@ -56,3 +62,38 @@ def _watch_id(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
+
+
+def hold(path: Path) -> int | None:
+    """Hold a file until this process ends, also where another program replaces it by `exec`.
+
+    Return the file's descriptor, or None where another process holds the file.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    for _ in range(_TRIES):
+        if _lock(descriptor):
+            os.set_inheritable(descriptor, True)
+            return descriptor
+        time.sleep(_MOMENT)
+    os.close(descriptor)
+    return None
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a living process holds a file; a link or a missing file is not held."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.run_folder import RunFolder
-from grandrounds.core.sentence import phrase
+from grandrounds.core.sentence import Sentence, phrase
 from grandrounds.core.weights import Weights, digest, read, with_prefix, without_prefix, write
 
 _VERSIONS = "versions"  # a note
 NO_SCORE = float("-inf")
+_DAMAGED = phrase("a file of saved tensors is missing or damaged")
 _DIGESTS, _SEAL = "digests", "seal"  # notes: digests by the start of names; of all other notes
 
 
@@ -90,9 +91,7 @@ class RoundStore:
         `digests` maps the start of tensors' names to the digest of those tensors under the rest of
         their names, where they are known already.
         """
-        known = digests or {"": digest(weights)}
-        said = {**notes, _DIGESTS: json.dumps(known)}
-        write(self.path(round), weights, {**said, _SEAL: _seal(said)}, private=self.private)
+        write_sealed(self.path(round), weights, notes, digests, private=self.private)
         for old in set(self.rounds()) - {round, round - 1} - keep:
             self.path(old).unlink()
 
@@ -107,14 +106,39 @@ class RoundStore:
                 f"{self.folder}: round {round} is not here; held: {held}",
                 safe=phrase("its saved state of round {round} is missing", round=round),
             )
-        tensors, notes = read(self.path(round))
-        if not _is_intact(tensors, notes):
-            raise BadFolder(
-                f"{self.path(round)}: is not what was saved (its digests differ), so the disk or a "
-                "copy changed it; put it back from a copy",
-                safe=phrase("its saved state of round {round} is damaged", round=round),
-            )
-        return tensors, notes
+        damage = phrase("its saved state of round {round} is damaged", round=round)
+        return read_sealed(self.path(round), damage)
+
+
+def write_sealed(
+    path: Path,
+    weights: Weights,
+    notes: Mapping[str, str] | None = None,
+    digests: Mapping[str, str] | None = None,
+    *,
+    private: bool = False,
+) -> None:
+    """Write tensors with their digests in the file's notes, as `write` does. Raises `DiskFailed`.
+
+    `digests` maps the start of tensors' names to a digest, where it is known already.
+    """
+    said = {**(notes or {}), _DIGESTS: json.dumps(digests or {"": digest(weights)})}
+    write(path, weights, {**said, _SEAL: _seal(said)}, private=private)
+
+
+def read_sealed(path: Path, damage: Sentence = _DAMAGED) -> tuple[Weights, dict[str, str]]:
+    """Read tensors and notes; raise `BadFolder` where they are not what `write_sealed` wrote.
+
+    A file of a version that wrote no digests is taken as it is. `damage` is what others are told.
+    """
+    tensors, notes = read(path)
+    if not _is_intact(tensors, notes):
+        raise BadFolder(
+            f"{path}: is not what was saved (its digests differ), so the disk or a copy changed "
+            "it; put it back from a copy",
+            safe=damage,
+        )
+    return tensors, notes
 
 
 def _seal(notes: Mapping[str, str]) -> str:

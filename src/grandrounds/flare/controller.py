@@ -4,9 +4,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false
 
-import shutil
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 from nvflare.apis.client import Client
@@ -15,18 +13,15 @@ from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
-from grandrounds.core.errors import BadInput, Stopped
+from grandrounds.core.errors import Stopped
 from grandrounds.core.events import Event, RoundFinished, SiteMissed
 from grandrounds.core.processes import end_when_orphaned
-from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.engines.remote import Timeouts
-from grandrounds.flare.job import STATUS, check_run, job_paths
+from grandrounds.flare.job import ANSWERS, ENDS, STATUS, check_run, hand_out, hold_job, job_paths
 from grandrounds.flare.transport import ASK, SERVER, Transport
 from grandrounds.runs.costs import largest_letter, plan_run
-from grandrounds.runs.folder import check_unchanged
 from grandrounds.runs.remote import run_remotely
 from grandrounds.study.file import read_study
-from grandrounds.study.study import Study
 
 
 @dataclass
@@ -48,24 +43,6 @@ class Progress:
     def answer(self, *_: object) -> dict[str, object]:
         """Answer NVFlare's command of this name."""
         return asdict(self)
-
-
-def hand_out(study: Study, run: Path, result: Path) -> None:
-    """Copy a study's run folder, without states and locks, to where NVFlare's clients fetch it.
-
-    Nothing is copied from the run of another study, which a job can name as its own.
-    """
-    if _holds(run, study):
-        leave = shutil.ignore_patterns(RunFolder.state, SiteFolder.merged, RunFolder.lock)
-        shutil.copytree(run, result, ignore=leave, dirs_exist_ok=True)
-
-
-def _holds(run: Path, study: Study) -> bool:
-    try:
-        check_unchanged(run, study)
-    except BadInput:
-        return False
-    return True
 
 
 class StudyController(Controller):
@@ -92,8 +69,10 @@ class StudyController(Controller):
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """End a job's own process once its server's process is gone."""
-        if job_paths(fl_ctx, self.run).root:
+        paths = job_paths(fl_ctx, self.run)
+        if paths.root:
             end_when_orphaned()
+            hold_job(paths)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the study to its end. Raises what stops it; NVFlare turns that into a failed job."""
@@ -109,6 +88,7 @@ class StudyController(Controller):
         transport = Transport(fl_ctx, SERVER, parties=study.trainers, largest=largest)
         progress = Progress(study.rounds)
         cast(Any, fl_ctx.get_engine()).register_app_command(STATUS, progress.answer)
+        self.log_info(fl_ctx, ANSWERS)
         try:
             run_remotely(
                 study,
@@ -122,6 +102,7 @@ class StudyController(Controller):
             )
         finally:
             hand_out(study, paths.run, paths.result)
+            self.log_info(fl_ctx, ENDS)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Do nothing: `control_flow` has ended."""

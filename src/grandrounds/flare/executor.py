@@ -24,7 +24,7 @@ from grandrounds.core.run_folder import RunFolder
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Timeouts
 from grandrounds.engines.remote_site import SiteAgent
-from grandrounds.flare.job import JobPaths, check_run, job_paths
+from grandrounds.flare.job import JobPaths, check_run, hold_job, job_paths
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.transport import ASK, MAIL, SERVER, Transport
 from grandrounds.runs.costs import largest_letter, plan_run
@@ -72,6 +72,8 @@ class SiteExecutor(Executor):
 
     def _attend(self, context: FLContext) -> SiteAgent:
         paths, name = job_paths(context, self.run), cast(str, context.get_identity_name())
+        if paths.root:
+            hold_job(paths)
         study = read_study(paths.study)
         parties, largest = (SERVER, *study.trainers), largest_letter(plan_run(study))
         transport = Transport(context, name, parties=parties, largest=largest)

@@ -5,6 +5,7 @@
 # pyright: reportUnknownVariableType=false
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,23 @@ from typing import Any, cast
 
 from nvflare.apis.fl_context import FLContext
 
+from grandrounds.core.errors import BadInput
 from grandrounds.core.files import write_text
 from grandrounds.core.names import MOST, check_name
-from grandrounds.core.run_folder import RunFolder
+from grandrounds.core.processes import hold
+from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.flare.kit import RUNS
+from grandrounds.runs.folder import check_unchanged
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
 
 STUDY = RunFolder.study
 SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and each has NAME.toml
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets
+IN_USE = "in-use.lock"  # in the job's own folder: held as long as its process lives
 STATUS = "grandrounds.status"
+ANSWERS = f"{STATUS} is answered"  # in the log of a job, from when on it is
+ENDS = f"{STATUS} is answered no longer"  # in the log of a job that ends
 CONTROLLER = "grandrounds.flare.controller.StudyController"
 EXECUTOR = "grandrounds.flare.executor.SiteExecutor"
 ALLOWED = (CONTROLLER, EXECUTOR)
@@ -115,3 +122,26 @@ def job_paths(context: FLContext, run: str) -> JobPaths:
         Path(workspace.get_run_dir(context.get_job_id())) / RESULT,
         authority if provisioned else None,
     )
+
+
+def hand_out(study: Study, run: Path, result: Path) -> None:
+    """Copy a study's run folder, without states and locks, to where NVFlare's clients fetch it.
+
+    Nothing is copied from the run of another study, which a job can name as its own.
+    """
+    if _holds(run, study):
+        leave = shutil.ignore_patterns(RunFolder.state, SiteFolder.merged, RunFolder.lock)
+        shutil.copytree(run, result, ignore=leave, dirs_exist_ok=True)
+
+
+def _holds(run: Path, study: Study) -> bool:
+    try:
+        check_unchanged(run, study)
+    except BadInput:
+        return False
+    return True
+
+
+def hold_job(paths: JobPaths) -> None:
+    """Mark a party's folder of a job as in use until this process ends."""
+    hold(paths.result.with_name(IN_USE))

@@ -40,6 +40,11 @@ class Kit:
         return self.folder / "local"
 
     @property
+    def running(self) -> Path:
+        """Return the file that the kit's process holds as long as it lives."""
+        return self.folder / "running.lock"
+
+    @property
     def kind(self) -> Literal["server", "client", "admin"]:
         """Return whose kit it is."""
         for kind in ("server", "client"):

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from grandrounds.core.errors import BadSite, RunFailed
 from grandrounds.core.files import write_text
+from grandrounds.core.processes import hold
+from grandrounds.flare.health import start_health
+from grandrounds.flare.job_store import settle_lost_jobs
 from grandrounds.flare.kit import Kit, organisation
 from grandrounds.flare.session import AdminSession, NoServer, open_session
 
@@ -20,10 +23,31 @@ LOG = "console.log"
 _GRACE = 10.0  # seconds in which a process ends by itself
 
 
-def run_kit(kit: Kit) -> None:
-    """Replace this process by the kit's process, so that signals reach it."""
+def run_kit(kit: Kit, *, health: int | None = None) -> None:
+    """Replace this process by the kit's process, so that signals reach it.
+
+    Its health is told on the port `health` of this machine. Raises `BadSite` for an admin's kit,
+    and where the kit's process runs already; `BadStudy` where the port cannot be opened.
+    """
     words = kit_command(kit)
+    begin(kit)
+    if health is not None:
+        print(f"health: {start_health(kit, health)}", flush=True)
     os.execv(words[0], words)
+
+
+def begin(kit: Kit) -> int:
+    """Hold a kit for its process, and let a server settle the jobs that it lost; return the lock.
+
+    Raises `BadSite` where the kit's process runs already.
+    """
+    held = hold(kit.running)
+    if held is None:
+        raise BadSite(f"{kit.folder}: its process runs already; end that one first")
+    if kit.kind == "server":
+        for id, status in settle_lost_jobs(kit).items():
+            print(f"job {id} was lost with this server; it is {status} now", flush=True)
+    return held
 
 
 def kit_command(kit: Kit) -> list[str]:
@@ -62,10 +86,16 @@ def run_kits(kits: Iterable[Path]) -> Generator[None, None, None]:
 
 @contextmanager
 def _process(kit: Kit) -> Generator[None, None, None]:
+    words, held = kit_command(kit), begin(kit)
     with (kit.folder / LOG).open("w") as log:
         process = subprocess.Popen(
-            kit_command(kit), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            words,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(held,),
         )
+    os.close(held)
     try:
         yield
     finally:

@@ -7,11 +7,13 @@
 import contextlib
 import io
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Container, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, cast
@@ -35,14 +37,18 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from grandrounds.core.errors import BadFolder, BadStudy, RunFailed
 from grandrounds.core.names import check_name
 from grandrounds.engines.remote import Timeouts
-from grandrounds.flare.job import RESULT, STATUS, export_job
+from grandrounds.flare.job import ANSWERS, ENDS, RESULT, STATUS, export_job
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.provision import ADMIN
 from grandrounds.study.study import Study
 
 DONE = "FINISHED:COMPLETED"
-LOST = "LOST"  # a job whose server was killed: NVFlare 2.9 calls it RUNNING for ever
-_LOOKS = 10  # in a row that must find a job lost: a job that ends seems lost for a moment
+ABANDONED = "FINISHED:ABANDONED"  # what a server that starts says of a job that it lost
+LOST = "LOST"  # a job that nobody runs, and whose run did not finish
+ENDING = "ENDING"  # its process has ended; the server waits for the sites, and files the result
+_LOOKS = 960  # in a row, a second apart; NVFlare 2.9 waits 900 s for the sites' last word
+_LONG_LOG = 100_000  # characters, of a job that has begun long ago
+_TOOK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+)")  # as NVFlare writes a duration
 _SILENT = {"error": "No replies"}  # what NVFlare says of a site that does not answer
 
 
@@ -68,7 +74,7 @@ class Job:
     @property
     def is_over(self) -> bool:
         """Tell whether the job has ended, with or without success."""
-        return self.status.startswith("FINISHED") or "FAILED" in self.status
+        return self.is_lost or self.status.startswith("FINISHED") or "FAILED" in self.status
 
     @property
     def is_lost(self) -> bool:
@@ -145,8 +151,10 @@ class AdminSession:
     def _job(self, meta: Mapping[str, Any], running: Container[str]) -> Job:
         id = str(meta["job_id"])
         status = str(meta.get("status", ""))
-        if status == "RUNNING" and id not in running:
+        if status == ABANDONED:
             status = LOST
+        elif status == "RUNNING" and id not in running:
+            status = ENDING
         reported = self._progress(id) if status == "RUNNING" else {}
         name = str(meta.get("name") or meta.get("job_name", ""))
         submitted = str(meta.get("submit_time_iso") or meta.get("submit_time") or "")
@@ -155,9 +163,12 @@ class AdminSession:
     def _progress(self, id: str) -> Mapping[str, Any]:
         """Ask the coordinator for the progress; empty where it is starting or ending.
 
+        One that does not answer yet is not asked: NVFlare's server would log it as an error.
         NVFlare's server hands the question to the job's process, and waits for the answer exactly
         as long as this session waits for the server: a missing one says nothing of the server.
         """
+        if not self._answers(id):
+            return {}
         try:
             return self.session.do_app_command(id, STATUS, {})
         except (
@@ -171,11 +182,19 @@ class AdminSession:
         ):
             return {}
 
+    def _answers(self, id: str) -> bool:
+        """Tell by its job's log whether the coordinator answers; a long one has lost its start."""
+        log = str(self.session.get_job_logs(id)["logs"].get("server", ""))
+        return ENDS not in log and (ANSWERS in log or len(log) > _LONG_LOG)
+
     def wait(self, id: str, *, look: Look = unseen) -> tuple[Job, str]:
         """Wait until a job is over, and call `look` meanwhile; return the job and why it failed."""
-        lost = 0
-        while not (job := self.job(id)).is_over and lost < _LOOKS:
-            lost = lost + 1 if job.is_lost else 0
+        ending = 0
+        while not (job := self.job(id)).is_over:
+            ending = ending + 1 if job.status == ENDING else 0
+            if ending > _LOOKS:  # of a server that was not started by `federation start`
+                job = replace(job, status=LOST)
+                break
             look(job)
             time.sleep(1.0)
         if job.is_lost:
@@ -192,6 +211,22 @@ class AdminSession:
         start = "Exception in workflow study: "
         reasons = [line.partition(start)[2] for line in self.logs(id).splitlines() if start in line]
         return reasons[-1] if reasons else "see its logs"
+
+    def days_since_end(self, job: Job) -> float:
+        """Return how many days ago a job ended; since it began where the server was lost."""
+        with _known(job.id):
+            meta = cast(dict[str, Any], self.session.get_job_meta(job.id))
+        began = float(meta["submit_time"])
+        with suppress(ValueError, KeyError):
+            began = datetime.fromisoformat(str(meta["start_time"])).timestamp()
+        took = _TOOK.match(str(meta.get("duration", "")))
+        seconds = _seconds(*took.groups(default="0")) if took else 0.0
+        return max(0.0, time.time() - began - seconds) / 86_400.0
+
+    def delete(self, id: str) -> None:
+        """Delete a job that is over, with its result, from the server's store."""
+        with _known(id):
+            self.session.delete_job(id)
 
     def abort(self, id: str) -> None:
         """Abort a job; its run can be resumed from what it has saved."""
@@ -249,3 +284,7 @@ def _known(id: str) -> Generator[None, None, None]:
         ) from None
     except AuthorizationError as error:
         raise BadStudy(f"job {id}: this kit may not do that ({error})") from None
+
+
+def _seconds(days: str, hours: str, minutes: str, seconds: str) -> float:
+    return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60.0 + int(seconds)

@@ -11,7 +11,8 @@ import torch
 from grandrounds.core.errors import BadSite
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
-from grandrounds.core.weights import Filter, Weights, select, write
+from grandrounds.core.state import write_sealed
+from grandrounds.core.weights import Filter, Weights, select
 from grandrounds.data.cohort import Cohort
 from grandrounds.runs.evaluate import ModelScorer, Scores, model_scorer, weights_for_new_site
 from grandrounds.runs.folder import FinishedRun
@@ -80,7 +81,7 @@ def _write(run: FinishedRun, name: str, adaptations: Sequence[Adaptation], share
         if adaptation.name == ADAPTED:
             private = select(adaptation.weights, lambda tensor: not shared(tensor))
             notes = {"site": name, "steps": str(adaptation.steps)}
-            write(folder.private(), private, notes, private=True)
+            write_sealed(folder.private(), private, notes, private=True)
 
 
 @dataclass(frozen=True)

@@ -158,17 +158,13 @@ def _activations(plan: RunPlan) -> int:
 def leaving_words(study: Study) -> tuple[str, ...]:
     """Say what leaves each site of a study, to whom and how often; a site signs this."""
     plan = plan_run(study)
-    cost, sharing = estimate(plan), plan.method.sharing()
+    cost = estimate(plan)
     shared = [g for g in cost.policy.groups if g.policy not in ("private", "reset")]
     groups = ", ".join(f"{g.group} ({g.parameters:,} parameters)" for g in shared) or "none"
     mib = cost.bytes_per_round / len(study.trainers) / 2**20
-    beside = [f"beside the model it sends: {name}" for name in sharing.sends]
-    beside += [f"beside the model it is sent: {name}" for name in sharing.receives]
-    if study.build_topology().moments_travel:
-        beside.append("the optimiser's state travels with the model")
     return (
         f"in each of {study.rounds} rounds, about {mib:,.1f} MiB both ways: the groups {groups}",
-        *beside,
+        *beside_words(plan),
         *(f"seen by {who}: {what}" for who, what in cost.topology.sees.items()),
         f"the mean of its validation scores {_every(study.stop.validate_every)}",
         f"in the end the scores of each test case ({study.task.metric} and others), by pseudonyms; "
@@ -176,6 +172,16 @@ def leaving_words(study: Study) -> tuple[str, ...]:
         "counts of patients, sessions and slices; if something fails, its failure card",
         "no image, no path, no name of a patient",
     )
+
+
+def beside_words(plan: RunPlan) -> tuple[str, ...]:
+    """Say what travels beside the model: the method's named sets, and the optimiser's state."""
+    sharing = plan.method.sharing()
+    beside = [f"beside the model it sends: {name}" for name in sharing.sends]
+    beside += [f"beside the model it is sent: {name}" for name in sharing.receives]
+    if plan.study.build_topology().moments_travel:
+        beside.append("the optimiser's state travels with the model")
+    return tuple(beside)
 
 
 def _every(rounds: int) -> str:

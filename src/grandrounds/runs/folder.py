@@ -13,8 +13,8 @@ from grandrounds.core.files import write_text
 from grandrounds.core.names import POOLED
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder, SiteFolder
 from grandrounds.core.sentence import Reason, phrase
-from grandrounds.core.state import RoundStore, saved_rounds
-from grandrounds.core.weights import Weights, read
+from grandrounds.core.state import RoundStore, read_sealed, saved_rounds
+from grandrounds.core.weights import Weights
 from grandrounds.runs.tables import ScoreLabel
 from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
 from grandrounds.study.study import Study
@@ -133,14 +133,14 @@ class FinishedRun:
         """Return the shared part of the tested model; empty where nothing is shared."""
         paths = (self._files.shared, self._files.site(self.models[0]).shared())
         existing = [path for path in paths if path.exists()]
-        return read(existing[0])[0] if existing else {}
+        return read_sealed(existing[0])[0] if existing else {}
 
     def model_weights(self, site: str) -> Weights:
         """Return the tested model of a site, its private part included."""
         files = self._files.site(site)
         if self.study.training.fine_tune:
-            return read(files.tuned)[0]
-        return self.shared() | read(files.private())[0]
+            return read_sealed(files.tuned)[0]
+        return self.shared() | read_sealed(files.private())[0]
 
 
 def find_runs(folder: Path) -> Sequence[FinishedRun]:

@@ -26,8 +26,8 @@ from grandrounds.core.events import (
 from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
 from grandrounds.core.run_folder import RunFolder
-from grandrounds.core.state import State, load_state, save_state
-from grandrounds.core.weights import Weights, read, write
+from grandrounds.core.state import State, load_state, read_sealed, save_state, write_sealed
+from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import SplitName
 from grandrounds.runs.build import Federation, build_federation, distribute, num_processes
 from grandrounds.runs.costs import check_memory, plan_run
@@ -299,16 +299,16 @@ class FinalTest:
         """Return the part of the model that a site that did not train may get."""
         first = self._files.site(self.federation.sites.names[0])
         if self.federation.method.sharing().pooled:
-            return read(first.private())[0]
+            return read_sealed(first.private())[0]
         if self.federation.topology.model_at_sites:
-            return read(first.shared())[0]
+            return read_sealed(first.shared())[0]
         return tested.weights
 
     def _write_shared(self, path: Path, state: State) -> None:
         if self.federation.topology.model_at_sites:
             return  # the sites write it themselves
         notes = {"study": fingerprint(self.study), "round": str(state.round)}
-        write(path, state.weights, notes)
+        write_sealed(path, state.weights, notes, {"": state.digest_of_weights})
 
     def _write_personal(self, tested: State) -> None:
         orders = {

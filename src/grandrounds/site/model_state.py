@@ -11,8 +11,16 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.files import make_private_folder
 from grandrounds.core.messages import Evaluate, Train, Tune
 from grandrounds.core.run_folder import SiteFolder
-from grandrounds.core.state import RoundStore, State, load_state, save_state, saved_rounds
-from grandrounds.core.weights import OPTIMIZER, Weights, read, select, without_prefix, write
+from grandrounds.core.state import (
+    RoundStore,
+    State,
+    load_state,
+    read_sealed,
+    save_state,
+    saved_rounds,
+    write_sealed,
+)
+from grandrounds.core.weights import OPTIMIZER, Weights, select, without_prefix
 from grandrounds.site.setup import SiteSetup
 from grandrounds.site.training import Trainer
 
@@ -90,17 +98,18 @@ class SiteStore:
     def write_model(self, name: str, round: int, private: Weights) -> None:
         """Write the private part of a round's model, and the merged model if it is saved here."""
         notes = {"site": self.folder.name, "round": str(round)}
-        write(self._files.private(name), private, notes, private=True)
+        write_sealed(self._files.private(name), private, notes, private=True)
         if self.has_merged(round):
-            write(self._files.shared(name), self.merged(round).weights, notes, private=True)
+            merged = self.merged(round).weights
+            write_sealed(self._files.shared(name), merged, notes, private=True)
 
     def save_tuned(self, weights: Weights) -> None:
         """Save the model that was fine-tuned for this site alone."""
-        write(self._files.tuned, weights, private=True)
+        write_sealed(self._files.tuned, weights, private=True)
 
     def load_tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
-        return read(self._files.tuned)[0]
+        return read_sealed(self._files.tuned)[0]
 
 
 def _two_before(store: RoundStore, round: int) -> set[int]:

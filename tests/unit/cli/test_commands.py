@@ -28,6 +28,18 @@ def test_check_prints_the_study_and_what_it_costs(
 
 
 @pytest.mark.slow
+def test_check_says_what_a_method_moves_beside_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ("check", TINY, "--set", 'method={kind="scaffold"}')
+    said = inside(monkeypatch, capsys, *words).out
+    assert "beside the model it sends: control\n" in said
+    assert "beside the model it is sent: control\n" in said
+    told = json.loads(inside(monkeypatch, capsys, *words, "--json").out)
+    assert told["beside_the_model"] == {"sends": ["control"], "receives": ["control"]}
+
+
+@pytest.mark.slow
 def test_check_says_what_may_surprise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

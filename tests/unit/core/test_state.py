@@ -11,8 +11,10 @@ from grandrounds.core.state import (
     RoundStore,
     State,
     load_state,
+    read_sealed,
     save_state,
     saved_rounds,
+    write_sealed,
 )
 from grandrounds.core.weights import Weights, digest, write
 from tests.helpers.damage import flip
@@ -135,3 +137,29 @@ def test_a_state_without_absences_speaks_of_its_own_rounds():
 def test_a_state_without_weights_is_fingerprinted_where_they_lie():
     assert State(SHARED).fingerprint == digest(SHARED)
     assert State({}, held="ab").fingerprint == "ab"
+
+
+def test_a_model_comes_back_with_its_notes_and_any_reader_of_safetensors_reads_it(tmp_path: Path):
+    from safetensors.torch import load_file
+
+    path = tmp_path / "model.safetensors"
+    write_sealed(path, SHARED, {"round": "3"})
+    tensors, notes = read_sealed(path)
+    assert digest(tensors) == digest(SHARED) == digest(load_file(path))
+    assert notes["round"] == "3"
+
+
+@pytest.mark.parametrize("at", [-1, 60])
+def test_a_model_with_one_bit_changed_is_not_read(at: int, tmp_path: Path):
+    """In a tensor, and in the notes before them."""
+    path = tmp_path / "model.safetensors"
+    write_sealed(path, SHARED, {"round": "3"})
+    flip(path, at)
+    with pytest.raises(BadFolder, match=r"model\.safetensors: "):
+        read_sealed(path)
+
+
+def test_a_model_of_a_version_that_wrote_no_digests_is_read(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    write(path, SHARED, {"round": "3"})
+    assert digest(read_sealed(path)[0]) == digest(SHARED)

@@ -13,9 +13,9 @@ from tests.helpers.flare_federation import needs_flare
 
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
-from grandrounds.flare.controller import StudyController, hand_out
+from grandrounds.flare.controller import StudyController
 from grandrounds.flare.executor import SiteExecutor
-from grandrounds.flare.job import export_job, job_paths, run_name
+from grandrounds.flare.job import export_job, hand_out, job_paths, run_name
 
 pytestmark = needs_flare
 

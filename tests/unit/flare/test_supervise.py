@@ -22,6 +22,7 @@ from nvflare.fuel.flare_api.api_spec import NoConnection, SessionClosed
 
 from grandrounds.flare import session as sessions
 from grandrounds.flare import supervise as steady
+from grandrounds.flare.job import ANSWERS, ENDS
 from grandrounds.flare.session import DONE, LOST, Job, NoServer
 from grandrounds.flare.supervise import Submission, Supervisor, is_loss
 
@@ -107,6 +108,9 @@ class Busy:
     def get_system_info(self) -> Any:
         return SimpleNamespace(job_info=[SimpleNamespace(job_id="job-1")])
 
+    def get_job_logs(self, id: str) -> dict[str, dict[str, str]]:
+        return {"logs": {"server": f"INFO - {ANSWERS}"}}
+
     def do_app_command(self, id: str, topic: str, data: object) -> dict[str, object]:
         message, self.unanswered = self.unanswered, ""
         raise NoConnection(message)
@@ -154,6 +158,56 @@ def test_a_server_that_stays_silent_is_gone(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(NoServer, match=r"localhost:8002 answers no longer \(no reply\); once"):
         at(server, monkeypatch, gone=0.0).run_to_end()
     assert server.opened == 1
+
+
+class Ending(Busy):
+    """An NVFlare server on which one job has these statuses, and no process."""
+
+    def __init__(self, *statuses: str) -> None:
+        super().__init__()
+        self.statuses = list(statuses)
+
+    def get_job_meta(self, id: str) -> dict[str, str]:
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        return {"job_id": id, "status": status}
+
+    def get_system_info(self) -> Any:
+        return SimpleNamespace(job_info=[])
+
+
+def test_a_job_whose_process_has_ended_is_waited_for_as_long_as_its_result_is_filed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """NVFlare waits for a site's last word for a quarter of an hour: that is no loss."""
+    server, seen = Ending(*["RUNNING"] * 899, DONE), list[Job]()
+    job, why = at(server, monkeypatch).run_to_end(seen.append)
+    assert (job.status, why) == (DONE, "")
+    assert {job.status for job in seen} == {"ENDING"}
+
+
+def test_a_job_that_its_server_abandoned_is_lost_at_once(monkeypatch: pytest.MonkeyPatch):
+    seen = list[Job]()
+    job, why = at(Ending("FINISHED:ABANDONED"), monkeypatch).run_to_end(seen.append)
+    assert (job.status, why, seen) == (LOST, "its server was lost", [])
+    assert is_loss(job, why)
+
+
+def test_a_job_that_ends_for_ever_is_lost(monkeypatch: pytest.MonkeyPatch):
+    """Its server was killed, and started by other means than ours."""
+    job, why = at(Ending("RUNNING"), monkeypatch).run_to_end()
+    assert (job.status, why) == (LOST, "its server was lost")
+
+
+@pytest.mark.parametrize("log", ["", f"{ANSWERS}\n{ENDS}"])
+def test_a_coordinator_that_does_not_answer_is_not_asked(log: str, monkeypatch: pytest.MonkeyPatch):
+    """NVFlare's server would log the question as an error."""
+    server = Busy("no reply")
+    monkeypatch.setattr(server, "get_job_logs", lambda id: {"logs": {"server": log}})
+    monkeypatch.setattr(server, "do_app_command", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(sessions, "new_secure_session", server)
+    kit: Any = Reception()
+    with sessions.open_session(kit) as session:
+        assert (session.job("job-1").status, session.job("job-1").progress) == ("RUNNING", "")
 
 
 @pytest.mark.parametrize("error", [NoConnection, FLCommunicationError])

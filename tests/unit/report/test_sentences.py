@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.core.events import Failed, Interrupted, StoppedEarly
+from grandrounds.core.events import Failed, Interrupted, RoundLost, RunResumed, StoppedEarly
 from grandrounds.core.journal import Journal
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.analysis.metrics import METRICS
 from grandrounds.report.analysis.statistics import Interval
+from grandrounds.report.page.html import render_page
 from grandrounds.report.prose import sentences
 from grandrounds.report.prose import sentences as verdicts
 from grandrounds.report.prose import vocabulary as words
@@ -85,6 +86,21 @@ def test_absences_are_named(tmp_path: Path):
     plan = replace(PFLSYNTH, absent={"cedar": (3, 4), "alder": (1,)})
     arm = read_facts(write_run(tmp_path / "run", plan)).arms[0]
     assert sentences.took_part(arm) == "Alder missed round 1; Cedar missed rounds 3 and 4."
+
+
+def test_a_saved_round_that_a_resume_could_not_use_is_told_once_and_its_words_are_text(
+    tmp_path: Path,
+):
+    folder = write_run(tmp_path / "run", PFLSYNTH, until=6)
+    journal, lost = Journal(folder / "journal.jsonl"), RoundLost("cedar", 6, "it is <b>damaged</b>")
+    for event in (RunResumed(5), lost, RunResumed(5), lost):
+        journal.append(event)
+    facts = read_facts(folder)
+    assert facts.arms[0].runs[0].lost == (lost,)
+    assert sentences.lost_round(lost) == "Cedar, round 6: it is <b>damaged</b>"
+    page = render_page(facts)
+    assert page.count("<li>Cedar, round 6: it is &lt;b&gt;damaged&lt;/b&gt;</li>") == 1
+    assert "Saved rounds that could not be used" in page
 
 
 def test_few_steps_are_warned_of(tmp_path: Path):

@@ -4,12 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from grandrounds.algorithms.aggregation import ServerStep, Updates
-from grandrounds.algorithms.method import (
-    Method,
-    Need,
-    require_above_zero,
-    require_below_one,
-)
+from grandrounds.algorithms.method import Method, Need
 from grandrounds.algorithms.methods.fedopt import STEPS
 from grandrounds.algorithms.sharing import Sharing
 from grandrounds.core.state import State
@@ -31,13 +26,16 @@ class FedBAdam(Method):
     def sharing(self) -> Sharing:
         return Sharing(private=("norm",))
 
+    @property
+    def step(self) -> ServerStep:
+        """Return the server's step with these options."""
+        return ServerStep("adam", self.rate, self.beta1, self.beta2, self.tau)
+
     def combine(self, state: State, updates: Updates) -> State:
-        step = ServerStep("adam", self.rate, self.beta1, self.beta2, self.tau)
-        return step(state, updates.average())
+        return self.step(state, updates.average())
 
     def check(self) -> None:
-        require_above_zero(rate=self.rate, tau=self.tau)
-        require_below_one(beta1=self.beta1, beta2=self.beta2)
+        self.step.check()
 
     def needs(self) -> Mapping[Need, str]:
         return STEPS

@@ -5,12 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from grandrounds.algorithms.aggregation import ServerStep, Updates
-from grandrounds.algorithms.method import (
-    Method,
-    Need,
-    require_above_zero,
-    require_below_one,
-)
+from grandrounds.algorithms.method import Method, Need
 from grandrounds.core.state import State
 
 STEPS: Mapping[Need, str] = {  # what a step of the server's needs
@@ -39,15 +34,18 @@ class FedOpt(Method):
     def title(self) -> str:
         return f"Fed{self.server.capitalize()}"
 
-    def combine(self, state: State, updates: Updates) -> State:
-        step = ServerStep(
+    @property
+    def step(self) -> ServerStep:
+        """Return the server's step with these options."""
+        return ServerStep(
             self.server, self.rate, self.beta1, self.beta2, self.tau, start=self.tau**2
         )
-        return step(state, updates.average())
+
+    def combine(self, state: State, updates: Updates) -> State:
+        return self.step(state, updates.average())
 
     def check(self) -> None:
-        require_above_zero(rate=self.rate, tau=self.tau)
-        require_below_one(beta1=self.beta1, beta2=self.beta2)
+        self.step.check()
 
     def needs(self) -> Mapping[Need, str]:
         return STEPS

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from grandrounds.algorithms.aggregation import ServerStep, Updates
+from grandrounds.algorithms.aggregation import ServerStep, Updates, require_above_zero
 from grandrounds.algorithms.method import (
     LocalRound,
     Method,
     Need,
     Update,
     remembered,
-    require_above_zero,
 )
 from grandrounds.algorithms.sharing import Sharing
 from grandrounds.core.state import State

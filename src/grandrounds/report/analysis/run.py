@@ -13,6 +13,7 @@ from grandrounds.core.events import (
     Interrupted,
     PolicySet,
     RoundFinished,
+    RoundLost,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -187,6 +188,7 @@ class Run:
     curves: Mapping[str, Curve]
     work: tuple[SiteWork, ...]
     absences: tuple[Absence, ...]
+    lost: tuple[RoundLost, ...]  # saved rounds that a resumed run could not use
     cycles: tuple[ForgettingCycle, ...]
     tuned: tuple[SiteTuned, ...]
     scores: RunScores
@@ -251,6 +253,7 @@ def run_of(folder: RunRecord) -> Run:
         curves=_curves(_of(events, SiteValidated)),
         work=work_of(events, folder.started.sites),
         absences=absences_of(events),
+        lost=tuple(dict.fromkeys(_of(events, RoundLost))),
         cycles=cycles_of(_of(events, SiteMonitored), [number for number in rounds if number]),
         tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
         scores=_patient_means(folder.cases, folder.study.sites, RunFolder.scores),

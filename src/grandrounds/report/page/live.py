@@ -8,26 +8,24 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from threading import Condition, Lock, Thread
-from typing import Any, NoReturn, TypeAlias
+from threading import Condition
+from typing import NoReturn, TypeAlias
 from urllib.parse import parse_qs
 
-from grandrounds.core.errors import BadFolder, BadStudy
+from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import Failed, Interrupted, RunFinished, StoppedEarly
+from grandrounds.core.loopback import HERE, LoopbackReader, LoopbackServer, listen, serving
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.analysis.run import Ending, Run
 from grandrounds.report.page.html import render_page
 
-_Request: TypeAlias = socket.socket | tuple[bytes, socket.socket]  # as socketserver declares it
 PAUSE = 1.0  # seconds between two checks of the folder, at least
 SHARE = 4  # a pause is so many times as long as the check before it: training needs the cores
 _PATIENCE = 3  # checks in a row, of which the last reports a folder that cannot be read
@@ -167,20 +165,9 @@ def _ended(ending: Ending | None) -> str:
             return ""
 
 
-HERE = "127.0.0.1"
-REQUEST_WITHIN = 5.0  # seconds in which a connection must bring a whole request with the token
-TAKEN_WITHIN = 30.0  # seconds in which a browser must take what is sent
-MOST_CONNECTIONS = 32  # connections at once, each with a thread
 ALIVE = 15.0  # seconds after which a comment is sent, which finds readers that have left
 SCRIPT = files("grandrounds.report.page") / "templates" / "live.js"
 HTML, TEXT, EVENTS = (f"text/{kind}; charset=utf-8" for kind in ("html", "plain", "event-stream"))
-ALWAYS = {
-    "Allow": "GET, HEAD",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -202,101 +189,22 @@ def serve(folder: Path, *, port: int, as_json: bool) -> None:
     if not folder.is_dir():
         raise BadFolder(f"{folder}: no such folder; give the folder that a run is written to")
     reading = notice("Being read", f"The report of {folder} is being made.")
-    with suppress(KeyboardInterrupt), _listening(port, SnapshotBoard(reading)) as server:
+    door = listen(port, "--port")
+    live = LiveServer(port, SnapshotBoard(reading), door)
+    with suppress(KeyboardInterrupt), serving(live) as server:
         print(json.dumps({"url": server.url}) if as_json else server.url, flush=True)
         FolderWatch(folder, server.board).keep()
 
 
-@contextmanager
-def _listening(port: int, board: SnapshotBoard) -> Generator["LiveServer"]:
-    try:
-        server = LiveServer(port, board)
-    except OSError as error:
-        raise BadStudy(
-            f"--port {port}: {HERE} cannot be listened on there ({error.strerror}); "
-            "choose another port, or leave --port out for a free one"
-        ) from None
-    with server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
+class LiveServer(LoopbackServer):
+    """Answers browsers that have the token."""
 
-
-@dataclass
-class Connections:
-    """The open connections; those that have not shown the token yet give way to others."""
-
-    _open: set[socket.socket] = field(default_factory=set[socket.socket])
-    _silent: dict[socket.socket, float] = field(default_factory=dict[socket.socket, float])
-    _lock: Lock = field(default_factory=Lock)
-
-    def admit(self, connection: socket.socket) -> bool:
-        """Add a connection; where there are too many, the longest silent one is ended for it."""
-        with self._lock:
-            if len(self._open) >= MOST_CONNECTIONS and not self._end_oldest():
-                return False
-            self._open.add(connection)
-            self._silent[connection] = time.monotonic()
-            return True
-
-    def trust(self, connection: socket.socket) -> None:
-        """Note that a connection has shown the token."""
-        with self._lock:
-            self._silent.pop(connection, None)
-
-    def forget(self, connection: socket.socket) -> None:
-        """Remove a connection that is over."""
-        with self._lock:
-            self._open.discard(connection)
-            self._silent.pop(connection, None)
-
-    def end_silent(self) -> None:
-        """End the connections that have been silent for too long."""
-        begun_before = time.monotonic() - REQUEST_WITHIN
-        with self._lock:
-            while self._silent and next(iter(self._silent.values())) < begun_before:
-                self._end_oldest()
-
-    def _end_oldest(self) -> bool:
-        """End the longest silent connection and so its thread; return whether there was one."""
-        if not self._silent:
-            return False
-        connection = next(iter(self._silent))
-        del self._silent[connection]
-        self._open.discard(connection)
-        with suppress(OSError):  # it has ended by itself
-            connection.shutdown(socket.SHUT_RDWR)
-        return True
-
-
-class LiveServer(ThreadingHTTPServer):
-    """Listens on the loopback address, and answers browsers that have the token."""
-
-    request_queue_size = MOST_CONNECTIONS
-
-    def __init__(self, port: int, board: SnapshotBoard) -> None:
-        super().__init__((HERE, port), Reader)
+    def __init__(
+        self, port: int, board: SnapshotBoard, listening: socket.socket | None = None
+    ) -> None:
+        super().__init__(port, Reader, listening)
         self.board = board
         self.token = secrets.token_urlsafe(32)
-        self.connections = Connections()
-
-    def process_request(self, request: _Request, client_address: Any) -> None:
-        """Answer a connection in a thread of its own, if there are not too many."""
-        if self.connections.admit(_socket(request)):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def shutdown_request(self, request: _Request) -> None:
-        """Close a connection that is over."""
-        self.connections.forget(_socket(request))
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        """End silent connections, a few times a second."""
-        self.connections.end_silent()
 
     @property
     def url(self) -> str:
@@ -304,21 +212,13 @@ class LiveServer(ThreadingHTTPServer):
         return f"http://{HERE}:{self.server_port}/?token={self.token}"
 
     @property
-    def hosts(self) -> tuple[str, str]:
-        """Return the allowed Host headers; another one comes from DNS rebinding."""
-        return f"{HERE}:{self.server_port}", f"localhost:{self.server_port}"
-
-    @property
     def cookie(self) -> str:
         """Return the cookie, named by the port, since browsers share cookies between ports."""
         return f"grandrounds-{self.server_port}={self.token}"
 
 
-class Reader(BaseHTTPRequestHandler):
+class Reader(LoopbackReader):
     """Answers the requests of one browser connection."""
-
-    timeout = TAKEN_WITHIN
-    server_version, sys_version = "grandrounds", ""
 
     @property
     def live(self) -> LiveServer:
@@ -326,15 +226,7 @@ class Reader(BaseHTTPRequestHandler):
         assert isinstance(self.server, LiveServer)
         return self.server
 
-    def handle(self) -> None:
-        """Answer the requests; a browser that disconnects or takes nothing is no error."""
-        with suppress(OSError):
-            super().handle()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: requests hold the token."""
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - as `http.server` calls it
         """Set the cookie for a token, send the page, or stream its changes."""
         path, _, query = self.path.partition("?")
         tokens = parse_qs(query).get("token", [])
@@ -355,11 +247,11 @@ class Reader(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
 
     def _refusal(self, tokens: list[str]) -> tuple[HTTPStatus, str] | None:
-        if self.headers.get_all("Host") not in [[host] for host in self.live.hosts]:
+        if not self.is_for_this_server:
             return HTTPStatus.FORBIDDEN, f"This page is for a browser on {HERE}."
         if not (_held(tokens, self.live.token) if tokens else self._has_cookie()):
             return HTTPStatus.FORBIDDEN, "Open the address that grandrounds printed, token and all."
-        if self.command not in ("GET", "HEAD"):
+        if not self.only_reads:
             return HTTPStatus.METHOD_NOT_ALLOWED, "This page is only to be read."
         return None
 
@@ -368,33 +260,17 @@ class Reader(BaseHTTPRequestHandler):
         return _held([cookie.strip() for cookie in cookies], self.live.cookie)
 
     def _say(self, status: HTTPStatus, sentence: str, **headers: str) -> None:
-        self._send(status, TEXT, sentence, **headers)
+        self.answer(status, TEXT, sentence, **headers)
 
     def _show(self, snapshot: Snapshot) -> None:
         nonce = secrets.token_urlsafe(16)
         script = f'<script type="module" nonce="{nonce}">\n{SCRIPT.read_text("utf-8")}</script>'
         page = live_page(snapshot).replace("</body>", f"{script}\n</body>")
-        self._send(HTTPStatus.OK, HTML, page, nonce=nonce)
-
-    def _send(
-        self, status: HTTPStatus, kind: str, text: str, *, nonce: str = "", **headers: str
-    ) -> None:
-        body = text.encode()
-        self._open(status, kind, nonce=nonce, **headers, **{"Content-Length": str(len(body))})
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _open(self, status: HTTPStatus, kind: str, *, nonce: str = "", **headers: str) -> None:
-        policy = POLICY.format(nonce=nonce) if nonce else "default-src 'none'"
-        all_headers = {"Content-Type": kind, "Content-Security-Policy": policy, **ALWAYS, **headers}
-        self.send_response(status)
-        for name, value in all_headers.items():
-            self.send_header(name, value)
-        self.end_headers()
+        self.answer(HTTPStatus.OK, HTML, page, policy=POLICY.format(nonce=nonce))
 
     def _stream(self) -> None:
         """Send the newest snapshot, then each that follows, until the browser disconnects."""
-        self._open(HTTPStatus.OK, EVENTS)
+        self.open_answer(HTTPStatus.OK, EVENTS, "default-src 'none'")
         if self.command == "HEAD":
             return
         self.wfile.write(b"retry: 1000\n\n")
@@ -416,11 +292,6 @@ def live_page(snapshot: Snapshot) -> str:
 def _event(snapshot: Snapshot) -> bytes:
     data = json.dumps({"page": live_page(snapshot), "progress": snapshot.progress})
     return f"id: {snapshot.number}\nevent: report\ndata: {data}\n\n".encode()
-
-
-def _socket(request: _Request) -> socket.socket:
-    assert isinstance(request, socket.socket)  # a server of streams has no other request
-    return request
 
 
 def _held(found: list[str], secret: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from statistics import fmean
 
-from grandrounds.core.events import Failed, Interrupted, RunFinished, StoppedEarly
+from grandrounds.core.events import Failed, Interrupted, RoundLost, RunFinished, StoppedEarly
 from grandrounds.report.analysis.arm import FEW_STEPS, Arm
 from grandrounds.report.analysis.facts import Facts
 from grandrounds.report.analysis.metrics import Metric
@@ -127,6 +127,11 @@ def absence(found: Absence) -> str:
     noun = "round" if len(found.rounds) == 1 else "rounds"
     numbers = join_words([str(number) for number in found.rounds])
     return f"{display_name(found.site)} in {noun} {numbers} ({found.stage}): {found.reason}"
+
+
+def lost_round(found: RoundLost) -> str:
+    """Say whose saved round could not be used when the run was resumed, and why."""
+    return f"{display_name(found.site)}, round {found.round}: {found.message}"
 
 
 POLICIES = {
