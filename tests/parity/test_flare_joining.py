@@ -8,6 +8,7 @@ import pytest
 from grandrounds.core.events import RunResumed, SiteJoined
 from grandrounds.runs.loop import run
 from grandrounds.study.checks import complete
+from tests.helpers.command import started
 from tests.helpers.federation import digests, rows, tiny
 from tests.helpers.flare_federation import (
     LONG,
@@ -19,7 +20,6 @@ from tests.helpers.flare_federation import (
     wait_until,
     written,
 )
-from tests.helpers.command import started
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.full, needs_flare]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import GroupPolicy, PolicySet
-from grandrounds.core.weights import Filter, Weights, num_bytes, select
+from grandrounds.core.weights import Filter, num_bytes, select
 
 UNIONS = ("all", "head", "upper")  # these join groups that are described one by one
 
