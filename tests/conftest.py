@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import ArrayLike
 
-from grandrounds.core import processes
+from grandrounds.core import device, processes
 from grandrounds.core.events import WorkSet
 from grandrounds.runs import build
 from grandrounds.runs.costs import RunPlan, workload
@@ -42,6 +42,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def one_thread_each() -> None:
     """Tests share the cores, and exact numbers need a fixed number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_holds_nan() -> Iterator[None]:
+    """Whoever reads a tensor that nobody wrote, reads NaN."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "FILLS", True)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

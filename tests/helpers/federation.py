@@ -66,9 +66,7 @@ NOBODY = Nobody()
 
 def built(study: Study, folder: Path) -> Federation:
     """A study's federation, before its first round."""
-    return build_federation(
-        plan_run(study), open_sites(study, ()), folder, study.training.machine(), NOBODY
-    )
+    return build_federation(plan_run(study), open_sites(study, ()), folder, study.machine(), NOBODY)
 
 
 def fail_when(patch: pytest.MonkeyPatch, fails: Callable[[str, Request], bool]) -> None:

@@ -152,7 +152,7 @@ def _ended(process: BaseProcess) -> None:
 
 def run_elsewhere(study: Study, folder: Path, lines: Sequence[SiteConnection]) -> None:
     """Run a study with sites at the end of lines."""
-    machine = study.training.machine()
+    machine = study.machine()
     with lock_folder(folder, study, resume=False), deterministic(machine):
         assert ready(lines) == {line.site: line.site.encode() for line in lines}
         teller = EventBus((Journal(folder / "journal.jsonl"),), study)

@@ -86,7 +86,7 @@ def asked_in_turn(sites: InProcessEngine | RemoteEngine, start: State) -> list[R
 
 def test_a_site_elsewhere_answers_what_it_answers_in_this_process_to_the_bit(tmp_path: Path):
     study = tiny(sites=2)
-    drawn = make_blueprint(plan_run(study), study.training.machine())
+    drawn = make_blueprint(plan_run(study), study.machine())
     with host_sites(study, (), tmp_path / "here", 1, ("alder",)) as simulation:
         here = asked_in_turn(simulation, drawn.start)
     host = one_site(study, tmp_path / "there", "alder")

@@ -63,7 +63,7 @@ def test_there_are_never_more_processes_than_sites_and_pooled_data_is_one_sites(
 
 def test_processes_share_the_cores_unless_the_study_gives_each_its_threads():
     study = tiny("training.threads=0")
-    threads = [study.training.machine(processes=n).threads for n in (1, num_cores(), 999)]
+    threads = [study.machine(processes=n).threads for n in (1, num_cores(), 999)]
     assert threads == [num_cores(), 1, 1]
     assert tiny("training.threads=3").training.machine(processes=8).threads == 3
 

@@ -40,7 +40,7 @@ def study_as_json(
 ) -> dict[str, object]:
     """Return what `check` says as JSON of a study, its cost and its sites."""
     study = plan.study
-    machine = study.training.machine()
+    machine = study.machine()
     return {
         "study": to_table(study),
         "sha256": fingerprint(study),
@@ -70,7 +70,7 @@ def _topology(found: TopologySet | str) -> dict[str, object]:
 def print_study(plan: RunPlan, cost: Estimate) -> None:
     """Print the resolved study and its costs, and what other topologies would cost."""
     study, console = plan.study, Console()
-    machine = study.training.machine()
+    machine = study.machine()
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
     for group in cost.policy.groups:

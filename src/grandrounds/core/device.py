@@ -15,11 +15,13 @@ from torch.utils import deterministic as switches
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.sentence import phrase
+from grandrounds.core.soundness import is_sound_in_3d
 
 Precision: TypeAlias = Literal["auto", "bf16", "fp32", "fp64"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
+FILLS = False  # to fill memory before it is written finds bugs, changes no number, and costs 8 %
 _CPU_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -56,11 +58,27 @@ def _count(kind: str) -> int:
             return int(kind == "cpu")
 
 
-def choose_precision(wish: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype that convolutions and matrix products compute in on this device."""
-    if wish == "auto":
-        return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
-    return DTYPES[wish]
+def choose_precision(
+    wish: Precision, device: torch.device, *, volumes: bool = False
+) -> torch.dtype:
+    """Return the dtype that convolutions and matrix products compute in on this device.
+
+    A network of `volumes` computes in float32 where this device's 3-D convolutions in bfloat16 are
+    not to be relied on. Raises `BadStudy` where the study insists on them.
+    """
+    if wish not in ("auto", "bf16"):
+        return DTYPES[wish]
+    if wish == "auto" and not _multiplies_bf16(device):
+        return torch.float32
+    if volumes and not is_sound_in_3d(device, torch.bfloat16):
+        if wish == "bf16":
+            raise BadStudy(
+                'training.precision = "bf16": 3-D convolutions in bfloat16 give other gradients '
+                'each time on this machine; say "auto" or "fp32"',
+                safe=phrase("its 3-D convolutions in bfloat16 do not repeat"),
+            )
+        return torch.float32
+    return torch.bfloat16
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
@@ -118,7 +136,14 @@ class Machine:
         return next(name for name, dtype in DTYPES.items() if dtype == self.precision)
 
 
-def machine_for(device: str, precision: Precision, threads: int, *, processes: int = 1) -> Machine:
+def machine_for(
+    device: str,
+    precision: Precision,
+    threads: int,
+    *,
+    processes: int = 1,
+    volumes: bool = False,
+) -> Machine:
     """Choose device, precision and threads for a study. Raises `BadStudy` for an absent device.
 
     Each of several processes gets `threads`, so that the numbers do not depend on how many there
@@ -126,7 +151,7 @@ def machine_for(device: str, precision: Precision, threads: int, *, processes: i
     """
     chosen = choose_device(device)
     threads = threads or max(1, num_cores() // processes)
-    return Machine(chosen, choose_precision(precision, chosen), threads)
+    return Machine(chosen, choose_precision(precision, chosen, volumes=volumes), threads)
 
 
 @contextmanager
@@ -140,8 +165,7 @@ def deterministic(machine: Machine) -> Generator[None, None, None]:
     fills = cast(bool, getattr(switches, FILL))
     torch.set_num_threads(machine.threads)
     torch.use_deterministic_algorithms(True, warn_only=machine.device.type != "cpu")
-    # Filling memory that is about to be overwritten finds bugs, changes no number, and costs 8 %.
-    setattr(switches, FILL, False)
+    setattr(switches, FILL, FILLS)
     try:
         yield
     finally:

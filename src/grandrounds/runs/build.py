@@ -242,7 +242,7 @@ def host_sites(
     study: Study, files: Sequence[SiteFile], folder: Path, processes: int, share: Assignment
 ) -> Generator[InProcessEngine, None, None]:
     """Open the sites assigned to one of several processes. Raises `BadInput`."""
-    machine = study.training.machine(processes=processes)
+    machine = study.machine(processes=processes)
     site_data = open_sites(study, files, only=share)
     with deterministic(machine):
         yield build_federation(plan_run(study), site_data, folder, machine, SilentListener()).sites

@@ -51,7 +51,7 @@ class ModelScorer:
 @contextmanager
 def model_scorer(study: Study, **new_sites: tuple[str, ...]) -> Generator[ModelScorer, None, None]:
     """Build a scorer for a study's network; `new_sites` maps other sites to their tasks."""
-    plan, machine = plan_run(study, **new_sites), study.training.machine()
+    plan, machine = plan_run(study, **new_sites), study.machine()
     with deterministic(machine):
         yield ModelScorer(plan, machine, build_trainer(plan, machine))
 

@@ -76,7 +76,7 @@ def run(
     plan, processes = plan_run(study), num_processes(study, workers)
     check_memory(plan, processes=processes)
     site_data = open_sites(study, files)
-    machine = study.training.machine(processes=processes)
+    machine = study.machine(processes=processes)
     with lock_folder(folder, study, resume=resume), deterministic(machine):
         bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
         built = build_federation(plan, site_data, folder, machine, bus)

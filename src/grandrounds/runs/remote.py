@@ -78,7 +78,7 @@ def run_remotely(
     `BadInput` before anything trains, `RunFailed` afterwards.
     """
     check_remote(study)
-    machine = study.training.machine()
+    machine = study.machine()
     identity = identity_of(study, folder, root, "server")
     connections = tuple(SiteConnection(n, call, patience, identity) for n in study.trainers)
     _check_handshakes(

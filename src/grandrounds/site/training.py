@@ -176,9 +176,11 @@ class Training:
         """Return the learning rate of a round, counted from 1."""
         return self.learning_rate * rate_factor(self.schedule, round, rounds)
 
-    def machine(self, *, processes: int = 1) -> Machine:
-        """Return what the study computes on here. Raises `BadStudy` for an absent device."""
-        return machine_for(self.device, self.precision, self.threads, processes=processes)
+    def machine(self, *, processes: int = 1, volumes: bool = False) -> Machine:
+        """Return what is computed on here. Raises `BadStudy` for an absent device."""
+        return machine_for(
+            self.device, self.precision, self.threads, processes=processes, volumes=volumes
+        )
 
 
 def rate_factor(schedule: str, round: int, rounds: int) -> float:

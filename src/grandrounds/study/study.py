@@ -8,11 +8,12 @@ from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES, with_see
 from grandrounds.algorithms.aggregation import Aggregation, Averaging
 from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.topology import Topology
+from grandrounds.core.device import Machine
 from grandrounds.data.availability import needs
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulation.simulate import Patients, Scanner
 from grandrounds.site.training import Training
-from grandrounds.tasks import AnyTask, Synthesis
+from grandrounds.tasks import AnyTask, Segmentation, Synthesis
 from grandrounds.tasks.task import Task
 
 Option: TypeAlias = bool | int | float | str | tuple[str, ...]
@@ -137,6 +138,11 @@ class Study:
         """Make the task for the sites that train; it also serves held-out sites and `new_sites`."""
         trained = {name: self.roster[name] for name in self.trainers}
         return self.task.bind(self.elements, trained, {**self.held_out, **new_sites})
+
+    def machine(self, *, processes: int = 1) -> Machine:
+        """Return what the study computes on here. Raises `BadStudy` for an absent device."""
+        volumes = isinstance(self.task, Segmentation) and self.task.dims == 3
+        return self.training.machine(processes=processes, volumes=volumes)
 
     @property
     def title(self) -> str:

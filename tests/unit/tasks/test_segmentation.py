@@ -11,9 +11,11 @@ from torch.nn import functional
 from grandrounds.algorithms.sharing import UNIONS
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.soundness import spoil_memory
 from grandrounds.core.weights import select
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
+from grandrounds.runs.loop import run
 from grandrounds.study.file import read_study
 from grandrounds.tasks import Segmentation
 from grandrounds.tasks.segmentation import (
@@ -25,7 +27,7 @@ from grandrounds.tasks.segmentation import (
 )
 from grandrounds.tasks.task import Batch
 from tests.helpers.command import inside
-from tests.helpers.federation import assert_trained, built, played, rows
+from tests.helpers.federation import assert_trained, built, digests, played, rows
 
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 ELEMENTS = Elements(CONTRASTS, (16, 16), (3.0, 4.0))
@@ -354,6 +356,18 @@ def test_a_federation_of_different_labels_trains_a_round(tmp_path: Path, options
     [outcome] = played(federation, 1)
     assert_trained(before, outcome.state.weights)
     assert outcome.state.weights.keys() == before.keys()
+
+
+@pytest.mark.slow
+def test_training_in_3d_ends_in_the_same_bits_twice(tmp_path: Path):
+    """Maps become two slices deep, where bfloat16 on some CPUs reads what nobody wrote."""
+    options = ("task.dims=3", "task.patch=[4, 16, 16]", "task.channels=[8, 16]", "rounds=2")
+    study = read_study(written(tmp_path, SIMULATED), options)
+    for name in ("once", "again"):
+        spoil_memory(torch.device("cpu"))
+        run(study, tmp_path / name)
+    assert digests(tmp_path / "once") == digests(tmp_path / "again")
+    assert len(set(digests(tmp_path / "once"))) == 2
 
 
 def test_a_run_scores_each_label_of_each_hospital_and_writes_its_report(
