@@ -1,9 +1,8 @@
-"""A study's costs, a site's data and a federation's sites and jobs are printed here."""
+"""A study's costs, a site's data, and what a site accepted and answered are printed here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -19,7 +18,6 @@ from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
 
 MIB, _GIB = 2**20, 2**30
-VERDICT_COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
 
 
 def study_as_json(
@@ -121,23 +119,6 @@ def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> 
     Console().print(table)
 
 
-def print_kits(kits: Mapping[str, Path]) -> None:
-    """Print the owner of each startup kit, and what to do with it."""
-    table = Table("kit", "for", "there, once", title="Startup kits: each holds a private key")
-    for name, kit in kits.items():
-        whose, once = _handed_to(name)
-        table.add_row(str(kit), whose, once)
-    Console().print(table)
-
-
-def _handed_to(name: str) -> tuple[str, str]:
-    if name == "server":
-        return "the machine that the sites reach", "grandrounds federation start KIT"
-    if name == "admin":
-        return "who submits the study", "grandrounds federation submit STUDY --kit KIT"
-    return f"site '{name}'", "grandrounds site accept STUDY --kit KIT, then federation start KIT"
-
-
 def leaving_as_json(study: Study) -> dict[str, object]:
     """Return, as JSON, what will leave each site that accepts a study."""
     cost = estimate(plan_run(study))
@@ -194,25 +175,4 @@ def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
             Text(", ".join(entry.to)),
             Text(entry.refused or entry.failed),
         )
-    Console().print(table)
-
-
-def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """Print which sites answer, and each job's id, study, status, round and time."""
-    console = Console()
-    console.print(f"there: {', '.join(sites) or 'no site'}")
-    whole = Column("job", no_wrap=True)  # to be copied
-    table = Table(whole, "study", "status", "round", "submitted")
-    for job in jobs:
-        table.add_row(*job)
-    console.print(table)
-
-
-def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
-    """Print the finding of each check of the doctor, and what mends it."""
-    table = Table.grid("", "", "", padding=(0, 2, 0, 0))
-    for name, finding in findings.items():
-        mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""
-        verdict = Text(finding["verdict"], VERDICT_COLOURS[finding["verdict"]])
-        table.add_row(verdict, Text(name), Text(f"{finding['found']}{mend}"))
     Console().print(table)

@@ -32,17 +32,17 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from grandrounds.core.errors import BadFolder, BadStudy, RunFailed
+from grandrounds.core.errors import BadFolder, BadSite, BadStudy, RunFailed
 from grandrounds.core.names import check_name
 from grandrounds.engines.remote import Timeouts
 from grandrounds.flare.job import RESULT, STATUS, export_job
-from grandrounds.flare.kit import Kit
-from grandrounds.flare.provision import ADMIN
+from grandrounds.flare.kit import RIGHTS, Kit
 from grandrounds.study.study import Study
 
 DONE = "FINISHED:COMPLETED"
 LOST = "LOST"  # a job whose server was killed: NVFlare 2.9 calls it RUNNING for ever
 _LOOKS = 10  # in a row that must find a job lost: a job that ends seems lost for a moment
+_REJECTED = "error:client_registration "  # what NVFlare puts before the server's reason
 _SILENT = {"error": "No replies"}  # what NVFlare says of a site that does not answer
 
 
@@ -213,22 +213,32 @@ class AdminSession:
 
 @contextmanager
 def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, None, None]:
-    """Open a session with a federation's server. Raises `NoServer`, also where it breaks off."""
-    host, port = kit.address
-    # The sentence of `NoServer` replaces what NVFlare would log here on stderr.
+    """Open a session with a federation's server; with a site's kit, to look at its status.
+
+    Raises `NoServer`, also where it breaks off, and `BadSite` for a kit that the server does not
+    let do what was asked.
+    """
+    if kit.kind == "server":
+        raise BadSite(f"{kit.folder}: {RIGHTS[kit.right]}; give the admin's kit, or a site's")
+    own = kit.look if kit.kind == "client" else kit
+    host, port = own.address
+    # The sentence of `NoServer` replaces what NVFlare would log here on stderr, or print.
     logging.getLogger().addHandler(logging.NullHandler())
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            session = new_secure_session(ADMIN, str(kit.folder.absolute()), timeout=timeout)
+            session = new_secure_session(own.user, str(own.folder.absolute()), timeout=timeout)
         except (
             AuthenticationError,
             FLCommunicationError,
             InternalError,
             NoConnection,
         ) as error:
-            raise NoServer(f"the server {host}:{port} does not answer ({error})") from None
+            what = _refusal(error) or f"does not answer ({error})"
+            raise NoServer(f"the server {host}:{port} {what}") from None
     try:
         yield AdminSession(session)
+    except AuthorizationError as error:
+        raise _not_allowed(own, error) from None
     except (NoConnection, SessionClosed) as error:
         raise NoServer(
             f"the server {host}:{port} answers no longer ({error}); once it is there again, "
@@ -236,6 +246,20 @@ def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, 
         ) from None
     finally:
         session.close()
+
+
+def _refusal(error: Exception) -> str:
+    """Say why a server that answers lets this kit not in; empty where it does not answer."""
+    cause = str(error.__context__ or "")
+    if cause.startswith(_REJECTED):
+        return f"does not let this kit in: {cause.removeprefix(_REJECTED)}"
+    return f"does not let this kit in ({error})" if isinstance(error, AuthenticationError) else ""
+
+
+def _not_allowed(kit: Kit, error: AuthorizationError) -> BadSite:
+    return BadSite(
+        f"{kit.folder}: the server does not let this kit do that ({error}); it {RIGHTS[kit.right]}"
+    )
 
 
 @contextmanager
@@ -247,5 +271,3 @@ def _known(id: str) -> Generator[None, None, None]:
         raise BadStudy(
             f"there is no job {id}; `grandrounds federation status` lists them"
         ) from None
-    except AuthorizationError as error:
-        raise BadStudy(f"job {id}: this kit may not do that ({error})") from None
