@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,12 +41,11 @@ def asked(folder: Path, site: str) -> Path:
     return folder / f"{site}.csr"
 
 
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+@contextmanager
+def town_with_an_own_key(folder: Path) -> Iterator[Town]:
     """A server and two sites; birch made its key itself, and sent a request."""
-    folder = tmp_path_factory.mktemp("town")
     requests = folder / "requests"
-    requests.mkdir()
+    requests.mkdir(parents=True)
     asked(folder / "birch-1", "birch").rename(requests / "birch.csr")
     with provisioned(small(), folder, requests=requests) as town:
         told("site", "install", town.kit("birch"), "--key", folder / "birch-1")
@@ -77,62 +77,67 @@ def logged(town: Town, name: str, words: str) -> bool:
     return words in town.log(name).read_text()
 
 
-def test_a_site_with_its_own_key_trains(town: Town, tmp_path: Path):
-    assert_plays(town, small("seed=31"), tmp_path)
+def test_own_keys_a_look_a_renewal_and_a_revocation_while_the_federation_runs(tmp_path: Path):
+    """One story in one federation, since each step needs what came of the one before."""
+    steps = (trains_with_its_own_key, looks_and_does_nothing_else, is_renewed, is_revoked)
+    with town_with_an_own_key(tmp_path / "town") as town:
+        for step in steps:
+            folder = tmp_path / step.__name__
+            folder.mkdir()
+            step(town, folder)
 
 
-def test_a_site_s_kit_shows_the_status_and_the_server_lets_it_do_nothing_else(
-    town: Town, tmp_path: Path
-):
+def trains_with_its_own_key(town: Town, folder: Path) -> None:
+    assert_plays(town, small("seed=31"), folder)
+
+
+def looks_and_does_nothing_else(town: Town, folder: Path) -> None:
+    """The server refuses: nothing here looks at what the kit may do."""
     seen = status(town, "alder")
     assert seen["sites"] == ["alder", "birch"]
     [job] = [each["id"] for each in seen["jobs"]]  # pyright: ignore[reportArgumentType]
     kit = ("--kit", town.kit("birch"))
     tried: list[Done] = [
-        commanded("federation", "submit", written(small(), tmp_path), *kit, "--no-wait"),
+        commanded("federation", "submit", written(small(), folder), *kit, "--no-wait"),
         commanded("federation", "logs", job, *kit),
         commanded("federation", "abort", job, *kit),
-        commanded("federation", "fetch", job, *kit, "--out", tmp_path / "fetched"),
+        commanded("federation", "fetch", job, *kit, "--out", folder / "fetched"),
     ]
     for done in tried:
         assert done.code == 2, (done.out, done.err)
         assert NOT_ALLOWED in done.err
         assert done.err.count("\n") == 1
-    assert not (tmp_path / "fetched").exists()
+    assert not (folder / "fetched").exists()
     assert len(status(town, "alder")["jobs"]) == 1
 
 
-def test_a_renewed_site_goes_on_and_its_old_kit_is_put_out_and_not_let_in_again(
-    town: Town, tmp_path: Path
-):
+def is_renewed(town: Town, folder: Path) -> None:
+    """Its old kit is put out and not let in again; with the new one it goes on."""
     others = {name: contents(town.kit(name)) for name in ("alder", "admin")}
-    old = town.kit("birch").rename(tmp_path / "old")
+    old = town.kit("birch").rename(folder / "old")
     words = ("--authority", town.kit("authority"), "--out", town.kit("birch"))
-    request = asked(tmp_path / "birch-2", "birch")
+    request = asked(folder / "birch-2", "birch")
     told("federation", "renew", request, *words, "--revoke-old", "--kit", town.kit(SERVER))
     wait_until(lambda: status(town, "alder")["sites"] == ["alder"])
     town.kill("birch")
 
-    new, at_site = town.kit("birch"), tmp_path / "site"
-    new.rename(tmp_path / "new")
-    (old / "local" / "site.toml").write_text('name = "birch"\n')
+    town.kit("birch").rename(folder / "new")
     old.rename(town.kit("birch"))
     town.start("birch")
-    wait_until(lambda: logged(town, "birch", "was revoked by the federation's authority"))
+    wait_until(lambda: logged(town, "birch", "registration rejected: 'birch': the certificate"))
     town.kill("birch")
-    (town.kit("birch") / "local" / "site.toml").unlink()
 
-    assert at_site.exists() is False
-    words = ("--key", tmp_path / "birch-2", "--into", town.kit("birch"))
-    told("site", "install", tmp_path / "new", *words)
+    words = ("--key", folder / "birch-2", "--into", town.kit("birch"))
+    told("site", "install", folder / "new", *words)
     town.start("birch")
     wait_until(lambda: status(town, "birch")["sites"] == ["alder", "birch"])
-    assert_plays(town, small("seed=32"), tmp_path)
+    assert_plays(town, small("seed=32"), folder)
     for name, before in others.items():
         assert {path: contents(town.kit(name))[path] for path in before} == before
 
 
-def test_a_revoked_site_is_put_out_and_the_others_go_on(town: Town, tmp_path: Path):
+def is_revoked(town: Town, folder: Path) -> None:
+    """It is put out, and cannot look; the others go on."""
     words = ("--authority", town.kit("authority"), "--kit", town.kit(SERVER))
     assert json.loads(told("federation", "revoke", "birch", *words, "--json"))["number"] == 2
     wait_until(lambda: status(town, "alder")["sites"] == ["alder"])
