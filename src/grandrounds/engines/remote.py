@@ -141,10 +141,14 @@ class SiteConnection:
         except ConnectionError as error:
             watch.silent(error)
             return None
-        except (CorruptEnvelope, ForgedEnvelope):
-            answer = None
-        forgot = answer is not None and answer.state == "unknown" and bool(envelope.body)
-        if answer is None or answer.number != envelope.number or forgot:
+        except CorruptEnvelope:
+            watch.damaged()
+            return None
+        except ForgedEnvelope as forgery:
+            watch.damaged(str(forgery))
+            return None
+        forgot = answer.state == "unknown" and bool(envelope.body)
+        if answer.number != envelope.number or forgot:
             watch.damaged()
             return None
         watch.alive()
@@ -194,11 +198,12 @@ class _Watch:
         if silence > self.silence:
             raise SiteSilent(f"no sign of life for {silence:.0f} s: {error}")
 
-    def damaged(self) -> None:
+    def damaged(self, forgery: str = "") -> None:
         """Note an envelope that is no valid answer. Raises `CorruptEnvelope` at the fifth."""
         self._damaged += 1
         if self._damaged == _TOO_MANY:
-            raise CorruptEnvelope(f"{_TOO_MANY} letters came damaged, one after the other")
+            what = f"were not taken: {forgery}" if forgery else "came damaged, one after the other"
+            raise CorruptEnvelope(f"{_TOO_MANY} letters {what}")
 
 
 @dataclass(frozen=True)
@@ -358,21 +363,22 @@ def _late(
         yield site, SiteFailed(failure_card(site, requests[site], error, str(error)))
 
 
-def ready(connections: Sequence[SiteConnection]) -> dict[str, bytes]:
+def ready(connections: Sequence[SiteConnection], news: bytes = b"") -> dict[str, bytes]:
     """Wait until every site is open, and return the bytes with which each describes itself.
 
-    Raises `BadSite` for the first in the roster that refuses, and `SiteFailed` for a silent one.
+    `news` is what each is told at the opening. Raises `BadSite` for the first in the roster that
+    refuses, and `SiteFailed` for a silent one.
     """
     with ThreadPoolExecutor(len(connections)) as pool:
         try:
-            return dict(pool.map(_describe, connections))
+            return dict(pool.map(partial(_describe, news), connections))
         finally:
             for connection in connections:
                 connection.abandon()
 
 
-def _describe(connection: SiteConnection) -> tuple[str, bytes]:
+def _describe(news: bytes, connection: SiteConnection) -> tuple[str, bytes]:
     try:
-        return connection.site, _body(connection.site, connection.ask(READY, b""))
+        return connection.site, _body(connection.site, connection.ask(READY, news))
     except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate) as error:
         raise SiteFailed(failure_card(connection.site, Describe(), error, str(error))) from error
