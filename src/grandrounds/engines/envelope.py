@@ -176,9 +176,13 @@ class Identity:
                 b64decode(words.pop("signature")),
             )
             stamp = from_plain(Seal, words)
-            signer = key.verify(certificate, signature, stamp.statement(digest))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ForgedEnvelope("a letter is not signed by a party of this federation") from None
+        try:
+            signer = key.verify(certificate, signature, stamp.statement(digest))
+        except ValueError as error:
+            words = "a letter is not signed by a party of this federation"
+            raise ForgedEnvelope(f"{words}: {error}") from None
         if signer != stamp.sender:
             raise ForgedEnvelope("a letter is signed by another party than it says")
         return stamp

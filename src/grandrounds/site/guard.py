@@ -83,12 +83,16 @@ class StudyGuard:
                 self._check_held(request.best)
 
     def _check_next(self, round: int, since: int, keep: int) -> None:
-        """Refuse a round that is neither the next nor a repeat of the last, or after the test."""
+        """Refuse a round that is neither the next nor one of the last two, or after the test.
+
+        The coordinator may have lost the newest round that it saved, while this site trained one
+        more: a resumed run then repeats both.
+        """
         if self._tested:
             raise Refused("test cases were scored, which ends the training of a run")
         last, misses = self.last, self.topology.quorum.least is not None
         following = round > last if misses else round == last + 1
-        if round < 1 or not (following or round == last):
+        if round < 1 or not (following or round in (last - 1, last)):
             raise Refused(f"round {round} was asked for; this site's next is {last + 1}")
         before = since < round if misses else since == round - 1
         if since < 0 or not before:
@@ -199,7 +203,7 @@ class StudyGuard:
             raise Refused("sites send each other nothing in this study")
         if sender not in self.roster or update.site != sender:
             raise Refused("an update bears another name than its sender's")
-        if update.round not in (self.last, self.last + 1) or update.round < 1:
+        if not max(1, self.last - 1) <= update.round <= self.last + 1:
             raise Refused(f"an update of round {update.round}; this site is at round {self.last}")
         if update.merged:
             _refuse(self.peers[""].problem_merged(update.weights))
