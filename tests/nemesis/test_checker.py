@@ -75,7 +75,9 @@ def log(change: Callable[[list[dict[str, object]]], Sequence[dict[str, object]]]
 
 def attempts(*made: Attempt) -> Change:
     """Let other attempts come before the last."""
-    return lambda story: replace(story, attempts=(*made, *story.attempts))
+    logs = dict.fromkeys(("alder", "birch", "cedar"), 0)
+    before = [replace(each, logs=logs) for each in made]
+    return lambda story: replace(story, attempts=(*before, *story.attempts))
 
 
 def finished(event: Event, number: int) -> bool:

@@ -170,7 +170,9 @@ class SiteConnection:
         if self.identity.key and not stamp.session and answer.state == "damaged":
             raise CorruptEnvelope("the site got a damaged letter")
         if self.identity.key and not stamp.session and answer.state == "refused":
-            raise ForgedEnvelope("the site knows no such session: was its process started anew?")
+            raise ForgedEnvelope(
+                "the site knows no such session, as if its process had been started anew"
+            )
         if stamp.session != self._session:
             raise ForgedEnvelope("a reply is of another session")
         return answer

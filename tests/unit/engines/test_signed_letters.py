@@ -237,7 +237,7 @@ def test_a_site_that_was_started_anew_in_the_midst_of_a_run_is_told_as_that(
         connection.call = again.call
         card = card_of(engine)
     assert card.error == "ForgedEnvelope"
-    assert "the site knows no such session: was its process started anew?" in card.message
+    assert "the site knows no such session, as if its process had been started anew" in card.message
     assert "resume" in card.hint
 
 
