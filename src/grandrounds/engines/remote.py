@@ -167,15 +167,20 @@ class SiteConnection:
             raise ForgedEnvelope("a reply is not of the site that was asked")
         if self.identity.key and not self._session and stamp.session.startswith(self._nonce + "."):
             self._session = stamp.session
-        if self.identity.key and not stamp.session and answer.state == "damaged":
-            raise CorruptEnvelope("the site got a damaged letter")
-        if self.identity.key and not stamp.session and answer.state == "refused":
-            raise ForgedEnvelope(
-                "the site knows no such session, as if its process had been started anew"
-            )
+        if self.identity.key and not stamp.session:
+            raise self._not_taken(answer)
         if stamp.session != self._session:
             raise ForgedEnvelope("a reply is of another session")
         return answer
+
+    def _not_taken(self, answer: ReplyEnvelope) -> CorruptEnvelope | ForgedEnvelope:
+        """Return what it means that a site took an envelope for none of a session."""
+        if answer.state == "damaged":
+            return CorruptEnvelope("the site got a damaged letter")
+        if not self._session:
+            return ForgedEnvelope("the site does not take the coordinator's signature")
+        words = "the site knows no such session, as if its process had been started anew"
+        return ForgedEnvelope(words)
 
 
 @dataclass

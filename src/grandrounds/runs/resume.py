@@ -46,7 +46,8 @@ def find_start(folder: Path, sites: Holdings, *, resumes: bool) -> Start:
     if not resumes:
         return Start()
     saved, lost = saved_rounds(folder).rounds(), list[RoundLost]()
-    told = finished_rounds(RunFolder(folder).journal) if saved else set[int]()
+    journal = RunFolder(folder).journal  # a damaged one stops the run now, not at its end
+    told = finished_rounds(journal) if saved or journal.exists() else set[int]()
     for round in reversed(saved):
         state, problems = _examined(folder, round, sites)
         problems += _untold(round, told)

@@ -153,5 +153,14 @@ def test_a_journal_that_lacks_earlier_rounds_stops_the_run(tmp_path: Path):
         start_of(tmp_path, {"a": (2, 3)})
 
 
+def test_a_damaged_journal_stops_a_run_of_which_nothing_was_saved_before_it_trains(tmp_path: Path):
+    """At the end, where the tables are made of it, all rounds would be trained in vain."""
+    journal = tmp_path / "journal.jsonl"
+    Journal(journal)(RoundFinished(1, "ab", None, 1, 1.0))
+    flip(journal, at=40)
+    with pytest.raises(BadFolder, match=r"journal\.jsonl: line 1 is no event"):
+        start_of(tmp_path, {"a": (1,)})
+
+
 def test_a_run_that_is_not_resumed_begins_at_the_beginning(tmp_path: Path):
     assert find_start(tmp_path, {"a": (1, 2)}, resumes=False).round == 0
