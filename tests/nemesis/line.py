@@ -234,6 +234,12 @@ def _old_letter(trouble: Trouble, deliver: Deliver, letter: bytes, record: Recor
     return deliver(letter)
 
 
+def _older_instead(trouble: Trouble, deliver: Deliver, letter: bytes, record: Record) -> bytes:
+    """Deliver the third last letter in place of this one, which who sent it does not learn."""
+    older = record.letters[:-2] or record.letters
+    return deliver(older[-1])
+
+
 def _late(trouble: Trouble, deliver: Deliver, letter: bytes, record: Record) -> bytes:
     time.sleep(trouble.seconds)
     return deliver(letter)
@@ -267,6 +273,7 @@ _ON_THE_WAY: Mapping[str, Act] = {
     "corrupt answer": _corrupt_answer,
     "older answer": _older_answer,
     "old letter": _old_letter,
+    "older instead": _older_instead,
     "late": _late,
     "late answer": _late_answer,
     "overtaken": _overtaken,

@@ -23,7 +23,10 @@ WORLDS: tuple[World, ...] = (
     *("remote", "workers", "remote", "remote"),
     *("workers", "remote", "remote", "federation"),
 )
-SHORT = ("lost", "unanswered", "twice", "corrupt", "corrupt answer", "older answer", "old letter")
+SHORT = (
+    *("lost", "unanswered", "twice", "corrupt", "corrupt answer"),
+    *("older answer", "old letter", "older instead"),
+)
 SLOW = ("late", "late answer", "overtaken", "cut", "slow")
 DEADLY = ("kill", "kill server", "restart", "old kit", "foreign kit", "stop", "cut off")
 CROWD = ("second server", "second site")
@@ -46,7 +49,7 @@ def _remote(rng: Random, arm: str) -> tuple[Fault, ...]:
     damages = [_damage(rng, arm) for kind in kinds if kind == "damage"][:2]
     if damages:
         faults.append(_end(rng, arm))
-    if rng.random() < 0.3 and (damages or arm == "swarm"):
+    if rng.random() < 0.3 and (damages or arm.startswith("swarm")):
         faults.append(_end(rng, arm))
         faults.append(_old_letters(rng, arm))
     return (*faults, *damages)
@@ -96,7 +99,7 @@ def _trouble(rng: Random, arm: str) -> Trouble:
     study, site = study_of(arm), rng.choice(study_of(arm).trainers)
     letters = 2 * study.rounds + 2
     what = rng.choice((*SHORT, *SHORT, *SLOW, *SLOW, *DEADLY, *CROWD))
-    if arm == "swarm" and rng.random() < 0.4 and what in (*SHORT, *SLOW):
+    if arm.startswith("swarm") and rng.random() < 0.4 and what in (*SHORT, *SLOW):
         return _on_its_way(rng, Trouble(site, "mail", rng.randint(1, study.rounds), what))
     return _on_its_way(rng, Trouble(site, "ask", rng.randint(1, letters), what))
 
@@ -116,7 +119,7 @@ def _on_its_way(rng: Random, trouble: Trouble) -> Trouble:
 
 def _old_letters(rng: Random, arm: str) -> Trouble:
     """After the run was resumed, all letters of before come to a site again."""
-    topic: Literal["ask", "mail"] = "mail" if arm == "swarm" else "ask"
+    topic: Literal["ask", "mail"] = "mail" if arm.startswith("swarm") else "ask"
     return Trouble(
         rng.choice(study_of(arm).trainers), topic, rng.randint(1, 2), "old letters", attempt=2
     )
@@ -132,7 +135,7 @@ def _damage(rng: Random, arm: str) -> Damage:
     files = [
         *("newest state", "newest state", "oldest state", "journal", "journal", "study.toml"),
         *(f"newest state of {site}", f"oldest state of {site}", f"log of {site}"),
-        *(["newest merged of " + site] if arm == "swarm" else []),
+        *(["newest merged of " + site] if arm.startswith("swarm") else []),
     ]
     folders = ["state", f"sites/{site}/state", f"sites/{site}"]
     if rng.random() < 0.25:

@@ -25,6 +25,7 @@ ARMS: dict[str, tuple[int, tuple[str, ...]]] = {  # sites, and what differs
     "quorum": (3, ("method.kind=fedavg", "topology.require=2", "rounds=4")),
     "quorum, ditto": (3, ("method.kind=ditto", "topology.require=2", "rounds=4")),
     "swarm": (3, ("method.kind=fedavg", "topology.kind=swarm")),
+    "swarm of two": (2, ("method.kind=fedavg", "topology.kind=swarm", "rounds=4")),
     "cyclic": (2, ("method.kind=fedavg", "topology.kind=cyclic", "topology.optimizer=travels")),
     "split": (2, ("method.kind=fedavg", "topology.kind=split", "topology.cut=features_1")),
 }

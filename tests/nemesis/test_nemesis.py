@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from grandrounds.core.run_folder import RunFolder
 from tests.helpers.flare_federation import needs_flare
 from tests.helpers.grids import with_representatives
 from tests.nemesis.faults import SERVER, Damage, Harm, Schedule, Trouble
@@ -134,6 +135,21 @@ def test_letters_of_an_earlier_round_or_session_count_for_nothing(nemesis: Nemes
 
 @pytest.mark.slow
 @pytest.mark.full
+def test_an_update_of_an_earlier_round_in_place_of_this_one_is_not_merged(nemesis: Nemesis):
+    """Alder leads rounds 1 and 3; in the third birch's first update is delivered as its new one.
+
+    Alder refuses it where it has trained already, and else has no update to merge.
+    """
+    fault = Trouble("alder", "mail", 3, "older instead")
+    story, problems = nemesis.judge(Schedule(4500, "remote", "swarm of two", (fault,)))
+    assert problems == [], told(story, problems)
+    log = RunFolder(story.folders["alder"]).site("alder").audit.read_text()
+    refused = "an update of round 1; this site is at round 3" in log
+    assert refused or "no update of birch was delivered" in story.run.journal.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("kit", ["old kit", "foreign kit"])
 def test_a_site_that_comes_back_with_another_kit_does_not_count(kit: str, nemesis: Nemesis):
     """The quorum goes on without it, and says why."""
@@ -167,6 +183,15 @@ def test_the_schedules_of_many_seeds_know_every_fault():
     assert kinds >= {
         *("kill", "stop", "full disk", "clock", "flip", "cut", "delete"),
         *("lost", "unanswered", "twice", "corrupt", "corrupt answer", "older answer"),
-        *("old letter", "old letters", "late", "late answer", "overtaken", "slow", "cut off"),
+        *(
+            "old letter",
+            "old letters",
+            "older instead",
+            "late",
+            "late answer",
+            "overtaken",
+            "slow",
+            "cut off",
+        ),
         *("kill server", "restart", "old kit", "foreign kit", "second server", "second site"),
     }
