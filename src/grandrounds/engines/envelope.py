@@ -177,11 +177,14 @@ class Identity:
                 b64decode(words.pop("signature")),
             )
             stamp = from_plain(Seal, words)
-            signer = key.verify(certificate, signature, stamp.statement(digest))
-        except WrongSignature as error:
-            raise ForgedEnvelope(f"a letter does not count: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ForgedEnvelope("a letter is not signed by a party of this federation") from None
+        try:
+            signer = key.verify(certificate, signature, stamp.statement(digest))
+        except ValueError as error:
+            words = "a letter is not signed by a party of this federation"
+            why = f": {error}" if isinstance(error, WrongSignature) else ""
+            raise ForgedEnvelope(f"{words}{why}") from None
         if signer != stamp.sender:
             raise ForgedEnvelope("a letter is signed by another party than it says")
         return stamp

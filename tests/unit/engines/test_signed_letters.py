@@ -220,7 +220,55 @@ def test_answers_of_an_earlier_session_are_not_taken(
         ready(later.connections)
         [connection] = later.connections
         connection.call = lambda site, packed, timeout: said[-1]
-        assert card_of(later).error == "CorruptEnvelope"
+        card = card_of(later)
+    assert (card.error, card.message) == (
+        "ForgedEnvelope",
+        "5 letters did not count, one after the other: a reply is of another session",
+    )
+
+
+def test_a_site_that_was_started_anew_in_the_midst_of_a_run_is_told_as_that(
+    party: Parties, sites: Mapping[str, Site], alder: Opened
+):
+    engine = asking(party, alder.call)
+    ready(engine.connections)
+    again = opened(party, sites)
+    with closing(again.agent):
+        [connection] = engine.connections
+        connection.call = again.call
+        card = card_of(engine)
+    assert card.error == "ForgedEnvelope"
+    assert "the site knows no such session, as if its process had been started anew" in card.message
+    assert "resume" in card.hint
+
+
+def test_a_site_whose_certificate_has_ended_is_told_as_that(party: Parties, alder: Opened):
+    engine, old = asking(party, alder.call), party("alder", days=(-2, -1))
+
+    def signed_with_an_old_kit(site: str, packed: bytes, timeout: float) -> bytes:
+        answer, stamp = party("server").unpack(alder.call(site, packed, timeout), ReplyEnvelope)
+        return old.pack(answer, "server", stamp.session)
+
+    ready(engine.connections)
+    [connection] = engine.connections
+    connection.call = signed_with_an_old_kit
+    card = card_of(engine)
+    assert card.error == "ForgedEnvelope"
+    assert "not signed by a party of this federation: the certificate is valid from" in card.message
+
+
+def test_a_request_that_comes_damaged_again_and_again_is_told_as_damaged(
+    party: Parties, alder: Opened
+):
+    engine = asking(party, alder.call)
+    ready(engine.connections)
+    [connection] = engine.connections
+    connection.call = lambda site, packed, timeout: alder.call(site, packed[:-1] + b"?", timeout)
+    card = card_of(engine)
+    assert (card.error, card.message) == (
+        "CorruptEnvelope",
+        "5 letters came damaged, one after the other",
+    )
 
 
 def test_a_reply_that_another_site_signed_is_not_taken(party: Parties, alder: Opened):
@@ -234,7 +282,7 @@ def test_a_reply_that_another_site_signed_is_not_taken(party: Parties, alder: Op
     ready(engine.connections)
     [connection] = engine.connections
     connection.call = signed_by_birch
-    assert card_of(engine).error == "CorruptEnvelope"
+    assert card_of(engine).error == "ForgedEnvelope"
     assert set(said) == {"done"}  # what alder itself said would have been taken
 
 
@@ -380,7 +428,7 @@ def test_a_coordinator_takes_nothing_that_a_revoked_site_signed_and_says_why(
     keep_list(revoking.revoked(1, "alder"), revoking.root("server"))  # while the run goes on
     with pytest.raises(SiteFailed) as failed:
         engine.ask({"alder": NEXT})
-    assert failed.value.card.error == "CorruptEnvelope"
+    assert failed.value.card.error == "ForgedEnvelope"
     assert "was revoked by the federation's authority" in failed.value.card.message
 
 
