@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-rest test-all quick check golden docs clean
+.PHONY: demo test test-rest test-all quick nemesis check golden docs clean
 # Every process of a federation would compile the package anew where an image forbids to keep that.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -16,6 +16,11 @@ test-rest: .venv  # what test leaves out: whole grids, fault schedules, more fed
 
 test-all: .venv
 	$(PYTEST) -m "not gpu" --durations=60 --durations-min=1
+
+SEEDS ?= 100
+FROM ?= 40
+nemesis: .venv  # more schedules of faults than the 40 of test-all
+	$(BIN)/python -m tests.nemesis --seeds $(SEEDS) --from $(FROM)
 
 quick: .venv
 	$(PYTEST) tests/unit tests/journeys -m "not (slow or engine or browser or full or gpu)"

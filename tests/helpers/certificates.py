@@ -14,6 +14,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from grandrounds.study.identity import read_certificate
+from grandrounds.study.revocation import RevocationList, sign_list
+
 
 def _called(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -43,11 +46,18 @@ class Authority:
         certificate.write_bytes(word.public_bytes(Encoding.PEM))
         return key, certificate
 
-    def root(self, path: Path) -> Path:
+    def root(self, path: Path, days: tuple[int, int] = (-1000, 1000)) -> Path:
         """Write the authority's own certificate."""
-        word = self._signed(self.name, self.key, (-1000, 1000))
+        word = self._signed(self.name, self.key, days)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(word.public_bytes(Encoding.PEM))
         return path
+
+    def revoke(self, number: int, *certificates: Path) -> bytes:
+        """Sign a list of revoked certificates."""
+        serials = frozenset(read_certificate(path).serial_number for path in certificates)
+        root = self._signed(self.name, self.key, (-1000, 1000))
+        return sign_list(RevocationList(number, serials), self.key, root, datetime.now(UTC))
 
     def _signed(self, name: str, key: RSAPrivateKey, days: tuple[int, int]) -> x509.Certificate:
         now = datetime.now(UTC)

@@ -229,12 +229,18 @@ def killed(pid: int) -> None:
 
 
 @contextmanager
-def provisioned(study: Study, folder: Path, port: int = 0) -> Generator[Town, None, None]:
-    """Provision a federation by the command; in the end no process of it is left."""
+def provisioned(
+    study: Study, folder: Path, port: int = 0, requests: Path | None = None
+) -> Generator[Town, None, None]:
+    """Provision a federation by the command; in the end no process of it is left.
+
+    The kit of a site with one of the `requests` lacks its key.
+    """
     folder.mkdir(exist_ok=True)
     town, path = Town(folder, port or free_port()), written(study, folder)
     words = ("--server", "localhost", "--port", str(town.port))
-    done = commanded("federation", "provision", path, *words, "--out", folder / "kits")
+    asked = ("--requests", requests) if requests else ()
+    done = commanded("federation", "provision", path, *words, "--out", folder / "kits", *asked)
     assert done.code == 0, done.err
     try:
         yield town

@@ -430,17 +430,16 @@ def test_an_answer_that_comes_cut_or_twice_is_asked_for_again(town: Town, tmp_pa
 def test_a_site_whose_certificate_has_expired_is_not_let_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from nvflare.lighter.impl.cert import CertBuilder
-
+    from grandrounds.flare import authority
     from grandrounds.flare.provision import provision_kits
 
-    issue, now = CertBuilder._generate_cert, datetime.now(UTC)
+    issue, now = authority.generate_cert, datetime.now(UTC)
     expired = {"not_valid_before": now - timedelta(2), "not_valid_after": now - timedelta(1)}
 
-    def issued(subject: str, *others: Any, **settings: Any) -> Any:
-        return issue(subject, *others, **settings | (expired if subject == "alder" else {}))
+    def issued(subject: Any, *others: Any, **settings: Any) -> Any:
+        return issue(subject, *others, **settings | (expired if subject.name == "alder" else {}))
 
-    monkeypatch.setattr(CertBuilder, "_generate_cert", staticmethod(issued))
+    monkeypatch.setattr(authority, "generate_cert", issued)
     town = Town(tmp_path, free_port())
     provision_kits(small(), "localhost", tmp_path / "kits", port=town.port)
     try:

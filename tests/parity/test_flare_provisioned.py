@@ -43,7 +43,7 @@ pytestmark = [
 ]
 
 BY_NVFLARE = "fedavg@cyclic"  # submitted by its own command
-STATUS, LINES = "status.json", "listening.json"
+STATUS, LINES, LOOKED = "status.json", "listening.json", "looked.json"
 
 
 def play(arms: Sequence[str], folder: Path) -> None:
@@ -58,8 +58,24 @@ def play(arms: Sequence[str], folder: Path) -> None:
             submit = submit_by_nvflare if arm == BY_NVFLARE else submit_by_us
             jobs[arm] = submit(town, studies[arm])
         (folder / STATUS).write_text(told(town, "status"))
+        if len(arms) == 1:
+            (folder / LOOKED).write_text(json.dumps(looked(town, jobs[first], folder)))
         for arm, job in jobs.items():
             told(town, "fetch", job, "--out", folder / arm)
+
+
+def looked(town: Town, job: str, folder: Path) -> dict[str, tuple[int, str, str]]:
+    """What a site's kit gets to see, and what it tries in vain."""
+    tried = {
+        "status": ("status", "--json"),
+        "abort": ("abort", job),
+        "fetch": ("fetch", job, "--out", folder / "fetched"),
+    }
+    ends = {
+        name: commanded("federation", *words, "--kit", town.kit("alder"))
+        for name, words in tried.items()
+    }
+    return {name: (done.code, done.out, done.err) for name, done in ends.items()}
 
 
 def submit_and_look(town: Town, study: Study) -> str:
@@ -150,6 +166,21 @@ def test_the_status_names_the_sites_that_are_connected_and_every_job(federation:
     assert [job["status"] for job in status["jobs"]] == ["FINISHED:COMPLETED"] * len(
         FEDERATIONS[federation]
     )
+
+
+def test_a_site_s_kit_sees_the_status_and_the_server_lets_it_do_nothing_else(
+    federation: str, played: Path
+):
+    if federation != "star":
+        pytest.skip("asked of one federation")
+    ends = json.loads((played / LOOKED).read_text())
+    code, out, err = ends.pop("status")
+    assert (code, json.loads(out)["sites"]) == (0, ["alder", "birch"]), err
+    for code, _, err in ends.values():
+        assert code == 2
+        assert "the server does not let this kit do that" in err
+        assert err.count("\n") == 1
+    assert not (played / "fetched").exists()
 
 
 def test_the_server_listens_on_this_machine_alone(played: Path):

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from grandrounds.cli.app import app
 from grandrounds.core.errors import BadFolder, BadStudy
+from grandrounds.core.events import SiteReady
+from grandrounds.core.journal import Journal, read_journal
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.page.html import write_report
 from grandrounds.report.page.pictures import PanelChoice, choices, panel_rows, panels_of, rule
@@ -128,11 +130,11 @@ def test_pictures_of_real_patients_are_shown_only_where_the_report_is_asked_for_
 def test_of_a_mixed_study_the_simulated_hospitals_are_shown(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH)
     journal = folder / "journal.jsonl"
-    lines = journal.read_text().splitlines()
-    at_birch = [n for n, line in enumerate(lines) if '"SiteReady"' in line and '"birch"' in line]
-    for number in at_birch:
-        lines[number] = lines[number].replace('"simulated": true', '"simulated": false')
-    journal.write_text("\n".join(lines) + "\n")
+    told = [event for _, event in read_journal(journal)]
+    journal.unlink()
+    for event in told:
+        is_real = isinstance(event, SiteReady) and event.site == "birch"
+        Journal(journal)(replace(event, simulated=False) if is_real else event)
     facts = read_facts(folder)
     assert {choice.site for choice in choices(facts)} == {"alder", "cedar", "dogwood"}
     assert len({choice.site for choice in choices(facts, include_images=True)}) == 4

@@ -4,6 +4,7 @@ import signal
 import sys
 
 from grandrounds.cli import federation as federation
+from grandrounds.cli import keys as keys
 from grandrounds.cli import results as results
 from grandrounds.cli import site as site
 from grandrounds.cli import studies as studies

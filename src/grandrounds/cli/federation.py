@@ -60,33 +60,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="List what goes; remove 
 
 
 @federation.command()
-def provision(
-    study: StudyPath,
-    server: Annotated[
-        str, typer.Option(help="The host name by which the sites reach the server; or localhost.")
-    ],
-    out: Annotated[Path, typer.Option(help="A new folder for the kits.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The server's port.")] = 8002,
-    json: Json = False,
-) -> None:
-    """Make certificates and startup kits: for the server, each site and the admin."""
-    need_flare()
-    from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import print_kits
-    from grandrounds.flare.provision import provision_kits as make_kits
-    from grandrounds.runs.remote import check_remote
-    from grandrounds.study.file import read_study
-
-    resolved = read_study(study)
-    check_remote(resolved)
-    kits = make_kits(resolved, server, out, port=port)
-    if json:
-        print_json({name: str(kit) for name, kit in kits.items()})
-    else:
-        print_kits(kits)
-
-
-@federation.command()
 def start(
     kit: AnyKit,
     health: Annotated[
@@ -165,10 +138,13 @@ def submit(
 
 
 @federation.command()
-def status(kit: AdminKit, json: Json = False) -> None:
+def status(
+    kit: Annotated[Path, typer.Option("--kit", help="The admin's startup kit, or a site's.")],
+    json: Json = False,
+) -> None:
     """Show which sites answer, and how far each job has come."""
+    from grandrounds.cli.federation_output import print_jobs
     from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import print_jobs
 
     with _session(kit) as session:
         sites, jobs = session.responding_sites(), session.jobs()
@@ -220,7 +196,7 @@ def clean(
 ) -> None:
     """Remove what finished jobs left at the server: their results, folders and logs."""
     need_flare()
-    from grandrounds.cli.study_output import print_leftovers
+    from grandrounds.cli.federation_output import print_leftovers
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.retention import delete_stored, stored_leftovers
     from grandrounds.flare.session import open_session
@@ -241,7 +217,7 @@ def clean(
 
 def clean_kit(kit: "Kit", days: int, *, runs: bool, dry_run: bool, json: bool) -> None:
     """Remove what finished jobs left in a kit, or only list it; print both."""
-    from grandrounds.cli.study_output import print_leftovers
+    from grandrounds.cli.federation_output import print_leftovers
     from grandrounds.flare.retention import leftovers, remove_leftovers
 
     found = leftovers(kit, days=days, runs=runs)
@@ -318,8 +294,8 @@ def doctor(
 ) -> None:
     """Look for what would stop this machine in a federation, and say how to mend it."""
     need_flare()
+    from grandrounds.cli.federation_output import print_findings
     from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import print_findings
     from grandrounds.flare.doctor import examine
     from grandrounds.flare.doctor.finding import Party
     from grandrounds.flare.kit import Kit
@@ -343,7 +319,7 @@ def need_flare() -> None:
 
 
 def _session(kit: Path) -> "AbstractContextManager[AdminSession]":
-    """Open a session with the server of an admin's kit. Raises `BadStudy` without NVFlare."""
+    """Open a session with the server of a kit. Raises `BadStudy` without NVFlare."""
     need_flare()
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.session import open_session

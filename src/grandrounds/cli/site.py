@@ -118,3 +118,42 @@ def clean(
     if own.kind != "client":
         raise BadSite(f"{kit}: is not a site's kit; give it to `grandrounds federation clean`")
     clean_kit(own, older_than, runs=runs, dry_run=dry_run, json=json)
+
+
+@at_site.command()
+def request(
+    name: Annotated[str, typer.Argument(help="The site's name, as studies call it.")],
+    out: Annotated[Path, typer.Option(help="A folder for the key, which never leaves it.")],
+    json: Json = False,
+) -> None:
+    """Make a site's own private key, and a request for a certificate of it."""
+    need_flare()
+    from grandrounds.cli.federation_output import print_request
+    from grandrounds.cli.output import print_json
+    from grandrounds.flare.requests import make_request
+
+    asked, path = make_request(name, out)
+    if json:
+        print_json({"site": asked.site, "request": str(path), "key": asked.digest})
+    else:
+        print_request(asked, path)
+
+
+@at_site.command()
+def install(
+    kit: Annotated[Path, typer.Argument(help="The kit that the coordinator made by the request.")],
+    key: Annotated[Path, typer.Option(help="The folder of the key, which request made.")],
+    into: Annotated[
+        Path | None,
+        typer.Option(help="The site's kit so far; all but its certificate and key stays."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Complete a kit with the site's own key; or renew the kit that the site has."""
+    need_flare()
+    from grandrounds.cli.output import print_line
+    from grandrounds.flare.kit import Kit
+    from grandrounds.flare.requests import install_key
+
+    complete = install_key(Kit(kit), key, Kit(into) if into else None)
+    print_line("kit", str(complete.folder), as_json=json)

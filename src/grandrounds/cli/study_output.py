@@ -1,16 +1,13 @@
-"""A study's costs, a site's data and a federation's sites and jobs are printed here."""
+"""A study's costs, a site's data, and what a site accepted and answered are printed here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from grandrounds.cli.output import print_json
 from grandrounds.core.events import TopologySet
 from grandrounds.data.availability import SiteSummary
 from grandrounds.runs.costs import (
@@ -28,11 +25,7 @@ from grandrounds.study.checks import notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
 
-if TYPE_CHECKING:
-    from grandrounds.flare.retention import Leftover
-
 MIB, _GIB = 2**20, 2**30
-VERDICT_COLOURS = {"ok": "green", "bad": "red", "skipped": "dim"}
 
 
 def study_as_json(
@@ -142,23 +135,6 @@ def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> 
     Console().print(table)
 
 
-def print_kits(kits: Mapping[str, Path]) -> None:
-    """Print the owner of each startup kit, and what to do with it."""
-    table = Table("kit", "for", "there, once", title="Startup kits: each holds a private key")
-    for name, kit in kits.items():
-        whose, once = _handed_to(name)
-        table.add_row(str(kit), whose, once)
-    Console().print(table)
-
-
-def _handed_to(name: str) -> tuple[str, str]:
-    if name == "server":
-        return "the machine that the sites reach", "grandrounds federation start KIT"
-    if name == "admin":
-        return "who submits the study", "grandrounds federation submit STUDY --kit KIT"
-    return f"site '{name}'", "grandrounds site accept STUDY --kit KIT, then federation start KIT"
-
-
 def leaving_as_json(study: Study) -> dict[str, object]:
     """Return, as JSON, what will leave each site that accepts a study."""
     cost = estimate(plan_run(study))
@@ -221,44 +197,3 @@ def _left(entry: AuditEntry) -> list[str]:
         f"{entry.tensors:,} tensors left, {entry.bytes:,} bytes{to}",
         f"SHA-256 {entry.digest}",
     ]
-
-
-def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """Print which sites answer, and each job's id, study, status, round and time."""
-    console = Console(highlight=False)
-    console.print(f"there: {', '.join(sites) or 'no site'}", soft_wrap=True)
-    for id, study, status, progress, submitted in jobs:
-        reached = f", round {progress}" if progress else ""
-        console.print(Text(f"{id}  {status}{reached}"), soft_wrap=True)
-        console.print(Text(f"    {study}, submitted {submitted}"), soft_wrap=True)
-
-
-def print_leftovers(
-    found: Sequence["Leftover"], gone: Sequence["Leftover"], *, dry_run: bool, as_json: bool
-) -> None:
-    """Print what jobs left: what was removed, or would be, and what stays for which reason."""
-    going = [each for each in found if each.goes] if dry_run else gone
-    total = sum(each.bytes for each in going)
-    if as_json:
-        said = {"dry_run": dry_run, "removed": len(gone), "bytes": total}
-        print_json(said | {"found": [asdict(each) for each in found]})
-        return
-    console = Console()
-    for each in found:
-        stays = each.stays or ("" if dry_run or each in gone else "it began to run")
-        size = f"{each.bytes:,} bytes, " if each.bytes else ""
-        console.print(Text(each.where), soft_wrap=True)
-        verdict = f"stays: {stays}" if stays else "goes"
-        console.print(Text(f"  {each.what}, {size}{each.days:.0f} days old; {verdict}"))
-    done = "would be removed; leave out --dry-run to do it" if dry_run else "removed"
-    console.print(f"{len(going)} of {len(found)}, {total:,} bytes, {done}", soft_wrap=True)
-
-
-def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
-    """Print the finding of each check of the doctor, and what mends it."""
-    table = Table.grid("", "", "", padding=(0, 2, 0, 0))
-    for name, finding in findings.items():
-        mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""
-        verdict = Text(finding["verdict"], VERDICT_COLOURS[finding["verdict"]])
-        table.add_row(verdict, Text(name), Text(f"{finding['found']}{mend}"))
-    Console().print(table)

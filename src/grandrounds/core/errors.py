@@ -75,6 +75,13 @@ class DiskFailed(RunFailed):
     """The disk refused to save what must not be lost."""
 
 
+class WrongSignature(ValueError):  # noqa: N818 - reads as what it says
+    """A signature is not by the key of a certificate of this federation that is valid now.
+
+    Its message is a sentence of the program that any party may be told.
+    """
+
+
 @dataclass(frozen=True)
 class FailureCard:
     """Says which site failed, when, at what, and what may help; `trace` has no folder names."""

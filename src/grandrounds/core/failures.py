@@ -19,6 +19,7 @@ HINTS = {
     "WorkerDied": "If memory ran out, give fewer --workers; the rounds before this one are safe.",
     "SiteSilent": "Look at the site's machine and network; then resume the run.",
     "CorruptEnvelope": "Something on the way between the sites changes what is sent.",
+    "ForgedEnvelope": "Look at the site's log and at the dates of its certificate; then resume.",
     "BadUpdate": "All sites must run the same version and study.",
     "TimeoutError": "Give slow sites more time (topology.patience), or ask what holds this one up.",
 }

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from grandrounds.core.errors import BadInput, DiskFailed
 from grandrounds.core.sentence import Reason, phrase
@@ -75,6 +76,35 @@ def appearing(
         with suppress(OSError):  # nothing to remove where the folder itself could not be made
             temporary.unlink()
         raise _refused(refusal, path, error) from error
+
+
+def append_line(path: Path, line: bytes, *, flush: bool = False) -> None:
+    """Append a line, after cutting one that a killed process or a full disk left unfinished.
+
+    With `flush` it is on the disk, with all before it. Raises `OSError`.
+    """
+    with path.open("ab+") as file:
+        _cut_torn_line(file)
+        file.write(line + b"\n")
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(len(whole_lines(file.read())))
+
+
+def whole_lines(raw: bytes) -> bytes:
+    """Return a file's content without an unfinished last line."""
+    return raw[: raw.rfind(b"\n") + 1]
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:

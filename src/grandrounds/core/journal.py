@@ -1,12 +1,15 @@
-"""A journal saves a run's events, one JSON object a line, even if its process is killed."""
+"""A journal saves a run's events, one JSON object a line, even if its process is killed.
+
+Each line ends with a sum of itself, so that one which a disk changed is noticed.
+"""
 
 import json
-import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import TypeAlias, cast
+from zlib import crc32
 
 from grandrounds.core.errors import BadFolder, DiskFailed
 from grandrounds.core.events import (
@@ -25,11 +28,13 @@ from grandrounds.core.events import (
     TopologySet,
     WorkSet,
 )
+from grandrounds.core.files import append_line, whole_lines
 from grandrounds.core.serialization import from_plain
 
 Stamped: TypeAlias = tuple[float, Event]  # unix seconds, event
 Place: TypeAlias = tuple[int, str]  # round, site
 Traffic: TypeAlias = tuple[int, int]  # bytes up, bytes down
+_SUM = b', "sum": '  # at the end of a line
 
 
 @dataclass(frozen=True)
@@ -49,29 +54,25 @@ class Journal:
         """
         record = {"event": type(event).__name__, "time": time.time(), **asdict(event)}
         try:
-            with self.path.open("ab+") as file:
-                _cut_torn_line(file)
-                file.write(json.dumps(record).encode() + b"\n")
-                if isinstance(event, RoundFinished):
-                    file.flush()
-                    os.fsync(file.fileno())
+            append_line(self.path, _with_sum(record), flush=isinstance(event, RoundFinished))
         except OSError as error:
             raise DiskFailed(f"{self.path}: the journal cannot be written: {error}") from error
 
 
-def _cut_torn_line(file: BinaryIO) -> None:
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    file.truncate(_whole_lines(file.read()))
+def _with_sum(record: Mapping[str, object]) -> bytes:
+    """Return a record as JSON, with the CRC-32 of the JSON without it at the end."""
+    line = json.dumps(record).encode()
+    return line[:-1] + _SUM + _sum_of(line)
 
 
-def _whole_lines(raw: bytes) -> int:
-    return raw.rfind(b"\n") + 1
+def _sum_of(line: bytes) -> bytes:
+    return b'"%08x"}' % crc32(line)
+
+
+def _is_intact(line: bytes) -> bool:
+    """Tell whether a line is what was written; those of older versions have no sum."""
+    start, mark, end = line.rpartition(_SUM)
+    return not mark or end == _sum_of(start + b"}")
 
 
 def read_journal(path: Path) -> list[Stamped]:
@@ -85,13 +86,16 @@ def read_journal(path: Path) -> list[Stamped]:
         raise BadFolder(
             f"{path}: no journal here; a run folder holds journal.jsonl from its first event on"
         ) from None
-    lines = raw[: _whole_lines(raw)].split(b"\n")[:-1]
+    lines = whole_lines(raw).split(b"\n")[:-1]
     return [_event(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def _event(line: bytes, place: str) -> Stamped:
     try:
         record = json.loads(line)
+        if not _is_intact(line):
+            raise ValueError("its sum differs, so the disk or a copy changed it")
+        record.pop("sum", None)
         kind, moment = EVENT_KINDS[record.pop("event")], float(record.pop("time"))
         return moment, cast(Event, from_plain(kind, record))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

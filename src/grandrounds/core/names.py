@@ -30,6 +30,7 @@ _DEVICES = {
 _NO_SITE = {
     "server": "the coordinator's server",
     "admin": "who submits studies",
+    "authority": "who issues the certificates",
     POOLED: "all sites",
 }
 _HOST = re.compile(r"(?!.{254})([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.(?!$)|$))+")

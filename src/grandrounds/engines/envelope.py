@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Literal, TypeAlias, TypeVar
 
+from grandrounds.core.errors import WrongSignature
 from grandrounds.core.serialization import from_plain
 
 ReplyState: TypeAlias = Literal[
@@ -122,7 +123,7 @@ class SealingKey:
     """A party's key: `sign` signs a statement; `certificate` (PEM) lets others verify it.
 
     `verify` returns the name in a certificate of this federation whose key signed a statement, and
-    raises `ValueError` for anything else.
+    raises `WrongSignature` or another `ValueError` for anything else.
     """
 
     certificate: str
@@ -176,9 +177,14 @@ class Identity:
                 b64decode(words.pop("signature")),
             )
             stamp = from_plain(Seal, words)
-            signer = key.verify(certificate, signature, stamp.statement(digest))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ForgedEnvelope("a letter is not signed by a party of this federation") from None
+        try:
+            signer = key.verify(certificate, signature, stamp.statement(digest))
+        except ValueError as error:
+            words = "a letter is not signed by a party of this federation"
+            why = f": {error}" if isinstance(error, WrongSignature) else ""
+            raise ForgedEnvelope(f"{words}{why}") from None
         if signer != stamp.sender:
             raise ForgedEnvelope("a letter is signed by another party than it says")
         return stamp

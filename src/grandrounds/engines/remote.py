@@ -49,6 +49,9 @@ class Abandoned(RuntimeError):  # noqa: N818 - nobody waits for this answer any 
     """The coordinator went on without this answer."""
 
 
+_UNANSWERED = (SiteSilent, TimeoutError, CorruptEnvelope, ForgedEnvelope, BadUpdate)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
     """How long to wait for a site elsewhere, in seconds.
@@ -101,7 +104,8 @@ class SiteConnection:
         """Send a request, again where the connection breaks, and return the site's answer.
 
         Raises `SiteSilent`, `TimeoutError` past the deadline, `CorruptEnvelope` where envelopes
-        arrive damaged again and again, and `Abandoned`.
+        arrive damaged again and again, `ForgedEnvelope` where they are not of this site and
+        session, and `Abandoned`.
         """
         complete = RequestEnvelope(
             number=number,
@@ -133,6 +137,7 @@ class SiteConnection:
 
     def _once(self, envelope: RequestEnvelope, watch: "_Watch") -> ReplyEnvelope | None:
         """Call once; return the answer to this envelope, or None where none arrives."""
+        damage: CorruptEnvelope | ForgedEnvelope = CorruptEnvelope()
         try:
             answer = self._exchanged(envelope)
         except ConnectionInterrupted:
@@ -141,11 +146,11 @@ class SiteConnection:
         except ConnectionError as error:
             watch.silent(error)
             return None
-        except (CorruptEnvelope, ForgedEnvelope):
-            answer = None
+        except (CorruptEnvelope, ForgedEnvelope) as error:
+            answer, damage = None, error
         forgot = answer is not None and answer.state == "unknown" and bool(envelope.body)
         if answer is None or answer.number != envelope.number or forgot:
-            watch.damaged()
+            watch.damaged(damage)
             return None
         watch.alive()
         return answer
@@ -162,9 +167,20 @@ class SiteConnection:
             raise ForgedEnvelope("a reply is not of the site that was asked")
         if self.identity.key and not self._session and stamp.session.startswith(self._nonce + "."):
             self._session = stamp.session
+        if self.identity.key and not stamp.session:
+            raise self._not_taken(answer)
         if stamp.session != self._session:
             raise ForgedEnvelope("a reply is of another session")
         return answer
+
+    def _not_taken(self, answer: ReplyEnvelope) -> CorruptEnvelope | ForgedEnvelope:
+        """Return what it means that a site took an envelope for none of a session."""
+        if answer.state == "damaged":
+            return CorruptEnvelope("the site got a damaged letter")
+        if not self._session:
+            return ForgedEnvelope("the site does not take the coordinator's signature")
+        words = "the site knows no such session, as if its process had been started anew"
+        return ForgedEnvelope(words)
 
 
 @dataclass
@@ -194,10 +210,16 @@ class _Watch:
         if silence > self.silence:
             raise SiteSilent(f"no sign of life for {silence:.0f} s: {error}")
 
-    def damaged(self) -> None:
-        """Note an envelope that is no valid answer. Raises `CorruptEnvelope` at the fifth."""
+    def damaged(self, error: CorruptEnvelope | ForgedEnvelope) -> None:
+        """Note an envelope that is no valid answer.
+
+        Raises `CorruptEnvelope` or `ForgedEnvelope` at the fifth.
+        """
         self._damaged += 1
         if self._damaged == _TOO_MANY:
+            if isinstance(error, ForgedEnvelope):
+                words = f"{_TOO_MANY} letters did not count, one after the other: {error}"
+                raise ForgedEnvelope(words)
             raise CorruptEnvelope(f"{_TOO_MANY} letters came damaged, one after the other")
 
 
@@ -309,7 +331,7 @@ def answered(
         return reply
     except (SiteFailed, BadInput) as failure:
         return failure
-    except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate, FloatingPointError) as error:
+    except (*_UNANSWERED, FloatingPointError) as error:
         return SiteFailed(failure_card(connection.site, request, error, str(error)))
 
 
@@ -358,21 +380,22 @@ def _late(
         yield site, SiteFailed(failure_card(site, requests[site], error, str(error)))
 
 
-def ready(connections: Sequence[SiteConnection]) -> dict[str, bytes]:
+def ready(connections: Sequence[SiteConnection], news: bytes = b"") -> dict[str, bytes]:
     """Wait until every site is open, and return the bytes with which each describes itself.
 
-    Raises `BadSite` for the first in the roster that refuses, and `SiteFailed` for a silent one.
+    `news` is what each is told at the opening. Raises `BadSite` for the first in the roster that
+    refuses, and `SiteFailed` for a silent one.
     """
     with ThreadPoolExecutor(len(connections)) as pool:
         try:
-            return dict(pool.map(_describe, connections))
+            return dict(pool.map(partial(_describe, news), connections))
         finally:
             for connection in connections:
                 connection.abandon()
 
 
-def _describe(connection: SiteConnection) -> tuple[str, bytes]:
+def _describe(news: bytes, connection: SiteConnection) -> tuple[str, bytes]:
     try:
-        return connection.site, _body(connection.site, connection.ask(READY, b""))
-    except (SiteSilent, TimeoutError, CorruptEnvelope, BadUpdate) as error:
+        return connection.site, _body(connection.site, connection.ask(READY, news))
+    except _UNANSWERED as error:
         raise SiteFailed(failure_card(connection.site, Describe(), error, str(error))) from error

@@ -13,7 +13,14 @@ from threading import Event as ThreadEvent
 from threading import Lock
 from typing import TypeAlias
 
-from grandrounds.core.errors import BadInput, DiskFailed, FailureCard, RunFailed, SiteFailed
+from grandrounds.core.errors import (
+    BadInput,
+    DiskFailed,
+    FailureCard,
+    RunFailed,
+    SiteFailed,
+    WrongSignature,
+)
 from grandrounds.core.failures import Disclosure, failure_card, log_failure
 from grandrounds.core.messages import Describe, Message, Reply, Request, decode, encode
 from grandrounds.core.names import check_name
@@ -50,9 +57,10 @@ class SiteAgent:
     `host` opens the site, and returns what the coordinator should know before round 1;
     `send_to_peer` sends a packed envelope to another site and returns the packed answer, or raises
     `ConnectionError`. Only the `coordinator`, by its signature, may ask; `guard` makes what holds
-    each request against the accepted study, and `audit` hears of each. A request that arrives again
-    gets the stored answer. What goes wrong leaves as `disclosure` tells it, and stands as it is in
-    the site's log.
+    each request against the accepted study, and `audit` hears of each. `learn` is told what comes
+    with the opening of a session, and raises `WrongSignature` where it does not count. A request
+    that arrives again gets the stored answer. What goes wrong leaves as `disclosure` tells it, and
+    stands as it is in the site's log.
     """
 
     host: Host
@@ -62,6 +70,7 @@ class SiteAgent:
     coordinator: str = ""
     guard: Callable[[Site], StudyGuard] | None = None
     audit: Audit = unaudited
+    learn: Callable[[bytes], object] = bytes
     _nonce: str = field(default_factory=partial(token_hex, 16), init=False)
     _guard: StudyGuard | None = field(default=None, init=False)
     _is_open: ThreadEvent = field(default_factory=ThreadEvent, init=False)
@@ -92,10 +101,21 @@ class SiteAgent:
         if stamp.sender != self.coordinator:
             raise ForgedEnvelope(f"'{stamp.sender}' asked, who is not the coordinator")
         if envelope.number == READY:
+            self._learn(envelope.body)
             return f"{stamp.session.partition('.')[0]}.{self._nonce}"
         if not stamp.session.endswith(f".{self._nonce}"):
             raise ForgedEnvelope("a letter is of another session")
         return stamp.session
+
+    def _learn(self, news: bytes) -> None:
+        """Learn what the coordinator brought. Raises `ForgedEnvelope` where it does not count."""
+        try:
+            self.learn(news)
+        except WrongSignature as error:
+            raise ForgedEnvelope(f"what came with the opening does not count: {error}") from None
+        except DiskFailed as error:
+            log_failure(self.disclosure.site, error)
+            raise ForgedEnvelope("what came with the opening could not be kept") from None
 
     def _said(self, state: ReplyState, to: str) -> bytes:
         """Return an answer to what was no request of this session."""

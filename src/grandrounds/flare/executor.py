@@ -31,6 +31,7 @@ from grandrounds.runs.costs import largest_letter, plan_run
 from grandrounds.runs.remote import identity_of, serve_site, study_guard
 from grandrounds.site.audit import AuditLog
 from grandrounds.study.file import read_study
+from grandrounds.study.revocation import keep_list
 from grandrounds.study.site_file import read_site
 from grandrounds.study.study import Study
 
@@ -89,6 +90,7 @@ class SiteExecutor(Executor):
             coordinator=Kit(paths.root.parent.parent).coordinator if paths.root else "",
             guard=partial(study_guard, study),
             audit=AuditLog(RunFolder(paths.run).site(name).audit),
+            learn=partial(keep_list, root=paths.root) if paths.root else bytes,
         )
         transport.answer(ASK, agent.answer)
         transport.answer(MAIL, agent.receive_update)

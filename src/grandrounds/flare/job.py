@@ -33,6 +33,7 @@ ENDS = f"{STATUS} is answered no longer"  # in the log of a job that ends
 CONTROLLER = "grandrounds.flare.controller.StudyController"
 EXECUTOR = "grandrounds.flare.executor.SiteExecutor"
 ALLOWED = (CONTROLLER, EXECUTOR)
+REGISTRATION = "grandrounds.flare.registration.Registration"  # in the server's kit, not in a job
 _FILTERS: Mapping[str, list[object]] = {"task_data_filters": [], "task_result_filters": []}
 _PAUSE = 1.0  # seconds between a site's requests for tasks, of which there are none
 

@@ -1,19 +1,29 @@
 """A startup kit holds a party's identity, and signs the studies that a site accepts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.names import check_site_name
 from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.study.acceptance import Acceptance, accept, save_acceptance
 from grandrounds.study.file import fingerprint
+from grandrounds.study.identity import read_certificate, role_of
 from grandrounds.study.study import Study
 
 RUNS = "grandrounds"  # in a kit: the folder of a party's runs
+LOOK = "look"  # in a site's kit: the kit with which its people see the status
+ADMINISTERS, LOOKS = "project_admin", "member"  # NVFlare's roles, which stand in a certificate
+Right: TypeAlias = Literal["coordinate", "train", "look", "administer"]
+RIGHTS: Mapping[Right, str] = {
+    "coordinate": "runs the server, carries what the parties send each other, and trains nothing",
+    "train": "answers for its site in studies that the site has accepted, and sees the status",
+    "look": "sees which sites answer and how far each job has come, and may do nothing else",
+    "administer": "submits, resumes, aborts and fetches studies, and reads the server's logs",
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +46,55 @@ class Kit:
 
     @property
     def local(self) -> Path:
-        """Return the folder of the party's own settings."""
+        """Return the folder of the party's own settings, which no newer kit replaces."""
         return self.folder / "local"
 
     @property
     def running(self) -> Path:
         """Return the file that the kit's process holds as long as it lives."""
         return self.folder / "running.lock"
+
+    @property
+    def root(self) -> Path:
+        """Return the path of the certificate of the federation's authority."""
+        return self.startup / "rootCA.pem"
+
+    @property
+    def certificate(self) -> Path:
+        """Return the path of the party's certificate."""
+        return self.startup / f"{self._pair}.crt"
+
+    @property
+    def key(self) -> Path:
+        """Return the path of the certificate's private key."""
+        return self.startup / f"{self._pair}.key"
+
+    @property
+    def _pair(self) -> str:
+        return "server" if self.kind == "server" else "client"
+
+    @property
+    def look(self) -> "Kit":
+        """Return the kit with which a site's people see the status, and may do nothing else.
+
+        It has a certificate of its own for the site's key. Raises `BadSite` where there is none.
+        """
+        return Kit(self.folder / LOOK)
+
+    @property
+    def user(self) -> str:
+        """Return the name under which an admin's kit, or a site's `look`, opens a session."""
+        return str(self._read("fed_admin.json")["admin"]["username"])
+
+    @property
+    def right(self) -> Right:
+        """Return what the federation lets this kit do, by its certificate. Raises `BadSite`."""
+        if self.kind == "server":
+            return "coordinate"
+        if self.kind == "client":
+            return "train"
+        role = role_of(read_certificate(self.certificate))
+        return "administer" if role == ADMINISTERS else "look"
 
     @property
     def kind(self) -> Literal["server", "client", "admin"]:
@@ -108,6 +160,5 @@ def accept_study(study: Study, kit: Kit, policy: Sequence[str] = ()) -> tuple[Ac
     Raises `BadSite` where the kit is not that of a site of the study.
     """
     check_kit(study, kit)
-    key, certificate = kit.startup / "client.key", kit.startup / "client.crt"
-    acceptance = accept(fingerprint(study), key, certificate, policy)
+    acceptance = accept(fingerprint(study), kit.key, kit.certificate, policy)
     return acceptance, save_acceptance(acceptance, kit.local)

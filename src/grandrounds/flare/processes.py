@@ -10,13 +10,15 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from grandrounds.core.errors import BadSite, RunFailed
+from grandrounds.core.errors import BadSite, RunFailed, WrongSignature
 from grandrounds.core.files import write_text
 from grandrounds.core.processes import hold
 from grandrounds.flare.health import start_health
 from grandrounds.flare.job_store import settle_lost_jobs
 from grandrounds.flare.kit import Kit, organisation
 from grandrounds.flare.session import AdminSession, NoServer, open_session
+from grandrounds.study.identity import read_certificate
+from grandrounds.study.revocation import check_not_revoked
 
 STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server store its jobs
 LOG = "console.log"
@@ -54,12 +56,29 @@ def kit_command(kit: Kit) -> list[str]:
     """Return the command that runs a kit's process in the foreground. Raises `BadSite`."""
     if kit.kind == "admin":
         raise BadSite(f"{kit.folder}: is the kit to submit studies with; nothing runs from it")
+    check_startable(kit)
     keep_storage_in_kit(kit)
     who = [f"uid={kit.name}"] if kit.kind == "client" else []
     module = f"nvflare.private.fed.app.{kit.kind}.{kit.kind}_train"
     workspace = ["-m", str(kit.folder.absolute()), "-s", f"fed_{kit.kind}.json"]
     settings = ["secure_train=true", *who, f"org={_org(kit)}", "config_folder=config"]
     return [sys.executable, "-u", "-m", module, *workspace, "--set", *settings]
+
+
+def check_startable(kit: Kit) -> None:
+    """Refuse a kit that is not complete, or of which the party knows that it was revoked.
+
+    Raises `BadSite`.
+    """
+    if not kit.key.exists():
+        raise BadSite(
+            f"{kit.folder}: has no private key ({kit.key.name}); put the site's own into it: "
+            "grandrounds site install KIT --key FOLDER"
+        )
+    try:
+        check_not_revoked(read_certificate(kit.certificate), kit.root)
+    except WrongSignature as error:
+        raise BadSite(f"{kit.folder}: {error}; ask the coordinator for a new kit") from None
 
 
 def keep_storage_in_kit(kit: Kit) -> None:

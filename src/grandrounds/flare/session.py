@@ -34,12 +34,11 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from grandrounds.core.errors import BadFolder, BadStudy, RunFailed
+from grandrounds.core.errors import BadFolder, BadSite, BadStudy, RunFailed
 from grandrounds.core.names import check_name
 from grandrounds.engines.remote import Timeouts
 from grandrounds.flare.job import ANSWERS, ENDS, RESULT, STATUS, export_job
-from grandrounds.flare.kit import Kit
-from grandrounds.flare.provision import ADMIN
+from grandrounds.flare.kit import RIGHTS, Kit
 from grandrounds.study.study import Study
 
 DONE = "FINISHED:COMPLETED"
@@ -49,6 +48,7 @@ ENDING = "ENDING"  # its process has ended; the server waits for the sites, and 
 _LOOKS = 960  # in a row, a second apart; NVFlare 2.9 waits 900 s for the sites' last word
 _LONG_LOG = 100_000  # characters, of a job that has begun long ago
 _TOOK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+)")  # as NVFlare writes a duration
+_REJECTED = "error:client_registration "  # what NVFlare puts before the server's reason
 _SILENT = {"error": "No replies"}  # what NVFlare says of a site that does not answer
 
 
@@ -183,8 +183,14 @@ class AdminSession:
             return {}
 
     def _answers(self, id: str) -> bool:
-        """Tell by its job's log whether the coordinator answers; a long one has lost its start."""
-        log = str(self.session.get_job_logs(id)["logs"].get("server", ""))
+        """Tell by its job's log whether the coordinator answers; a long one has lost its start.
+
+        A kit that may only look cannot read the log, and asks.
+        """
+        try:
+            log = str(self.session.get_job_logs(id)["logs"].get("server", ""))
+        except AuthorizationError:
+            return True
         return ENDS not in log and (ANSWERS in log or len(log) > _LONG_LOG)
 
     def wait(self, id: str, *, look: Look = unseen) -> tuple[Job, str]:
@@ -248,22 +254,32 @@ class AdminSession:
 
 @contextmanager
 def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, None, None]:
-    """Open a session with a federation's server. Raises `NoServer`, also where it breaks off."""
-    host, port = kit.address
-    # The sentence of `NoServer` replaces what NVFlare would log here on stderr.
+    """Open a session with a federation's server; with a site's kit, to look at its status.
+
+    Raises `NoServer`, also where it breaks off, and `BadSite` for a kit that the server does not
+    let do what was asked.
+    """
+    if kit.kind == "server":
+        raise BadSite(f"{kit.folder}: {RIGHTS[kit.right]}; give the admin's kit, or a site's")
+    own = kit.look if kit.kind == "client" else kit
+    host, port = own.address
+    # The sentence of `NoServer` replaces what NVFlare would log here on stderr, or print.
     logging.getLogger().addHandler(logging.NullHandler())
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            session = new_secure_session(ADMIN, str(kit.folder.absolute()), timeout=timeout)
+            session = new_secure_session(own.user, str(own.folder.absolute()), timeout=timeout)
         except (
             AuthenticationError,
             FLCommunicationError,
             InternalError,
             NoConnection,
         ) as error:
-            raise NoServer(f"the server {host}:{port} does not answer ({error})") from None
+            what = _refusal(error) or f"does not answer ({error})"
+            raise NoServer(f"the server {host}:{port} {what}") from None
     try:
         yield AdminSession(session)
+    except AuthorizationError as error:
+        raise _not_allowed(own, error) from None
     except (NoConnection, SessionClosed) as error:
         raise NoServer(
             f"the server {host}:{port} answers no longer ({error}); once it is there again, "
@@ -271,6 +287,20 @@ def open_session(kit: Kit, *, timeout: float = 20.0) -> Generator[AdminSession, 
         ) from None
     finally:
         session.close()
+
+
+def _refusal(error: Exception) -> str:
+    """Say why a server that answers lets this kit not in; empty where it does not answer."""
+    cause = str(error.__context__ or "")
+    if cause.startswith(_REJECTED):
+        return f"does not let this kit in: {cause.removeprefix(_REJECTED)}"
+    return f"does not let this kit in ({error})" if isinstance(error, AuthenticationError) else ""
+
+
+def _not_allowed(kit: Kit, error: AuthorizationError) -> BadSite:
+    return BadSite(
+        f"{kit.folder}: the server does not let this kit do that ({error}); it {RIGHTS[kit.right]}"
+    )
 
 
 @contextmanager
@@ -282,8 +312,6 @@ def _known(id: str) -> Generator[None, None, None]:
         raise BadStudy(
             f"there is no job {id}; `grandrounds federation status` lists them"
         ) from None
-    except AuthorizationError as error:
-        raise BadStudy(f"job {id}: this kit may not do that ({error})") from None
 
 
 def _seconds(days: str, hours: str, minutes: str, seconds: str) -> float:

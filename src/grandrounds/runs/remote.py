@@ -38,6 +38,7 @@ from grandrounds.site.site import Site
 from grandrounds.study.acceptance import check_acceptance, from_json, load_acceptance, to_json
 from grandrounds.study.file import fingerprint
 from grandrounds.study.identity import common_name, load_key, read_certificate, sign, signer
+from grandrounds.study.revocation import list_bytes
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
 
@@ -181,7 +182,7 @@ def _check_handshakes(
 ) -> None:
     """Wait until all sites are open, and check their handshakes. Raises `BadSite`."""
     ours = handshake_of(study)
-    for site, handshake in ready(connections).items():
+    for site, handshake in ready(connections, list_bytes(root) if root else b"").items():
         theirs = _handshake_in(site, handshake)
         if replace(theirs, acceptance="") != ours:
             raise BadSite(_difference(site, theirs, ours))

@@ -43,22 +43,24 @@ def find_start(
     """Return the newest round that the coordinator and all its sites hold intact.
 
     A site that missed a round counts with the last one it took part in, one that the `study` lets
-    join later with none, and the journal must tell
-    of every round so far, as the tables are made of it. Raises `BadFolder` where rounds were saved
-    and none is held by everyone: no run begins anew in the midst of another.
+    join later with none, and the journal must tell of every round so far, as the tables are made of
+    it. A run whose only finished round cannot be used repeats that. Raises `BadFolder` where more
+    rounds were saved and none is held by everyone: no run begins anew in the midst of another.
     """
     if not resumes:
         return Start()
     saved, lost = saved_rounds(folder).rounds(), list[RoundLost]()
-    told = finished_rounds(RunFolder(folder).journal) if saved else set[int]()
+    journal = RunFolder(folder).journal  # a damaged one stops the run now, not at its end
+    told = finished_rounds(journal) if saved or journal.exists() else set[int]()
     for round in reversed(saved):
         state, problems = _examined(folder, round, sites, study)
         problems += _untold(round, told)
         if state and not problems:
             return Start(state, tuple(lost))
         lost += problems
-    _check_nothing_saved(folder, saved, sites, lost)
-    return Start()
+    if not _lost_one_round_at_most(saved, sites):
+        _check_nothing_saved(folder, saved, sites, lost)
+    return Start(None, tuple(lost))
 
 
 def changes_since(folder: Path, start: Start, changed: Sequence[str]) -> tuple[str, ...]:
@@ -112,6 +114,14 @@ def _untold(round: int, told: Set[int]) -> list[RoundLost]:
     missing = [each for each in range(1, round + 1) if each not in told]
     message = f"{RunFolder.journal} lacks the end of {_listed(missing)}, as if it had been cut"
     return [RoundLost(COORDINATOR, round, message)] if missing else []
+
+
+def _lost_one_round_at_most(saved: Sequence[int], sites: Holdings) -> bool:
+    """Tell whether only the first round was finished; sites may have trained the second."""
+    return (
+        tuple(saved) == (1,)
+        and max((max(held, default=0) for held in sites.values()), default=0) < 3
+    )
 
 
 def _check_nothing_saved(

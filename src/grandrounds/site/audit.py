@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TypeAlias
 
 from grandrounds.core.errors import BadFolder, DiskFailed
-from grandrounds.core.files import make_private_folder
+from grandrounds.core.files import append_line, make_private_folder, whole_lines
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import digest, num_bytes
@@ -94,13 +94,12 @@ class AuditLog:
         with self._lock:
             if self._is_repeated(entry):
                 return
-            line = json.dumps({"time": time.time(), **asdict(entry)}) + "\n"
+            line = json.dumps({"time": time.time(), **asdict(entry)}).encode()
             try:
                 make_private_folder(self.path.parent)
                 self.path.touch(mode=0o600)
                 self.path.chmod(0o600)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(line)
+                append_line(self.path, line)
             except OSError as error:
                 raise DiskFailed(f"{self.path}: the log cannot be written: {error}") from error
 
@@ -117,11 +116,13 @@ class AuditLog:
 
 
 def read_audit(path: Path) -> Iterator[tuple[float, AuditEntry]]:
-    """Yield each line with its time, oldest first. Raises `BadFolder` for a damaged line."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = json.loads(line)
-                yield float(record.pop("time")), from_plain(AuditEntry, record)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise BadFolder(f"{path}: line {number} is damaged") from None
+    """Yield each line with its time, oldest first; an unfinished last line is left out.
+
+    Raises `BadFolder` for a damaged line.
+    """
+    for number, line in enumerate(whole_lines(path.read_bytes()).split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+            yield float(record.pop("time")), from_plain(AuditEntry, record)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadFolder(f"{path}: line {number} is damaged") from None

@@ -85,13 +85,17 @@ class StudyGuard:
                 self._check_held(request.best)
 
     def _check_next(self, round: int, since: int, keep: int) -> None:
-        """Refuse a round that is neither the next nor a repeat of the last, or after the test."""
+        """Refuse a round that is neither the next nor one of the last two, or after the test.
+
+        The coordinator may have lost the newest round that it saved, while this site trained one
+        more: a resumed run then repeats both.
+        """
         if self._tested:
             raise Refused("test cases were scored, which ends the training of a run")
         last, misses = self.last, self.topology.quorum.least is not None
         next = max(last + 1, self.joins)
         following = round >= next if misses else round == next
-        if round < self.joins or not (following or round == last):
+        if round < self.joins or not (following or round in (last - 1, last)):
             raise Refused(f"round {round} was asked for; this site's next is {next}")
         before = since < round if misses else since == (0 if round == self.joins else round - 1)
         if since < 0 or not before:
@@ -202,7 +206,7 @@ class StudyGuard:
             raise Refused("sites send each other nothing in this study")
         if sender not in self.roster or update.site != sender:
             raise Refused("an update bears another name than its sender's")
-        if update.round not in (self.last, self.last + 1) or update.round < 1:
+        if not max(1, self.last - 1) <= update.round <= self.last + 1:
             raise Refused(f"an update of round {update.round}; this site is at round {self.last}")
         if update.merged:
             _refuse(self.peers[""].problem_merged(update.weights))

@@ -7,19 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from grandrounds.core.errors import BadSite
+from grandrounds.core.errors import BadSite, WrongSignature
 from grandrounds.core.files import write_bytes
 from grandrounds.core.names import check_hash
 from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
-from grandrounds.study.identity import (
-    WrongSignature,
-    common_name,
-    load_key,
-    read_certificate,
-    sign,
-    signer,
-)
+from grandrounds.study.identity import common_name, load_key, read_certificate, sign, signer
 
 FOLDER = "accepted"
 

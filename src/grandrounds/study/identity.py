@@ -13,11 +13,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
-from grandrounds.core.errors import BadSite
-
-
-class WrongSignature(ValueError):  # noqa: N818 - reads as what it says
-    """A signature is not by the key of a certificate of this federation that is valid now."""
+from grandrounds.core.errors import BadSite, WrongSignature
+from grandrounds.study.revocation import check_not_revoked
 
 
 def load_key(path: Path) -> RSAPrivateKey:
@@ -48,10 +45,12 @@ def sign(statement: bytes, key: RSAPrivateKey) -> bytes:
 def signer(certificate: str, signature: bytes, statement: bytes, root: Path) -> str:
     """Return the name in a certificate (PEM) whose key signed a statement.
 
-    `root` is the certificate of the federation's authority. Raises `WrongSignature`.
+    `root` is the certificate of the federation's authority, in a party's kit, which keeps the list
+    of what was revoked. Raises `WrongSignature`.
     """
     proof = _issued(certificate, root.read_bytes())
     check_dates(proof)
+    check_not_revoked(proof, root)
     try:
         public = cast(RSAPublicKey, proof.public_key())
         public.verify(signature, statement, padding.PKCS1v15(), SHA256())
@@ -87,3 +86,9 @@ def common_name(certificate: x509.Certificate) -> str:
     if len(names) != 1:
         raise WrongSignature("the certificate does not bear one name")
     return cast(str, names[0].value)
+
+
+def role_of(certificate: x509.Certificate) -> str:
+    """Return NVFlare's role in a certificate, which users have; empty for a server or a site."""
+    roles = certificate.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)
+    return ", ".join(str(each.value) for each in roles)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from grandrounds.cli.study_output import print_audit, print_jobs
+from grandrounds.cli.federation_output import print_jobs
+from grandrounds.cli.study_output import print_audit
 from grandrounds.site.audit import AuditEntry
 
 DIGEST, JOB = "0123456789abcdef" * 4, "f8bf27a1-768b-41b1-9e43-13815a268c28"

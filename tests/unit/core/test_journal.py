@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -78,6 +79,27 @@ def test_times_never_run_backwards(path: Path):
         Journal(path).append(event)
     times = [moment for moment, _ in read_journal(path)]
     assert times == sorted(times)
+
+
+def test_any_changed_bit_of_any_line_is_noticed(path: Path):
+    """Where it would be another number, too; that the line ends is a bit as any other."""
+    Journal(path).append(EVENTS[5])
+    Journal(path).append(EVENTS[10])
+    content = path.read_bytes()
+    for place in range(len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(BadFolder, match=r"journal\.jsonl: line \d is no event"):
+            read_journal(path)
+
+
+def test_a_line_of_an_older_version_has_no_sum_and_is_read(path: Path):
+    Journal(path).append(EVENTS[10])
+    record = json.loads(path.read_bytes())
+    del record["sum"]
+    path.write_text(json.dumps(record) + "\n")
+    assert events(path) == [EVENTS[10]]
 
 
 def test_an_unfinished_last_line_is_not_read(path: Path):

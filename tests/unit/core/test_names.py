@@ -49,7 +49,7 @@ from grandrounds.data.elements import Elements, Fractions
 from grandrounds.data.simulation.signal import Sequence
 from grandrounds.data.simulation.simulate import Patients, Scanner
 from grandrounds.flare.doctor.finding import Finding
-from grandrounds.flare.job import ALLOWED, export_job
+from grandrounds.flare.job import ALLOWED, REGISTRATION, export_job
 from grandrounds.models.layers import Dropout
 from grandrounds.report.analysis.statistics import PairedDifference, Spread
 from grandrounds.report.tracking.points import Gathering
@@ -317,6 +317,7 @@ def test_kits_allow_the_same_two_classes_as_ever(tmp_path: Path):
         "grandrounds.flare.executor.SiteExecutor",
     )
     assert ours == ALLOWED
+    assert REGISTRATION == "grandrounds.flare.registration.Registration"  # in the server's kit
     export_job(tiny(), tmp_path)
     config = tmp_path / "app" / "config"
     server = json.loads((config / "config_fed_server.json").read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.core.errors import DiskFailed, SiteFailed
+from grandrounds.core.errors import BadSite, DiskFailed, SiteFailed
 from grandrounds.core.messages import Reply, encode
 from grandrounds.engines.envelope import (
     READY,
@@ -28,6 +28,7 @@ from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.site.audit import AuditEntry
 from grandrounds.site.site import Site
 from grandrounds.study.identity import load_key, sign, signer
+from grandrounds.study.revocation import keep_list, known_list
 from tests.helpers.certificates import Authority, new_key
 from tests.helpers.federation import ignore
 from tests.helpers.remote_sites import (
@@ -219,7 +220,55 @@ def test_answers_of_an_earlier_session_are_not_taken(
         ready(later.connections)
         [connection] = later.connections
         connection.call = lambda site, packed, timeout: said[-1]
-        assert card_of(later).error == "CorruptEnvelope"
+        card = card_of(later)
+    assert (card.error, card.message) == (
+        "ForgedEnvelope",
+        "5 letters did not count, one after the other: a reply is of another session",
+    )
+
+
+def test_a_site_that_was_started_anew_in_the_midst_of_a_run_is_told_as_that(
+    party: Parties, sites: Mapping[str, Site], alder: Opened
+):
+    engine = asking(party, alder.call)
+    ready(engine.connections)
+    again = opened(party, sites)
+    with closing(again.agent):
+        [connection] = engine.connections
+        connection.call = again.call
+        card = card_of(engine)
+    assert card.error == "ForgedEnvelope"
+    assert "the site knows no such session, as if its process had been started anew" in card.message
+    assert "resume" in card.hint
+
+
+def test_a_site_whose_certificate_has_ended_is_told_as_that(party: Parties, alder: Opened):
+    engine, old = asking(party, alder.call), party("alder", days=(-2, -1))
+
+    def signed_with_an_old_kit(site: str, packed: bytes, timeout: float) -> bytes:
+        answer, stamp = party("server").unpack(alder.call(site, packed, timeout), ReplyEnvelope)
+        return old.pack(answer, "server", stamp.session)
+
+    ready(engine.connections)
+    [connection] = engine.connections
+    connection.call = signed_with_an_old_kit
+    card = card_of(engine)
+    assert card.error == "ForgedEnvelope"
+    assert "not signed by a party of this federation: the certificate is valid from" in card.message
+
+
+def test_a_request_that_comes_damaged_again_and_again_is_told_as_damaged(
+    party: Parties, alder: Opened
+):
+    engine = asking(party, alder.call)
+    ready(engine.connections)
+    [connection] = engine.connections
+    connection.call = lambda site, packed, timeout: alder.call(site, packed[:-1] + b"?", timeout)
+    card = card_of(engine)
+    assert (card.error, card.message) == (
+        "CorruptEnvelope",
+        "5 letters came damaged, one after the other",
+    )
 
 
 def test_a_reply_that_another_site_signed_is_not_taken(party: Parties, alder: Opened):
@@ -233,7 +282,7 @@ def test_a_reply_that_another_site_signed_is_not_taken(party: Parties, alder: Op
     ready(engine.connections)
     [connection] = engine.connections
     connection.call = signed_by_birch
-    assert card_of(engine).error == "CorruptEnvelope"
+    assert card_of(engine).error == "ForgedEnvelope"
     assert set(said) == {"done"}  # what alder itself said would have been taken
 
 
@@ -262,3 +311,133 @@ def test_nothing_leaves_that_could_not_be_written_down(party: Parties, sites: Ma
         ready(engine.connections)
         with pytest.raises((DiskFailed, SiteFailed)):
             engine.ask({"alder": ORDER})
+
+
+# Certificates that were revoked.
+
+
+@dataclass(frozen=True)
+class Revoking:
+    """A federation in which each party keeps its own list of what was revoked."""
+
+    authority: Authority
+    folder: Path
+
+    def root(self, name: str) -> Path:
+        """Give the authority's certificate in a party's kit, beside which its list is kept."""
+        root = self.folder / name / "startup" / "rootCA.pem"
+        return root if root.exists() else self.authority.root(root)
+
+    def __call__(self, name: str) -> Identity:
+        root = self.root(name)
+        certificate = root.with_name("client.crt")
+        if not certificate.exists():
+            self.authority.issue(name, root.parent)
+        signs = partial(sign, key=load_key(root.with_name("client.key")))
+        key = SealingKey(certificate.read_text(), signs, partial(signer, root=root))
+        return Identity(name, RUN, key)
+
+    def revoked(self, number: int, *names: str) -> bytes:
+        """Sign a list of what these parties have."""
+        paths = [self.root(name).with_name("client.crt") for name in names]
+        return self.authority.revoke(number, *paths)
+
+
+@pytest.fixture
+def revoking(party: Parties, tmp_path: Path) -> Revoking:
+    return Revoking(party.authority, tmp_path)
+
+
+@pytest.fixture
+def learning(revoking: Revoking, sites: Mapping[str, Site]) -> Iterator[Opened]:
+    """The site alder, which learns at the opening what was revoked."""
+    counted, lines = Counted(), list[AuditEntry]()
+    agent = SiteAgent(
+        nullcontext((InProcessEngine((odd(sites["alder"], counted),), ignore), b"alder")),
+        nowhere,
+        sites["alder"].disclosure,
+        identity=revoking("alder"),
+        coordinator="server",
+        audit=lines.append,
+        learn=partial(keep_list, root=revoking.root("alder")),
+    )
+    with closing(agent):
+        yield Opened(agent, counted, lines)
+
+
+def coordinator(revoking: Revoking, call: Callable[[str, bytes, float], bytes]) -> RemoteEngine:
+    return RemoteEngine((SiteConnection("alder", call, HASTY, revoking("server")),), ignore)
+
+
+def mailed(revoking: Revoking, site: Opened, sender: str) -> str:
+    """What a site says to a peer's update: done, where it is taken."""
+    update = PeerEnvelope(body=encode(Reply(site=sender, round=1)))
+    packed = revoking(sender).pack(update, "alder")
+    return unpack(site.agent.receive_update(packed), ReplyEnvelope).state
+
+
+def test_a_site_learns_at_the_opening_who_was_revoked_and_takes_no_more_of_its_mail(
+    revoking: Revoking, learning: Opened
+):
+    engine = coordinator(revoking, learning.call)
+    for name in ("birch", "cedar"):
+        revoking(name)
+    ready(engine.connections)
+    assert mailed(revoking, learning, "birch") == "done"
+    again = coordinator(revoking, learning.call)
+    ready(again.connections, revoking.revoked(1, "birch"))
+    assert mailed(revoking, learning, "birch") == "refused"
+    assert mailed(revoking, learning, "cedar") == "done"
+    [line] = [line for line in learning.lines if line.refused]
+    assert (line.who, line.asked) == ("unknown", "deliver")
+    assert "was revoked by the federation's authority" in line.refused
+
+
+def test_a_coordinator_with_an_older_list_does_not_bring_a_site_back(
+    revoking: Revoking, learning: Opened
+):
+    revoking("birch")
+    ready(coordinator(revoking, learning.call).connections, revoking.revoked(2, "birch"))
+    for older in (b"", revoking.revoked(1)):
+        ready(coordinator(revoking, learning.call).connections, older)
+    assert known_list(revoking.root("alder")).number == 2
+    assert mailed(revoking, learning, "birch") == "refused"
+
+
+def test_a_list_that_is_not_the_authority_s_is_refused_and_written_down(
+    revoking: Revoking, learning: Opened
+):
+    revoking("birch")
+    certificate = revoking.root("birch").with_name("client.crt")
+    forged = Authority("tiny", new_key()).revoke(9, certificate)
+    with pytest.raises((SiteFailed, BadSite)):
+        ready(coordinator(revoking, learning.call).connections, forged)
+    assert mailed(revoking, learning, "birch") == "done"
+    assert {line.refused for line in learning.lines if line.refused} == {
+        "what came with the opening does not count: the list of revoked certificates is not of "
+        "this federation"
+    }
+
+
+def test_a_coordinator_takes_nothing_that_a_revoked_site_signed_and_says_why(
+    revoking: Revoking, learning: Opened
+):
+    engine = coordinator(revoking, learning.call)
+    ready(engine.connections)
+    engine.ask({"alder": ORDER})
+    keep_list(revoking.revoked(1, "alder"), revoking.root("server"))  # while the run goes on
+    with pytest.raises(SiteFailed) as failed:
+        engine.ask({"alder": NEXT})
+    assert failed.value.card.error == "ForgedEnvelope"
+    assert "was revoked by the federation's authority" in failed.value.card.message
+
+
+def test_a_site_answers_no_coordinator_whose_certificate_was_revoked(
+    revoking: Revoking, learning: Opened
+):
+    engine = coordinator(revoking, learning.call)
+    ready(engine.connections)
+    keep_list(revoking.revoked(1, "server"), revoking.root("alder"))
+    with pytest.raises(SiteFailed):
+        engine.ask({"alder": ORDER})
+    assert learning.counted.asked == []

@@ -19,15 +19,18 @@ import pytest
 
 from grandrounds.core import device as machine
 from grandrounds.core.errors import BadInput, BadSite, BadStudy
+from grandrounds.flare.authority import Authority as Issuer
 from grandrounds.flare.doctor import CHECKS, examine, identity
 from grandrounds.flare.doctor import machine as room
 from grandrounds.flare.doctor import network as wire
 from grandrounds.flare.doctor import permissions as decided
 from grandrounds.flare.doctor.finding import Finding, Party
 from grandrounds.flare.kit import Kit
+from grandrounds.flare.membership import revoke_site
 from grandrounds.flare.provision import provision_kits
 from grandrounds.study.acceptance import accept, save_acceptance
 from grandrounds.study.file import fingerprint, read_study, to_toml
+from grandrounds.study.revocation import keep_list, list_beside
 from grandrounds.study.study import Study
 from tests.conftest import SaveVolume
 from tests.helpers.certificates import Authority, new_key
@@ -134,6 +137,16 @@ def issued(alder: Party, days: tuple[int, int]) -> Party:
     return alder
 
 
+def renewed(party: Party, days: tuple[int, int], root_days: tuple[int, int]) -> Party:
+    """The kit again, with a certificate and an authority that end in so many days."""
+    authority = Authority("tiny", new_key())
+    key, certificate = authority.issue(party.kit.name, party.kit.folder / "made", days)
+    shutil.copy(key, party.key)
+    shutil.copy(certificate, party.certificate)
+    authority.root(party.authority, root_days)
+    return party
+
+
 def test_an_expired_certificate_is_bad_and_no_fault_of_the_clock(party: Copied):
     alder = issued(party("alder"), (-10, -3))
     assert_bad(identity.dates(alder), "expired on ", "ask the coordinator for a new kit")
@@ -144,7 +157,66 @@ def test_an_expired_certificate_is_bad_and_no_fault_of_the_clock(party: Copied):
 def test_a_clock_before_the_certificates_is_bad(party: Copied):
     alder = issued(party("alder"), (2, 9))
     assert_bad(identity.clock(alder), "but the kit's certificates begin at ", "NTP")
-    assert_ok(identity.dates(alder), "for 8 more days")
+    assert "for 8 more days" in identity.dates(alder).found
+
+
+def test_a_certificate_that_ends_within_30_days_is_told_of_before(party: Copied):
+    assert_ok(identity.dates(issued(party("alder"), (-1, 31))), "for 30 more days")
+
+
+def test_a_certificate_that_ends_in_29_days_is_to_be_renewed_soon(
+    party: Copied, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    server = party("server")
+    renewed(server, (-1, 29), (-1000, 1000))
+    found = identity.dates(server)
+    assert (found.verdict, found.mend) == ("soon", identity.NEW_KIT)
+    assert "for 28 more days" in found.found
+    done = inside(monkeypatch, capsys, "doctor", server.kit.folder)
+    assert done.code == 0, done.out  # a warning; nothing is wrong yet
+    assert "soon" in done.out
+
+
+def test_an_authority_that_ends_in_29_days_asks_for_new_kits_for_all(party: Copied):
+    found = identity.dates(renewed(party("server"), (-1, 29), (-1, 29)))
+    assert found.verdict == "soon"
+    assert "new kits for all" in found.mend
+    assert_ok(identity.dates(renewed(party("alder"), (-1, 40), (-1, 31))), "for 30 more days")
+
+
+def test_a_site_s_look_that_ends_in_29_days_is_told_of_too(party: Copied):
+    alder = renewed(party("alder"), (-1, 40), (-1000, 1000))
+    Authority("tiny", new_key()).issue("look", alder.kit.look.startup, (-1, 29))
+    assert identity.dates(alder).verdict == "soon"
+
+
+def test_a_kit_says_what_it_may_do(kits: Path):
+    said = {name: identity.right(Party(Kit(kits / name))).found for name in ("server", "admin")}
+    assert said["server"].startswith("coordinate: this kit runs the server")
+    assert said["admin"].startswith("administer: this kit submits")
+    alder = Kit(kits / "alder")
+    assert identity.right(Party(alder)).found.startswith("train: this kit answers for its site")
+    assert identity.right(Party(alder.look)).found.startswith("look: this kit sees")
+
+
+def test_a_certificate_that_was_revoked_is_bad(party: Copied, kits: Path):
+    alder, birch = party("alder"), party("birch")
+    assert_ok(identity.revocation(alder), "no list")
+    authority = Issuer(Path(shutil.copytree(kits / "authority", alder.kit.folder / "authority")))
+    revoke_site(authority, "alder")
+    for each in (alder, birch):
+        keep_list(authority.revoked.read_bytes(), each.authority)
+    assert_bad(identity.revocation(alder), "client.crt was revoked", "grandrounds site request")
+    assert_ok(identity.revocation(birch), "not in list 1, of 2 revoked certificates")
+    list_beside(birch.authority).write_text("none")
+    assert_bad(identity.revocation(birch), "cannot be read", "newest list")
+
+
+def test_a_server_that_lets_revoked_certificates_in_is_bad(party: Copied):
+    server = party("server")
+    assert_ok(decided.registration(server), "nobody is let in")
+    assert_bad(decided.registration(decide(server, components=[])), "lets revoked", "add {")
+    assert_skipped(decided.registration(party("alder")), "for the server alone")
 
 
 def test_a_key_that_others_may_read_is_bad(party: Copied):
@@ -164,7 +236,7 @@ def test_a_key_that_is_missing_or_damaged_is_bad(party: Copied):
     alder.key.write_text("none")
     assert_bad(identity.key(alder), "client.key cannot be read", "new kit")
     alder.key.unlink()
-    assert_bad(identity.key(alder), "client.key cannot be read", "new kit")
+    assert_bad(identity.key(alder), "client.key is missing", "grandrounds site install")
 
 
 def test_a_damaged_certificate_is_said_to_be_one(party: Copied):

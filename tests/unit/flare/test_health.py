@@ -20,6 +20,7 @@ from grandrounds.core.events import RoundFinished, RunFinished, SiteMissed
 from grandrounds.core.journal import Journal
 from grandrounds.core.loopback import serving
 from grandrounds.site.audit import AuditEntry, AuditLog
+from tests.helpers.certificates import Authority, new_key
 from tests.helpers.command import Done, inside
 from tests.helpers.flare_federation import needs_flare
 from tests.helpers.remote_sites import wait_until
@@ -220,6 +221,7 @@ def test_a_port_that_is_taken_is_said_in_a_sentence_and_nothing_starts(
     kit, port = kit_of("client", tmp_path), listener.getsockname()[1]
     kit.local.mkdir()
     (kit.local / "resources.json").write_text("{}")
+    Authority("authority", new_key()).issue("alder", kit.startup)
     done = inside(monkeypatch, capsys, "federation", "start", kit.folder, "--health", str(port))
     assert done == Done(
         2,

@@ -16,6 +16,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 from cryptography import x509
 from nvflare.lighter.provision import prepare_project
 
+from grandrounds.flare.authority import Settings
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.processes import kit_command
 from grandrounds.flare.provision import project_of, provision_kits
@@ -32,12 +33,12 @@ def of_sites(*names: str, name: str = "tiny") -> Study:
 
 @pytest.mark.parametrize("name", ["site-1", "ljubljana-15t", "A", "7", "x" * 64, "a_b-c", "a-"])
 def test_nvflare_takes_every_name_of_a_site_that_a_study_may_have(name: str):
-    project = prepare_project(project_of(of_sites(name), "localhost", 8002))
+    project = prepare_project(project_of(Settings("tiny", "localhost", 8002), (name,)))
     assert [each.name for each in project.get_clients()] == [name]
 
 
 @pytest.mark.parametrize(
-    "name", ["server", "ADMIN", "st.mary", "a b", "../a", "alder\n", "café", "-a"]
+    "name", ["server", "ADMIN", "authority", "st.mary", "a b", "../a", "alder\n", "café", "-a"]
 )
 def test_no_key_is_made_for_a_site_of_another_name(name: str, tmp_path: Path):
     with pytest.raises(BadStudy, match=r"^site "):
@@ -57,7 +58,7 @@ def test_no_key_is_made_for_a_server_that_cannot_be_reached(host: str, tmp_path:
 @pytest.mark.parametrize("host", ["alder", "ALDER"])
 def test_a_server_has_no_site_s_name(host: str):
     with pytest.raises(BadStudy, match=f"--server {host}: a site has this name"):
-        project_of(tiny(), host, 8002)
+        project_of(Settings("tiny", host, 8002), tiny().trainers)
 
 
 @pytest.mark.slow

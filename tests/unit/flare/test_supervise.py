@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from traceback import print_exc
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from grandrounds.core.errors import RunFailed
+from grandrounds.core.errors import BadSite, RunFailed
 from grandrounds.engines.remote import Timeouts
 from tests.helpers.command import inside
 from tests.helpers.federation import tiny
@@ -18,7 +19,7 @@ from tests.helpers.flare_federation import needs_flare
 pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from nvflare.apis.fl_exception import FLCommunicationError
-from nvflare.fuel.flare_api.api_spec import NoConnection, SessionClosed
+from nvflare.fuel.flare_api.api_spec import AuthorizationError, NoConnection, SessionClosed
 
 from grandrounds.flare import session as sessions
 from grandrounds.flare import supervise as steady
@@ -120,9 +121,10 @@ class Busy:
 
 
 class Reception:
-    """The address of a server that is asked in a test."""
+    """The kit of an admin, and the address of a server that is asked in a test."""
 
-    folder, address = Path(), ("localhost", 8002)
+    folder, address, kind, right = Path("KIT"), ("localhost", 8002), "admin", "look"
+    user = "admin@grandrounds.org"
 
 
 def at(server: Any, monkeypatch: pytest.MonkeyPatch, *, gone: float = 30.0) -> Submission:
@@ -219,6 +221,37 @@ def test_a_server_that_never_answers_is_said_so_in_a_sentence(
 
     with pytest.raises(NoServer, match=r"does not answer \(failed to challenge server\)"):
         at(unheard, monkeypatch, gone=0.0).run_to_end()
+
+
+def test_a_server_that_lets_a_kit_not_in_is_said_so_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def rejected(*words: object, timeout: float) -> None:
+        try:
+            raise FLCommunicationError("error:client_registration 'admin': it was revoked")
+        except FLCommunicationError as error:
+            print_exc()
+            raise FLCommunicationError("error:client_registration", error)  # noqa: B904
+
+    with pytest.raises(NoServer, match=r"8002 does not let this kit in: 'admin': it was revoked$"):
+        at(rejected, monkeypatch, gone=0.0).run_to_end()
+    assert capsys.readouterr().err == ""  # the sentence replaces what NVFlare prints
+
+
+def test_a_kit_that_may_not_do_what_is_asked_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch):
+    server = Busy("", AuthorizationError("not authorized"))
+    sentence = r"KIT: the server does not let this kit do that \(not authorized\); it sees which"
+    with pytest.raises(BadSite, match=sentence):
+        at(server, monkeypatch).run_to_end()
+    assert server.opened == 1
+
+
+def test_no_session_is_opened_with_the_server_s_kit(monkeypatch: pytest.MonkeyPatch):
+    submission = at(Busy(), monkeypatch)
+    monkeypatch.setattr(submission.kit, "kind", "server", raising=False)
+    monkeypatch.setattr(submission.kit, "right", "coordinate", raising=False)
+    with pytest.raises(BadSite, match="give the admin's kit, or a site's"):
+        submission.run_to_end()
 
 
 def test_a_run_that_nobody_disturbs_is_one_job(monkeypatch: pytest.MonkeyPatch):

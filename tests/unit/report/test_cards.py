@@ -93,6 +93,7 @@ def hostile(folder: Path) -> Path:
     study.write_text(text + FIELDS.format(word))
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     for line in lines:
+        del line["sum"]  # as older versions wrote it
         if line["event"] == "RunStarted":
             line |= dict.fromkeys(("name", "title", "study", "version", "device"), HOSTILE)
         if line["event"] == "SiteReady":

@@ -109,6 +109,24 @@ def test_a_site_that_never_took_part_needs_nothing(tmp_path: Path):
     assert start_of(tmp_path, {"a": (2,), "b": ()}) == 2
 
 
+@pytest.mark.parametrize("held", [{"a": (1,), "b": (1,)}, {"a": (1, 2), "b": (1,)}, {"b": ()}])
+def test_a_run_whose_only_finished_round_is_damaged_repeats_it_and_says_so(
+    tmp_path: Path, held: Sites
+):
+    saved(tmp_path, 1)
+    flip(saved_rounds(tmp_path).path(1))
+    start = find_start(tmp_path, held, resumes=True)
+    assert start.round == 0
+    assert (start.lost[0].site, start.lost[0].round) == ("coordinator", 1)
+
+
+def test_a_run_whose_only_saved_round_is_damaged_stops_where_a_site_holds_more(tmp_path: Path):
+    saved(tmp_path, 1)
+    flip(saved_rounds(tmp_path).path(1))
+    with pytest.raises(BadFolder, match="nothing was deleted"):
+        start_of(tmp_path, {"a": (2, 3), "b": (1,)})
+
+
 def test_a_run_that_was_stopped_in_its_first_round_begins_anew(tmp_path: Path):
     assert start_of(tmp_path, {"a": (1,), "b": ()}) == 0
 
@@ -133,6 +151,15 @@ def test_a_journal_that_lacks_earlier_rounds_stops_the_run(tmp_path: Path):
     cut(tmp_path, 1, 2)
     with pytest.raises(BadFolder, match=r"journal\.jsonl lacks the end of rounds 1, 2, as if"):
         start_of(tmp_path, {"a": (2, 3)})
+
+
+def test_a_damaged_journal_stops_a_run_of_which_nothing_was_saved_before_it_trains(tmp_path: Path):
+    """At the end, where the tables are made of it, all rounds would be trained in vain."""
+    journal = tmp_path / "journal.jsonl"
+    Journal(journal)(RoundFinished(1, "ab", None, 1, 1.0))
+    flip(journal, at=40)
+    with pytest.raises(BadFolder, match=r"journal\.jsonl: line 1 is no event"):
+        start_of(tmp_path, {"a": (1,)})
 
 
 def test_a_run_that_is_not_resumed_begins_at_the_beginning(tmp_path: Path):

@@ -44,6 +44,17 @@ def test_the_log_is_read_back_in_order_and_only_its_owner_may_read_it(tmp_path: 
     assert log.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_line_that_a_full_disk_left_unfinished_is_no_line(tmp_path: Path):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    entries = [AuditEntry("server", "train", round) for round in (1, 2)]
+    log(entries[0])
+    with log.path.open("a") as file:
+        file.write('{"time": 1.0, "who": "ser')
+    assert [entry for _, entry in read_audit(log.path)] == entries[:1]
+    log(entries[1])
+    assert [entry for _, entry in read_audit(log.path)] == entries
+
+
 def test_strangers_cannot_fill_the_disk(tmp_path: Path):
     log = AuditLog(tmp_path / "audit.jsonl")
     for _ in range(REFUSALS + 5):

@@ -79,6 +79,11 @@ OPEN = Forward(round=3, since=2, weights=MODEL)
 ASKED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
     "the next round": (guard(), train(), ()),
     "the last round again": (guard(), train(round=2, since=1), ()),
+    "the one before it again, as a run that lost a round resumes": (
+        guard(),
+        train(round=1, since=0),
+        (),
+    ),
     "the first round": (guard(held=()), train(round=1, since=0), ()),
     "the first round, every site from its own": (
         guard(held=(), broadcasts=False),
@@ -129,7 +134,7 @@ REFUSED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
     # whose turn it is
     "a negative round": (guard(), train(round=-1, since=-2), ()),
     "round 0": (guard(), train(round=0, since=-1), ()),
-    "a round back": (guard(), train(round=1, since=0), ()),
+    "two rounds back": (guard(held=(1, 2, 3)), train(round=1, since=0), ()),
     "a round ahead": (guard(), train(round=4, since=3), ()),
     "a round beyond the study": (guard(held=(4, 5)), train(round=6, since=5), ()),
     "from another round than the last": (guard(), train(since=1), ()),
@@ -384,13 +389,18 @@ def test_a_peer_delivers_its_update_and_a_leader_what_it_merged():
     guard(Swarm()).check_peer("birch", update(merged=2, weights=MERGED))
 
 
+def test_a_peer_that_repeats_the_round_before_delivers_that_to_who_has_not_yet_repeated_it():
+    """Whether it counts is for the round that merges to say."""
+    guard(Swarm()).check_peer("birch", update(round=1))
+
+
 @pytest.mark.parametrize(
     ("sender", "sent", "topology"),
     [
         ("birch", update(), Star()),
         ("mallory", update(site="mallory"), Swarm()),
         ("birch", update(site="alder"), Swarm()),
-        ("birch", update(round=1), Swarm()),
+        ("birch", update(round=0), Swarm()),
         ("birch", update(round=-3), Swarm()),
         ("birch", update(round=9), Swarm()),
         ("birch", update(weights={"head.weight": torch.ones(2)}), Swarm()),

@@ -124,7 +124,7 @@ def test_personal_models_are_written_under_their_own_sites_name(tmp_path: Path):
         site.answer(Finish(round=3, best=2))
         for name, round in {"private": 2, "private-last": 3}.items():
             found, notes = read(tmp_path / "sites" / site.name / f"{name}.safetensors")
-            assert notes == {"site": site.name, "round": str(round)}
+            assert notes.items() >= {"site": site.name, "round": str(round)}.items()
             assert digest(found) == digest(private_weights(site, round))
             assert not [tensor for tensor in found if tensor.startswith(OPTIMIZER)]
 

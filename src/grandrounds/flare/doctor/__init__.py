@@ -4,17 +4,26 @@ from collections.abc import Callable, Mapping
 
 from grandrounds.core.errors import BadInput
 from grandrounds.flare.doctor.finding import Finding, Party
-from grandrounds.flare.doctor.identity import chain, clock, dates, key
+from grandrounds.flare.doctor.identity import chain, clock, dates, key, revocation, right
 from grandrounds.flare.doctor.machine import accelerator, disk, memory, shared_memory, versions
 from grandrounds.flare.doctor.network import port, reach, server_clock
-from grandrounds.flare.doctor.permissions import acceptance, classes, code, elements, log_rules
+from grandrounds.flare.doctor.permissions import (
+    acceptance,
+    classes,
+    code,
+    elements,
+    log_rules,
+    registration,
+)
 
 CHECKS: Mapping[str, Callable[[Party], Finding]] = {
+    "this kit": right,
     "versions": versions,
     "clock": clock,
     "certificate dates": dates,
     "certificate chain": chain,
     "private key": key,
+    "revocation": revocation,
     "port": port,
     "server": reach,
     "server's clock": server_clock,
@@ -25,6 +34,7 @@ CHECKS: Mapping[str, Callable[[Party], Finding]] = {
     "allowed classes": classes,
     "foreign code": code,
     "logs": log_rules,
+    "registration": registration,
     "acceptance": acceptance,
     "data elements": elements,
 }

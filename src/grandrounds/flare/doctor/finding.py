@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from grandrounds.flare.kit import Kit
 from grandrounds.study.study import Study
 
-Verdict: TypeAlias = Literal["ok", "bad", "skipped"]
+Verdict: TypeAlias = Literal["ok", "soon", "bad", "skipped"]
 GIB = 2**30
 
 
@@ -25,21 +25,17 @@ class Party:
     @property
     def certificate(self) -> Path:
         """Return the path of the party's certificate."""
-        return self.kit.startup / f"{self._pair}.crt"
+        return self.kit.certificate
 
     @property
     def key(self) -> Path:
         """Return the path of the certificate's private key."""
-        return self.kit.startup / f"{self._pair}.key"
+        return self.kit.key
 
     @property
     def authority(self) -> Path:
         """Return the path of the certificate of the federation's authority."""
-        return self.kit.startup / "rootCA.pem"
-
-    @property
-    def _pair(self) -> str:
-        return "server" if self.kit.kind == "server" else "client"
+        return self.kit.root
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,11 @@ class Finding:
 def ok(found: str) -> Finding:
     """Return a finding that nothing is wrong."""
     return Finding("ok", found)
+
+
+def soon(found: str, mend: str) -> Finding:
+    """Return a finding of what will stop a run before long, and how to prevent it."""
+    return Finding("soon", found, mend)
 
 
 def bad(found: str, mend: str) -> Finding:

@@ -1,19 +1,24 @@
-"""These checks verify who a party is: its certificate, its private key, and the clock."""
+"""These checks verify who a party is and what it may do: its certificates, its key, the clock."""
 
-import json
 import stat
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from grandrounds.core.errors import BadSite
-from grandrounds.flare.doctor.finding import Finding, Party, bad, ok
-from grandrounds.flare.kit import Kit
+from grandrounds.core.errors import BadSite, WrongSignature
+from grandrounds.flare.doctor.finding import Finding, Party, bad, ok, soon
+from grandrounds.flare.kit import LOOK, RIGHTS, Kit
 from grandrounds.study.identity import common_name
+from grandrounds.study.revocation import known_list
 
-NEW_KIT = "ask the coordinator for a new kit (grandrounds federation provision)"
+NEW_KIT = (
+    "ask the coordinator for a new kit: a site with a request (grandrounds site request, then "
+    "federation renew), the server and the admin with all others (federation provision)"
+)
+AHEAD = timedelta(days=30)  # before a certificate ends: a new kit takes letters and signatures
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _MINUTE = "%Y-%m-%d %H:%M UTC"
 
@@ -32,12 +37,40 @@ def chain(party: Party) -> Finding:
 
 
 def dates(party: Party) -> Finding:
-    """Check that the certificates of the party and of its authority have not expired."""
-    end = min(each.not_valid_after_utc for each in _read(party))
+    """Check that no certificate of the party, nor its authority's, has expired or soon will."""
+    own, authority = _read(party)
+    looks = party.kit.folder / LOOK / "startup" / "client.crt"
+    others = [_certificate(looks)] if looks.exists() else []
+    end = min(each.not_valid_after_utc for each in (own, authority, *others))
     left = end - datetime.now(UTC)
     if left.total_seconds() < 0:
         return bad(f"expired on {end:{_MINUTE}}", NEW_KIT)
-    return ok(f"valid until {end:{_MINUTE}}, for {left.days} more days")
+    found = f"valid until {end:{_MINUTE}}, for {left.days} more days"
+    if left < AHEAD:
+        all_end = end == authority.not_valid_after_utc
+        whole = "the authority's own ends: new kits for all (grandrounds federation provision)"
+        return soon(found, whole if all_end else NEW_KIT)
+    return ok(found)
+
+
+def revocation(party: Party) -> Finding:
+    """Check that the party's certificate was not revoked, as far as the party knows."""
+    own, _ = _read(party)
+    try:
+        known = known_list(party.authority)
+    except WrongSignature as error:
+        return bad(str(error), f"put the coordinator's newest list into {party.kit.local}")
+    if own.serial_number in known.serials:
+        return bad(f"{party.certificate.name} was revoked by the federation's authority", NEW_KIT)
+    if not known.number:
+        return ok("no list of revoked certificates has come here")
+    return ok(f"not in list {known.number}, of {len(known.serials)} revoked certificates")
+
+
+def right(party: Party) -> Finding:
+    """Say what the federation lets this kit do."""
+    may = party.kit.right
+    return ok(f"{may}: this kit {RIGHTS[may]}")
 
 
 def clock(party: Party) -> Finding:
@@ -54,6 +87,9 @@ def clock(party: Party) -> Finding:
 
 def key(party: Party) -> Finding:
     """Check that the private key belongs to the certificate, and is readable by its owner only."""
+    if party.kit.kind == "client" and not party.key.exists():
+        mend = f"grandrounds site install {party.kit.folder} --key FOLDER"
+        return bad(f"{party.key.name} is missing: the site's own key goes there", mend)
     try:
         private = load_pem_private_key(party.key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
@@ -68,16 +104,16 @@ def key(party: Party) -> Finding:
 
 def _read(party: Party) -> tuple[x509.Certificate, x509.Certificate]:
     """Read the certificates of a party and of its authority. Raises `BadSite`."""
+    return _certificate(party.certificate), _certificate(party.authority)
+
+
+def _certificate(path: Path) -> x509.Certificate:
     try:
-        own, authority = party.certificate.read_bytes(), party.authority.read_bytes()
-        return x509.load_pem_x509_certificate(own), x509.load_pem_x509_certificate(authority)
+        return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadSite(f"a certificate cannot be read ({error}); {NEW_KIT}") from None
 
 
 def _name(kit: Kit) -> str:
     """Return the name to which a kit's certificate should be issued."""
-    if kit.kind == "admin":
-        settings = json.loads((kit.startup / "fed_admin.json").read_text())
-        return str(settings["admin"]["username"])
-    return kit.name
+    return kit.user if kit.kind == "admin" else kit.name

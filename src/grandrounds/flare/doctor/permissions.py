@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from grandrounds.core.errors import BadSite
 from grandrounds.flare.doctor.finding import Finding, Party, bad, ok, skipped
-from grandrounds.flare.job import ALLOWED, SITE
+from grandrounds.flare.job import ALLOWED, REGISTRATION, SITE
 from grandrounds.flare.provision import CODE
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.acceptance import check_acceptance, load_acceptance
@@ -59,6 +59,18 @@ def log_rules(party: Party) -> Finding:
         mend = "let allow_log_streaming in local/resources.json be false"
         return bad("allow_log_streaming is not false: this party's log may leave it", mend)
     return ok("allow_log_streaming is false: this party's log stays here")
+
+
+def registration(party: Party) -> Finding:
+    """Check that the server looks for revoked certificates before it lets a party in."""
+    if party.kit.kind != "server":
+        return skipped("for the server alone")
+    components = cast(list[Mapping[str, object]], _settings(party).get("components", []))
+    if REGISTRATION not in [each.get("path") for each in components]:
+        ours = json.dumps({"id": "registration", "path": REGISTRATION, "args": {}})
+        mend = f"add {ours} to the components in local/resources.json"
+        return bad("the server lets revoked certificates in", mend)
+    return ok("nobody is let in with a revoked certificate")
 
 
 def acceptance(party: Party) -> Finding:
