@@ -59,7 +59,18 @@ class StudyGuard:
         return max(self.held(), default=0)
 
     def check(self, request: Request, deliver_to: Sequence[str] = ()) -> None:
-        """Refuse a request that the study, at this point of the run, does not make."""
+        """Refuse a request that the study, at this point of the run, does not make.
+
+        One that is refused changes nothing of what may be asked next.
+        """
+        before = (self._tested, self._turn, self._step, self._tail)
+        try:
+            self._check(request, deliver_to)
+        except Refused:
+            self._tested, self._turn, self._step, self._tail = before
+            raise
+
+    def _check(self, request: Request, deliver_to: Sequence[str]) -> None:
         _refuse(self.topology.refuses(request, tuple(deliver_to), self.roster))
         if not 0 <= request.round <= self.rounds:
             raise Refused(f"round {request.round} is not one of the study's {self.rounds}")

@@ -276,6 +276,18 @@ REFUSED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
 }
 
 
+def test_a_request_that_is_refused_changes_nothing_of_what_may_be_asked_next():
+    site = guard()
+    with pytest.raises(Refused, match="fine-tunes no model"):
+        site.check(replace(TEST, tuned=True))
+    site.check(train())
+    cut = guard(Split(cut="body"))
+    cut.check(OPEN)
+    with pytest.raises(Refused):
+        cut.check(Tail(round=3, step=0, weights={"else": torch.ones(2)}))
+    cut.check(Tail(round=3, step=0))
+
+
 @pytest.mark.parametrize("name", ASKED)
 def test_what_a_study_asks_is_answered(name: str):
     guarded, request, deliver_to = ASKED[name]
