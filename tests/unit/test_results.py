@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from grandrounds.algorithms import METHODS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,3 +45,8 @@ def test_what_made_the_tables_is_known(results: ModuleType):
 def test_tables_without_a_run_are_named(results: ModuleType):
     page = "## A\n<!-- results: x -->\n|---|\n<!-- end of results -->\n## B\n|---|\n### C\nno\n"
     assert results.without_stored_tables(page) == ["B"]
+
+
+def test_the_number_of_methods_is_that_of_the_program():
+    [others] = re.findall(r"FedAvg or one of (\d+) others", (ROOT / "README.md").read_text("utf-8"))
+    assert int(others) == len(METHODS) - 2
