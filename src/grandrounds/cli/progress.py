@@ -107,6 +107,7 @@ class ProgressBars:
             return
         for row in self._preparing.values():
             self._progress.update(row, visible=False)
+        self._progress.live.transient = not any(task.visible for task in self._progress.tasks)
         self._progress.stop()
 
     def prepare(self, site: str, done: int, total: int) -> None:
