@@ -107,8 +107,9 @@ class ProgressBars:
             return
         for row in self._preparing.values():
             self._progress.update(row, visible=False)
-        self._progress.live.transient = not any(task.visible for task in self._progress.tasks)
-        self._progress.stop()
+        shown = any(task.visible for task in self._progress.tasks)
+        self._progress.live.transient = not shown
+        (self._progress if shown else self._progress.live).stop()  # the former adds a line
 
     def prepare(self, site: str, done: int, total: int) -> None:
         """Show how many of a site's patients are prepared; where nobody looks, only say so."""
