@@ -177,7 +177,7 @@ def test_a_real_segmentation_is_reported_in_its_own_words(
         assert foreign not in page
     show(tmp_path, tmp_path / "report.html", as_json=False, quiet=False)
     assert "Test Dice, mean over patients" in capsys.readouterr().out
-    assert "median patient" in page or "only patient" in page
+    assert "Median patient" in page or "only patient" in page
 
 
 @pytest.mark.slow
