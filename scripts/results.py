@@ -18,10 +18,16 @@ import sys
 import tomllib
 from hashlib import sha256
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 import tomli_w
 from PIL import Image
+
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.paper.figures import overall_figure, panels_figure
+from grandrounds.report.paper.publish import typical
+from grandrounds.report.paper.style import as_files, house_style
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "build" / "results" / "demo"
@@ -31,6 +37,7 @@ PAGES = ("README.md", "docs/reference/results.md")
 TABLES = ("arms.csv", "sites.csv")
 BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 WIDTH = 1140  # pixels of the picture
+SHOWN = 2  # hospitals in it
 GOLDEN = ("fedavg", "pflsynth-wide")  # methods of the demo whose weights have golden digests
 
 
@@ -54,7 +61,7 @@ def write() -> None:
     for name in TABLES:
         shutil.copyfile(RUN / "tables" / name, STORED / name)
     (STORED / "made.toml").write_text(tomli_w.dumps(program()), "utf-8")
-    stacked([RUN / "figures" / f"{name}.png" for name in ("overall", "panels")]).save(PICTURE)
+    stacked(drawn()).save(PICTURE, optimize=True)
     for page in PAGES:
         path = ROOT / page
         path.write_text(filled(path.read_text("utf-8")), "utf-8")
@@ -75,9 +82,18 @@ def program() -> dict[str, str]:
     }
 
 
-def stacked(paths: list[Path]) -> Image.Image:
+def drawn() -> list[Image.Image]:
+    """Draw the arms' scores, and what they make of a patient of each of the first hospitals."""
+    facts = read_facts(RUN)
+    with house_style():
+        chosen = typical(facts, include_images=False)[:SHOWN]
+        figures = [overall_figure(facts), panels_figure(facts, chosen)]
+        files = [as_files(figure)[".png"] for figure in figures if figure]
+    return [Image.open(BytesIO(file)).convert("RGB") for file in files]
+
+
+def stacked(pictures: list[Image.Image]) -> Image.Image:
     """Return pictures one below the other, as wide as a page."""
-    pictures = [Image.open(path).convert("RGB") for path in paths]
     widest = max(picture.width for picture in pictures)
     whole = Image.new("RGB", (widest, sum(picture.height for picture in pictures)), "white")
     top = 0
