@@ -1,50 +1,66 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-rest test-all quick nemesis check golden docs clean
+.PHONY: demo test test-rest test-all quick nemesis check golden results results-check docs clean
 # Every process of a federation would compile the package anew where an image forbids to keep that.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
-demo: .venv
+demo: .venv/run  # needs what runs need, and nothing that developers use
 	$(BIN)/grandrounds demo
 
-test: .venv  # what any machine can run: files, processes, sockets, a browser
+test: .venv/dev  # what any machine can run: files, processes, sockets, a browser
 	$(PYTEST) -m "not full and not gpu" --durations=60 --durations-min=1
 
-test-rest: .venv  # what test leaves out: whole grids, fault schedules, more federations
+test-rest: .venv/dev  # what test leaves out: whole grids, fault schedules, more federations
 	$(PYTEST) -m "full and not gpu" --durations=60 --durations-min=1
 
-test-all: .venv
+test-all: .venv/dev
 	$(PYTEST) -m "not gpu" --durations=60 --durations-min=1
 
 SEEDS ?= 100
 FROM ?= 40
-nemesis: .venv  # more schedules of faults than the 40 of test-all
+nemesis: .venv/dev  # more schedules of faults than the 40 of test-all
 	$(BIN)/python -m tests.nemesis --seeds $(SEEDS) --from $(FROM)
 
-quick: .venv
+quick: .venv/dev
 	$(PYTEST) tests/unit tests/journeys -m "not (slow or engine or browser or full or gpu)"
 
-check: .venv
+check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-golden: .venv
+golden: .venv/dev
 	$(BIN)/python -m pytest tests/golden --rewrite-golden
+
+results: .venv/run  # runs the demo, and writes its numbers and pictures in README and docs anew
+	$(BIN)/python scripts/results.py run
+
+results-check: .venv/run  # says which numbers in docs are of another program than this one
+	$(BIN)/python scripts/results.py check
 
 docs: .venv/docs
 	$(BIN)/python scripts/docs.py build/docs
 
-.venv/docs: pyproject.toml constraints.txt | .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+MADE = test -x $(BIN)/python || $(PYTHON) -m venv .venv
+
+.venv/run: pyproject.toml constraints.txt
+	$(MADE)
+	$(INSTALL) -e .
 	touch $@
 
-.venv: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch .venv
+.venv/dev: pyproject.toml constraints.txt
+	$(MADE)
+	$(INSTALL) -e ".[dev]"
+	touch $@ .venv/run
+
+.venv/docs: pyproject.toml constraints.txt | .venv/run
+	$(INSTALL) -e ".[docs]"
+	touch $@
+
+.venv: .venv/dev ;
 
 clean:
 	rm -rf .venv build dist runs

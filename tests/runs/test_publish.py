@@ -18,9 +18,10 @@ from grandrounds.core.errors import DiskFailed
 from grandrounds.report.analysis.cross_site import cross_site_matrices
 from grandrounds.report.analysis.facts import read_facts
 from grandrounds.report.analysis.statistics import Interval, paired
-from grandrounds.report.paper.figures import gains_figure, matrix_figure
+from grandrounds.report.page.style import styles
+from grandrounds.report.paper.figures import curves_figure, gains_figure, matrix_figure
 from grandrounds.report.paper.latex import best_rows, digits, escaped, number, p_value_text
-from grandrounds.report.paper.publish import publish
+from grandrounds.report.paper.publish import SUFFIXES, publish
 from grandrounds.report.paper.style import MIDDLE, WIDE, house_style
 from tests.helpers.run_folders import (
     ALONE_PLAIN,
@@ -68,8 +69,8 @@ def words_of(path: Path) -> list[str]:
     return [text.text or "" for text in ElementTree.parse(path).iter(f"{SVG}text")]
 
 
-def test_every_figure_is_there_as_svg_and_png_and_every_table_as_csv_and_tex(published: Path):
-    figures = {f"figures/{name}{suffix}" for name in FIGURES for suffix in (".svg", ".png")}
+def test_every_figure_is_there_in_all_formats_and_every_table_as_csv_and_tex(published: Path):
+    figures = {f"figures/{name}{suffix}" for name in FIGURES for suffix in SUFFIXES}
     names = ("arms", "sites", "pairs")
     tables = {f"tables/{name}{suffix}" for name in names for suffix in (".csv", ".tex")}
     assert set(files(published)) == figures | tables
@@ -258,7 +259,7 @@ def test_images_of_real_patients_are_drawn_only_on_request(tmp_path: Path):
 def test_a_run_alone_has_the_figures_and_tables_that_it_can_fill(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH)
     names = {str(path.relative_to(folder)) for path in publish(folder)}
-    figures = {f"figures/{n}{s}" for n in ("overall", "curves", "panels") for s in (".svg", ".png")}
+    figures = {f"figures/{n}{s}" for n in ("overall", "curves", "panels") for s in SUFFIXES}
     assert names == figures | {
         f"tables/{n}{s}" for n in ("arms", "sites") for s in (".csv", ".tex")
     }
@@ -266,7 +267,7 @@ def test_a_run_alone_has_the_figures_and_tables_that_it_can_fill(tmp_path: Path)
 
 def test_a_run_without_scores_has_its_curves(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH, until=3)
-    assert {path.name for path in publish(folder)} == {"curves.svg", "curves.png"}
+    assert {path.name for path in publish(folder)} == {f"curves{suffix}" for suffix in SUFFIXES}
 
 
 @pytest.mark.full
@@ -299,7 +300,7 @@ def test_matplotlib_is_loaded_only_for_figures(tmp_path: Path):
     folder = write_run(tmp_path / "run", PFLSYNTH)
     program = (
         "import sys; from pathlib import Path; "
-        "from grandrounds.report.paper.publish import publish; "
+        "from grandrounds.report.paper.publish import SUFFIXES, publish; "
         f"publish(Path({str(folder)!r}), figures=False); print('matplotlib' in sys.modules); "
         f"publish(Path({str(folder)!r})); print('matplotlib' in sys.modules); "
         "print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
@@ -308,3 +309,25 @@ def test_matplotlib_is_loaded_only_for_figures(tmp_path: Path):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[:3] == ["False", "True", "set()"]
+
+
+def test_curves_have_ticks_at_validated_rounds_and_each_arm_its_look_of_the_page(published: Path):
+    facts = read_facts(published)
+    with house_style():
+        figure = curves_figure(facts)
+    assert figure
+    axes = figure.axes[0]
+    assert [int(place) for place in axes.get_xticks()] == [2, 4, 6, 8, 10]
+    looks = [styles(facts)[arm.name] for arm in facts.notable]
+    assert [line.get_color() for line in axes.get_lines()] == [look.colour for look in looks]
+    assert [line.get_marker() for line in axes.get_lines()] == ["o", "s", "^", "D"]
+
+
+def test_an_svg_asks_for_arial_and_a_pdf_embeds_its_letters(published: Path):
+    assert (
+        b"font-family: Arial, Helvetica, 'DejaVu Sans'"
+        in (published / "figures/overall.svg").read_bytes()
+    )
+    written = (published / "figures/overall.pdf").read_bytes()
+    assert b"/FontFile2" in written
+    assert b"/Type3" not in written

@@ -14,6 +14,7 @@ from grandrounds.core.journal import Journal, read_journal
 from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.page.html import write_report
 from grandrounds.report.page.pictures import PanelChoice, choices, panel_rows, panels_of, rule
+from grandrounds.report.prose.sentences import no_pictures
 from tests.helpers.run_folders import (
     ALONE_PLAIN,
     ARMS,
@@ -101,10 +102,9 @@ def test_of_many_arms_the_others_are_folded_and_have_no_error_maps(tmp_path: Pat
 
 def test_the_rule_is_told_with_the_pictures(tmp_path: Path):
     facts = pictured(tmp_path / "c")
-    rows = panel_rows(facts, choices(facts), 0.2)
-    assert rule(facts, "alder", rows["alder", TASK]) == (
-        "Chosen by rule, not by eye: median patient and worst patient by pFLSynth's mean PSNR, "
-        "seed 7; the middle image. The figure below a picture is that patient's mean PSNR."
+    assert rule(facts) == (
+        "the median and the worst of the patients whose pictures were kept, by pFLSynth's mean "
+        "PSNR, and the middle image of each; the figure below a picture is that patient's mean PSNR"
     )
 
 
@@ -112,7 +112,7 @@ def test_missing_pictures_of_real_patients_are_explained(tmp_path: Path):
     folder = write_run(tmp_path / "run", real(PFLSYNTH))
     (folder / "sites" / "alder" / "panels.npz").unlink()
     facts = read_facts(folder)
-    assert "images of patients stay at the hospital" in rule(facts, "alder", [])
+    assert "images of patients stay at the hospital" in no_pictures(facts, "alder")
     assert "images of patients stay at the hospital" in write_report(folder).read_text()
 
 

@@ -19,7 +19,7 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        app(prog_name="grandrounds")
     except GrandRoundsError as error:
         print(f"grandrounds: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, BadInput) else 1)

@@ -5,14 +5,34 @@ from typing import Annotated
 
 import typer
 
+from grandrounds import __version__
+
 app = typer.Typer(
     name="grandrounds",
-    help="Federated learning for medical imaging: one study file, the same numbers everywhere.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"grandrounds {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def grandrounds(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Federated learning for medical imaging: one study file, the same numbers everywhere."""
+
+
 StudyPath = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
 Out = Annotated[
     Path | None, typer.Option("--out", help="The run folder.", show_default="runs/NAME")

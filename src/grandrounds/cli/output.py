@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from grandrounds.cli.tables import print_table
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
 from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.cross_site import LeftOut, cross_site_matrices, left_out
@@ -38,9 +39,9 @@ def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
         return
     console = Console()
     if facts.main_metric and not quiet:
-        console.print(_table(facts, facts.main_metric))
+        print_table(_table(facts, facts.main_metric), console)
     if facts.discriminated and not quiet:
-        console.print(_discrimination(facts))
+        print_table(_discrimination(facts), console)
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -220,7 +221,7 @@ def print_means(
     for model, row in means.items():
         cells = (f"{row[site][metric]:.2f}" if site in row else "-" for site in sites)
         table.add_row(model, *cells)
-    Console().print(table)
+    print_table(table)
 
 
 def print_adaptation(
@@ -231,4 +232,4 @@ def print_adaptation(
     table = Table("model", "own steps", *metrics, title=f"{site} joins: test scores")
     for model, means in scores.items():
         table.add_row(model, str(steps[model]), *(f"{means[m]:.3f}" for m in metrics))
-    Console().print(table)
+    print_table(table)

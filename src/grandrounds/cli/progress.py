@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from grandrounds.core.errors import FailureCard, Stopped
 from grandrounds.core.events import (
@@ -66,31 +68,34 @@ def warn(sentence: str) -> None:
 class ProgressBars:
     """One bar for each run: rounds done, time left, what runs, and the score so far.
 
-    With more than a few `runs`, those that run are shown, below a bar for all of them.
+    With more than a few `runs`, those that run are shown, below a bar for all of them. Nothing is
+    shown before something happens, so that no empty bar stands above a refusal.
     """
 
     def __init__(self, console: Console, *, runs: int = 1) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("[bold]{task.description}", table_column=Column(overflow="fold")),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("rounds"),
+            TextColumn("{task.fields[unit]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[score]}"),
             TextColumn("[dim]{task.fields[doing]}"),
             console=console,
         )
         self._rows: dict[str, TaskID] = {}
+        self._preparing: dict[str, TaskID] = {}
         self._scores: dict[str, str] = {}
         self._done: dict[str, int] = {}
         self._finished = self._left = 0
         self._all = self._row_of_all(runs) if runs > _AT_ONCE else None
 
     def _row_of_all(self, runs: int) -> TaskID:
-        return self._progress.add_task(f"all {runs} runs", total=0, score="", doing="")
+        return self._progress.add_task(
+            f"all {runs} runs", total=0, unit="rounds", score="", doing=""
+        )
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -99,7 +104,25 @@ class ProgressBars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if not self._progress.live.is_started:
+            return
+        for row in self._preparing.values():
+            self._progress.update(row, visible=False)
+        shown = any(task.visible for task in self._progress.tasks)
+        self._progress.live.transient = not shown
+        (self._progress if shown else self._progress.live).stop()  # the former adds a line
+
+    def prepare(self, site: str, done: int, total: int) -> None:
+        """Show how many of a site's patients are prepared; where nobody looks, only say so."""
+        if site not in self._preparing:
+            title = f"preparing patients of {site}"
+            if not self._progress.console.is_terminal:
+                self._progress.console.print(title, markup=False, highlight=False)
+            self._preparing[site] = self._progress.add_task(
+                escape(title), total=total, unit="patients", score="", doing=""
+            )
+        self._progress.update(self._preparing[site], completed=done, visible=done < total)
+        self._progress.start()
 
     def add(self, arm: str, title: str, rounds: int, *, done: bool = False) -> None:
         """Add an arm's bar before it starts, or as done already."""
@@ -107,10 +130,11 @@ class ProgressBars:
         self._scores[arm], self._done[arm] = "", 0
         self._rows[arm] = self._progress.add_task(
             title,
+            unit="rounds",
             total=rounds,
             completed=rounds if done else 0,
             start=False,
-            visible=self._all is None,
+            visible=False,
             score="",
             doing=doing,
         )
@@ -124,6 +148,7 @@ class ProgressBars:
     def show(self, arm: str, event: Event) -> None:
         """Update an arm's bar by an event."""
         row = self._rows[arm]
+        self._reveal()
         match event:
             case RunStarted():
                 self._progress.start_task(row)
@@ -146,11 +171,23 @@ class ProgressBars:
             case _:
                 self._progress.update(row, doing=_doing(event))
 
+    def _reveal(self) -> None:
+        """Show the bars of all runs, if they are few, as soon as one of them begins."""
+        if self._progress.live.is_started and not self._preparing:
+            return
+        for row in self._preparing.values():
+            self._progress.remove_task(row)
+        self._preparing.clear()
+        for row in self._rows.values() if self._all is None else ():
+            self._progress.update(row, visible=True)
+        self._progress.start()
+
     def _say(self, arm: str, event: PolicySet | SiteMissed | SiteJoined | RoundLost) -> None:
         """Print what is more than progress; that a round was lost is said even with --quiet."""
         match event:
             case PolicySet():
-                self._progress.console.print(f"{arm}: {policy_line(event)}", markup=False)
+                said = f"{arm}: {policy_line(event)}"
+                self._progress.console.print(said, markup=False, soft_wrap=True)
             case SiteMissed():
                 self._progress.console.print(missed(event), style="yellow", markup=False)
             case SiteJoined():

@@ -3,7 +3,6 @@
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +60,10 @@ def demo(
 def run(
     study: StudyPath,
     out: Out = None,
-    rounds: Annotated[int | None, typer.Option(help="Override the number of rounds.")] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="Override the number of rounds; more than before with --resume."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run stopped.")] = False,
     accept_changes: AcceptChanges = False,
     workers: Annotated[
@@ -83,6 +85,7 @@ def run(
     from grandrounds.core.device import num_cores
     from grandrounds.report.page.html import write_report
     from grandrounds.report.tracking.tracker import tracked
+    from grandrounds.runs.extend import extension
     from grandrounds.runs.loop import run as train
     from grandrounds.study.checks import notes
     from grandrounds.study.file import read_study
@@ -93,8 +96,9 @@ def run(
     folder = out or Path("runs") / resolved.name
     files = [read_site(path) for path in site or []]
     console = Console(stderr=True, quiet=quiet)
-    for note in notes(resolved):
-        console.print(f"note: {note}", style="yellow")
+    longer = extension(folder, resolved) if resume else None
+    for note in (*notes(resolved), *([longer.sentence] if longer else [])):
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     with tracked(folder, track or [], warn) as trackers, ProgressBars(console) as bars:
         bars.add(resolved.title, resolved.build_method().title, resolved.rounds)
         listeners = [partial(bars.show, resolved.title), *trackers]
@@ -107,6 +111,7 @@ def run(
                 resume=resume,
                 accept_changes=accept_changes,
                 listeners=listeners,
+                preparing=bars.prepare,
                 workers=at_once,
             )
     show(folder, write_report(folder, include_images=include_images), as_json=json, quiet=quiet)
@@ -181,6 +186,7 @@ def compare(
     """Train several arms on the same data, splits and seeds, and report them side by side."""
     from rich.console import Console
 
+    from grandrounds.core.device import num_cores
     from grandrounds.report.tracking.tracker import check_trackers as check_trackers
     from grandrounds.runs.arms import arms_of, check_equal, comparison_terms
     from grandrounds.runs.comparison import Comparison
@@ -196,13 +202,13 @@ def compare(
         check_equal(studies)
     folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
     files = tuple(read_site(path) for path in site or [])
-    at_once = min(workers or os.cpu_count() or 1, len(studies) * seeds)
+    at_once = min(workers or num_cores(), len(studies) * seeds)
     comparison = Comparison(
         folder, studies, files, at_once, seeds, leave_one_out, matrix, accept_changes
     )
     console = Console(stderr=True, quiet=quiet)
     for sentence in comparison_terms(studies):
-        console.print(sentence, markup=False, highlight=False)
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     _run_shown(comparison, console, track or [])
     report(folder, include_images=include_images, no_figures=no_figures, json=json, quiet=quiet)
 
@@ -225,7 +231,7 @@ def _run_shown(comparison: "Comparison", console: "Console", track: list[str]) -
                     replay(comparison.run_folder(cell), uri, warn)
 
         with resumable_interrupt("as it was"):
-            comparison.run(hear)
+            comparison.run(hear, bars.prepare)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from grandrounds.cli.tables import print_table
 from grandrounds.core.events import TopologySet
 from grandrounds.data.availability import SiteSummary
 from grandrounds.runs.costs import (
@@ -68,7 +69,7 @@ def print_study(plan: RunPlan, cost: Estimate) -> None:
     table = Table("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
     for group in cost.policy.groups:
         table.add_row(group.group, group.policy, str(group.tensors), f"{group.parameters:,}")
-    console.print(table)
+    print_table(table, console)
     for line in beside_words(plan):
         console.print(line, markup=False, highlight=False)
     console.print(f"norm buffers: {cost.policy.norm_buffers}")
@@ -89,7 +90,7 @@ def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
     for who, what in cost.topology.sees.items():
         seen.add_row(who, what)
     if cost.bytes_per_round:
-        console.print(seen)
+        print_table(seen, console)
     table = Table("topology", "a round", "takes", "the coordinator sees", title="Topologies")
     refused: list[str] = []
     for kind, found in topologies(plan).items():
@@ -99,7 +100,7 @@ def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
         moved = f"{found.bytes_per_round / MIB:,.1f} MiB"
         sees = next(iter(found.sees.values())) if found.bytes_per_round else "nothing"
         table.add_row(kind, moved, found.wall_clock, sees)
-    console.print(table)
+    print_table(table, console)
     for sentence in refused:
         console.print(sentence, markup=False)
 
@@ -113,7 +114,7 @@ def print_site(summary: SiteSummary) -> None:
         counts += [(f"{task} {split}", count) for split, count in splits.items()]
     for name, count in counts:
         table.add_row(name, str(count.patients), str(count.sessions), str(count.slices))
-    console.print(table)
+    print_table(table, console)
     if geometry := summary.geometry:
         console.print(
             f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
@@ -132,7 +133,7 @@ def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> 
     table = Table("site", *(f"{variable} {label}" for label in labels), title="Patients")
     for site, counts in patients.items():
         table.add_row(site, *(str(counts[label]) for label in labels))
-    Console().print(table)
+    print_table(table)
 
 
 def leaving_as_json(study: Study) -> dict[str, object]:
@@ -155,7 +156,7 @@ def print_leaving(study: Study, site: str) -> None:
     table = Table("parameter group", "policy", "parameters", title=f"What leaves '{site}'")
     for group in cost.policy.groups:
         table.add_row(group.group, group.policy, f"{group.parameters:,}")
-    console.print(table)
+    print_table(table, console)
     for line in leaving_words(study):
         console.print(line, highlight=False)
 
@@ -168,7 +169,7 @@ def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
     table = Table(Column("study (SHA-256)", no_wrap=True), "accepted", "what leaves")
     for each in acceptances:
         table.add_row(each.study[:16], each.time, each.policy[0] if each.policy else "")
-    Console().print(table)
+    print_table(table)
 
 
 def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:

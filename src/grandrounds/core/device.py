@@ -20,6 +20,7 @@ from grandrounds.core.soundness import is_sound_in_3d
 Precision: TypeAlias = Literal["auto", "bf16", "fp32", "fp64"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 CGROUP = Path("/sys/fs/cgroup/memory.max")
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of computing, in so many of a clock's
 FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
 FILLS = False  # to fill memory before it is written finds bugs, changes no number, and costs 8 %
 _CPU_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
@@ -32,7 +33,7 @@ def choose_device(wish: str = "auto") -> torch.device:
     Raises `BadStudy` if the wish names no device or one that this machine lacks.
     """
     if wish == "auto":
-        return next(torch.device(kind) for kind in ("cuda", "mps", "cpu") if _count(kind))
+        return next(_shared(kind) for kind in ("cuda", "mps", "cpu") if _count(kind))
     try:
         device = torch.device(wish)
     except RuntimeError:
@@ -45,7 +46,27 @@ def choose_device(wish: str = "auto") -> torch.device:
             f"This machine has no device '{wish}'; say auto, or cpu, which is always there.",
             safe=phrase("it lacks the device that the study's training.device names"),
         )
-    return device
+    return device if ":" in wish else _shared(device.type)
+
+
+@dataclass
+class _Share:
+    """The number of this process among those that share the accelerators."""
+
+    number: int = 0
+
+
+_SHARE = _Share()
+
+
+def take_share(number: int) -> None:
+    """Let this process compute on one accelerator of several: that with its number, in turn."""
+    _SHARE.number = number
+
+
+def _shared(kind: str) -> torch.device:
+    count = _count(kind)
+    return torch.device(kind, _SHARE.number % count) if count > 1 else torch.device(kind)
 
 
 def _count(kind: str) -> int:
@@ -188,5 +209,15 @@ def physical_memory() -> int:
 
 
 def num_cores() -> int:
-    """Count the cores that this process may use; macOS cannot restrict them."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Count the cores that this process may use: by its affinity and its container's quota.
+
+    macOS cannot restrict them.
+    """
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    return min(len(os.sched_getaffinity(0)), _quota())
+
+
+def _quota() -> int:
+    quota, _, period = (CPU_QUOTA.read_text() if CPU_QUOTA.exists() else "max").partition(" ")
+    return sys.maxsize if quota.strip() == "max" else max(1, int(quota) // int(period))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.managers import SyncManager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import Queue
 from threading import Thread
 
 # A forked process would inherit locks without the threads that hold them.
@@ -33,12 +34,26 @@ def _run(target: Callable[..., None], *arguments: object) -> None:
 
 
 @contextmanager
-def process_pool(workers: int) -> Generator[tuple[ProcessPoolExecutor, SyncManager], None, None]:
-    """Start a pool of processes for tasks, and a manager of the objects that the tasks share."""
+def process_pool(
+    workers: int, begin: Callable[[int], None]
+) -> Generator[tuple[ProcessPoolExecutor, SyncManager], None, None]:
+    """Start a pool of processes for tasks, and a manager of the objects that the tasks share.
+
+    Each process calls `begin` with its number before its first task.
+    """
     manager = SyncManager(ctx=SPAWN)
     manager.start(end_with_parent)
-    with manager, ProcessPoolExecutor(workers, SPAWN, initializer=end_with_parent) as pool:
-        yield pool, manager
+    with manager:
+        numbers = manager.Queue()
+        for number in range(workers):
+            numbers.put(number)
+        with ProcessPoolExecutor(workers, SPAWN, _begin, (begin, numbers)) as pool:
+            yield pool, manager
+
+
+def _begin(begin: Callable[[int], None], numbers: "Queue[int]") -> None:
+    end_with_parent()
+    begin(numbers.get())
 
 
 def end_with_parent() -> None:

@@ -25,9 +25,21 @@ DESCRIPTION = "session.json"
 AIR = 0.1  # share of the robust intensity range below which a voxel is background
 
 
-def prepare_cohort(site: str, folder: Path, elements: Elements, *, cache: Path) -> Cohort:
+def _nobody_told(done: int, total: int) -> None:
+    """Tell nobody how many sessions are prepared."""
+
+
+def prepare_cohort(
+    site: str,
+    folder: Path,
+    elements: Elements,
+    *,
+    cache: Path,
+    prepared: Callable[[int, int], None] = _nobody_told,
+) -> Cohort:
     """Prepare each session of a site's folder, or take it from `cache`, and split by patient.
 
+    `prepared` is told how many of how many sessions are ready.
     A session has those of the study's contrasts that its files have; one with none is left out.
     The arrays are read-only memory maps. Raises `BadSite` and `BadImage`.
     """
@@ -43,8 +55,10 @@ def prepare_cohort(site: str, folder: Path, elements: Elements, *, cache: Path) 
         )
     split_of = split_patients((session.patient for session in files), elements.split, site=site)
     splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
-    for session in files:
+    for done, session in enumerate(files):
+        prepared(done, len(files))
         splits[split_of[session.patient]].append(_cached_files(session, elements, cache))
+    prepared(len(files), len(files))
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from grandrounds.algorithms.topology import Links, Sites, Topology
 from grandrounds.core.device import (
     Machine,
     deterministic,
+    take_share,
     weights_dtype,
 )
 from grandrounds.core.errors import BadStudy
@@ -26,6 +27,7 @@ from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.process_pool import (
     Assignment,
     ProcessPoolEngine,
+    WorkerSites,
     assign_sites,
     start_workers,
 )
@@ -231,10 +233,19 @@ def distribute(
         return
     simulated = federation.sites
     examples = {s.name: len(s.task.training_examples(s.cohorts)) for s in simulated.sites}
-    host = partial(host_sites, study, files, folder, processes)
-    with start_workers(assign_sites(examples, processes), host) as workers:
+    shares = assign_sites(examples, processes)
+    host = partial(_on_own_device, shares, partial(host_sites, study, files, folder, processes))
+    with start_workers(shares, host) as workers:
         sites = ProcessPoolEngine(simulated.names, workers, listener.on_reply, listener.on_missing)
         yield replace(federation, sites=sites)
+
+
+def _on_own_device(
+    shares: Sequence[Assignment], host: WorkerSites, share: Assignment
+) -> AbstractContextManager[InProcessEngine]:
+    """Host a share of the sites in a process of its own, on its accelerator of several."""
+    take_share(shares.index(share))
+    return host(share)
 
 
 @contextmanager

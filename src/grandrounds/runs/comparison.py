@@ -11,6 +11,7 @@ from typing import TypeAlias
 import tomli_w
 
 from grandrounds.algorithms import METHODS
+from grandrounds.core.device import take_share
 from grandrounds.core.events import Event
 from grandrounds.core.files import write_text
 from grandrounds.core.processes import process_pool
@@ -19,7 +20,7 @@ from grandrounds.runs.arms import ArmChoice, comparison_terms
 from grandrounds.runs.evaluate import matrix
 from grandrounds.runs.folder import FinishedRun, check_unchanged, is_finished
 from grandrounds.runs.loop import run
-from grandrounds.runs.site_data import open_sites
+from grandrounds.runs.site_data import Preparing, nobody_told, open_sites
 from grandrounds.runs.tables import concatenate
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
@@ -91,7 +92,7 @@ class Comparison:
         crossed = RunFolder(folder).matrix.exists() or not self.crosses or bool(cell.left_out)
         return is_finished(folder) and crossed
 
-    def run(self, on_event: OnEvent) -> None:
+    def run(self, on_event: OnEvent, preparing: Preparing = nobody_told) -> None:
         """Run what is not done yet, and leave what is done. Raises as `run` does."""
         cells = self.cells
         for cell, study in cells.items():
@@ -100,7 +101,7 @@ class Comparison:
         self._describe()
         todo = {cell: study for cell, study in cells.items() if not self.is_done(cell)}
         for study in {study.seed: study for study in todo.values()}.values():
-            open_sites(study, self.files)  # prepares the data once, for all arms
+            open_sites(study, self.files, preparing=preparing)  # once, for all arms
         if todo:
             self._run_all(todo, on_event)
         self._join_tables()
@@ -127,7 +128,7 @@ class Comparison:
         write_text(ComparisonFolder(self.folder).arms, tomli_w.dumps(description))
 
     def _run_all(self, todo: Mapping[ComparisonRun, Study], on_event: OnEvent) -> None:
-        with process_pool(self.workers) as (pool, manager):
+        with process_pool(self.workers, take_share) as (pool, manager):
             channel = Channel(manager.Queue(), manager.Event())
             jobs = [pool.submit(_run_cell, self._order(*cell), channel) for cell in todo.items()]
             try:

@@ -15,14 +15,20 @@ from grandrounds.core.run_folder import ComparisonFolder, RunFolder, SiteFolder
 from grandrounds.core.sentence import Reason, phrase
 from grandrounds.core.state import RoundStore, read_sealed, saved_rounds
 from grandrounds.core.weights import Weights
+from grandrounds.runs.extend import extend
 from grandrounds.runs.tables import ScoreLabel
 from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
 from grandrounds.study.study import Study
 
 
 @contextmanager
-def lock_folder(folder: Path, study: Study, *, resume: bool) -> Generator[None, None, None]:
+def lock_folder(
+    folder: Path, study: Study, *, resume: bool, extends: bool = False, accepts: bool = False
+) -> Generator[None, None, None]:
     """Lock the folder for this process, and write the resolved study into it.
+
+    With `extends` the study may have more rounds than the folder's; where its schedule differs from
+    the folder's in rounds that are done, only if one `accepts` that.
 
     Raises `BadFolder` if another process holds it, if it has a run and `resume` is not set, or if
     the run began with another study. A study in which more sites join takes the place of the one
@@ -43,6 +49,8 @@ def lock_folder(folder: Path, study: Study, *, resume: bool) -> Generator[None, 
                 f"{folder}: another process is running in it; wait or choose another --out",
                 safe=phrase("another process is running in its run folder"),
             ) from None
+        if resume and extends:
+            extend(folder, study, accepts=accepts)
         _settle(folder, study, resume=resume)
         yield
 

@@ -41,7 +41,7 @@ from grandrounds.runs.joining import (
 )
 from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.resume import VERSIONS, changes_since, check_same, find_start
-from grandrounds.runs.site_data import open_sites
+from grandrounds.runs.site_data import Preparing, nobody_told, open_sites
 from grandrounds.runs.tables import (
     ScoreLabel,
     write_digests,
@@ -62,6 +62,7 @@ def run(
     resume: bool = False,
     accept_changes: bool = False,
     listeners: Sequence[Listener] = (),
+    preparing: Preparing = nobody_told,
     workers: int = 1,
 ) -> State:
     """Run a study to its end in `folder`, and return the last round's state.
@@ -70,14 +71,16 @@ def run(
     training.threads says how many threads each one has.
     With `resume` the run goes on from the newest round that the coordinator and all sites hold, to
     the same bits as if it had never stopped; under another version, or with other data, only if
-    it is told to `accept_changes`. Raises `BadInput` before anything trains, `RunFailed`
+    it is told to `accept_changes`. It also goes on to more rounds than it began with, where the
+    schedule allows it (`Extension`). Raises `BadInput` before anything trains, `RunFailed`
     afterwards; both leave everything that was saved.
     """
     plan, processes = plan_run(study), num_processes(study, workers)
     check_memory(plan, processes=processes)
-    site_data = open_sites(study, files)
+    site_data = open_sites(study, files, preparing=preparing)
     machine = study.machine(processes=processes)
-    with lock_folder(folder, study, resume=resume), deterministic(machine):
+    locked = lock_folder(folder, study, resume=resume, extends=True, accepts=accept_changes)
+    with locked, deterministic(machine):
         bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
         built = build_federation(plan, site_data, folder, machine, bus)
         with distribute(built, study, files, folder, bus, processes=processes) as federation:

@@ -1,10 +1,12 @@
 """A site's data is opened and checked here, also that of a site new to the study."""
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TypeAlias
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.events import SiteReady
@@ -44,21 +46,32 @@ class SiteData:
     disclosure: Disclosure
 
 
+Preparing: TypeAlias = Callable[[str, int, int], None]  # site, patients done, and all of them
+
+
+def nobody_told(site: str, done: int, total: int) -> None:
+    """Tell nobody how far the preparation of a site is."""
+
+
 def open_sites(
-    study: Study, files: Sequence[SiteFile], *, only: Container[str] | None = None
+    study: Study,
+    files: Sequence[SiteFile],
+    *,
+    only: Container[str] | None = None,
+    preparing: Preparing = nobody_told,
 ) -> dict[str, SiteData]:
-    """Open every site of the study, or only some.
+    """Open every site of the study, or only some, and tell how far that is.
 
     Raises `BadSite` or `BadImage` where one lacks the common data elements: a run starts only when
     all have them.
     """
     by_name = match_site_files(study, files, only)
     specs = [spec for spec in study.site if only is None or spec.name in only]
-    return {spec.name: _open(study, spec, by_name.get(spec.name)) for spec in specs}
+    return {spec.name: _open(study, spec, by_name.get(spec.name), preparing) for spec in specs}
 
 
-def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> SiteData:
-    cohort, summary = open_site(study, spec, file)
+def _open(study: Study, spec: SiteSpec, file: SiteFile | None, preparing: Preparing) -> SiteData:
+    cohort, summary = open_site(study, spec, file, preparing)
     check_elements(summary, elements=study.elements, tasks=spec.tasks)
     shows = file is None or file.include_images
     reveals = file is not None and file.reveal_failures
@@ -66,19 +79,21 @@ def _open(study: Study, spec: SiteSpec, file: SiteFile | None) -> SiteData:
     return SiteData(spec.name, (cohort,), _ready(summary, study.names), shows, disclosure)
 
 
-def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Cohort, SiteSummary]:
+def open_site(
+    study: Study, spec: SiteSpec, file: SiteFile | None, preparing: Preparing = nobody_told
+) -> tuple[Cohort, SiteSummary]:
     """Prepare one site's data, or load it from the cache, and count it.
 
     Raises `BadSite` or `BadImage`.
     """
     if file is None:
-        cohort = _simulate(study, spec)
+        cohort = _simulate(study, spec, preparing)
         return cohort, summarise_simulated(cohort, elements=study.elements, tasks=spec.tasks)
     if is_stack(file.data) or is_table(file.data, study.elements):
         make = stack_cohort if is_stack(file.data) else table_cohort
         cohort = make(spec.name, file.data, study.elements)
         return cohort, summarise_arrays(cohort, elements=study.elements, tasks=spec.tasks)
-    cohort = _prepare(study, spec, file)
+    cohort = _prepare(study, spec, file, preparing)
     found = find_sessions(file.data)
     return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks)
 
@@ -96,10 +111,16 @@ def summarise_site(study: Study, path: Path) -> SiteSummary:
     raise BadSite(f"{path}: the study has no real site named '{file.name}'; it has {real}")
 
 
-def _prepare(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
+def _prepare(study: Study, spec: SiteSpec, file: SiteFile, preparing: Preparing) -> Cohort:
     """Prepare a folder of NIfTI volumes; a table beside them may hold the patients' variables."""
     elements = study.elements
-    cohort = prepare_cohort(spec.name, file.data, elements, cache=file.cache or default_cache())
+    cohort = prepare_cohort(
+        spec.name,
+        file.data,
+        elements,
+        cache=file.cache or default_cache(),
+        prepared=partial(preparing, spec.name),
+    )
     if not elements.variables:
         return cohort
     path = file.data / PARTICIPANTS
@@ -107,13 +128,18 @@ def _prepare(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
     return with_values(cohort, table, elements.variables)
 
 
-def _simulate(study: Study, spec: SiteSpec) -> Cohort:
+def _simulate(study: Study, spec: SiteSpec, preparing: Preparing) -> Cohort:
     """Simulate a site patient by patient, and save each in the cache."""
-    splits: dict[SplitName, tuple[Session, ...]] = {
-        split: tuple(_simulate_session(study, spec, label) for label in labels)
-        for split, labels in patient_labels(spec.patients).items()
-    }
-    return Cohort(spec.name, splits)
+    splits = patient_labels(spec.patients)
+    labels = list(chain.from_iterable(splits.values()))
+    made: dict[str, Session] = {}
+    for done, label in enumerate(labels):
+        preparing(spec.name, done, len(labels))
+        made[label] = _simulate_session(study, spec, label)
+    preparing(spec.name, len(labels), len(labels))
+    return Cohort(
+        spec.name, {s: tuple(made[label] for label in each) for s, each in splits.items()}
+    )
 
 
 def _simulate_session(study: Study, spec: SiteSpec, patient: str) -> Session:

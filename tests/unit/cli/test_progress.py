@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from grandrounds.cli.progress import ProgressBars
+from grandrounds.core.errors import BadSite
 from grandrounds.core.events import (
     Event,
     Failed,
@@ -85,3 +86,52 @@ def test_a_missed_site_is_told_with_its_cards_sentence():
 
 def test_a_missed_site_is_told_in_yellow():
     assert "\x1b[33mwent on without an answer" in shown(MISSED, colour=True)
+
+
+def terminal() -> tuple[io.StringIO, Console]:
+    file = io.StringIO()
+    return file, Console(file=file, width=100, force_terminal=True)
+
+
+def test_a_refusal_has_no_empty_bar_above_it():
+    file, console = terminal()
+    bars = ProgressBars(console)
+    bars.add("arm", "FedAvg", 3)
+    with pytest.raises(BadSite), bars:
+        raise BadSite("no")
+    assert file.getvalue() == ""
+
+
+def test_patients_are_prepared_with_a_bar_before_that_of_the_run():
+    file, console = terminal()
+    with ProgressBars(console) as bars:
+        bars.add("arm", "FedAvg", 3)
+        for done in range(4):
+            bars.prepare("alder", done, 3)
+        before = file.getvalue()
+        bars.show("arm", RoundFinished(1, "ab", 0.5, 1, 0.1))
+    assert "preparing patients of alder" in before
+    assert "0/3" in before
+    assert "patients" in before
+    assert "FedAvg" not in before
+    assert "FedAvg" in file.getvalue()
+
+
+def test_into_a_pipe_each_hospital_is_named_once():
+    file = io.StringIO()
+    with ProgressBars(Console(file=file, width=100)) as bars:
+        for done in range(3):
+            bars.prepare("alder", done, 2)
+    assert file.getvalue() == "preparing patients of alder\n"
+
+
+def test_a_bar_is_whole_at_80_columns():
+    file = io.StringIO()
+    with ProgressBars(Console(file=file, width=80)) as bars:
+        bars.add("arm", "Local only (personalised network)", 40)
+        bars.show("arm", RoundFinished(14, "ab", 21.82, 1, 0.1))
+        bars.show("arm", SiteTrained(15, "elder", 0.1, 8, 2, 0, 0))
+    said = file.getvalue()
+    assert "\u2026" not in said
+    assert "14/40 rounds" in said
+    assert "elder trained" in said

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from grandrounds.core.device import (
     choose_device,
     choose_precision,
     deterministic,
+    num_cores,
     peak_memory,
     physical_memory,
+    take_share,
 )
 from grandrounds.core.errors import BadStudy
 
@@ -25,6 +28,40 @@ def test_cpu_is_always_there():
 def test_auto_takes_an_accelerator_only_where_there_is_one():
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     assert (choose_device("auto").type == "cpu") == (not accelerated)
+
+
+@pytest.mark.parametrize("wish", ["auto", "cuda"])
+def test_processes_take_several_accelerators_in_turn(monkeypatch: pytest.MonkeyPatch, wish: str):
+    monkeypatch.setattr(precision, "_count", lambda kind: 2 if kind == "cuda" else 0)
+    monkeypatch.setattr(precision, "_SHARE", precision._Share())
+    found: list[str] = []
+    for number in range(3):
+        take_share(number)
+        found.append(str(choose_device(wish)))
+    assert found == ["cuda:0", "cuda:1", "cuda:0"]
+    assert str(choose_device("cuda:1")) == "cuda:1"  # who names one gets it
+
+
+def test_one_accelerator_is_everyone_s(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision, "_count", lambda kind: int(kind == "cuda"))
+    monkeypatch.setattr(precision, "_SHARE", precision._Share(3))
+    assert str(choose_device("auto")) == "cuda"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cgroups are Linux's")
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 8), ("", 8)],
+)
+def test_cores_are_those_that_the_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+):
+    file = tmp_path / "cpu.max"
+    if quota:
+        file.write_text(f"{quota}\n")
+    monkeypatch.setattr(precision, "CPU_QUOTA", file)
+    monkeypatch.setattr(precision.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert num_cores() == cores
 
 
 @pytest.mark.parametrize("wish", ["cuda:99", "meta", "cpu:1"])

@@ -1,7 +1,6 @@
 """The curves of the page: which arms, over which seeds, and where they lie."""
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,17 +63,22 @@ def test_of_many_arms_five_are_drawn_together_and_each_other_one_apart(tmp_path:
     assert all(len(chart.lines) == 2 for chart in folded)
 
 
-def test_labels_never_lie_on_each_other(tmp_path: Path):
-    same = [replace(plan, levels=FEDAVG.levels) for plan in (*ARMS, *MORE[:2])]
-    for chart in charts.charts(read_facts(write_comparison(tmp_path / "c", same))):
-        places = sorted(line.label_y for line in chart.lines)
-        assert all(b - a > charts._LABEL - 0.2 for a, b in pairwise(places))
-        assert charts.TOP <= places[0] <= places[-1] <= charts.BOTTOM
+def test_axes_have_names_and_units(tmp_path: Path):
+    [chart, *_] = charts.charts(read_facts(write_run(tmp_path / "run", PFLSYNTH)))
+    assert (chart.across, chart.up) == ("round", "validation PSNR, dB")
+
+
+def test_ticks_and_markers_stand_where_validation_was(tmp_path: Path):
+    [chart, *_] = charts.charts(read_facts(write_run(tmp_path / "run", PFLSYNTH)))
+    assert [text for _, text in chart.x_ticks] == ["2", "4", "6", "8", "10"]
+    [line] = chart.lines
+    assert len(line.marks) == 10
+    assert line.marks[-1][0] == charts.RIGHT
 
 
 @pytest.mark.parametrize(
-    ("title", "label"),
-    [("FedAvg", "FedAvg"), ("Local only (personalised network)", "Local only (person\u2026")],
+    ("rounds", "found"),
+    [([], ()), ([5], (5,)), ([5, 10, 15], (5, 10, 15)), (list(range(1, 14)), (1, 4, 7, 10, 13))],
 )
-def test_a_long_title_is_cut(title: str, label: str):
-    assert charts.short(title) == label
+def test_rounds_are_thinned_evenly_and_keep_the_last(rounds: list[int], found: tuple[int, ...]):
+    assert charts.thinned(rounds, 6) == found

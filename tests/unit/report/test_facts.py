@@ -114,11 +114,23 @@ def test_work_adds_up_over_rounds_and_shows_absences(tmp_path: Path):
     assert (work["birch"].rounds, work["birch"].steps) == ((), 0)
 
 
-def test_few_steps_are_told_of_federated_arms_only(tmp_path: Path):
-    arms = [replace(plan, steps=32) for plan in ARMS]
+@pytest.mark.parametrize(("rounds", "rising"), [(1, False), (9, True), (10, False)])
+def test_whether_scores_were_still_rising_is_read_from_the_curve(
+    tmp_path: Path, rounds: int, rising: bool
+):
+    facts = read_facts(write_run(tmp_path / "run", replace(PFLSYNTH, rounds=rounds)))
+    assert facts.arms[0].still_rising is rising
+
+
+@pytest.mark.parametrize(
+    ("patients", "intervals", "tests"), [(1, False, False), (2, True, True), (8, True, True)]
+)
+def test_whether_there_are_intervals_and_tests_is_known(
+    tmp_path: Path, patients: int, intervals: bool, tests: bool
+):
+    arms = [replace(plan, patients=patients) for plan in ARMS]
     facts = read_facts(write_comparison(tmp_path / "c", arms))
-    assert [len(arm.few_steps()) for arm in facts.arms] == [4, 4, 0, 0]
-    assert facts.arms[0].few_steps()[0].steps == 320
+    assert (facts.has_intervals, facts.has_tests) == (intervals, tests)
 
 
 def test_rounds_before_a_resume_count_once(tmp_path: Path):

@@ -157,14 +157,52 @@ def test_what_a_table_hides_at_the_side_can_be_reached_by_keyboard(page: Page):
     assert all(div.get("tabindex") == "0" and div.get("aria-label") for div in regions)
 
 
-def test_the_record_is_folded_and_participation_of_a_few_arms_is_not(page: Page):
+def test_one_block_of_pictures_is_open_and_all_other_details_are_folded(page: Page):
     found = page.all("details")
-    assert [("open" in details) for details in found] == [True] * 4 + [False] * 4
+    assert sum("open" in details for details in found) == 1
+    pictures, scores, work, record = 8, 4, 4, 4
+    reading, curves, views = 1, 1, 1
+    assert len(found) == pictures + scores + work + record + reading + curves + views
+
+
+def test_there_is_one_legend_for_all_pictures(text: str):
+    assert text.count('<div class="bar"') == text.count("One scale for the whole report") == 1
+    assert text.count("chosen by rule, not by eye") == 1
+
+
+def test_the_mean_comes_first(text: str):
+    [first, *_] = re.findall(r"<dt>(.*?)</dt>", text)
+    assert first == "PSNR, pFLSynth"
+    [heads] = re.findall(r"<thead>(.*?)</thead>", text[text.index('id="results"') :])[:1]
+    assert re.findall(r">([^<]+)</th>", heads)[:2] == ["Arm", "Mean"]
+
+
+def test_with_one_patient_a_hospital_nothing_is_said_of_intervals_and_tests(tmp_path: Path):
+    arms = [replace(plan, patients=1, pictured=(0,)) for plan in ARMS]
+    text = report_of(write_comparison(tmp_path / "c", arms))
+    shown = text.partition("</style>")[2]
+    for absent in ("interval", "Wilcoxon", "Holm", ">too few<", "±", "not clear", "SD over"):
+        assert absent not in shown, absent
+    assert "that is too few for a statistical test" in text
+
+
+def test_a_simulated_image_is_called_target(text: str):
+    assert ">Target<" in text
+    assert "eal image" not in text
+
+
+def test_an_arm_has_one_colour_and_one_marker(text: str):
+    looks = re.findall(r'<path [^>]*d="([^"]+)" fill="(#[^"]+)"', text)
+    by_marker: dict[str, set[str]] = {}
+    for marker, colour in looks:
+        by_marker.setdefault(marker, set()).add(colour)
+    assert len(by_marker) == 4
+    assert all(len(colours - {"#fff"}) == 1 for colours in by_marker.values())
 
 
 @pytest.mark.slow
-def test_of_many_arms_all_details_are_folded(many: str):
-    assert all("open" not in details for details in Page(many).all("details"))
+def test_of_many_arms_the_others_are_folded(many: str):
+    assert sum("open" in details for details in Page(many).all("details")) == 1
     assert "The other 18 arms, each beside pFLSynth" in many
     assert "What the 22 arms are" in many
 
@@ -252,9 +290,13 @@ def test_a_comparison_under_way_names_what_has_not_started(tmp_path: Path):
     assert "pFLSynth: Not started." in report_of(folder)
 
 
-def test_a_short_training_is_warned_of(tmp_path: Path):
-    folder = write_run(tmp_path / "run", replace(PFLSYNTH, steps=16))
-    assert "Short training." in report_of(folder)
+def test_a_training_that_ended_while_scores_rose_is_told(tmp_path: Path):
+    rising, over = (
+        report_of(write_run(tmp_path / str(rounds), replace(PFLSYNTH, rounds=rounds)))
+        for rounds in (9, 10)
+    )
+    assert "still rising when training ended" in rising
+    assert "still rising" not in over
 
 
 @pytest.mark.slow

@@ -103,11 +103,10 @@ def test_a_saved_round_that_a_resume_could_not_use_is_told_once_and_its_words_ar
     assert "Saved rounds that could not be used" in page
 
 
-def test_few_steps_are_warned_of(tmp_path: Path):
-    facts = read_facts(write_run(tmp_path / "run", replace(PFLSYNTH, steps=16)))
-    assert "few optimisation steps (Alder 160, Birch 160, Cedar 160 and Dogwood 160)" in (
-        sentences.few_steps(facts.arms[0])
-    )
+def test_arms_whose_scores_were_still_rising_are_named(tmp_path: Path, facts: Facts):
+    rising = read_facts(write_run(tmp_path / "run", replace(PFLSYNTH, rounds=9)))
+    assert sentences.still_rising(rising).startswith("pflsynth validated best in the last round")
+    assert sentences.still_rising(facts) == ""
 
 
 def test_what_travels_and_what_stays_is_told(facts: Facts):

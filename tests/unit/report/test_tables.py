@@ -105,7 +105,7 @@ def test_many_arms_are_printed_as_rows(tmp_path: Path, capsys: pytest.CaptureFix
 def test_json_has_seeds_means_and_statistics(folder: Path, capsys: pytest.CaptureFixture[str]):
     told = json.loads(printed(folder, capsys, as_json=True))
     assert (told["seeds"], told["metric"], told["unfinished"]) == ([7, 8], "psnr", [])
-    assert len(told["summary"]) == 5
+    assert len(told["summary"]) == 6
     first, other = told["arms"]["pflsynth"], told["arms"][ALONE_PLAIN.name]
     assert first["seeds"]["8"]["psnr"] - first["seeds"]["7"]["psnr"] == pytest.approx(1.0)
     overall = first["statistics"]["overall"]["psnr"]

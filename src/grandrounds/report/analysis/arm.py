@@ -17,10 +17,9 @@ from grandrounds.core.names import POOLED
 from grandrounds.report.analysis.auc import Discrimination, merged
 from grandrounds.report.analysis.folder import ArmEntry, ArmRecord, StudyFile
 from grandrounds.report.analysis.metrics import METRICS, Metric
-from grandrounds.report.analysis.run import Cell, Run, RunScores, SiteWork, run_of
+from grandrounds.report.analysis.run import Cell, Run, RunScores, run_of
 from grandrounds.report.analysis.statistics import Spread, interval, spread
 
-FEW_STEPS = 320  # up to here, training alone usually wins: an average slows every step
 Unit: TypeAlias = tuple[int | None, str]  # (seed, patient); no seed where patients are the same
 Units: TypeAlias = Mapping[Unit, float]
 Seeds: TypeAlias = Collection[int] | None  # None: all seeds
@@ -163,11 +162,14 @@ class Arm:
         defined = [value for value in found if value is not None]
         return fmean(defined) if defined else None
 
-    def few_steps(self) -> tuple[SiteWork, ...]:
-        """Return the work of sites that trained at most `FEW_STEPS` steps in a federation."""
-        if not self.federated:
-            return ()
-        return tuple(work for work in self.runs[0].work if 0 < work.steps <= FEW_STEPS)
+    @property
+    def still_rising(self) -> bool:
+        """Tell whether a tested run validated best in the last of several validated rounds."""
+        curves = [run.weighted for run in self.scored_runs]
+        return any(
+            len(curve) > 1 and curve[-1][1] > max(score for _, score in curve[:-1])
+            for curve in curves
+        )
 
 
 def arm_of(folder: ArmRecord) -> Arm:

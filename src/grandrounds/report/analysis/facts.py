@@ -157,6 +157,20 @@ class Facts:
         places = ((arm, site, key) for arm in self.arms for site in self.sites for key in keys)
         return len({(s, unit) for arm, s, key in places for unit in arm.site_units(s, key)})
 
+    @cached_property
+    def has_intervals(self) -> bool:
+        """Tell whether any mean has an interval: some hospital has more than one test patient."""
+        metric = self.main_metric
+        places = ((arm, site) for arm in self.arms for site in self.sites) if metric else ()
+        found = (arm.site_spread(site, metric.key) for arm, site in places if metric)
+        return any(spread and spread.interval for spread in found)
+
+    @cached_property
+    def has_tests(self) -> bool:
+        """Tell whether any difference to another arm has a test."""
+        families = (self.compared, *self.compared_at.values())
+        return any(d.corrected is not None for each in families for d in each.values())
+
     def tasks(self, site: str) -> tuple[str, ...]:
         """Return a site's tasks."""
         declared = self.ready[site].tasks if site in self.ready else ()

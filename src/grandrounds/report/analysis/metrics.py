@@ -20,17 +20,17 @@ METRICS = {
     for metric in (
         Metric(
             *("psnr", "PSNR", "dB", True, 0.05),
-            "higher is closer to the real image; 1 dB more means that the squared error is about "
+            "higher is closer to the target; 1 dB more means that the squared error is about "
             "one fifth smaller.",
         ),
         Metric(
             *("ssim", "SSIM", "", True, 0.005),
             "from 0 to 1, higher is better; it asks whether edges and textures lie where they lie "
-            "in the real image.",
+            "in the target.",
         ),
         Metric(
             *("nrmse", "NRMSE", "", False, 0.005),
-            "lower is better; the typical error as a share of the real image's brightness, so 0.10 "
+            "lower is better; the typical error as a share of the target's brightness, so 0.10 "
             "is an error of one tenth.",
         ),
         Metric(

@@ -1,5 +1,6 @@
 """The geometry of the page's charts is computed here: curves over rounds, drawn as inline SVG."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -9,12 +10,11 @@ from grandrounds.report.analysis.arm import Arm
 from grandrounds.report.analysis.facts import Facts
 from grandrounds.report.analysis.run import Curve
 from grandrounds.report.page.style import Axis, Style, axis, styles
-from grandrounds.report.prose.vocabulary import tick
+from grandrounds.report.prose.vocabulary import tick, wording
 
-WIDTH, HEIGHT = 440, 210
-LEFT, RIGHT, TOP, BOTTOM = 38, 318, 12, 178
-_LABEL = 13  # between the baselines of two labels
-LONGEST = 19  # letters of a label
+LEFT, RIGHT, TOP, BOTTOM = 42, 430, 24, 184
+MOST_TICKS = 6
+MOST_MARKS = 12  # more of them on one line hide it
 SCORE = "Validation score per round"
 FORGOTTEN = "Lost between a hospital's own turn and the end of its cycle"
 Band: TypeAlias = tuple[tuple[int, float, float, float], ...]  # (round, mean, lowest, highest)
@@ -22,22 +22,25 @@ Band: TypeAlias = tuple[tuple[int, float, float, float], ...]  # (round, mean, l
 
 @dataclass(frozen=True)
 class ChartLine:
-    """One arm's curve in a chart, in the chart's own units; `band` is its range over seeds."""
+    """One arm's curve in a chart, in the chart's own units; `band` is its range over seeds.
+
+    `marks` are the validated rounds that carry the arm's marker, the last one always.
+    """
 
     style: Style
     points: str
     band: str
-    end: tuple[float, float]
-    label: str
-    label_y: float
+    marks: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A small line chart over rounds."""
+    """A small line chart over rounds; `across` and `up` name its axes."""
 
     title: str
     description: str
+    across: str
+    up: str
     lines: tuple[ChartLine, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
@@ -68,12 +71,14 @@ class Canvas:
     looks: Mapping[str, Style]
     x: Axis
     y: Axis
+    across: str
+    up: str
 
-    def across(self, number: float) -> float:
+    def x_of(self, number: float) -> float:
         """Return a round's horizontal place."""
         return round(LEFT + self.x.share(number) * (RIGHT - LEFT), 1)
 
-    def down(self, value: float) -> float:
+    def y_of(self, value: float) -> float:
         """Return a value's vertical place."""
         return round(BOTTOM - self.y.share(value) * (BOTTOM - TOP), 1)
 
@@ -99,14 +104,26 @@ def folded_charts(facts: Facts) -> list[Chart]:
 def _learning(facts: Facts) -> Canvas:
     bands = [weighted(arm) for arm in facts.arms]
     bands += [curves_at_site(arm, site) for arm in facts.notable for site in facts.sites]
-    return _canvas(facts, bands)
+    return _canvas(facts, bands, "round", f"validation {_named(facts)}")
 
 
-def _canvas(facts: Facts, bands: Iterable[Band], *also: float) -> Canvas:
+def _named(facts: Facts) -> str:
+    watched = wording(facts.arms[0].study.task).watched
+    return f"{watched.label}, {watched.unit}" if watched.unit else watched.label
+
+
+def _canvas(facts: Facts, bands: Iterable[Band], across: str, up: str, *also: float) -> Canvas:
     points = [point for band in bands for point in band]
     values = [value for _, _, low, high in points for value in (low, high)]
-    x = axis([0, *(number for number, *_ in points)], smallest_step=1)
-    return Canvas(styles(facts), x, axis([*values, *also] or [0.0]))
+    rounds = sorted({number for number, *_ in points})
+    x = Axis(0, max(rounds[-1], 1) if rounds else 1, thinned(rounds, MOST_TICKS))
+    return Canvas(styles(facts), x, axis([*values, *also] or [0.0]), across, up)
+
+
+def thinned(rounds: Sequence[int], most: int) -> tuple[int, ...]:
+    """Return at most so many of these rounds, evenly chosen, the last one among them."""
+    step = math.ceil(len(rounds) / most) if rounds else 1
+    return tuple(rounds[::-1][::step][::-1])
 
 
 def _present(pairs: Iterable[tuple[Arm, Band]]) -> list[tuple[Arm, Band]]:
@@ -118,7 +135,8 @@ def forgetting_chart(facts: Facts) -> Chart | None:
     arms = _present((arm, _lost(arm)) for arm in facts.arms)
     if len({number for _, band in arms for number, *_ in band}) < 2:
         return None
-    canvas = _canvas(facts, [band for _, band in arms], 0.0)
+    bands = [band for _, band in arms]
+    canvas = _canvas(facts, bands, "cycle", f"lost, {_named(facts)}", 0.0)
     return _chart("Lost, mean over hospitals", FORGOTTEN, arms, canvas)
 
 
@@ -129,43 +147,27 @@ def _lost(arm: Arm) -> Band:
 
 def _chart(title: str, what: str, arms: Sequence[tuple[Arm, Band]], canvas: Canvas) -> Chart:
     said = [f"{arm.title} from {band[0][1]:.3g} to {band[-1][1]:.3g}" for arm, band in arms]
-    labels = _apart([canvas.down(band[-1][1]) for _, band in arms])
     return Chart(
         title=title,
         description=f"{what}: {'; '.join(said)}.",
-        lines=tuple(
-            _line(arm, band, label, canvas) for (arm, band), label in zip(arms, labels, strict=True)
-        ),
-        x_ticks=tuple((canvas.across(mark), tick(mark)) for mark in canvas.x.ticks),
-        y_ticks=tuple((canvas.down(mark), tick(mark)) for mark in canvas.y.ticks),
+        across=canvas.across,
+        up=canvas.up,
+        lines=tuple(_line(arm, band, canvas) for arm, band in arms),
+        x_ticks=tuple((canvas.x_of(mark), tick(mark)) for mark in canvas.x.ticks),
+        y_ticks=tuple((canvas.y_of(mark), tick(mark)) for mark in canvas.y.ticks),
     )
 
 
-def _line(arm: Arm, band: Band, label: float, canvas: Canvas) -> ChartLine:
-    middle = [(canvas.across(number), canvas.down(mean)) for number, mean, *_ in band]
-    above = [(canvas.across(number), canvas.down(high)) for number, *_, high in band]
-    below = [(canvas.across(number), canvas.down(low)) for number, _, low, _ in band]
+def _line(arm: Arm, band: Band, canvas: Canvas) -> ChartLine:
+    middle = [(canvas.x_of(number), canvas.y_of(mean)) for number, mean, *_ in band]
+    above = [(canvas.x_of(number), canvas.y_of(high)) for number, *_, high in band]
+    below = [(canvas.x_of(number), canvas.y_of(low)) for number, _, low, _ in band]
     ranged = _joined([*above, *reversed(below)]) if above != below else ""
+    marks = thinned(range(len(middle)), MOST_MARKS)
     return ChartLine(
-        canvas.looks[arm.name], _joined(middle), ranged, middle[-1], short(arm.title), label
+        canvas.looks[arm.name], _joined(middle), ranged, tuple(middle[place] for place in marks)
     )
 
 
 def _joined(places: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{across},{down}" for across, down in places)
-
-
-def short(title: str) -> str:
-    """Return a title, shortened to fit beside a chart."""
-    return title if len(title) <= LONGEST else f"{title[: LONGEST - 1].rstrip(' (')}\u2026"
-
-
-def _apart(wanted: Sequence[float]) -> list[float]:
-    """Return places of labels without overlap, moved as little as a pass from the top allows."""
-    found, lowest = dict[int, float](), float(TOP)
-    order = sorted(range(len(wanted)), key=lambda number: wanted[number])
-    for place, number in enumerate(order):
-        room = BOTTOM - _LABEL * (len(order) - 1 - place)
-        found[number] = round(min(max(wanted[number], lowest), room), 1)
-        lowest = found[number] + _LABEL
-    return [found[number] for number in range(len(wanted))]

@@ -16,12 +16,13 @@ from grandrounds.report.page import charts, style, tables
 from grandrounds.report.page.pictures import PanelRow, choices, panel_rows, panels_of, rule
 from grandrounds.report.page.tables import ArmRow
 from grandrounds.report.prose import generalisation, sentences, summary, vocabulary
+from grandrounds.report.prose.sentences import no_pictures
 from grandrounds.report.prose.vocabulary import wording
 
 
 @dataclass(frozen=True)
 class Block:
-    """The scores and pictures of one site and task on the page."""
+    """The scores and pictures of one site and task on the page; `note` says why there are none."""
 
     task: str
     scores: tuple[ArmRow, ...]
@@ -72,6 +73,7 @@ def render_page(facts: Facts, *, include_images: bool = False) -> str:
         ramp=style.RAMP,
         tint=style.tint,
         limit=limit,
+        pictured=rule(facts) if chosen else "",
         metric=metric,
         site_gains=tables.site_gains(facts),
         arm_gains=tables.arm_gains(facts),
@@ -101,7 +103,7 @@ def _block(
 ) -> Block:
     rows = pictures.get((site, task), [])
     return Block(
-        task, tuple(tables.task_rows(facts, site, task)), tuple(rows), rule(facts, site, rows)
+        task, tuple(tables.task_rows(facts, site, task)), tuple(rows), no_pictures(facts, site)
     )
 
 

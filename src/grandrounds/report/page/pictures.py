@@ -9,8 +9,7 @@ from grandrounds.report.analysis.folder import KeptPanel, StoredPanel
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.run import Run
 from grandrounds.report.page.style import error_map, grey
-from grandrounds.report.prose.sentences import no_pictures
-from grandrounds.report.prose.vocabulary import join_words, wording
+from grandrounds.report.prose.vocabulary import wording
 
 
 @dataclass(frozen=True)
@@ -143,15 +142,15 @@ def _shown(arm: Arm, run: Run, panel: StoredPanel, metric: str, limit: float | N
     return Shown(arm, patients.get(panel.patient), grey(panel.prediction), error)
 
 
-def rule(facts: Facts, site: str, rows: Sequence[PanelRow]) -> str:
-    """Write how the pictures were chosen, or why there are none."""
-    if not rows:
-        return no_pictures(facts, site)
-    label = facts.main_metric.label if facts.main_metric else "score"
+def rule(facts: Facts) -> str:
+    """Write how the patients in the pictures were chosen; empty where nobody has pictures."""
     judge = _judge(facts)
-    who = f" by {judge[0].title}'s mean {label}, seed {judge[1].seed}" if judge else ""
-    roles = join_words([row.role[:1].lower() + row.role[1:] for row in rows])
+    if judge is None:
+        return ""
+    label = facts.main_metric.label if facts.main_metric else "score"
+    seed = f", seed {judge[1].seed}" if len(facts.seeds) > 1 else ""
     return (
-        f"Chosen by rule, not by eye: {roles}{who}; the middle image. The figure below a picture "
-        f"is that patient's mean {label}."
+        "the median and the worst of the patients whose pictures were kept, by "
+        f"{judge[0].title}'s mean {label}{seed}, and the middle image of each; the figure below a "
+        f"picture is that patient's mean {label}"
     )

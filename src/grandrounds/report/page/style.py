@@ -28,6 +28,7 @@ class Style:
     colour: str
     dash: str
     marker: str  # SVG path around (0, 0)
+    number: int = 0  # a paper's figures find the same marker and dash by it
 
 
 # Okabe and Ito's colours, darkened: distinct for colour-blind readers, and 4.5 to 1 on white.
@@ -48,6 +49,7 @@ def style(number: int) -> Style:
         COLOURS[number % len(COLOURS)],
         _DASHES[number % len(_DASHES)],
         _MARKERS[number % len(_MARKERS)],
+        number,
     )
 
 

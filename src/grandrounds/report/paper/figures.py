@@ -4,12 +4,11 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from grandrounds.report.analysis.arm import Arm
@@ -19,19 +18,17 @@ from grandrounds.report.analysis.folder import StoredPanel
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.run import Run
 from grandrounds.report.analysis.statistics import LEVEL, Interval
-from grandrounds.report.page.charts import Band, curves_at_site, weighted
+from grandrounds.report.page.charts import MOST_TICKS, Band, curves_at_site, thinned, weighted
 from grandrounds.report.page.pictures import PanelChoice
-from grandrounds.report.page.style import COLOURS
+from grandrounds.report.page.style import Style, styles
 from grandrounds.report.page.tables import Gain, site_gains
 from grandrounds.report.paper.style import (
-    DASHES,
-    FIRST,
-    MARKERS,
     MIDDLE,
-    OTHER,
     ROW,
     TALL,
     WIDE,
+    dash_of,
+    marker_of,
     rows_of,
 )
 from grandrounds.report.prose.vocabulary import arrow, display_name, gained, wording
@@ -159,7 +156,7 @@ def _lines(head: str) -> list[str]:
 
 
 ACROSS = 3  # number of charts side by side
-LETTERS = 30  # letters of a line beside a chart; below it there is room for twice as many
+LETTERS = 34  # letters of a line beside a chart; below it there is room for twice as many
 OUTSIDE = 1.02  # just right of the axes, in shares of their width
 
 
@@ -174,25 +171,26 @@ def gains_figure(facts: Facts) -> Figure | None:
     figure = Figure(figsize=(MIDDLE, 0.75 + 1.55 * ROW * len(gains)), layout="constrained")
     axes = rows_of(figure, [_gain_label(gain) for gain in gains])
     axes.axvline(0, color="black", linewidth=0.9)
+    look = styles(facts)[facts.arms[0].name]
     for place, gain in enumerate(gains):
-        _gain(axes, place, gain, metric)
+        _gain(axes, place, gain, metric, look)
     if len(gains) > 1:
         axes.axhline(len(gains) - 1.5, color="#9aa0a8", linewidth=0.6)
     what = f"{facts.arms[0].title} minus best local-only, test {_labelled(metric)}"
-    how = f"(above 0: better; bar: {LEVEL} % interval; filled: clear)"
-    axes.set_xlabel(f"{textwrap.fill(what, 2 * LETTERS)}\n{how}")
+    bar = f"; bar: {LEVEL} % interval" if facts.has_intervals else ""
+    filled = "; filled: clear" if facts.has_tests else ""
+    axes.set_xlabel(f"{textwrap.fill(what, 2 * LETTERS)}\n(above 0: better{bar}{filled})")
     return figure
 
 
 def _gain_label(gain: Gain) -> str:
-    return f"{gain.label}\nvs {gain.against}"
+    return "\n".join([gain.label, *textwrap.wrap(f"vs {gain.against}", LETTERS)])
 
 
-def _gain(axes: Axes, place: int, gain: Gain, metric: Metric) -> None:
-    _bar(axes, place, gain.paired.interval, FIRST)
-    fill = FIRST if gain.clear else "white"
-    marker = "D" if gain.composite else "o"
-    axes.plot(gain.paired.mean, place, marker, color=FIRST, markerfacecolor=fill)
+def _gain(axes: Axes, place: int, gain: Gain, metric: Metric, look: Style) -> None:
+    _bar(axes, place, gain.paired.interval, look.colour)
+    fill = look.colour if gain.clear else "white"
+    axes.plot(gain.paired.mean, place, marker_of(look), color=look.colour, markerfacecolor=fill)
     axes.annotate(
         gained(gain.paired.mean, metric),
         (OUTSIDE, place),
@@ -214,26 +212,25 @@ def overall_figure(facts: Facts) -> Figure | None:
         return None
     figure = Figure(figsize=(MIDDLE, 0.75 + 1.15 * ROW * len(arms)), layout="constrained")
     axes = rows_of(figure, [textwrap.fill(arm.title, LETTERS) for arm in arms])
+    looks = styles(facts)
     for place, arm in enumerate(arms):
-        _standing(axes, place, arm, metric, colour=FIRST if arm is facts.main_arm else OTHER)
+        _standing(axes, place, arm, metric, looks[arm.name])
+    bar = f"; bar: {LEVEL} % interval over patients" if facts.has_intervals else ""
     seeds = "; ticks: seeds" if len(facts.seeds) > 1 else ""
     axes.set_xlabel(
-        f"Test {_labelled(metric)}, mean over hospitals\n"
-        f"({_direction(metric)}; bar: {LEVEL} % interval over patients{seeds})"
+        f"Test {_labelled(metric)}, mean over hospitals\n({_direction(metric)}{bar}{seeds})"
     )
     return figure
 
 
-def _standing(axes: Axes, place: int, arm: Arm, metric: Metric, *, colour: str) -> None:
+def _standing(axes: Axes, place: int, arm: Arm, metric: Metric, look: Style) -> None:
     overall = arm.overall(metric.key)
     assert overall is not None
-    marker = "s" if colour == FIRST else "o"
-    fill = "white" if arm.local else colour
-    _bar(axes, place, overall.interval, colour)
+    _bar(axes, place, overall.interval, look.colour)
     by_seed = arm.overall_by_seed(metric.key)
     if len(by_seed) > 1:
-        axes.plot(list(by_seed.values()), [place + 0.27] * len(by_seed), "|", color=colour)
-    axes.plot(overall.mean, place, marker, color=colour, markerfacecolor=fill)
+        axes.plot(list(by_seed.values()), [place + 0.27] * len(by_seed), "|", color=look.colour)
+    axes.plot(overall.mean, place, marker_of(look), color=look.colour)
     text = f"{overall.mean:.{2 if metric.unit else 3}f}"
     axes.annotate(text, (OUTSIDE, place), xycoords=axes.get_yaxis_transform(), va="center")
 
@@ -252,8 +249,9 @@ def curves_figure(facts: Facts) -> Figure | None:
     figure = Figure(figsize=(WIDE, 0.6 + 1.75 * down), layout="constrained")
     grid = figure.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False)
     places = list(grid.flat)
+    looks = styles(facts)
     for axes, (title, bands) in zip(places, charts.items(), strict=False):
-        _curves(axes, title, bands, arms)
+        _curves(axes, title, bands, arms, looks)
     _rounds(places[0], charts["All hospitals"])
     for axes in places[len(charts) :]:
         axes.remove()
@@ -261,37 +259,43 @@ def curves_figure(facts: Facts) -> Figure | None:
     return figure
 
 
-def _curves(axes: Axes, title: str, bands: Sequence[Band], arms: Sequence[Arm]) -> None:
+def _curves(
+    axes: Axes,
+    title: str,
+    bands: Sequence[Band],
+    arms: Sequence[Arm],
+    looks: Mapping[str, Style],
+) -> None:
     axes.set_title(title, loc="left", fontweight="bold")
     axes.grid()
     axes.xaxis.set_tick_params(labelbottom=True)
     for number, (arm, band) in enumerate(zip(arms, bands, strict=True)):
         if band:
-            _curve(axes, band, number, arm.title)
+            _curve(axes, band, number, looks[arm.name], arm.title)
 
 
 def _rounds(axes: Axes, bands: Sequence[Band]) -> None:
-    last = max(number for band in bands for number, *_ in band)
-    axes.set_xlim(-0.03 * last, 1.03 * last)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    """Put ticks at validated rounds only, the last one among them."""
+    rounds = sorted({number for band in bands for number, *_ in band})
+    axes.set_xlim(-0.03 * rounds[-1], 1.03 * rounds[-1])
+    axes.set_xticks(thinned(rounds, MOST_TICKS))
 
 
-def _curve(axes: Axes, band: Band, number: int, label: str) -> None:
+def _curve(axes: Axes, band: Band, number: int, look: Style, label: str) -> None:
     rounds, means, lows, highs = zip(*band, strict=True)
-    colour = COLOURS[number % len(COLOURS)]
     every = max(1, math.ceil(len(rounds) / 6))
     axes.plot(
         rounds,
         means,
-        color=colour,
-        linestyle=DASHES[number % len(DASHES)],
-        marker=MARKERS[number % len(MARKERS)],
+        color=look.colour,
+        linestyle=dash_of(look),
+        marker=marker_of(look),
         markevery=(number % every, every),
         zorder=9 - number,  # the first arm lies on top
         label=label,
     )
     if lows != highs:
-        axes.fill_between(rounds, lows, highs, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(rounds, lows, highs, color=look.colour, alpha=0.18, linewidth=0)
 
 
 def _explain(figure: Figure, axes: Axes, facts: Facts) -> None:

@@ -21,6 +21,8 @@ from grandrounds.report.paper.tables import (
     standing_row,
 )
 
+SUFFIXES = (".svg", ".pdf", ".png")
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -67,7 +69,7 @@ def _figures(facts: Facts, *, include_images: bool) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     with house_style():
         for name, figure in _drawn(facts, include_images=include_images).items():
-            written = as_files(figure) if figure else {".svg": b"", ".png": b""}
+            written = as_files(figure) if figure else dict.fromkeys(SUFFIXES, b"")
             files |= {f"{name}{suffix}": data for suffix, data in written.items()}
     return files
 

@@ -1,8 +1,8 @@
 """A paper's figures are styled and written here, with matplotlib but without its global state.
 
-Okabe and Ito's colours are darkened, each with a dash and a marker, so that nothing depends on
-colour alone. The same figure gives the same bytes: it has no dates and no random identifiers, and
-letters of DejaVu Sans, which comes with matplotlib.
+An arm has the colour, the dash and the marker that it has on the page. The same figure gives the
+same bytes: it has no dates and no random identifiers. Its letters are laid out in DejaVu Sans,
+which comes with matplotlib; an SVG asks for Arial first, which is narrower and what journals want.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -15,17 +15,18 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grandrounds.report.page.style import COLOURS
+from grandrounds.report.page.style import Style
 
 DPI = 300
 WIDE, MIDDLE = 7.1, 5.2  # inches: 180 mm are two columns of a journal, 132 mm one and a half
 TALL = 9.2  # inches that a page has room for
 ROW = 0.24  # inches for a line of text
-MARKERS = ("o", "s", "^", "D", "P", "v")
-DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)))
-FIRST, OTHER = COLOURS[0], "#4a4f57"
+_MARKERS = ("o", "s", "^", "D", "P")  # and dashes: those of the page, as matplotlib names them
+_DASHES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1)))
+_FONT, _FONTS = "'DejaVu Sans'", "Arial, Helvetica, 'DejaVu Sans'"
 _STYLE = {
     "font.size": 8,
+    "font.sans-serif": ["DejaVu Sans"],
     "text.parse_math": False,  # a dollar in a title is a dollar, not mathematics
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -44,9 +45,20 @@ _STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # letters stay text: journals edit and search it
     "svg.hashsalt": "grandrounds",
+    "pdf.fonttype": 42,  # embedded whole: journals refuse Type 3
     "savefig.dpi": DPI,
     "figure.dpi": DPI,
 }
+
+
+def marker_of(style: Style) -> str:
+    """Return matplotlib's name of an arm's marker."""
+    return _MARKERS[style.number % len(_MARKERS)]
+
+
+def dash_of(style: Style) -> str | tuple[float, tuple[float, ...]]:
+    """Return an arm's dash as matplotlib writes it."""
+    return _DASHES[style.number % len(_DASHES)]
 
 
 @contextmanager
@@ -59,9 +71,11 @@ def house_style() -> Generator[None]:
 
 
 def as_files(figure: Figure) -> dict[str, bytes]:
-    """Write a figure as .svg and .png, by suffix."""
+    """Write a figure as .svg, .pdf and .png, by suffix."""
+    drawing = _written(figure, "svg", {"Date": None, "Creator": None})
     return {
-        ".svg": _written(figure, "svg", {"Date": None, "Creator": None}),
+        ".svg": drawing.replace(_FONT.encode(), _FONTS.encode()),
+        ".pdf": _written(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None}),
         ".png": _written(figure, "png", {"Software": None}),
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from grandrounds.core.events import Failed, Interrupted, RoundLost, RunFinished, StoppedEarly
-from grandrounds.report.analysis.arm import FEW_STEPS, Arm
+from grandrounds.report.analysis.arm import Arm
 from grandrounds.report.analysis.facts import Facts
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.run import Absence, Run, SiteWork
@@ -13,6 +13,7 @@ from grandrounds.report.prose.vocabulary import (
     capital,
     counted,
     display_name,
+    few,
     format_difference,
     join_words,
     level,
@@ -69,14 +70,14 @@ def _failure(card: Failed) -> str:
     return f"{said.rstrip('.')}. {card.hint}".rstrip()
 
 
-def few_steps(arm: Arm) -> str:
-    """Warn where an arm trained so briefly that training alone usually wins."""
-    found = [f"{display_name(work.site)} {work.steps}" for work in arm.few_steps()]
-    if not found:
+def still_rising(facts: Facts) -> str:
+    """Name the arms that were best when their training ended; empty where none was."""
+    titles = [arm.title for arm in facts.arms if arm.still_rising]
+    if not titles:
         return ""
     return (
-        f"{arm.title} made few optimisation steps ({join_words(found)}). Up to about {FEW_STEPS} "
-        "steps per hospital, training alone usually wins; more rounds may change the picture."
+        f"{few(titles)} validated best in the last round, so the scores were still rising when "
+        "training ended. More rounds could change the result."
     )
 
 
@@ -89,7 +90,7 @@ def simulated(facts: Facts) -> str:
     verb = "is" if len(names) == 1 else "are"
     return (
         f"{who} {verb} simulated: the images were computed, no patient was scanned. Scores on "
-        "simulated images say little about real ones, where errors are usually larger."
+        "simulated images say little about real ones."
     )
 
 

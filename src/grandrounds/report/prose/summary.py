@@ -1,4 +1,4 @@
-"""The report is summarised here in five sentences, which claim no more than the numbers do."""
+"""The report is summarised here in a few sentences, which claim no more than the numbers do."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
 from grandrounds.report.analysis.facts import Difference, Facts, Gains
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.statistics import ALPHA, FEWEST, LEVEL, PairedDifference
+from grandrounds.report.prose.lead import lead
 from grandrounds.report.prose.sentences import unfinished
 from grandrounds.report.prose.vocabulary import (
     INTERVAL,
@@ -16,15 +17,17 @@ from grandrounds.report.prose.vocabulary import (
     few,
     format_difference,
     gained,
+    join_words,
     level,
     within,
 )
 
-_TEST = f"{LEVEL} % bootstrap intervals and Wilcoxon signed-rank tests over patients"
+INTERVALS = f"{LEVEL} % bootstrap intervals"
+TESTS = "Wilcoxon signed-rank tests"
 
 
 def summary_sentences(facts: Facts) -> list[str]:
-    """Say who gains, against whom, the worst site, on how many patients, and what stays open.
+    """Say the result in plain words, then who gains, the worst site, and what stays open.
 
     Before the main arm is tested at every site, they say how far each arm is.
     """
@@ -32,12 +35,29 @@ def summary_sentences(facts: Facts) -> list[str]:
     if hero is None or metric is None or hero.overall(metric.key) is None:
         return ["There is no complete set of test scores yet.", *unfinished(facts)]
     return [
-        _who_gains(hero, facts.gains, metric) if facts.gains else _reached(hero, metric),
+        lead(facts, hero, metric),
+        _beside_alone(facts, hero, metric),
         _against_others(facts, metric),
         _worst(facts, hero, metric),
         _measured(facts),
         _open(facts),
     ]
+
+
+def _beside_alone(facts: Facts, hero: Arm, metric: Metric) -> str:
+    if facts.gains is None:
+        return _reached(hero, metric)
+    say = _who_gains if facts.has_tests else _untested
+    return say(hero, facts.gains, metric)
+
+
+def _untested(hero: Arm, gains: Gains, metric: Metric) -> str:
+    """Say the gains without a word on whether they are clear, for nothing tests that."""
+    return (
+        f"Beside each hospital's best local-only model, by {metric.label}, {hero.title} has "
+        f"{_sites(gains.sites, metric)}; on average over hospitals "
+        f"{_briefly(gains.overall, metric)}."
+    )
 
 
 def _who_gains(hero: Arm, gains: Gains, metric: Metric) -> str:
@@ -54,7 +74,8 @@ def _who_gains(hero: Arm, gains: Gains, metric: Metric) -> str:
     average = f"is {_way(gains)} on average over hospitals ({_briefly(gains.overall, metric)})"
     first = gains.overall.mean < 0  # what speaks against the main arm comes first
     parts = [average, *said] if first else [*said, average]
-    by = f"by {metric.label} and with {LEVEL} % intervals"
+    known = any(d.paired.interval for d in gains.sites.values())
+    by = f"by {metric.label}" + (f" and with {LEVEL} % intervals" if known else "")
     beside = f"Beside each hospital's best local-only model, {by}, {hero.title} "
     return f"{beside}{'; it '.join(parts)}."
 
@@ -78,8 +99,8 @@ def _sites(found: Mapping[str, Difference], metric: Metric) -> str:
 
 
 def _briefly(paired: PairedDifference, metric: Metric) -> str:
-    ends = between(paired.interval, metric) or "no interval"
-    return f"{gained(paired.mean, metric)}, {ends}"
+    ends = between(paired.interval, metric)
+    return f"{gained(paired.mean, metric)}, {ends}" if ends else gained(paired.mean, metric)
 
 
 def _reached(hero: Arm, metric: Metric) -> str:
@@ -123,6 +144,8 @@ def _rivals(facts: Facts) -> dict[str, str]:
 
 def _against(difference: Difference, words: str, metric: Metric) -> str:
     paired = difference.paired
+    if difference.corrected is None:
+        return f"{format_difference(paired, metric)} beside {words}"
     way = f"clearly {'better' if paired.mean > 0 else 'worse'} than"
     way = way if difference.clear else "not clearly different from"
     return f"{way} {words} ({format_difference(paired, metric)})"
@@ -149,15 +172,20 @@ def _measured(facts: Facts) -> str:
     runs = "one random seed" if len(seeds) == 1 else f"{len(seeds)} random seeds"
     rests = (
         f"This rests on {counted(facts.num_test_patients, 'test patient')} at "
-        f"{counted(len(facts.sites), 'hospital')} and {runs}, with {_TEST}"
+        f"{counted(len(facts.sites), 'hospital')} and {runs}"
     )
-    return f"{rests}{_rule(facts)}."
+    made = ((INTERVALS, facts.has_intervals), (TESTS, facts.has_tests))
+    means = [name for name, present in made if present]
+    how = f", with {join_words(means)} over patients" if means else ""
+    return f"{rests}{how}{_rule(facts)}."
 
 
 def _rule(facts: Facts) -> str:
     """Say when a difference is called clear, and where no test could be made."""
     if not facts.compared:
         return ""
+    if not facts.has_tests:
+        return "; that is too few for a statistical test"
     said = (
         "; a difference is called clear where its interval leaves out zero and its p, after Holm's "
         f"correction for comparing {counted(len(facts.compared), 'arm')}, is below {ALPHA}"

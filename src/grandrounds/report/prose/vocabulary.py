@@ -31,11 +31,11 @@ class Wording:
 WORDINGS = {
     "synthesis": Wording(
         watched=METRICS["psnr"],
-        target="Real image",
+        target="Target",
         target_note="what it should look like",
         made="Image synthesised by",
-        error_note="Error: the difference between synthesised and real image, as a share of the "
-        "brightness range. One scale for the whole report.",
+        error_note="Error: the difference between the synthesised image and the target, as a share "
+        "of the brightness range. One scale for the whole report.",
     ),
     "segmentation": Wording(
         watched=METRICS["dice"],
@@ -180,7 +180,7 @@ INTERVAL = f"{LEVEL} % interval"
 
 
 def format_difference(paired: PairedDifference, metric: Metric) -> str:
-    """Write a difference with its interval, for example "+0.31 dB, 95 % interval ..."."""
+    """Write a difference and its interval, if any: "+0.31 dB, 95 % interval +0.10 to +0.50"."""
     if paired.interval is None:
-        return f"{gained(paired.mean, metric)}, no interval"
+        return gained(paired.mean, metric)
     return f"{gained(paired.mean, metric)}, {INTERVAL} {between(paired.interval, metric)}"
