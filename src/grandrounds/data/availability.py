@@ -9,8 +9,9 @@ from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import Name, Sentence, phrase
 from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import Grid, SessionFiles, read_grid
+from grandrounds.data.nifti import Grid, read_grid
 from grandrounds.data.prepare import used_contrasts
+from grandrounds.data.session_files import SessionFiles
 
 Range: TypeAlias = tuple[float, float]
 VARIABLES = "variables"  # all of the study's variables, in a task such as variables->death

@@ -22,13 +22,34 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much of a structure, in mm3, its file has, the study's window shows, and is kept.
+
+    What is kept is resampled and has the kept slices alone. `mark` is the file's value for it;
+    `soft` are probabilities, cut at one half.
+    """
+
+    outlined: float
+    shown: float
+    kept: float
+    mark: float = 1.0
+    soft: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether a structure that the file has is gone."""
+        return self.outlined > 0 and self.kept == 0
+
+
+@dataclass(frozen=True)
 class Session:
     """One scanning session of one patient, prepared and on one grid.
 
     `images` is float32 (slice, contrast, height, width) in [0, 1], often a read-only memory map;
     `contrasts` names its second axis; `masks` maps "brain", "lesion" or a tissue to uint8 (slice,
     height, width); `values` are the patient's variables, NaN where one is missing. `digest` is of
-    images and masks, where it is known from their files.
+    images and masks, where it is known from their files. `heights` are the slices' places in mm,
+    where they are known; `extents` say what became of each mask, and of the "head" without a mask.
     """
 
     patient: str
@@ -38,6 +59,8 @@ class Session:
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
     values: Mapping[str, float] = field(default_factory=dict[str, float])
     digest: str = field(default="", compare=False)
+    heights: tuple[float, ...] = field(default=(), compare=False)
+    extents: Mapping[str, Extent] = field(default_factory=dict[str, Extent], compare=False)
 
     @property
     def num_slices(self) -> int:

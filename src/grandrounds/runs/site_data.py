@@ -18,8 +18,9 @@ from grandrounds.data.availability import (
     summarise_simulated,
 )
 from grandrounds.data.cohort import Cohort, Session, SplitName
-from grandrounds.data.nifti import find_sessions
-from grandrounds.data.prepare import cache_key, cached_session, prepare_cohort
+from grandrounds.data.prepare import prepare_cohort
+from grandrounds.data.session_cache import cache_key, cached_session
+from grandrounds.data.session_files import find_sessions
 from grandrounds.data.simulation.simulate import SIMULATOR_VERSION, patient_labels, simulate_session
 from grandrounds.data.stack import is_stack, stack_cohort
 from grandrounds.data.table import (

@@ -10,13 +10,9 @@ import pytest
 from grandrounds.core.errors import BadFolder
 from grandrounds.data.cohort import HEADROOM, Session
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import find_sessions
-from grandrounds.data.prepare import (
-    cache_key,
-    cached_session,
-    prepare_cohort,
-    prepare_session,
-)
+from grandrounds.data.prepare import prepare_cohort, prepare_session
+from grandrounds.data.session_cache import cache_key, cached_session
+from grandrounds.data.session_files import find_sessions
 
 SaveVolume = Callable[..., Path]
 ELEMENTS = Elements(("T1w", "T2w"), size=(16, 16), spacing=(1.0, 1.0))
