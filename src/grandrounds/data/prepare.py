@@ -165,7 +165,7 @@ class _Prepared:
     def extent(self, name: str, kept: NDArray[np.uint8] | None) -> Extent:
         """Return how much of a structure there was, is in the window, and is kept."""
         source = self.sources[name]
-        outlined = np.count_nonzero(source.voxels) * self.frame.voxel
+        outlined = int(np.count_nonzero(source.voxels)) * self.frame.voxel
         shown = self.frame.shown(source.voxels) * self.frame.voxel
         left = shown if kept is None else int(kept.sum()) * self.frame.new_voxel
         return Extent(outlined, shown, left, source.mark, source.soft)

@@ -75,7 +75,7 @@ def stack_of(arrays: Arrays, variables: Sequence[str], path: Path) -> Stack:
 
 def is_stack(data: Path) -> bool:
     """Tell whether a site's data is an image stack."""
-    return data.suffix == ".npz"
+    return data.suffix.lower() == ".npz"
 
 
 def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
@@ -87,6 +87,12 @@ def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
         raise BadSite(
             f"{path}: holds images; the study's elements.contrasts must name what of.",
             safe=phrase("its data are images; the study's elements.contrasts must name what of"),
+        )
+    if elements.intensity:
+        raise BadSite(
+            f"{path}: holds images in [0, 1] already; elements.intensity would do nothing, so take "
+            "it from the study.",
+            safe=phrase("its images are in [0, 1] already; elements.intensity would do nothing"),
         )
     stack = stack_of(read_arrays(path), elements.variables, path)
     images = _pad(stack.images, elements.size, path)

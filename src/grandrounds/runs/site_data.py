@@ -10,6 +10,7 @@ from grandrounds.core.errors import BadSite
 from grandrounds.core.events import SiteReady
 from grandrounds.core.failures import Disclosure
 from grandrounds.core.names import POOLED
+from grandrounds.core.sentence import Sentence, phrase
 from grandrounds.data.availability import (
     SiteSummary,
     check_elements,
@@ -19,13 +20,15 @@ from grandrounds.data.availability import (
 )
 from grandrounds.data.cohort import Cohort, Session, SplitName
 from grandrounds.data.prepare import prepare_cohort
+from grandrounds.data.remarks import unmatched_notes
 from grandrounds.data.session_cache import cache_key, cached_session
 from grandrounds.data.session_files import find_sessions
 from grandrounds.data.simulation.simulate import SIMULATOR_VERSION, patient_labels, simulate_session
 from grandrounds.data.stack import is_stack, stack_cohort
 from grandrounds.data.table import (
-    PARTICIPANTS,
+    check_matched,
     is_table,
+    participants_of,
     read_participants,
     table_cohort,
     with_values,
@@ -75,13 +78,24 @@ def open_site(study: Study, spec: SiteSpec, file: SiteFile | None) -> tuple[Coho
     if file is None:
         cohort = _simulate(study, spec)
         return cohort, summarise_simulated(cohort, elements=study.elements, tasks=spec.tasks)
+    _check_kind(file.data, study)
     if is_stack(file.data) or is_table(file.data, study.elements):
         make = stack_cohort if is_stack(file.data) else table_cohort
         cohort = make(spec.name, file.data, study.elements)
         return cohort, summarise_arrays(cohort, elements=study.elements, tasks=spec.tasks)
-    cohort = _prepare(study, spec, file)
+    cohort, notes = _prepare(study, spec, file)
     found = find_sessions(file.data)
-    return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks)
+    return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks, notes=notes)
+
+
+def _check_kind(data: Path, study: Study) -> None:
+    """Refuse a file that is none of those that a site's data can be."""
+    if data.is_file() and not (is_stack(data) or is_table(data, study.elements)):
+        raise BadSite(
+            f"{data}: is a file of an unknown kind; a site's data is a table of patients (.tsv or "
+            ".csv), an image stack (.npz), or a folder of NIfTI volumes.",
+            safe=phrase("its data is a file that is neither a table nor an image stack"),
+        )
 
 
 def summarise_site(study: Study, path: Path) -> SiteSummary:
@@ -97,15 +111,20 @@ def summarise_site(study: Study, path: Path) -> SiteSummary:
     raise BadSite(f"{path}: the study has no real site named '{file.name}'; it has {real}")
 
 
-def _prepare(study: Study, spec: SiteSpec, file: SiteFile) -> Cohort:
+def _prepare(study: Study, spec: SiteSpec, file: SiteFile) -> tuple[Cohort, tuple[Sentence, ...]]:
     """Prepare a folder of NIfTI volumes; a table beside them may hold the patients' variables."""
     elements = study.elements
     cohort = prepare_cohort(spec.name, file.data, elements, cache=file.cache or default_cache())
     if not elements.variables:
-        return cohort
-    path = file.data / PARTICIPANTS
-    table = read_participants(path, elements.variables) if path.exists() else {}
-    return with_values(cohort, table, elements.variables)
+        return cohort, ()
+    path = participants_of(file.data)
+    if path is None:
+        absent = phrase("there is no participants.tsv beside the volumes: no variable is known")
+        return with_values(cohort, {}, elements.variables), (absent,)
+    table = read_participants(path, elements.variables)
+    unmatched = check_matched(path, table, cohort)
+    notes = unmatched_notes(unmatched.without_row, unmatched.without_files)
+    return with_values(cohort, table, elements.variables), notes
 
 
 def _simulate(study: Study, spec: SiteSpec) -> Cohort:

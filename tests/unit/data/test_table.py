@@ -56,12 +56,12 @@ def test_what_is_missing_becomes_nan(tmp_path: Path, cell: str):
         ("participant_id\tsex\na\t1\n", "0 columns are named 'age'; there must be one"),
         ("participant_id\tage\tage\na\t1\t1\n", "2 columns are named 'age'"),
         ("patient\tage\na\t1\n", "0 columns are named 'participant_id'"),
-        ("participant_id\tage\na\t1\t2\n", "row 2 has 3 cells, the header has 2"),
-        ("participant_id\tage\na\t1\nn/a\t2\n", "row 3 has no participant_id"),
-        ("participant_id\tage\na\t1\na\t2\n", "row 3 names a patient of an earlier row"),
-        ("participant_id\tage\na\told\n", "row 2 has age = 'old'; it must be a number, or n/a"),
-        ("participant_id\tage\na\tinf\n", "row 2 has age = 'inf'"),
-        ("participant_id\tage\na\tnan\n", "row 2 has age = 'nan'"),
+        ("participant_id\tage\na\t1\t2\n", "line 2 has 3 cells, the header has 2"),
+        ("participant_id\tage\na\t1\nn/a\t2\n", "line 3 has no participant_id"),
+        ("participant_id\tage\na\t1\na\t2\n", "line 3 names a patient of an earlier row"),
+        ("participant_id\tage\na\told\n", "line 2 has age = 'old'; it must be a number, or n/a"),
+        ("participant_id\tage\na\tinf\n", "line 2 has age = 'inf'"),
+        ("participant_id\tage\na\tnan\n", "line 2 has age = 'nan'"),
     ],
 )
 def test_what_is_no_table_is_refused_in_a_sentence(tmp_path: Path, text: str, says: str):
