@@ -30,6 +30,7 @@ from grandrounds.core.events import (
     SiteExchanged,
     SiteMissed,
     SiteMonitored,
+    SiteReady,
     SiteTested,
     SiteTrained,
     SiteTuned,
@@ -82,6 +83,7 @@ class ProgressBars:
         self._rows: dict[str, TaskID] = {}
         self._scores: dict[str, str] = {}
         self._done: dict[str, int] = {}
+        self._noted: set[tuple[str, str]] = set()
         self._finished = self._left = 0
         self._all = self._row_of_all(runs) if runs > _AT_ONCE else None
 
@@ -132,6 +134,8 @@ class ProgressBars:
                 self._count(arm, event.round)
             case PolicySet() | SiteMissed() | RoundLost():
                 self._say(arm, event)
+            case SiteReady():
+                self._note(event)
             case RoundFinished():
                 if event.score is not None:
                     self._scores[arm] = f"score {event.score:.4g}"
@@ -154,6 +158,14 @@ class ProgressBars:
                 self._progress.console.print(missed(event), style="yellow", markup=False)
             case RoundLost():
                 warn(f"{arm}: {lost(event)}")
+
+    def _note(self, event: SiteReady) -> None:
+        """Print once what is missing or odd at a site with data of its own."""
+        for note in () if event.simulated else event.notes:
+            if (event.site, note) not in self._noted:
+                self._noted.add((event.site, note))
+                words = f"site '{event.site}': {note}"
+                self._progress.console.print(words, style="yellow", markup=False, soft_wrap=True)
 
     def _count(self, arm: str, round: int) -> None:
         """Advance the bar of all runs by the rounds that a run has done since."""

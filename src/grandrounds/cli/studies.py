@@ -92,7 +92,7 @@ def run(
     resolved = read_study(study, overrides)
     folder = out or Path("runs") / resolved.name
     files = [read_site(path) for path in site or []]
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet, markup=False)
     for note in notes(resolved):
         console.print(f"note: {note}", style="yellow")
     with tracked(folder, track or [], warn) as trackers, ProgressBars(console) as bars:
@@ -123,23 +123,23 @@ def check(
     """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import print_site, print_study, study_as_json
-    from grandrounds.data.availability import check_elements
     from grandrounds.runs.costs import estimate, plan_run
-    from grandrounds.runs.site_data import summarise_site
+    from grandrounds.runs.site_data import check_joins, open_named
     from grandrounds.study.file import read_study
 
     resolved = read_study(study, set or [])
     plan = plan_run(resolved)
     cost = estimate(plan)
-    summaries = [summarise_site(resolved, path) for path in site or []]
+    opened = open_named(resolved, site or [])
+    summaries = [summary for _, summary in opened]
     if json:
         print_json(study_as_json(plan, cost, summaries))
     elif not quiet:
         print_study(plan, cost)
         for summary in summaries:
             print_site(summary)
-    for summary in summaries:
-        check_elements(summary, resolved.elements, resolved.roster[summary.site])
+    for cohort, summary in opened:
+        check_joins(resolved, cohort, summary)
 
 
 @app.command()
@@ -200,7 +200,7 @@ def compare(
     comparison = Comparison(
         folder, studies, files, at_once, seeds, leave_one_out, matrix, accept_changes
     )
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet, markup=False)
     for sentence in comparison_terms(studies):
         console.print(sentence, markup=False, highlight=False)
     _run_shown(comparison, console, track or [])

@@ -50,7 +50,7 @@ def _topology(found: TopologySet | str) -> dict[str, object]:
 
 def print_study(plan: RunPlan, cost: Estimate) -> None:
     """Print the resolved study and its costs, and what other topologies would cost."""
-    study, console = plan.study, Console()
+    study, console = plan.study, Console(markup=False)
     machine = study.training.machine()
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
@@ -87,12 +87,12 @@ def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
         table.add_row(kind, moved, found.wall_clock, sees)
     console.print(table)
     for sentence in refused:
-        console.print(sentence, markup=False)
+        console.print(sentence, soft_wrap=True)
 
 
 def print_site(summary: SiteSummary) -> None:
     """Print the counts of a site's data."""
-    console = Console()
+    console = Console(markup=False)
     table = Table("", "patients", "sessions", "slices", title=f"Site '{summary.site}'")
     counts = [*summary.splits.items(), *summary.contents.items()]
     for task, splits in summary.tasks.items():
@@ -105,7 +105,7 @@ def print_site(summary: SiteSummary) -> None:
             f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
         )
     for note in summary.notes:
-        console.print(str(note))
+        console.print(str(note), soft_wrap=True)
 
 
 def _ranges(ranges: Sequence[tuple[float, float]]) -> str:
@@ -118,7 +118,7 @@ def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> 
     table = Table("site", *(f"{variable} {label}" for label in labels), title="Patients")
     for site, counts in patients.items():
         table.add_row(site, *(str(counts[label]) for label in labels))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_kits(kits: Mapping[str, Path]) -> None:
@@ -127,7 +127,7 @@ def print_kits(kits: Mapping[str, Path]) -> None:
     for name, kit in kits.items():
         whose, once = _handed_to(name)
         table.add_row(str(kit), whose, once)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _handed_to(name: str) -> tuple[str, str]:
@@ -153,7 +153,7 @@ def leaving_as_json(study: Study) -> dict[str, object]:
 
 def print_leaving(study: Study, site: str) -> None:
     """Print a study and what will leave a site that accepts it."""
-    console, cost = Console(), estimate(plan_run(study))
+    console, cost = Console(markup=False), estimate(plan_run(study))
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "parameters", title=f"What leaves '{site}'")
     for group in cost.policy.groups:
@@ -166,18 +166,18 @@ def print_leaving(study: Study, site: str) -> None:
 def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
     """Print which studies a site has accepted, and since when."""
     if not acceptances:
-        Console().print("no study is accepted here")
+        Console(markup=False).print("no study is accepted here")
         return
     table = Table(Column("study (SHA-256)", no_wrap=True), "accepted", "what leaves")
     for each in acceptances:
         table.add_row(each.study[:16], each.time, each.policy[0] if each.policy else "")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
     """Print what was asked of a site, and what left it."""
     if not lines:
-        Console().print("nothing was asked of this site yet")
+        Console(markup=False).print("nothing was asked of this site yet")
         return
     asked = ("when (UTC)", "who", "asked", "round", "tensors", "bytes", "SHA-256", "to", "refused")
     table = Table(*asked)
@@ -194,12 +194,12 @@ def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
             Text(", ".join(entry.to)),
             Text(entry.refused or entry.failed),
         )
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:
     """Print which sites answer, and each job's id, study, status, round and time."""
-    console = Console()
+    console = Console(markup=False)
     console.print(f"there: {', '.join(sites) or 'no site'}")
     whole = Column("job", no_wrap=True)  # to be copied
     table = Table(whole, "study", "status", "round", "submitted")
@@ -215,4 +215,4 @@ def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
         mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""
         verdict = Text(finding["verdict"], VERDICT_COLOURS[finding["verdict"]])
         table.add_row(verdict, Text(name), Text(f"{finding['found']}{mend}"))
-    Console().print(table)
+    Console(markup=False).print(table)

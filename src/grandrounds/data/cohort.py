@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import phrase
-from grandrounds.data.elements import Fractions
+from grandrounds.data.elements import ALL_TESTED, Fractions
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 HEADROOM = 1.2  # in images, the 99th percentile inside the brain becomes 1 / HEADROOM
@@ -25,14 +25,14 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 class Extent:
     """How much of a structure, in mm3, its file has, the study's window shows, and is kept.
 
-    What is kept is resampled and has the kept slices alone. `mark` is the file's value for it;
+    What is kept is resampled and has the kept slices alone. `labels` are the file's values for it;
     `soft` are probabilities, cut at one half.
     """
 
     outlined: float
     shown: float
     kept: float
-    mark: float = 1.0
+    labels: tuple[float, ...] = (1.0,)
     soft: bool = False
 
     @property
@@ -124,9 +124,11 @@ def split_patients(
     """Assign each patient to one split, the same on every machine and in any order of `patients`.
 
     The patients are ranked by the SHA-256 of "site/patient" and the fractions' salt, and assigned
-    by largest remainder; train and test get at least one patient each. Raises `BadSite` with
-    fewer than 2 patients.
+    by largest remainder; train and test get at least one patient each, unless none is to train.
+    Raises `BadSite` with fewer than 2 patients.
     """
+    if fractions == ALL_TESTED:
+        return dict.fromkeys(sorted(set(patients)), "test")
     prefix = f"{fractions.salt}{site}/"
     ranked = sorted(set(patients), key=lambda patient: (_rank(prefix + patient), patient))
     if len(ranked) < 2:

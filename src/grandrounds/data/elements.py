@@ -17,6 +17,10 @@ class Fractions:
     salt: str = ""
 
 
+# Of a site that has no part in the training: no patient is kept back to train.
+ALL_TESTED = Fractions(train=0, validation=0, test=1, salt="all tested")
+
+
 @dataclass(frozen=True)
 class Elements:
     """What the consortium agreed on; `size` (height, width) in pixels, `spacing` in mm.

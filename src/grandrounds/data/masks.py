@@ -1,4 +1,4 @@
-"""A mask's file marks one structure; labels, grey values and half-hearted marks are refused."""
+"""A mask's file marks one structure; grey values and half-hearted marks are refused."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +12,27 @@ from grandrounds.data.nifti import read_voxels
 
 HALF = 0.5  # of a probability, above which a voxel belongs to the structure
 _EQUAL = 1e-3  # relative difference of values that count as one: masks are stored with scaling
-_LISTED = 6  # values spelled out in one message
+MOST_LABELS = 6  # with more values, a file is no mask
 
 
 @dataclass(frozen=True)
 class Mask:
     """Where a structure is, in a file's own voxels.
 
-    `mark` is the value that means it: 1, where a file has it with 0 or with probabilities, else the
-    only other value (255). `soft` are probabilities.
+    `labels` are the values that mean it, one in most files: 1, also for probabilities, or 255.
+    `soft` are probabilities.
     """
 
     voxels: NDArray[np.bool_]
-    mark: float
-    soft: bool
+    labels: tuple[float, ...] = (1.0,)
+    soft: bool = False
 
 
 def read_mask(path: Path) -> Mask:
-    """Read a mask: one value beside 0, or probabilities, which count above one half.
+    """Read a mask: one value beside 0, a few labels, or probabilities, which count above one half.
 
-    Raises `BadImage` where it has several labels, grey values or values below 0, and where it marks
-    voxels of which none passes one half.
+    Raises `BadImage` where it has grey values or values below 0, and where it marks voxels of which
+    none passes one half.
     """
     voxels = read_voxels(path)
     values = _distinct(voxels)
@@ -43,12 +43,17 @@ def read_mask(path: Path) -> Mask:
             safe=phrase("a mask has values below 0"),
         )
     if not values.size:
-        return Mask(voxels > HALF, 1.0, soft=False)
+        return Mask(voxels > HALF)
     if values[-1] <= 1 + _EQUAL:
         return _probable(path, voxels, values)
-    if len(values) > 1:
-        raise _several(path, values)
-    return Mask(voxels > 0, float(values[0]), soft=False)
+    labels = tuple(round(float(value), 3) for value in values)
+    if len(labels) > MOST_LABELS or (len(labels) > 1 and any(v != round(v) for v in labels)):
+        raise BadImage(
+            f"{path}: has {len(labels)} values from {labels[0]:g} to {labels[-1]:g}, as an image "
+            "has; a mask has 0 outside and one value inside.",
+            safe=phrase("a mask has {number} values, as an image has", number=len(labels)),
+        )
+    return Mask(voxels > 0, labels)
 
 
 def _distinct(voxels: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -67,17 +72,4 @@ def _probable(path: Path, voxels: NDArray[np.float32], values: NDArray[np.float6
             "empty.",
             safe=phrase("a mask marks voxels, but none with more than one half"),
         )
-    soft = len(values) > 1
-    return Mask(inside, 1.0 if soft else round(float(values[0]), 3), soft)
-
-
-def _several(path: Path, values: NDArray[np.float64]) -> BadImage:
-    if len(values) <= _LISTED:
-        found = f"the labels {', '.join(f'{value:g}' for value in values)}"
-    else:
-        found = f"{len(values)} values from {values[0]:g} to {values[-1]:g}, as an image has"
-    return BadImage(
-        f"{path}: has {found}; a mask has 0 outside and one value inside, so keep the label that "
-        "is meant.",
-        safe=phrase("a mask has {number} labels; it must have one", number=len(values)),
-    )
+    return Mask(inside, soft=len(values) > 1)

@@ -2,13 +2,15 @@
 
 import gzip
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -108,7 +110,7 @@ def to_nifti(voxels: NDArray[np.float32], like: Path) -> bytes:
 
 def _open(path: Path) -> tuple[nib.Nifti1Image, Space]:
     try:
-        with LoggingOutputSuppressor():
+        with _silent():
             image = nib.load(path)  # pyright: ignore[reportUnknownMemberType]
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
@@ -133,6 +135,17 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, Space]:
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
     return image, place(path, header, _forms(image, header), image.shape[:3])
+
+
+@contextmanager
+def _silent() -> Generator[None, None, None]:
+    """Keep the library from printing what it mends in a header; `place` judges that."""
+    before = imageglobals.logger.disabled
+    imageglobals.logger.disabled = True
+    try:
+        yield
+    finally:
+        imageglobals.logger.disabled = before
 
 
 def _forms(image: nib.Nifti1Image, header: SpaceHeader) -> Forms:

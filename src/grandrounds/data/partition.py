@@ -111,8 +111,14 @@ def write_sites(
 
     Raises `BadFolder` where the folder holds something already.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise BadFolder(f"{folder}: is not empty; give a new folder with --out.")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise BadFolder(f"{folder}: is not empty; give a new folder with --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFolder(
+            f"{folder}: cannot be made into a folder ({error.strerror}); give another with --out."
+        ) from None
     rows_by_patient = tuple(dataset.stack.rows.items())
     for name, assigned in zip(plan.names, assignments, strict=True):
         chosen = [

@@ -168,7 +168,7 @@ class _Prepared:
         outlined = int(np.count_nonzero(source.voxels)) * self.frame.voxel
         shown = self.frame.shown(source.voxels) * self.frame.voxel
         left = shown if kept is None else int(kept.sum()) * self.frame.new_voxel
-        return Extent(outlined, shown, left, source.mark, source.soft)
+        return Extent(outlined, shown, left, source.labels, source.soft)
 
 
 def _prepare(files: SessionFiles, elements: Elements) -> _Prepared:
@@ -189,7 +189,7 @@ def _prepare(files: SessionFiles, elements: Elements) -> _Prepared:
         if window is None:
             _check_positive(voxels, sources.get("brain"), path)
         if "brain" not in sources and WHOLE_HEAD not in sources:
-            sources[WHOLE_HEAD] = Mask(_head(voxels), 1.0, soft=False)
+            sources[WHOLE_HEAD] = Mask(_head(voxels))
         volume = frame.resampled(voxels, smooth)
         inside = _head(volume) if brain is None else brain
         image = volume.clip(0, 1) if window else _normalise(volume, inside, path)

@@ -116,7 +116,18 @@ def _marked(name: str, extents: Sequence[Extent]) -> tuple[Sentence, ...]:
                 masks=of_all(soft, len(extents), "mask"),
             )
         )
-    marks = sorted({each.mark for each in extents if each.outlined})
+    if several := [each for each in extents if len(each.labels) > 1]:
+        notes.append(
+            phrase(
+                "{masks} of "
+                + _STRUCTURES[name]
+                + " have several labels, up to {high}, and each is read as inside: keep the one "
+                "that is meant, if it is one",
+                masks=of_all(len(several), len(extents), "mask"),
+                high=max(max(each.labels) for each in several),
+            )
+        )
+    marks = sorted({each.labels[0] for each in extents if each.outlined})
     if len(marks) > 1:
         notes.append(
             phrase(
@@ -124,8 +135,8 @@ def _marked(name: str, extents: Sequence[Extent]) -> tuple[Sentence, ...]:
                 + _STRUCTURES[name]
                 + " mark with different values, from {low} to {high}; each is read as inside, so "
                 "they must mean the same",
-                low=round(marks[0], 3),
-                high=round(marks[-1], 3),
+                low=marks[0],
+                high=marks[-1],
             )
         )
     return tuple(notes)

@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.sentence import Reason, phrase
+from grandrounds.core.serialization import from_plain
 from grandrounds.data.cohort import Extent, Session
 
 DESCRIPTION = "session.json"
@@ -27,16 +27,15 @@ def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Sessio
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in entry.digests}
     images = arrays.pop("images")
     known = cache_key(*sorted(f"{name}={digest}" for name, digest in entry.digests.items()))
-    contrasts = tuple(entry.contrasts)
     return Session(
         entry.patient,
         entry.session,
-        contrasts,
+        entry.contrasts,
         images,
         arrays,
         digest=known,
-        heights=tuple(entry.heights),
-        extents={name: Extent(**facts) for name, facts in entry.extents.items()},
+        heights=entry.heights,
+        extents=entry.extents,
     )
 
 
@@ -60,17 +59,17 @@ class _Entry:
     contrasts: tuple[str, ...]
     digests: Mapping[str, str]
     heights: tuple[float, ...] = ()
-    extents: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    extents: Mapping[str, Extent] = field(default_factory=dict[str, Extent])
 
 
 def _intact(folder: Path) -> _Entry | None:
     """Read a cache entry's description, or return None where the entry is missing or damaged."""
     try:
-        entry = _Entry(**json.loads((folder / DESCRIPTION).read_text()))
+        entry = from_plain(_Entry, json.loads((folder / DESCRIPTION).read_text()))
         intact = all(
             file_digest(folder / f"{n}.npy") == digest for n, digest in entry.digests.items()
         )
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     return entry if intact else None
 
@@ -107,8 +106,7 @@ def _write(session: Session, folder: Path) -> _Entry:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     digests = {name: file_digest(folder / f"{name}.npy") for name in arrays}
-    extents = {name: asdict(extent) for name, extent in session.extents.items()}
     who = (session.patient, session.session, session.contrasts)
-    entry = _Entry(*who, digests, session.heights, extents)
+    entry = _Entry(*who, digests, session.heights, session.extents)
     (folder / DESCRIPTION).write_text(json.dumps(asdict(entry)))
     return entry

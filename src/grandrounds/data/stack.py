@@ -16,6 +16,7 @@ from grandrounds.data.elements import Elements
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 IMAGE_ARRAY, PATIENT_ROW = "images", "patient"
+NAMELESS = "image-"  # begins the ID of a patient that no array names
 _UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile)
 
 
@@ -138,7 +139,7 @@ def _images(images: NDArray[Any], path: Path) -> NDArray[np.float32]:
 
 def _rows_of(arrays: Arrays, count: int) -> dict[str, tuple[int, ...]]:
     if PATIENT_ROW not in arrays:
-        return {f"image-{row:06d}": (row,) for row in range(count)}
+        return {f"{NAMELESS}{row:06d}": (row,) for row in range(count)}
     rows: dict[str, list[int]] = {}
     for row, patient in enumerate(arrays[PATIENT_ROW]):
         rows.setdefault(str(patient), []).append(row)
