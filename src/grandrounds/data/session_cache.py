@@ -83,7 +83,8 @@ def _store(session: Session, folder: Path) -> _Entry:
     except OSError as error:
         raise BadFolder(
             f"{folder.parent}: cannot keep prepared slices ({error.strerror or error}); "
-            "the cache must be a folder that can be written.",
+            'the cache must be a folder that can be written; choose one with cache = "FOLDER" in '
+            "the site file, or with GRANDROUNDS_CACHE.",
             safe=phrase("prepared slices cannot be kept ({why})", why=Reason.of(error)),
         ) from None
     return entry

@@ -265,7 +265,8 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path):
         cached_session(tmp_path / "cache", "key", tiny)
     assert str(caught.value) == (
         f"{tmp_path / 'cache'}: cannot keep prepared slices ({os.strerror(17)}); "
-        "the cache must be a folder that can be written."
+        'the cache must be a folder that can be written; choose one with cache = "FOLDER" in the '
+        "site file, or with GRANDROUNDS_CACHE."
     )
 
 
