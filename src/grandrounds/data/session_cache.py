@@ -15,6 +15,7 @@ from grandrounds.core.serialization import from_plain
 from grandrounds.data.cohort import Extent, Session
 
 DESCRIPTION = "session.json"
+_CUT = "the disk took a part of a file alone, as a full one does"
 
 
 def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Session:
@@ -82,7 +83,7 @@ def _store(session: Session, folder: Path) -> _Entry:
             _put(Path(scratch), folder)
     except OSError as error:
         raise BadFolder(
-            f"{folder.parent}: cannot keep prepared slices ({error.strerror or error}); "
+            f"{folder.parent}: cannot keep prepared slices ({error.strerror or _CUT}); "
             'the cache must be a folder that can be written; choose one with cache = "FOLDER" in '
             "the site file, or with GRANDROUNDS_CACHE.",
             safe=phrase("prepared slices cannot be kept ({why})", why=Reason.of(error)),
