@@ -143,14 +143,15 @@ def _silent() -> Generator[None, None, None]:
     before = imageglobals.logger.disabled
     imageglobals.logger.disabled = True
     try:
-        yield
+        with np.errstate(all="ignore"):  # it computes with an infinite voxel size
+            yield
     finally:
         imageglobals.logger.disabled = before
 
 
 def _forms(image: nib.Nifti1Image, header: SpaceHeader) -> Forms:
     sform = image.header.get_sform(coded=True)[0]
-    try:  # a quaternion may be no rotation
+    try:  # a quaternion may be none of a rotation
         qform = image.header.get_qform(coded=True)[0] if header.sizes_are_lengths else None
     except (ValueError, HeaderDataError):
         qform = None

@@ -250,13 +250,15 @@ def _voxels(path: Path, window: tuple[float, float] | None) -> NDArray[np.float3
     if window is None:
         return voxels
     low, high = window
-    if voxels.max() <= low or voxels.min() >= high:
+    windowed = ((voxels - low) / (high - low)).clip(0, 1).astype(np.float32)
+    if not np.percentile(windowed, 99) > AIR or windowed.min() == 1:
         raise BadImage(
-            f"{path}: its values, from {voxels.min():g} to {voxels.max():g}, lie outside of the "
-            f"window of elements.intensity, {low:g} to {high:g}.",
+            f"{path}: almost nothing of its values, from {voxels.min():g} to {voxels.max():g}, "
+            f"lies in the window of elements.intensity, {low:g} to {high:g}; are they in its "
+            "unit?",
             safe=phrase("a volume's values lie outside of the window of elements.intensity"),
         )
-    return ((voxels - low) / (high - low)).clip(0, 1).astype(np.float32)
+    return windowed
 
 
 def _check_positive(voxels: NDArray[np.float32], brain: Mask | None, path: Path) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from grandrounds.core.errors import BadSite
@@ -95,13 +96,13 @@ def check_examples(study: Study, cohort: Cohort) -> None:
 
 
 def shared_patients(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]]:
-    """Return a note for each site that has IDs of another one's patients.
+    """Return notes for each site that has another one's patients, or one patient under two IDs.
 
     Who trains at one site and is tested at another is no unseen patient. Images of a stack without
     IDs are not compared.
     """
     splits = {cohort.site: _splits_of(cohort) for cohort in cohorts}
-    notes: dict[str, tuple[Sentence, ...]] = {}
+    notes = _twins(cohorts)
     for site, mine in splits.items():
         others = {name: theirs for name, theirs in splits.items() if name != site}
         shared = {p for p in mine if any(p in theirs for theirs in others.values())}
@@ -119,8 +120,27 @@ def shared_patients(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]
             sites=tuple(Name(n) for n, theirs in others.items() if shared & theirs.keys()),
             crossing=crossing,
         )
-        notes[site] = (note,)
+        notes[site] = (*notes.get(site, ()), note)
     return notes
+
+
+def _twins(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]]:
+    """Return a note for each site with sessions whose images are those of another ID, too."""
+    ids: dict[str, set[str]] = {}
+    for session in chain(*cohorts):
+        ids.setdefault(session.digest, set()).add(session.patient)
+    twins = {c.site: sum(bool(s.digest) and len(ids[s.digest]) > 1 for s in c) for c in cohorts}
+    return {
+        site: (
+            phrase(
+                "{sessions} here have the same images as a session under another ID; one of the "
+                "two must go, as a patient may otherwise train and be tested",
+                sessions=some(count, "session"),
+            ),
+        )
+        for site, count in twins.items()
+        if count
+    }
 
 
 def _splits_of(cohort: Cohort) -> dict[str, SplitName]:
