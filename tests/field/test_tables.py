@@ -127,8 +127,7 @@ def test_a_patient_at_two_sites_is_told(judged: Judge):
     notes = judged("28", sites=("alder", "birch")).notes
     told = [note for note in notes if note.startswith("10 patients here have the ID of a patient")]
     assert len(told) == 2
-    assert all("tested at another" in note for note in told)
-    assert "and 0 of them" not in told[0]
+    assert all("are tested at another" in note for note in told)
 
 
 @pytest.mark.parametrize(("folder", "value"), [("one-two", "2"), ("half", "0.5")])

@@ -112,10 +112,15 @@ def shared_patients(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]
             any({mine[p], theirs.get(p)} == {"train", "test"} for theirs in others.values())
             for p in shared
         )
+        verb = "has" if len(shared) == 1 else "have"
+        cost = (
+            "{crossing} of them train at one site and are tested at another, so if they are the "
+            "same people, those scores are not of unseen patients"
+            if crossing
+            else "none of them trains at one site and is tested at another"
+        )
         note = phrase(
-            "{patients} here have the ID of a patient at {sites}, and {crossing} of them train at "
-            "one site and are tested at another; if they are the same people, scores are not of "
-            "unseen patients",
+            "{patients} here " + verb + " the ID of a patient at {sites}; " + cost,
             patients=some(len(shared), "patient"),
             sites=tuple(Name(n) for n, theirs in others.items() if shared & theirs.keys()),
             crossing=crossing,

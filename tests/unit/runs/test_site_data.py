@@ -67,12 +67,22 @@ def test_ids_that_two_sites_share_are_counted(put: Callable[..., Path]):
     splits = [dict(_splits(data.cohorts[0])) for data in opened.values()]
     crossing = sum(splits[0][p] != splits[1][p] for p in patients)
     assert crossing
-    assert f"and {crossing} of them train at one site" in told[0]
+    assert f"; {crossing} of them train at one site" in told[0]
     assert [note for data in opened.values() for note in data.ready.notes if "the ID of" in note]
 
 
 def _splits(cohort: Cohort) -> list[tuple[str, str]]:
     return [(session.patient, split) for split, all in cohort.splits.items() for session in all]
+
+
+def test_one_patient_of_two_sites_who_trains_at_both_is_told_so(put: Callable[..., Path]):
+    paths = put("alder", "sub-1", "sub-2"), put("birch", "sub-1", "sub-3")
+    told = [note for note in notes_of(*paths) if "the ID of" in note]
+    assert len(told) == 2
+    assert told[0].startswith("1 patient here has the ID of a patient at birch; ")
+    cohorts = [cohort for cohort, _ in open_named(study(), paths)]
+    splits = {dict(_splits(cohort))["sub-1"] for cohort in cohorts}
+    assert ("none of them trains" in told[0]) == (len(splits) == 1)
 
 
 def test_sites_with_patients_of_their_own_hear_nothing(put: Callable[..., Path]):
