@@ -11,7 +11,7 @@ from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, read_grid
 from grandrounds.data.prepare import used_contrasts
-from grandrounds.data.remarks import extent_notes, header_notes, of_all, some
+from grandrounds.data.remarks import LOSE_ALL, extent_notes, header_notes, of_all, some
 from grandrounds.data.session_files import SessionFiles
 
 Range: TypeAlias = tuple[float, float]
@@ -111,9 +111,11 @@ def check_elements(
     for task in tasks:
         for name in needs(task):
             if not summary.contents[name].sessions:
+                lost = [str(note) for note in summary.notes if LOSE_ALL in note.template]
                 raise BadSite(
                     f"site '{summary.site}': no session has {name}, which {task} needs; "
-                    "add such files or take the task from this site.",
+                    "add such files or take the task from this site."
+                    + "".join(f" ({note}.)" for note in lost),
                     safe=phrase(
                         "no session has {name}, which {task} needs; the site must add such files, "
                         "or the study take the task from it",

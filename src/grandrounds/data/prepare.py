@@ -41,7 +41,9 @@ def prepare_cohort(site: str, folder: Path, elements: Elements, *, cache: Path) 
     A session has those of the study's contrasts that its files have; one with none is left out.
     The arrays are read-only memory maps. Raises `BadSite` and `BadImage`.
     """
-    files = [session for session in find_sessions(folder) if used_contrasts(session, elements)]
+    found = find_sessions(folder)
+    _check_spelling(folder, found, elements)
+    files = [session for session in found if used_contrasts(session, elements)]
     if not files:
         raise BadSite(
             f"{folder}: no session has any of the study's contrasts "
@@ -56,6 +58,21 @@ def prepare_cohort(site: str, folder: Path, elements: Elements, *, cache: Path) 
     for session in files:
         splits[split_of[session.patient]].append(_cached_files(session, elements, cache))
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
+
+
+def _check_spelling(folder: Path, found: Sequence[SessionFiles], elements: Elements) -> None:
+    """Refuse contrasts that differ from the study's in case alone: they would be left out."""
+    known = {contrast.lower(): contrast for contrast in elements.contrasts}
+    for session in found:
+        for name, path in session.contrasts.items():
+            if name not in elements.contrasts and (meant := known.get(name.lower())):
+                raise BadSite(
+                    f"{folder}: {path.name}: the study spells this contrast {meant}; a name must "
+                    "be spelled exactly so.",
+                    safe=phrase(
+                        "a volume's contrast differs from {name} in case", name=Name(meant)
+                    ),
+                )
 
 
 def used_contrasts(files: SessionFiles, elements: Elements) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ _HEADERS: Mapping[Remark, LiteralString] = {
 }
 _HEAD_MAY_LOSE = 0.02  # share of a head that no mask delimits, such as ears and noise
 _KEPT = (0.9, 1.1)  # share of a structure between which a grid leaves it practically as it was
+LOSE_ALL: LiteralString = "lose all their"
 _LISTED = 5  # IDs spelled out in one note
 
 
@@ -96,7 +97,9 @@ def _resampled(name: str, extents: Sequence[Extent]) -> tuple[Sentence, ...]:
     if lost := sum(each.lost for each in there):
         notes.append(
             phrase(
-                "{sessions} lose all their "
+                "{sessions} "
+                + LOSE_ALL
+                + " "
                 + _STRUCTURES[name]
                 + " in preparation: left out of what needs them, as an empty mask would be untrue",
                 sessions=of_all(lost, len(extents)),

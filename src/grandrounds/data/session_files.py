@@ -20,7 +20,8 @@ LISTED = 5  # names spelled out in one message
 MASKS = ("brainmask", "lesionmask")
 # What people call an outline: such a volume is never taken for a contrast.
 _OUTLINE = re.compile(
-    r"(?i).*mask.*|.*(seg|segmentation|labels?|labelmap|roi|lesions?|delineation|contour)"
+    r"(?i).*mask.*|.*(seg|segmentation|labels?|labelmap|roi|lesions?|wmh|delineation|contour)"
+    r"|brain|tumou?r|gtv|stroke"
 )
 _NIFTI = (".nii", ".nii.gz")
 # Volumes of other formats, or compressed otherwise: their patients would be missed without a word.
@@ -70,7 +71,21 @@ def find_sessions(folder: Path) -> tuple[SessionFiles, ...]:
                 safe=phrase("one volume lies there twice, as .nii and .nii.gz"),
             )
         volumes[match["kind"]] = path
+    check_cases(str(folder), sorted({patient for patient, _ in kinds}))
     return tuple(_session(*key, volumes=kinds[key]) for key in sorted(kinds))
+
+
+def check_cases(where: str, patients: Sequence[str]) -> None:
+    """Refuse IDs that differ in case alone: they are one patient, who may train and be tested."""
+    known = dict[str, str]()
+    for patient in patients:
+        other = known.setdefault(patient.lower(), patient)
+        if other != patient:
+            raise BadSite(
+                f"{where}: the patients {other} and {patient} differ in case alone; one patient "
+                "must have one ID.",
+                safe=phrase("the IDs of two patients differ in case alone"),
+            )
 
 
 def listed(names: Sequence[str]) -> str:

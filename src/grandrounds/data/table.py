@@ -15,7 +15,7 @@ from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import Name, Reason, Sentence, phrase
 from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
-from grandrounds.data.session_files import listed
+from grandrounds.data.session_files import check_cases, listed
 
 _Values: TypeAlias = Mapping[str, float]
 PARTICIPANTS = "participants.tsv"
@@ -63,6 +63,7 @@ def read_participants(path: Path, variables: Sequence[str]) -> dict[str, _Values
         patient = _patient(path, number, row, header, known=table)
         cells = {name: row[column] for name, column in columns.items()}
         table[patient] = {n: _number(path, number, n, cell) for n, cell in cells.items()}
+    check_cases(str(path), list(table))
     return table
 
 
@@ -155,10 +156,8 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        utf16 = isinstance(error, UnicodeDecodeError) and error.object[:2] in _UTF16
-        why = "it is in UTF-16; save it as UTF-8" if utf16 else str(error)
         raise BadSite(
-            f"{path}: cannot be read as a table ({why}).",
+            f"{path}: cannot be read as a table ({_problem(error)}).",
             safe=phrase("the table of patients cannot be read ({why})", why=Reason.of(error))
             if isinstance(error, OSError)
             else phrase("the table of patients is not in UTF-8"),
@@ -172,6 +171,15 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
             safe=phrase("the table of patients is empty"),
         )
     return filled
+
+
+def _problem(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, OSError):
+        return str(error)
+    if error.object[:2] in _UTF16:
+        return "it is in UTF-16; save it as UTF-8"
+    line = len(_LINE_END.findall(error.object[: error.start].decode("latin-1"))) + 1
+    return f"line {line} is not in UTF-8; save it as UTF-8"
 
 
 def _cells(path: Path, number: int, line: str) -> list[str]:

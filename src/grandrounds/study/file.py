@@ -212,6 +212,9 @@ def _sentence(kind: type, where: str, problem: Table) -> str:
         return _unknown(path, place[-1], _keys(kind, place[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
         return f"'{path}' is missing; it is needed"
+    if problem["type"] in ("too_long", "too_short"):
+        found, most = problem["ctx"]["actual_length"], problem["ctx"].get("max_length")
+        return f"{path} has {found} items; it should have {most or problem['ctx']['min_length']}"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{path} = {problem['input']!r} is wrong; it should be {message}"
 

@@ -273,3 +273,11 @@ def test_a_volume_that_cannot_be_opened(site: Path):
     path.unlink()
     path.mkdir()
     assert refusal(site, BadImage) == f"{path}: Is a directory; the file must be readable."
+
+
+def test_a_contrast_that_differs_from_the_studys_in_case(site: Path):
+    (site / "sub-02_T2w.nii.gz").rename(site / "sub-02_t2W.nii.gz")
+    assert refusal(site, BadSite) == (
+        f"{site}: sub-02_t2W.nii.gz: the study spells this contrast T2w; a name must be spelled "
+        "exactly so."
+    )

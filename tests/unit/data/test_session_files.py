@@ -24,7 +24,20 @@ def folder(tmp_path: Path) -> Path:
     "kind",
     [
         *("T1wmask", "T2wMask", "Brainmask", "BRAINMASK", "lesionMask", "mask", "maskT1w"),
-        *("dseg", "probseg", "T1wseg", "lesion", "Lesions", "label", "labels", "roi", "wmhROI"),
+        *(
+            "dseg",
+            "probseg",
+            "T1wseg",
+            "lesion",
+            "Lesions",
+            "label",
+            "labels",
+            "roi",
+            "wmhROI",
+            "wmh",
+            "brain",
+            "tumor",
+        ),
     ],
 )
 def test_a_name_of_an_outline_is_no_contrast(folder: Path, kind: str):
@@ -61,3 +74,9 @@ def test_volumes_in_subfolders_are_named_and_hidden_folders_play_no_part(folder:
     (folder / "sub-02/ses-1/anat").mkdir(parents=True)
     (folder / "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz").touch()
     assert "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz: the folder must be flat" in refusal(folder)
+
+
+def test_patients_who_differ_in_case_alone_are_one(folder: Path):
+    for patient in ("sub-A1", "sub-a1"):
+        (folder / f"{patient}_T1w.nii.gz").touch()
+    assert "the patients sub-A1 and sub-a1 differ in case alone" in refusal(folder)

@@ -267,3 +267,17 @@ def test_a_table_whose_name_differs_in_case_is_not_passed_over(tmp_path: Path):
     with pytest.raises(BadSite, match=r"must be named participants\.tsv"):
         participants_of(tmp_path)
     assert participants_of(tmp_path.parent) is None
+
+
+def test_patients_of_a_table_who_differ_in_case_alone_are_one(tmp_path: Path):
+    path = tmp_path / "participants.tsv"
+    path.write_text("participant_id\tage\nsub-1a\t1\nsub-1A\t2\n")
+    with pytest.raises(BadSite, match="sub-1a and sub-1A differ in case alone"):
+        read_participants(path, ("age",))
+
+
+def test_a_line_in_another_encoding_is_named(tmp_path: Path):
+    path = tmp_path / "participants.tsv"
+    path.write_bytes("participant_id\tage\nsub-1\t1\nJörg\t2\n".encode("latin-1"))
+    with pytest.raises(BadSite, match=r"line 3 is not in UTF-8"):
+        read_participants(path, ("age",))

@@ -123,3 +123,33 @@ def test_a_file_that_is_no_sites_data_is_named(tmp_path: Path, name: str):
     file.write_text(f'name = "alder"\ndata = "{name}"\n')
     with pytest.raises(BadSite, match=f"{name}: is a file of an unknown kind"):
         open_named(study(), [file])
+
+
+def test_ids_that_do_not_meet_the_table_are_named_here_and_told_nobody(
+    put: Callable[..., Path], tmp_path: Path
+):
+    path = put("alder", "sub-1", "sub-2", "sub-3")
+    rows = "sub-1\t40\nsub-2\t50\nsub-77\t60\n"
+    (tmp_path / "alder/participants.tsv").write_text(f"participant_id\tage\n{rows}")
+    aged = study("alder", variables=["age"])
+    [(_, summary)] = open_named(aged, [path])
+    here = [str(note) for note in summary.notes]
+    assert "without a row: sub-3" in here
+    assert "without a volume: sub-77" in here
+    told = open_sites(aged, [read_site(path)])["alder"].ready.notes
+    assert "1 patient without a row in participants.tsv" in told
+    assert "1 row of participants.tsv without a volume" in told
+    assert not [note for note in told if "sub-" in note]
+
+
+def test_a_table_of_other_people_is_refused(put: Callable[..., Path], tmp_path: Path):
+    path = put("alder", "sub-1", "sub-2")
+    (tmp_path / "alder/participants.tsv").write_text("participant_id\tage\n1\t40\n2\t50\n")
+    with pytest.raises(BadSite, match="the table has 1, 2, the files sub-1, sub-2") as caught:
+        open_named(study("alder", variables=["age"]), [path])
+    assert "sub-" not in str(caught.value.safe)
+
+
+def test_a_folder_without_its_table_is_told(put: Callable[..., Path]):
+    [(_, summary)] = open_named(study("alder", variables=["age"]), [put("alder", "sub-1", "sub-2")])
+    assert "there is no participants.tsv" in "\n".join(map(str, summary.notes))

@@ -398,3 +398,11 @@ def test_a_window_survives_the_file_and_its_absence_leaves_the_fingerprint(tmp_p
     study = parse_study(table)
     (tmp_path / "study.toml").write_text(to_toml(study))
     assert read_study(tmp_path / "study.toml") == study
+
+
+@pytest.mark.parametrize("window", [[0], [0, 80, 100]])
+def test_a_window_has_two_ends(window: list[int]):
+    table = read_table(TINY)
+    table["elements"]["intensity"] = {"T1w": window}
+    with pytest.raises(BadStudy, match=r"elements\.intensity\.T1w"):
+        parse_study(table)
