@@ -298,6 +298,10 @@ class Segmentation:
         check_size(elements, least=2 * halvings, multiple=halvings)
         if self.dims == 3:
             self._check_patch(elements, halvings)
+        require(
+            self.dims == 3 or self.patch == Segmentation.patch,
+            "task.patch would do nothing: task.dims is 2, and slices are taken whole",
+        )
         for site, labels in sites.items():
             for label in labels:
                 check_label(site, label, elements)

@@ -311,6 +311,7 @@ def test_a_blank_batch_has_the_form_of_a_real_one(dims: int):
         ({"channels": (8,)}, "T1w->csf", "task.channels is [8]; it needs two levels or more"),
         ({"channels": (8, 8, 8, 8, 8, 8)}, "T1w->csf", "both numbers must be multiples of 32"),
         ({"dims": 3, "patch": (4, 32, 8)}, "T1w->csf", "rows and columns within elements.size"),
+        ({"patch": (4, 16, 16)}, "T1w->csf", "task.patch would do nothing: task.dims is 2"),
         ({"dims": 3, "patch": (3, 8, 8)}, "T1w->csf", "must be multiples of 2"),
         ({"dropout": 2.0}, "T1w->csf", "task.dropout is 2.0; it is a probability"),
     ],
