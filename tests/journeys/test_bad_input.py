@@ -284,3 +284,13 @@ def test_an_image_that_cannot_be_read_is_refused_by_its_name(
     done = ask("run", "study.toml", "--site", "alder.toml", "--out", "out", "--quiet")
     assert "sub-02_T2w.nii.gz" in refused(done)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_folder_of_results_that_cannot_be_is_refused(
+    out: str, ask: Callable[..., Done], tmp_path: Path
+):
+    (tmp_path / "taken").write_text("mine")
+    found = refused(ask("compare", TINY, "--arms", "fedavg", "--out", out, "--quiet"))
+    assert found.startswith(f"{out}: cannot be made into a folder (")
+    assert (tmp_path / "taken").read_text() == "mine"

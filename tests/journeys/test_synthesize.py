@@ -9,9 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from grandrounds.data.nifti import SessionFiles, read_voxels
+from grandrounds.data.nifti import read_voxels
 from grandrounds.data.prepare import prepare_volumes
 from grandrounds.data.resample import Pixels, in_plane, smooth
+from grandrounds.data.session_files import SessionFiles
 from grandrounds.inference.trained_model import load_trained_model
 from grandrounds.runs.loop import run
 from grandrounds.runs.site_data import open_sites

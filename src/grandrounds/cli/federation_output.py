@@ -31,7 +31,7 @@ def print_kits(kits: Mapping[str, Path], authority: Path) -> None:
         if not kit.key.exists():
             once = f"grandrounds site install KIT --key FOLDER, {once}"
         table.add_row(str(folder), whose, once)
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     for right, words in RIGHTS.items():
         console.print(f"{right}: {words}", highlight=False, soft_wrap=True)
@@ -45,7 +45,7 @@ def print_kits(kits: Mapping[str, Path], authority: Path) -> None:
 
 def print_request(request: SiteRequest, path: Path) -> None:
     """Print what a site sends to the authority, and what it reads out to it."""
-    Console().print(
+    Console(markup=False).print(
         f"request: {path}\nSHA-256 of the key: {request.digest}\n"
         "send the request to the coordinator, and read the SHA-256 out over another line; the "
         "key beside it stays here",
@@ -56,7 +56,7 @@ def print_request(request: SiteRequest, path: Path) -> None:
 
 def print_new_kit(kit: Path, request: SiteRequest, note: str) -> None:
     """Print a site's new kit, and the key that it is for."""
-    Console().print(
+    Console(markup=False).print(
         f"kit: {kit}\nfor: {request.site}, with the key of SHA-256 {request.digest}\n"
         f"compare the SHA-256 with the site before you hand the kit over; {note}",
         highlight=False,
@@ -71,14 +71,14 @@ def print_revoked(number: int, path: Path, server: Path | None) -> None:
         if server
         else f"put it into the server's kit, as KIT/local/{path.name}; until then it does not count"
     )
-    Console().print(
+    Console(markup=False).print(
         f"list {number} of revoked certificates: {path}\n{there}", highlight=False, soft_wrap=True
     )
 
 
 def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:
     """Print which sites answer, and each job's id, study, status, round and time."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(f"there: {', '.join(sites) or 'no site'}", soft_wrap=True)
     for id, study, status, progress, submitted in jobs:
         reached = f", round {progress}" if progress else ""
@@ -96,7 +96,7 @@ def print_leftovers(
         said = {"dry_run": dry_run, "removed": len(gone), "bytes": total}
         print_json(said | {"found": [asdict(each) for each in found]})
         return
-    console = Console()
+    console = Console(markup=False)
     for each in found:
         stays = each.stays or ("" if dry_run or each in gone else "it began to run")
         size = f"{each.bytes:,} bytes, " if each.bytes else ""
@@ -114,4 +114,4 @@ def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
         mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""
         verdict = Text(finding["verdict"], _COLOURS[finding["verdict"]])
         table.add_row(verdict, Text(name), Text(f"{finding['found']}{mend}"))
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from grandrounds.cli.tables import print_table
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
@@ -37,7 +38,7 @@ def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(_as_json(facts, folder, report))
         return
-    console = Console()
+    console = Console(markup=False)
     if facts.main_metric and not quiet:
         print_table(_table(facts, facts.main_metric), console)
     if facts.discriminated and not quiet:
@@ -202,14 +203,14 @@ def _by_arm(facts: Facts, metric: Metric, title: str) -> Table:
     return table
 
 
-def _cells(spreads: Sequence[Spread | None], metric: Metric) -> list[str]:
+def _cells(spreads: Sequence[Spread | None], metric: Metric) -> list[Text]:
     means = [spread.mean for spread in spreads if spread]
     best = (max if metric.higher_is_better else min)(means, default=None)
-    return [_cell(s.mean, bold=s.mean == best) if s else "-" for s in spreads]
+    return [_cell(s.mean, bold=s.mean == best) if s else Text("-") for s in spreads]
 
 
-def _cell(value: float, *, bold: bool) -> str:
-    return f"[bold]{value:.2f}[/bold]" if bold else f"{value:.2f}"
+def _cell(value: float, *, bold: bool) -> Text:
+    return Text(f"{value:.2f}", "bold" if bold else "")
 
 
 def print_means(

@@ -33,6 +33,7 @@ from grandrounds.core.events import (
     SiteJoined,
     SiteMissed,
     SiteMonitored,
+    SiteReady,
     SiteTested,
     SiteTrained,
     SiteTuned,
@@ -87,6 +88,7 @@ class ProgressBars:
         self._preparing: dict[str, TaskID] = {}
         self._scores: dict[str, str] = {}
         self._done: dict[str, int] = {}
+        self._noted: set[tuple[str, str]] = set()
         self._finished = self._left = 0
         self._all = self._row_of_all(runs) if runs > _AT_ONCE else None
 
@@ -158,6 +160,8 @@ class ProgressBars:
                 self._count(arm, event.round)
             case PolicySet() | SiteMissed() | SiteJoined() | RoundLost():
                 self._say(arm, event)
+            case SiteReady():
+                self._note(event)
             case RoundFinished():
                 if event.score is not None:
                     self._scores[arm] = f"score {event.score:.4g}"
@@ -195,6 +199,14 @@ class ProgressBars:
                 self._progress.console.print(words, markup=False)
             case RoundLost():
                 warn(f"{arm}: {lost(event)}")
+
+    def _note(self, event: SiteReady) -> None:
+        """Print once what is missing or odd at a site with data of its own."""
+        for note in () if event.simulated else event.notes:
+            if (event.site, note) not in self._noted:
+                self._noted.add((event.site, note))
+                words = f"site '{event.site}': {note}"
+                self._progress.console.print(words, style="yellow", markup=False, soft_wrap=True)
 
     def _count(self, arm: str, round: int) -> None:
         """Advance the bar of all runs by the rounds that a run has done since."""

@@ -95,10 +95,10 @@ def run(
     resolved = read_study(study, overrides)
     folder = out or Path("runs") / resolved.name
     files = [read_site(path) for path in site or []]
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet, markup=False)
     longer = extension(folder, resolved) if resume else None
     for note in (*notes(resolved), *([longer.sentence] if longer else [])):
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"note: {note}", style="yellow", soft_wrap=True)
     with tracked(folder, track or [], warn) as trackers, ProgressBars(console) as bars:
         bars.add(resolved.title, resolved.build_method().title, resolved.rounds)
         listeners = [partial(bars.show, resolved.title), *trackers]
@@ -128,23 +128,23 @@ def check(
     """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
     from grandrounds.cli.output import print_json
     from grandrounds.cli.study_output import print_site, print_study, study_as_json
-    from grandrounds.data.availability import check_elements
     from grandrounds.runs.costs import estimate, plan_run
-    from grandrounds.runs.site_data import summarise_site
+    from grandrounds.runs.site_data import check_joins, open_named
     from grandrounds.study.file import read_study
 
     resolved = read_study(study, set or [])
     plan = plan_run(resolved)
     cost = estimate(plan)
-    summaries = [summarise_site(resolved, path) for path in site or []]
+    opened = open_named(resolved, site or [])
+    summaries = [summary for _, summary in opened]
     if json:
         print_json(study_as_json(plan, cost, summaries))
     elif not quiet:
         print_study(plan, cost)
         for summary in summaries:
             print_site(summary)
-    for summary in summaries:
-        check_elements(summary, resolved.elements, resolved.roster[summary.site])
+    for cohort, summary in opened:
+        check_joins(resolved, cohort, summary)
 
 
 @app.command()
@@ -206,7 +206,7 @@ def compare(
     comparison = Comparison(
         folder, studies, files, at_once, seeds, leave_one_out, matrix, accept_changes
     )
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet, markup=False)
     for sentence in comparison_terms(studies):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     _run_shown(comparison, console, track or [])

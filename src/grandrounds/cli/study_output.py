@@ -63,7 +63,7 @@ def _topology(found: TopologySet | str) -> dict[str, object]:
 
 def print_study(plan: RunPlan, cost: Estimate) -> None:
     """Print the resolved study and its costs, and what other topologies would cost."""
-    study, console = plan.study, Console()
+    study, console = plan.study, Console(markup=False)
     machine = study.machine()
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
@@ -102,12 +102,12 @@ def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
         table.add_row(kind, moved, found.wall_clock, sees)
     print_table(table, console)
     for sentence in refused:
-        console.print(sentence, markup=False)
+        console.print(sentence, soft_wrap=True)
 
 
 def print_site(summary: SiteSummary) -> None:
     """Print the counts of a site's data."""
-    console = Console()
+    console = Console(markup=False)
     table = Table("", "patients", "sessions", "slices", title=f"Site '{summary.site}'")
     counts = [*summary.splits.items(), *summary.contents.items()]
     for task, splits in summary.tasks.items():
@@ -120,7 +120,7 @@ def print_site(summary: SiteSummary) -> None:
             f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
         )
     for note in summary.notes:
-        console.print(str(note))
+        console.print(str(note), soft_wrap=True)
 
 
 def _ranges(ranges: Sequence[tuple[float, float]]) -> str:
@@ -151,7 +151,7 @@ def leaving_as_json(study: Study) -> dict[str, object]:
 
 def print_leaving(study: Study, site: str) -> None:
     """Print a study and what will leave a site that accepts it."""
-    console, cost = Console(), estimate(plan_run(study))
+    console, cost = Console(markup=False), estimate(plan_run(study))
     console.print(to_toml(study), markup=False, highlight=False)
     table = Table("parameter group", "policy", "parameters", title=f"What leaves '{site}'")
     for group in cost.policy.groups:
@@ -164,7 +164,7 @@ def print_leaving(study: Study, site: str) -> None:
 def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
     """Print which studies a site has accepted, and since when."""
     if not acceptances:
-        Console().print("no study is accepted here")
+        Console(markup=False).print("no study is accepted here")
         return
     table = Table(Column("study (SHA-256)", no_wrap=True), "accepted", "what leaves")
     for each in acceptances:
@@ -174,7 +174,7 @@ def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
 
 def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
     """Print what was asked of a site, and what left it: whole on a terminal of 80 columns."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not lines:
         console.print("nothing was asked of this site yet")
     for moment, entry in lines:

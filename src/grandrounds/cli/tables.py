@@ -11,11 +11,11 @@ WIDEST = 100_000  # letters of a row in a pipe
 
 def print_table(table: Table, console: Console | None = None) -> None:
     """Print a table on stdout, or on a console."""
-    console = console or Console()
+    console = console or Console(markup=False)
     for column in table.columns:
         column.overflow = "fold"
     if not console.is_terminal:
         unbounded = console.options.update(max_width=WIDEST)
         wide = console.measure(table, options=unbounded).maximum
-        console = Console(file=console.file, width=max(console.width, wide))
+        console = Console(file=console.file, width=max(console.width, wide), markup=False)
     console.print(table)

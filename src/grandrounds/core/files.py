@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from grandrounds.core.errors import BadInput, DiskFailed
+from grandrounds.core.errors import BadFolder, BadInput, DiskFailed
 from grandrounds.core.sentence import Reason, phrase
 
 STOPS_RUN = (
@@ -35,6 +35,16 @@ def create_whole(out: Path) -> Generator[Path, None, None]:
                 _flush(written)
         path.rename(out)
         _flush_folder(out.parent)
+
+
+def make_output_folder(path: Path) -> None:
+    """Make the folder that a user names for results. Raises `BadFolder` where a file is there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFolder(
+            f"{path}: cannot be made into a folder ({error.strerror}); choose another with --out"
+        ) from None
 
 
 def write_text(path: Path, text: str, *, refusal: str = STOPS_RUN) -> None:

@@ -1,16 +1,18 @@
 """A site reports in counts alone what it can deliver of the common data elements."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
-from typing import LiteralString, TypeAlias
+from typing import TypeAlias
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import Name, Sentence, phrase
 from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import Grid, SessionFiles, read_grid
+from grandrounds.data.nifti import Grid, read_grid
 from grandrounds.data.prepare import used_contrasts
+from grandrounds.data.remarks import LOSE_ALL, extent_notes, header_notes, of_all, some
+from grandrounds.data.session_files import SessionFiles
 
 Range: TypeAlias = tuple[float, float]
 VARIABLES = "variables"  # all of the study's variables, in a task such as variables->death
@@ -43,7 +45,8 @@ class SiteSummary:
 
     `splits` counts all sessions; `contents` those with a contrast ("T1w"), mask ("lesion") or
     variable ("age"); `tasks` those that can serve a task ("T1w->T2w"), per split. `geometry` is
-    None where the images have none. `notes` say what is missing and what it costs; they may leave.
+    None where the images have none. `notes` say what is missing or odd and what it costs; each may
+    leave, unless it holds names that are not the study's.
     """
 
     site: str
@@ -66,15 +69,22 @@ def serves(session: Session, task: str) -> bool:
 
 
 def summarise(
-    cohort: Cohort, files: Sequence[SessionFiles], *, elements: Elements, tasks: Sequence[str]
+    cohort: Cohort,
+    files: Sequence[SessionFiles],
+    *,
+    elements: Elements,
+    tasks: Sequence[str],
+    notes: tuple[Sentence, ...] = (),
 ) -> SiteSummary:
     """Count what a site's files (from `find_sessions`) and the cohort made from them contain."""
-    paths = [
-        session.contrasts[name] for session in files for name in used_contrasts(session, elements)
-    ]
-    geometry = _geometry([read_grid(path) for path in paths])
-    left_out = _left_out(files, elements)
-    return _summary(cohort, elements, tasks, simulated=False, geometry=geometry, notes=left_out)
+    used = [session for session in files if used_contrasts(session, elements)]
+    paths = [s.contrasts[name] for s in used for name in used_contrasts(s, elements)]
+    grids = [read_grid(path) for path in paths]
+    mask_grids = [read_grid(path) for session in used for path in session.masks.values()]
+    found = (*notes, *header_notes([*grids, *mask_grids]), *extent_notes(cohort))
+    geometry, left_out = _geometry(grids), _left_out(files, elements)
+    summary = _summary(cohort, elements, tasks, simulated=False, geometry=geometry, notes=left_out)
+    return replace(summary, notes=(*summary.notes, *found))
 
 
 def summarise_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
@@ -101,9 +111,11 @@ def check_elements(
     for task in tasks:
         for name in needs(task):
             if not summary.contents[name].sessions:
+                lost = [str(note) for note in summary.notes if LOSE_ALL in note.template]
                 raise BadSite(
                     f"site '{summary.site}': no session has {name}, which {task} needs; "
-                    "add such files or take the task from this site.",
+                    "add such files or take the task from this site."
+                    + "".join(f" ({note}.)" for note in lost),
                     safe=phrase(
                         "no session has {name}, which {task} needs; the site must add such files, "
                         "or the study take the task from it",
@@ -203,12 +215,12 @@ def _left_out(files: Sequence[SessionFiles], elements: Elements) -> tuple[Senten
     without = sum(not used_contrasts(session, elements) for session in files)
     notes: list[Sentence] = []
     if sum(unused):
-        volumes = _some(sum(unused), "volume")
+        volumes = some(sum(unused), "volume")
         notes.append(
             phrase("{volumes} of contrasts outside of the study: left out", volumes=volumes)
         )
     if without:
-        sessions = _of(without, len(files))
+        sessions = of_all(without, len(files))
         verb = "has" if without == 1 else "have"
         notes.append(
             phrase("{sessions} " + verb + " no contrast of the study: left out", sessions=sessions)
@@ -231,7 +243,7 @@ def _cost(name: str, lacking: Sequence[Session], tasks: Sequence[str]) -> Senten
     blocked_tasks = tuple(Name(task) for task in tasks if name in needs(task))
     table_tasks = tuple(Name(task) for task in tasks if VARIABLES in needs(task))
     if blocked_tasks:
-        slices = _some(sum(session.num_slices for session in lacking), "slice")
+        slices = some(sum(session.num_slices for session in lacking), "slice")
         return phrase("{slices} cannot serve {tasks}", slices=slices, tasks=blocked_tasks)
     if table_tasks and all(name in session.values for session in lacking):
         return phrase("{tasks} reads it as missing", tasks=table_tasks)
@@ -253,12 +265,4 @@ def _unvalidated(cohort: Cohort) -> tuple[Sentence, ...]:
 
 def _lack(number: int, total: int) -> Sentence:
     verb = "lacks" if number == 1 else "lack"
-    return phrase("{sessions} " + verb, sessions=_of(number, total))
-
-
-def _of(number: int, total: int) -> Sentence:
-    return phrase("{number} of {total}", number=number, total=_some(total, "session"))
-
-
-def _some(number: int, thing: LiteralString) -> Sentence:
-    return phrase("{number} " + thing + ("" if number == 1 else "s"), number=number)
+    return phrase("{sessions} " + verb, sessions=of_all(number, total))

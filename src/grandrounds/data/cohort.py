@@ -14,11 +14,31 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import phrase
-from grandrounds.data.elements import Fractions
+from grandrounds.data.elements import ALL_TESTED, Fractions
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 HEADROOM = 1.2  # in images, the 99th percentile inside the brain becomes 1 / HEADROOM
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a structure, in mm3, its file has, the study's window shows, and is kept.
+
+    What is kept is resampled and has the kept slices alone. `labels` are the file's values for it;
+    `soft` are probabilities, cut at one half.
+    """
+
+    outlined: float
+    shown: float
+    kept: float
+    labels: tuple[float, ...] = (1.0,)
+    soft: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether a structure that the file has is gone."""
+        return self.outlined > 0 and self.kept == 0
 
 
 @dataclass(frozen=True)
@@ -28,7 +48,8 @@ class Session:
     `images` is float32 (slice, contrast, height, width) in [0, 1], often a read-only memory map;
     `contrasts` names its second axis; `masks` maps "brain", "lesion" or a tissue to uint8 (slice,
     height, width); `values` are the patient's variables, NaN where one is missing. `digest` is of
-    images and masks, where it is known from their files.
+    images and masks, where it is known from their files. `heights` are the slices' places in mm,
+    where they are known; `extents` say what became of each mask, and of the "head" without a mask.
     """
 
     patient: str
@@ -38,6 +59,8 @@ class Session:
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
     values: Mapping[str, float] = field(default_factory=dict[str, float])
     digest: str = field(default="", compare=False)
+    heights: tuple[float, ...] = field(default=(), compare=False)
+    extents: Mapping[str, Extent] = field(default_factory=dict[str, Extent], compare=False)
 
     @property
     def num_slices(self) -> int:
@@ -101,9 +124,11 @@ def split_patients(
     """Assign each patient to one split, the same on every machine and in any order of `patients`.
 
     The patients are ranked by the SHA-256 of "site/patient" and the fractions' salt, and assigned
-    by largest remainder; train and test get at least one patient each. Raises `BadSite` with
-    fewer than 2 patients.
+    by largest remainder; train and test get at least one patient each, unless none is to train.
+    Raises `BadSite` with fewer than 2 patients.
     """
+    if fractions == ALL_TESTED:
+        return dict.fromkeys(sorted(set(patients)), "test")
     prefix = f"{fractions.salt}{site}/"
     ranked = sorted(set(patients), key=lambda patient: (_rank(prefix + patient), patient))
     if len(ranked) < 2:

@@ -1,49 +1,37 @@
-"""A site's folder holds NIfTI volumes, which are found by name and read in one orientation."""
+"""NIfTI volumes are read in one orientation, and where their voxels lie in millimetres."""
 
 import gzip
-import re
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import permutations
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from grandrounds.core.errors import BadImage, BadSite
+from grandrounds.core.errors import BadImage
 from grandrounds.core.sentence import Reason, phrase
+from grandrounds.data.header import SpaceHeader, read_space, storage_problem
+from grandrounds.data.space import Affine, Forms, Remark, Space, apart, place, turn_of
 
-NAME = re.compile(
-    r"(?P<patient>sub-[A-Za-z0-9]+)(_(?P<session>ses-[A-Za-z0-9]+))?"
-    r"_(?P<kind>brainmask|lesionmask|(?![a-z]*mask)[A-Za-z0-9]+)\.nii(\.gz)?"
-)
-RULE = (
-    "sub-ID[_ses-ID]_CONTRAST.nii.gz (or .nii), a mask's with brainmask or lesionmask as CONTRAST"
-)
-LISTED = 5  # names spelled out in one message
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
 @dataclass(frozen=True)
-class SessionFiles:
-    """The files of one session: contrast to path, and "brain" or "lesion" to the mask's path."""
-
-    patient: str
-    session: str
-    contrasts: Mapping[str, Path]
-    masks: Mapping[str, Path] = field(default_factory=dict[str, Path])
-
-
-@dataclass(frozen=True)
 class Grid:
-    """Where voxels lie: shape (slice, row, column), and the affine of these axes to millimetres."""
+    """Where voxels lie: shape (slice, row, column), and the affine of these axes to millimetres.
+
+    `remarks` say what is odd about the header, and was decided.
+    """
 
     shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
+    affine: Affine
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -53,48 +41,20 @@ class Grid:
 
     def distance(self, other: "Grid") -> float:
         """Return the largest distance in mm between the same corners of two grids of one shape."""
-        corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(self.shape)[:, None] - 1)
-        shifts = (self.affine - other.affine) @ np.vstack([corners, np.ones(8)])
-        return float(np.linalg.norm(shifts[:3], axis=0).max())
-
-
-def find_sessions(folder: Path) -> tuple[SessionFiles, ...]:
-    """List the sessions of a site's folder, sorted; only .nii and .nii.gz files are read.
-
-    Raises `BadSite` where the folder cannot be read or holds no volume, where a volume's name does
-    not follow the rule, and where a volume occurs twice.
-    """
-    paths = _volumes(folder)
-    matches = {path: NAME.fullmatch(path.name) for path in paths}
-    if misnamed := [path.name for path, match in matches.items() if not match]:
-        raise BadSite(
-            f"{folder}: {_listed(misnamed)} must be named {RULE}.",
-            safe=phrase("{number} volumes are not named by the rule", number=len(misnamed)),
-        )
-    kinds: dict[tuple[str, str], dict[str, Path]] = {}
-    for path, match in matches.items():
-        assert match
-        volumes = kinds.setdefault((match["patient"], match["session"] or ""), {})
-        if duplicate := volumes.get(match["kind"]):
-            raise BadSite(
-                f"{folder}: {duplicate.name} and {path.name} are one volume; keep only one.",
-                safe=phrase("one volume lies there twice, as .nii and .nii.gz"),
-            )
-        volumes[match["kind"]] = path
-    return tuple(_session(*key, volumes=kinds[key]) for key in sorted(kinds))
+        return apart(self.affine, other.affine, self.shape)
 
 
 def read_grid(path: Path) -> Grid:
     """Read where a volume's voxels lie, from its header alone."""
-    image, affine = _open(path)
-    turn = _turn(affine)
+    image, space = _open(path)
+    affine, turn = space.affine, turn_of(space.affine)
     first, second, third = (image.shape[axis] for axis in turn.order)
     # A reversed axis starts at what was its far end.
     columns = affine[:3, list(turn.order)] * turn.steps
     far_ends = np.where(np.array(turn.steps) < 0, np.array([first, second, third]) - 1, 0)
     turned = np.eye(4)
     turned[:3, :3], turned[:3, 3] = columns, affine[:3, 3] - columns @ far_ends
-    return Grid((first, second, third), turned)
+    return Grid((first, second, third), turned, space.remarks)
 
 
 def read_voxels(path: Path) -> NDArray[np.float32]:
@@ -103,10 +63,11 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
     Slices are axial and run from the feet up; in each, anterior is up and the patient's left is on
     the right side. Raises `BadImage` where the file is damaged or a voxel is not finite.
     """
-    image, affine = _open(path)
+    image, space = _open(path)
     try:
         _check_compression(path)
-        data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
+        with np.errstate(all="ignore"):  # what is no number is counted below
+            data = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
     if bad := int(np.count_nonzero(~np.isfinite(data))):
@@ -114,7 +75,7 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
             f"{path}: {bad} of {data.size} voxels are NaN or infinite; each must be a number.",
             safe=phrase("{bad} voxels of a volume are NaN or infinite", bad=bad),
         )
-    turn = _turn(affine)
+    turn = turn_of(space.affine)
     along_slice, along_row, along_column = (slice(None, None, step) for step in turn.steps)
     return np.ascontiguousarray(data.transpose(turn.order)[along_slice, along_row, along_column])
 
@@ -122,75 +83,35 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
 def to_nifti(voxels: NDArray[np.float32], like: Path) -> bytes:
     """Return a NIfTI file's content: (slice, row, column) turned onto another volume's voxel axes.
 
-    It has the other's shape and affine, and float32 voxels.
+    It has the other's shape, transforms and unit of length, and float32 voxels. Nothing else of the
+    other's header is carried over: its texts, extensions and times are of another acquisition.
     """
-    image, affine = _open(like)
-    turn = _turn(affine)
+    _, space = _open(like)
+    turn = turn_of(space.affine)
     along_slice, along_row, along_column = (slice(None, None, step) for step in turn.steps)
     turned = voxels[along_slice, along_row, along_column].transpose(np.argsort(turn.order))
-    header = image.header.copy()
+    header = nib.Nifti1Header()
     header.set_data_dtype(np.float32)  # pyright: ignore[reportUnknownMemberType]
-    header["cal_min"], header["cal_max"] = 0, 0  # the window of the other's grey values
-    written = nib.Nifti1Image(np.ascontiguousarray(turned), affine, header)
+    header.set_data_shape(turned.shape)  # pyright: ignore[reportUnknownMemberType]
+    header["xyzt_units"] = space.header.unit
+    if space.qform is not None:
+        header.set_qform(  # pyright: ignore[reportUnknownMemberType]
+            space.qform, space.header.qform_code
+        )
+    if space.sform is not None:
+        if space.qform is None:
+            header.set_zooms(np.linalg.norm(space.sform[:3, :3], axis=0))
+        header.set_sform(  # pyright: ignore[reportUnknownMemberType]
+            space.sform, space.header.sform_code
+        )
+    written = nib.Nifti1Image(np.ascontiguousarray(turned), None, header)
     return written.to_bytes()  # pyright: ignore[reportUnknownMemberType]
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """Which voxel axis becomes slice, row and column, and whether it is reversed (step -1)."""
-
-    order: tuple[int, int, int]
-    steps: tuple[int, int, int]
-
-
-def _turn(affine: NDArray[np.float64]) -> _Turn:
-    """Find the voxel axes nearest to up, to the patient's back and to the patient's left."""
-    unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    towards = np.stack([unit[2], -unit[1], -unit[0]])
-    first, second, third = max(permutations(range(3)), key=lambda o: _alignment(towards, o))
-    signs = np.sign([towards[0, first], towards[1, second], towards[2, third]])
-    return _Turn((first, second, third), (int(signs[0]), int(signs[1]), int(signs[2])))
-
-
-def _alignment(towards: NDArray[np.float64], order: tuple[int, ...]) -> float:
-    return float(np.abs(towards[[0, 1, 2], list(order)]).sum())
-
-
-def _volumes(folder: Path) -> list[Path]:
+def _open(path: Path) -> tuple[nib.Nifti1Image, Space]:
     try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise BadSite(
-            f"{folder}: {error.strerror}; a site's data must be a readable folder "
-            "of NIfTI volumes.",
-            safe=phrase("its folder of data cannot be read ({why})", why=Reason.of(error)),
-        ) from None
-    volumes = [path for path in paths if path.name.lower().endswith((".nii", ".nii.gz"))]
-    if not volumes:
-        raise BadSite(
-            f"{folder}: no NIfTI volume lies in this folder; it must hold {RULE}.",
-            safe=phrase("its folder of data holds no NIfTI volume"),
-        )
-    return volumes
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
-
-
-def _session(patient: str, session: str, *, volumes: Mapping[str, Path]) -> SessionFiles:
-    return SessionFiles(
-        patient,
-        session,
-        contrasts={kind: path for kind, path in volumes.items() if not kind.endswith("mask")},
-        masks={k.removesuffix("mask"): path for k, path in volumes.items() if k.endswith("mask")},
-    )
-
-
-def _open(path: Path) -> tuple[nib.Nifti1Image, NDArray[np.float64]]:
-    try:
-        image = nib.load(path)  # pyright: ignore[reportUnknownMemberType]
+        with _silent():
+            image = nib.load(path)  # pyright: ignore[reportUnknownMemberType]
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
     if not isinstance(image, nib.Nifti1Image) or np.dtype(image.get_data_dtype()).kind not in "iuf":
@@ -204,15 +125,41 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, NDArray[np.float64]]:
             f"{path}: has {len(image.shape)} axes ({axes}); a volume has 3.",
             safe=phrase("an image has {axes} axes; a volume has 3", axes=len(image.shape)),
         )
-    affine = np.asarray(image.affine, dtype=np.float64)
-    codes = int(image.header["sform_code"]), int(image.header["qform_code"])
-    if codes == (0, 0) or not abs(np.linalg.det(affine)) > 0:
+    if 0 in image.shape:
         raise BadImage(
-            f"{path}: has no orientation (sform and qform are unset or degenerate), so left and "
-            "right are unknown; convert it again from its DICOM series.",
-            safe=phrase("a volume has no orientation (sform and qform)"),
+            f"{path}: has an axis of length 0; a volume must have voxels.",
+            safe=phrase("a volume has no voxels"),
         )
-    return image, affine
+    try:
+        header = read_space(path)
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
+    return image, place(path, header, _forms(image, header), image.shape[:3])
+
+
+@contextmanager
+def _silent() -> Generator[None, None, None]:
+    """Keep the library from printing what it mends in a header; `place` judges that."""
+    before = imageglobals.logger.disabled
+    imageglobals.logger.disabled = True
+    try:
+        with np.errstate(all="ignore"):  # it computes with an infinite voxel size
+            yield
+    finally:
+        imageglobals.logger.disabled = before
+
+
+def _forms(image: nib.Nifti1Image, header: SpaceHeader) -> Forms:
+    sform = image.header.get_sform(coded=True)[0]
+    try:  # a quaternion may be none of a rotation
+        qform = image.header.get_qform(coded=True)[0] if header.sizes_are_lengths else None
+    except (ValueError, HeaderDataError):
+        qform = None
+    return Forms(_matrix(sform), _matrix(qform))
+
+
+def _matrix(found: object) -> Affine | None:
+    return None if found is None else np.asarray(found, dtype=np.float64)
 
 
 def _check_compression(path: Path) -> None:
@@ -224,8 +171,9 @@ def _check_compression(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> BadImage:
-    reason = str(error).splitlines()[0].rstrip(".")
     why = Reason.of(error) if isinstance(error, OSError) else Reason(0)
+    reason = "" if why.number else storage_problem(path)
+    reason = reason or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return BadImage(
         f"{path}: cannot be read ({reason}); copy it again from its source.",
         safe=phrase("a volume cannot be read ({why})", why=why)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder, BadImage, BadSite, BadStudy
+from grandrounds.core.files import make_output_folder
 from grandrounds.core.seeds import seed_for
 from grandrounds.data.stack import IMAGE_ARRAY, PATIENT_ROW, Arrays, Stack, read_arrays, stack_of
 
@@ -111,7 +112,8 @@ def write_sites(
 
     Raises `BadFolder` where the folder holds something already.
     """
-    if folder.exists() and any(folder.iterdir()):
+    make_output_folder(folder)
+    if any(folder.iterdir()):
         raise BadFolder(f"{folder}: is not empty; give a new folder with --out.")
     rows_by_patient = tuple(dataset.stack.rows.items())
     for name, assigned in zip(plan.names, assignments, strict=True):

@@ -1,28 +1,38 @@
 """A site's files become training slices: prepared once, cached on disk, read as memory maps."""
 
-import hashlib
-import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grandrounds.core.errors import BadFolder, BadImage, BadSite
+from grandrounds.core.errors import BadImage, BadSite
 from grandrounds.core.sentence import Name, Reason, phrase
-from grandrounds.data.cohort import HEADROOM, SPLITS, Cohort, Session, SplitName, split_patients
+from grandrounds.data.cohort import (
+    HEADROOM,
+    SPLITS,
+    Cohort,
+    Extent,
+    Session,
+    SplitName,
+    split_patients,
+)
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import Grid, SessionFiles, find_sessions, read_grid, read_voxels
-from grandrounds.data.resample import Pixels, in_plane, nearest, smooth
+from grandrounds.data.masks import HALF, Mask, read_mask
+from grandrounds.data.nifti import Grid, read_grid, read_voxels
+from grandrounds.data.resample import Pixels, Resampler, Voxels, in_plane, nearest, smooth
+from grandrounds.data.session_cache import cache_key, cached_session, file_digest
+from grandrounds.data.session_files import SessionFiles, find_sessions
 
-PREPARATION_VERSION = 1  # part of every cache key: raise it whenever prepared voxels would change
+PREPARATION_VERSION = 2  # part of every cache key: raise it whenever prepared voxels would change
 GRID_TOLERANCE = 0.1  # mm between the corners of two volumes that count as one grid
 KEPT_AREA = 0.25  # a slice is kept from this share of the largest slice's area on ...
 COVERED = 0.9  # ... if every contrast has a signal in this share of its own area
-DESCRIPTION = "session.json"
 AIR = 0.1  # share of the robust intensity range below which a voxel is background
+BELOW_IN_BRAIN = 0.05  # share of the brain's voxels that may be below 0
+BELOW_IN_ALL = 0.02  # share of all voxels that may be far below 0, where no mask shows the brain
+WHOLE_HEAD = "head"  # in place of the brain where there is no mask of it
 
 
 def _nobody_told(done: int, total: int) -> None:
@@ -43,7 +53,9 @@ def prepare_cohort(
     A session has those of the study's contrasts that its files have; one with none is left out.
     The arrays are read-only memory maps. Raises `BadSite` and `BadImage`.
     """
-    files = [session for session in find_sessions(folder) if used_contrasts(session, elements)]
+    found = find_sessions(folder)
+    _check_spelling(folder, found, elements)
+    files = [session for session in found if used_contrasts(session, elements)]
     if not files:
         raise BadSite(
             f"{folder}: no session has any of the study's contrasts "
@@ -62,6 +74,21 @@ def prepare_cohort(
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
 
 
+def _check_spelling(folder: Path, found: Sequence[SessionFiles], elements: Elements) -> None:
+    """Refuse contrasts that differ from the study's in case alone: they would be left out."""
+    known = {contrast.lower(): contrast for contrast in elements.contrasts}
+    for session in found:
+        for name, path in session.contrasts.items():
+            if name not in elements.contrasts and (meant := known.get(name.lower())):
+                raise BadSite(
+                    f"{folder}: {path.name}: the study spells this contrast {meant}; a name must "
+                    "be spelled exactly so.",
+                    safe=phrase(
+                        "a volume's contrast differs from {name} in case", name=Name(meant)
+                    ),
+                )
+
+
 def used_contrasts(files: SessionFiles, elements: Elements) -> tuple[str, ...]:
     """Return the study's contrasts that a session has, in the study's order."""
     return tuple(contrast for contrast in elements.contrasts if contrast in files.contrasts)
@@ -73,18 +100,24 @@ def prepare_session(files: SessionFiles, elements: Elements) -> Session:
     Slices keep their thickness and run from the feet up; anterior is up and the patient's left is
     on the right side of the picture. Each is resampled in its plane about the volume's centre, and
     cropped or padded with 0. Each volume is divided by 1.2 times its 99th percentile inside the
-    brain mask (without one: inside the head) and clipped to [0, 1]. A slice stays if the brain
-    (the head) that every contrast shows is a quarter of the largest one and nine tenths of its own.
+    brain mask (without one: inside the head) and clipped to [0, 1]; a contrast with a window in
+    elements.intensity is scaled by that. A slice stays if the brain (the head) that every contrast
+    shows is a quarter of the largest one and nine tenths of its own. A mask of which nothing is
+    left is left out: the structure is there, but cannot be seen.
     """
-    images, inside, masks = _prepare(files, elements)
+    made = _prepare(files, elements)
     paths = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
-    selected = _select_slices(images, inside, paths)
+    selected = _select_slices(made, paths)
+    masks = {name: mask[selected] for name, mask in made.masks.items()}
+    extents = {name: made.extent(name, masks.get(name)) for name in made.sources}
     return Session(
         files.patient,
         files.session,
         used_contrasts(files, elements),
-        images[selected],
-        {name: mask[selected] for name, mask in masks.items()},
+        made.images[selected],
+        {name: mask for name, mask in masks.items() if not extents[name].lost},
+        heights=tuple(float(n) * made.frame.thickness for n in np.flatnonzero(selected)),
+        extents=extents,
     )
 
 
@@ -93,31 +126,18 @@ def prepare_volumes(files: SessionFiles, elements: Elements) -> NDArray[np.float
 
     Returns (slice, contrast, height, width) in [0, 1]. Raises `BadImage`.
     """
-    return _prepare(files, elements)[0]
-
-
-def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Session:
-    """Return the session stored under `key` as read-only memory maps.
-
-    A missing or damaged entry is made first. Raises `BadFolder` where `cache` cannot be written.
-    """
-    folder = cache / key
-    entry = _intact(folder) or _store(make(), folder)
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in entry.digests}
-    images = arrays.pop("images")
-    known = cache_key(*sorted(f"{name}={digest}" for name, digest in entry.digests.items()))
-    contrasts = tuple(entry.contrasts)
-    return Session(entry.patient, entry.session, contrasts, images, arrays, digest=known)
-
-
-def cache_key(*parts: str) -> str:
-    """Return the SHA-256 of all that a cached session depends on."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return _prepare(files, elements).images
 
 
 def _cached_files(files: SessionFiles, elements: Elements, cache: Path) -> Session:
     used = {contrast: files.contrasts[contrast] for contrast in used_contrasts(files, elements)}
-    settings = (str(PREPARATION_VERSION), repr(elements.size), repr(elements.spacing))
+    windows = sorted((name, tuple(w)) for name, w in _windows(elements).items() if name in used)
+    settings = (
+        str(PREPARATION_VERSION),
+        repr(elements.size),
+        repr(elements.spacing),
+        repr(windows),
+    )
     content = (
         f"{name}={_source_digest(path)}" for name, path in (used | dict(files.masks)).items()
     )
@@ -125,23 +145,100 @@ def _cached_files(files: SessionFiles, elements: Elements, cache: Path) -> Sessi
     return cached_session(cache, key, lambda: prepare_session(files, elements))
 
 
-def _prepare(
-    files: SessionFiles, elements: Elements
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], Mapping[str, NDArray[np.uint8]]]:
-    """Return all slices, where any contrast shows the brain (the head), and the masks."""
-    pixels = _common_pixels(files, elements)
-    paths = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
-    masks = {name: _mask(path, pixels) for name, path in files.masks.items()}
-    volumes = [_volume(path, pixels) for path in paths]
-    inside = [masks["brain"] > 0 if "brain" in masks else _head(volume) for volume in volumes]
-    parts = zip(volumes, inside, paths, strict=True)
-    images = np.stack([_normalise(*part) for part in parts], axis=1)
-    return images, np.any(inside, axis=0), masks
+def _windows(elements: Elements) -> Mapping[str, tuple[float, float]]:
+    return elements.intensity or {}
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """How rows and columns are resampled, and the distance between slices in mm."""
+
+    rows: Pixels
+    columns: Pixels
+    thickness: float
+
+    @property
+    def voxel(self) -> float:
+        """Return the volume of an old voxel, mm3."""
+        return self.rows.spacing * self.columns.spacing * self.thickness
+
+    @property
+    def new_voxel(self) -> float:
+        return self.rows.wanted * self.columns.wanted * self.thickness
+
+    def resampled(self, values: Voxels, by: Resampler) -> Voxels:
+        return in_plane(values, self.rows, self.columns, by=by)
+
+    def shown(self, voxels: NDArray[np.bool_]) -> int:
+        """Count the marked voxels, of the old ones, whose middle lies in the study's window."""
+        rows, columns = (
+            pixels.within(length)
+            for pixels, length in zip((self.rows, self.columns), voxels.shape[1:], strict=True)
+        )
+        return int(np.count_nonzero(voxels[:, rows][:, :, columns]))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All slices of a session, where any contrast shows the brain (the head), and the masks.
+
+    `signal` is where every contrast has one; `sources` are the masks in their files' own voxels,
+    and the "head" where there is no mask of the brain.
+    """
+
+    frame: _Frame
+    images: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    signal: NDArray[np.bool_]
+    masks: Mapping[str, NDArray[np.uint8]]
+    sources: Mapping[str, Mask]
+
+    def extent(self, name: str, kept: NDArray[np.uint8] | None) -> Extent:
+        """Return how much of a structure there was, is in the window, and is kept."""
+        source = self.sources[name]
+        outlined = int(np.count_nonzero(source.voxels)) * self.frame.voxel
+        shown = self.frame.shown(source.voxels) * self.frame.voxel
+        left = shown if kept is None else int(kept.sum()) * self.frame.new_voxel
+        return Extent(outlined, shown, left, source.labels, source.soft)
+
+
+def _prepare(files: SessionFiles, elements: Elements) -> _Prepared:
+    frame = _common_frame(files, elements)
+    used = {contrast: files.contrasts[contrast] for contrast in used_contrasts(files, elements)}
+    sources = {name: read_mask(path) for name, path in files.masks.items()}
+    if "brain" in sources and not sources["brain"].voxels.any():
+        raise BadImage(
+            f"{files.masks['brain']}: marks no voxel; the mask of a brain must show one.",
+            safe=phrase("the mask of a brain marks no voxel"),
+        )
+    masks = {name: _resampled(mask, frame) for name, mask in sources.items()}
+    brain = masks["brain"] > 0 if "brain" in masks else None
+    parts: list[tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]] = []
+    for contrast, path in used.items():
+        window = _windows(elements).get(contrast)
+        voxels = _voxels(path, window)
+        if window is None:
+            _check_positive(voxels, sources.get("brain"), path)
+        if "brain" not in sources and WHOLE_HEAD not in sources:
+            sources[WHOLE_HEAD] = Mask(_head(voxels))
+        volume = frame.resampled(voxels, smooth)
+        inside = _head(volume) if brain is None else brain
+        image = volume.clip(0, 1) if window else _normalise(volume, inside, path)
+        parts.append((image, inside, np.full_like(inside, True) if window else image > 0))
+    images, inside, signal = zip(*parts, strict=True)
+    return _Prepared(
+        frame,
+        np.stack(images, axis=1),
+        np.any(inside, axis=0),
+        np.all(signal, axis=0),
+        masks,
+        sources,
+    )
 
 
 def _source_digest(path: Path) -> str:
     try:
-        return _digest(path)
+        return file_digest(path)
     except OSError as error:
         raise BadImage(
             f"{path}: {error.strerror}; the file must be readable.",
@@ -149,12 +246,7 @@ def _source_digest(path: Path) -> str:
         ) from None
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _common_pixels(files: SessionFiles, elements: Elements) -> tuple[Pixels, Pixels]:
+def _common_frame(files: SessionFiles, elements: Elements) -> _Frame:
     """Return how rows and columns, equal in a session's volumes, are resampled to the study's."""
     used = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
     first, *others = [*used, *files.masks.values()]
@@ -167,7 +259,7 @@ def _common_pixels(files: SessionFiles, elements: Elements) -> tuple[Pixels, Pix
                 safe=phrase("the volumes of a session do not share one grid"),
             )
     rows, columns = zip(grid.spacing[1:], elements.size, elements.spacing, strict=True)
-    return Pixels(*rows), Pixels(*columns)
+    return _Frame(Pixels(*rows), Pixels(*columns), grid.spacing[0])
 
 
 def _difference(grid: Grid, reference: Grid) -> str:
@@ -178,18 +270,56 @@ def _difference(grid: Grid, reference: Grid) -> str:
     return f"{distance:.1f} mm apart" if distance > GRID_TOLERANCE else ""
 
 
-def _volume(path: Path, pixels: tuple[Pixels, Pixels]) -> NDArray[np.float32]:
+def _voxels(path: Path, window: tuple[float, float] | None) -> NDArray[np.float32]:
+    """Read a volume's grey values; with a window, those from its low to its high end, 0 to 1."""
     voxels = read_voxels(path)
     if voxels.min() == voxels.max():
         raise BadImage(
             f"{path}: every voxel is {voxels.min():g}; an image must show something.",
             safe=phrase("all voxels of a volume are equal"),
         )
-    return in_plane(voxels, *pixels, by=smooth)
+    if window is None:
+        return voxels
+    low, high = window
+    windowed = ((voxels - low) / (high - low)).clip(0, 1).astype(np.float32)
+    if not np.percentile(windowed, 99) > AIR or windowed.min() == 1:
+        raise BadImage(
+            f"{path}: almost nothing of its values, from {voxels.min():g} to {voxels.max():g}, "
+            f"lies in the window of elements.intensity, {low:g} to {high:g}; are they in its "
+            "unit?",
+            safe=phrase("a volume's values lie outside of the window of elements.intensity"),
+        )
+    return windowed
 
 
-def _mask(path: Path, pixels: tuple[Pixels, Pixels]) -> NDArray[np.uint8]:
-    return (in_plane(read_voxels(path), *pixels, by=nearest) > 0.5).astype(np.uint8)
+def _check_positive(voxels: NDArray[np.float32], brain: Mask | None, path: Path) -> None:
+    """Refuse a volume much of whose brain would become 0, because its values are below that."""
+    if brain is None:
+        low, high = np.percentile(voxels, [2, 98])
+        below, total = int(np.count_nonzero(voxels < -AIR * (high - low))), voxels.size
+        where, most = "are far below 0", BELOW_IN_ALL
+    else:
+        same = brain.voxels.shape == voxels.shape
+        assert same, "the grids were compared before"
+        below = int(np.count_nonzero(voxels[brain.voxels] < 0))
+        total = int(np.count_nonzero(brain.voxels))
+        where, most = "in the brain are below 0", BELOW_IN_BRAIN
+    if below > most * total:
+        raise BadImage(
+            f"{path}: {below} of {total} voxels {where}, which would all become 0 (integers that "
+            "wrapped around, a z-score, or CT?); give values from 0 on, or let the study choose a "
+            "window, as for CT: elements.intensity = { CONTRAST = [LOW, HIGH] }.",
+            safe=phrase(
+                "{below} of {total} voxels of a volume " + where + ", which would all become 0; "
+                "values must be from 0 on, or elements.intensity choose a window",
+                below=below,
+                total=total,
+            ),
+        )
+
+
+def _resampled(mask: Mask, frame: _Frame) -> NDArray[np.uint8]:
+    return (frame.resampled(mask.voxels.astype(np.float32), nearest) > HALF).astype(np.uint8)
 
 
 def _head(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -211,11 +341,10 @@ def _normalise(
     return np.clip(volume / (HEADROOM * top), 0, 1).astype(np.float32)
 
 
-def _select_slices(
-    images: NDArray[np.float32], inside: NDArray[np.bool_], paths: Sequence[Path]
-) -> NDArray[np.bool_]:
-    seen = (inside & (images > 0).all(axis=1)).sum(axis=(1, 2))
-    whole = (seen > 0) & (seen >= COVERED * inside.sum(axis=(1, 2)))
+def _select_slices(made: _Prepared, paths: Sequence[Path]) -> NDArray[np.bool_]:
+    seen = (made.inside & made.signal).sum(axis=(1, 2))
+    inside = made.inside.sum(axis=(1, 2))
+    whole = (seen > 0) & (seen >= COVERED * inside)
     selected = whole & (seen >= KEPT_AREA * seen.max())
     if not selected.any():
         names = ", ".join(path.name for path in paths)
@@ -225,60 +354,3 @@ def _select_slices(
             safe=phrase("the contrasts of a session do not show the same part of the body"),
         )
     return selected
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A cache entry's description; `digests` maps an array's name to its file's SHA-256."""
-
-    patient: str
-    session: str
-    contrasts: tuple[str, ...]
-    digests: Mapping[str, str]
-
-
-def _intact(folder: Path) -> _Entry | None:
-    """Read a cache entry's description, or return None where the entry is missing or damaged."""
-    try:
-        entry = _Entry(**json.loads((folder / DESCRIPTION).read_text()))
-        intact = all(_digest(folder / f"{n}.npy") == digest for n, digest in entry.digests.items())
-    except (OSError, ValueError, TypeError):
-        return None
-    return entry if intact else None
-
-
-def _store(session: Session, folder: Path) -> _Entry:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
-            entry = _write(session, Path(scratch) / "new")
-            _put(Path(scratch), folder)
-    except OSError as error:
-        raise BadFolder(
-            f"{folder.parent}: cannot keep prepared slices ({error.strerror or error}); "
-            "the cache must be a folder that can be written.",
-            safe=phrase("prepared slices cannot be kept ({why})", why=Reason.of(error)),
-        ) from None
-    return entry
-
-
-def _put(scratch: Path, folder: Path) -> None:
-    """Move a new entry to its place; an intact one, which may be in use, is never moved."""
-    try:
-        (scratch / "new").rename(folder)
-    except OSError:
-        if _intact(folder):  # another process stored the same session a moment earlier
-            return
-        folder.rename(scratch / "damaged")
-        (scratch / "new").rename(folder)
-
-
-def _write(session: Session, folder: Path) -> _Entry:
-    folder.mkdir()
-    arrays = {"images": session.images, **session.masks}
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-    digests = {name: _digest(folder / f"{name}.npy") for name in arrays}
-    entry = _Entry(session.patient, session.session, session.contrasts, digests)
-    (folder / DESCRIPTION).write_text(json.dumps(asdict(entry)))
-    return entry

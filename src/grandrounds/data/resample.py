@@ -23,6 +23,11 @@ class Pixels:
         steps = np.arange(self.size, dtype=np.float64) - (self.size - 1) / 2
         return np.asarray(steps * (self.wanted / self.spacing) + (length - 1) / 2, dtype=np.float64)
 
+    def within(self, length: int) -> NDArray[np.bool_]:
+        """Tell which of the old pixels have their middle in the window of the new ones."""
+        middles = (np.arange(length) - (length - 1) / 2) * self.spacing
+        return np.abs(middles) <= self.size * self.wanted / 2
+
 
 Resampler: TypeAlias = Callable[[Voxels, int, Pixels], Voxels]
 

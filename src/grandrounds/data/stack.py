@@ -16,6 +16,7 @@ from grandrounds.data.elements import Elements
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 IMAGE_ARRAY, PATIENT_ROW = "images", "patient"
+NAMELESS = "image-"  # begins the ID of a patient that no array names
 _UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile)
 
 
@@ -75,7 +76,7 @@ def stack_of(arrays: Arrays, variables: Sequence[str], path: Path) -> Stack:
 
 def is_stack(data: Path) -> bool:
     """Tell whether a site's data is an image stack."""
-    return data.suffix == ".npz"
+    return data.suffix.lower() == ".npz"
 
 
 def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
@@ -87,6 +88,12 @@ def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
         raise BadSite(
             f"{path}: holds images; the study's elements.contrasts must name what of.",
             safe=phrase("its data are images; the study's elements.contrasts must name what of"),
+        )
+    if elements.intensity:
+        raise BadSite(
+            f"{path}: holds images in [0, 1] already; elements.intensity would do nothing, so take "
+            "it from the study.",
+            safe=phrase("its images are in [0, 1] already; elements.intensity would do nothing"),
         )
     stack = stack_of(read_arrays(path), elements.variables, path)
     images = _pad(stack.images, elements.size, path)
@@ -132,7 +139,7 @@ def _images(images: NDArray[Any], path: Path) -> NDArray[np.float32]:
 
 def _rows_of(arrays: Arrays, count: int) -> dict[str, tuple[int, ...]]:
     if PATIENT_ROW not in arrays:
-        return {f"image-{row:06d}": (row,) for row in range(count)}
+        return {f"{NAMELESS}{row:06d}": (row,) for row in range(count)}
     rows: dict[str, list[int]] = {}
     for row, patient in enumerate(arrays[PATIENT_ROW]):
         rows.setdefault(str(patient), []).append(row)

@@ -13,9 +13,10 @@ from grandrounds.core.errors import BadInput, BadStudy
 from grandrounds.core.files import create_whole
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import SessionFiles, read_grid, to_nifti
+from grandrounds.data.nifti import read_grid, to_nifti
 from grandrounds.data.prepare import prepare_volumes
 from grandrounds.data.resample import Pixels, in_plane, smooth
+from grandrounds.data.session_files import SessionFiles
 from grandrounds.inference.trained_model import TrainedModel
 from grandrounds.site.evaluation import evaluation_batches
 from grandrounds.tasks.synthesis.examples import ContrastPair

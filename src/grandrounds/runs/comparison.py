@@ -13,7 +13,7 @@ import tomli_w
 from grandrounds.algorithms import METHODS
 from grandrounds.core.device import take_share
 from grandrounds.core.events import Event
-from grandrounds.core.files import write_text
+from grandrounds.core.files import make_output_folder, write_text
 from grandrounds.core.processes import process_pool
 from grandrounds.core.run_folder import ComparisonFolder, RunFolder
 from grandrounds.runs.arms import ArmChoice, comparison_terms
@@ -95,6 +95,7 @@ class Comparison:
     def run(self, on_event: OnEvent, preparing: Preparing = nobody_told) -> None:
         """Run what is not done yet, and leave what is done. Raises as `run` does."""
         cells = self.cells
+        make_output_folder(self.folder)
         for cell, study in cells.items():
             if RunFolder(self.run_folder(cell)).study.exists():
                 check_unchanged(self.run_folder(cell), study)

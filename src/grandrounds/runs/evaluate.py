@@ -95,7 +95,7 @@ def score_at_site(run: FinishedRun, new_site: NewSite) -> Scores:
     """
     study, name = run.study, new_site.name
     known = name in study.trainers
-    cohort = new_site.cohort(study, "test") if known else _all_tested(new_site.cohort(study))
+    cohort = new_site.cohort(study, "test") if known else new_site.all_tested(study)
     with model_scorer(study, **new_site.unknown_to(study)) as scorer:
         weights = (
             run.model_weights(name) if name in run.models else weights_for_new_site(run, scorer)
@@ -116,12 +116,6 @@ def weights_for_new_site(run: FinishedRun, scorer: ModelScorer) -> Weights:
             "for a site that did not train"
         )
     return scorer.first_weights | shared
-
-
-def _all_tested(cohort: Cohort) -> Cohort:
-    """Make every patient a test patient: the site had no part in the training."""
-    sessions = tuple(session for split in cohort.splits.values() for session in split)
-    return Cohort(cohort.site, {"train": (), "validation": (), "test": sessions})
 
 
 def _means(run: FinishedRun, scores: Scores) -> Means:

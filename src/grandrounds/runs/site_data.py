@@ -12,6 +12,7 @@ from grandrounds.core.errors import BadSite
 from grandrounds.core.events import SiteReady
 from grandrounds.core.failures import Disclosure
 from grandrounds.core.names import POOLED
+from grandrounds.core.sentence import Name, Sentence, phrase
 from grandrounds.data.availability import (
     SiteSummary,
     check_elements,
@@ -19,14 +20,18 @@ from grandrounds.data.availability import (
     summarise_arrays,
     summarise_simulated,
 )
-from grandrounds.data.cohort import Cohort, Session, SplitName
-from grandrounds.data.nifti import find_sessions
-from grandrounds.data.prepare import cache_key, cached_session, prepare_cohort
+from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
+from grandrounds.data.elements import ALL_TESTED
+from grandrounds.data.prepare import prepare_cohort
+from grandrounds.data.remarks import some, unmatched_notes
+from grandrounds.data.session_cache import cache_key, cached_session
+from grandrounds.data.session_files import find_sessions
 from grandrounds.data.simulation.simulate import SIMULATOR_VERSION, patient_labels, simulate_session
-from grandrounds.data.stack import is_stack, stack_cohort
+from grandrounds.data.stack import NAMELESS, is_stack, stack_cohort
 from grandrounds.data.table import (
-    PARTICIPANTS,
+    check_matched,
     is_table,
+    participants_of,
     read_participants,
     table_cohort,
     with_values,
@@ -67,16 +72,103 @@ def open_sites(
     """
     by_name = match_site_files(study, files, only)
     specs = [spec for spec in study.site if only is None or spec.name in only]
-    return {spec.name: _open(study, spec, by_name.get(spec.name), preparing) for spec in specs}
+    opened = {
+        spec.name: open_site(study, spec, by_name.get(spec.name), preparing) for spec in specs
+    }
+    notes = shared_patients([opened[name][0] for name in opened if name in by_name])
+    for spec in specs:
+        cohort, summary = opened[spec.name]
+        check_elements(summary, elements=study.elements, tasks=spec.tasks)
+        check_examples(study, cohort)
+    return {
+        spec.name: _open(study, spec, by_name.get(spec.name), *opened[spec.name], notes)
+        for spec in specs
+    }
 
 
-def _open(study: Study, spec: SiteSpec, file: SiteFile | None, preparing: Preparing) -> SiteData:
-    cohort, summary = open_site(study, spec, file, preparing)
-    check_elements(summary, elements=study.elements, tasks=spec.tasks)
+def _open(
+    study: Study,
+    spec: SiteSpec,
+    file: SiteFile | None,
+    cohort: Cohort,
+    found: SiteSummary,
+    notes: Mapping[str, tuple[Sentence, ...]],
+) -> SiteData:
+    summary = replace(found, notes=(*found.notes, *notes.get(spec.name, ())))
     shows = file is None or file.include_images
     reveals = file is not None and file.reveal_failures
     disclosure = Disclosure(spec.name, study.names, reveals)
     return SiteData(spec.name, (cohort,), _ready(summary, study.names), shows, disclosure)
+
+
+def check_examples(study: Study, cohort: Cohort) -> None:
+    """Make a site's examples of every split, as a run does. Raises `BadSite` where one is wrong."""
+    task = study.make_task()
+    task.training_examples([cohort])
+    for split in ("validation", "test"):
+        task.evaluation_examples([cohort], split)
+
+
+def shared_patients(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]]:
+    """Return notes for each site that has another one's patients, or one patient under two IDs.
+
+    Who trains at one site and is tested at another is no unseen patient. Images of a stack without
+    IDs are not compared.
+    """
+    splits = {cohort.site: _splits_of(cohort) for cohort in cohorts}
+    notes = _twins(cohorts)
+    for site, mine in splits.items():
+        others = {name: theirs for name, theirs in splits.items() if name != site}
+        shared = {p for p in mine if any(p in theirs for theirs in others.values())}
+        if not shared:
+            continue
+        crossing = sum(
+            any({mine[p], theirs.get(p)} == {"train", "test"} for theirs in others.values())
+            for p in shared
+        )
+        verb = "has" if len(shared) == 1 else "have"
+        cost = (
+            "{crossing} of them train at one site and are tested at another, so if they are the "
+            "same people, those scores are not of unseen patients"
+            if crossing
+            else "none of them trains at one site and is tested at another"
+        )
+        note = phrase(
+            "{patients} here " + verb + " the ID of a patient at {sites}; " + cost,
+            patients=some(len(shared), "patient"),
+            sites=tuple(Name(n) for n, theirs in others.items() if shared & theirs.keys()),
+            crossing=crossing,
+        )
+        notes[site] = (*notes.get(site, ()), note)
+    return notes
+
+
+def _twins(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]]:
+    """Return a note for each site with sessions whose images are those of another ID, too."""
+    ids: dict[str, set[str]] = {}
+    for session in chain(*cohorts):
+        ids.setdefault(session.digest, set()).add(session.patient)
+    twins = {c.site: sum(bool(s.digest) and len(ids[s.digest]) > 1 for s in c) for c in cohorts}
+    return {
+        site: (
+            phrase(
+                "{sessions} here have the same images as a session under another ID; one of the "
+                "two must go, as a patient may otherwise train and be tested",
+                sessions=some(count, "session"),
+            ),
+        )
+        for site, count in twins.items()
+        if count
+    }
+
+
+def _splits_of(cohort: Cohort) -> dict[str, SplitName]:
+    return {
+        patient: split
+        for split in SPLITS
+        for patient in cohort.patients(split)
+        if not patient.startswith(NAMELESS)
+    }
 
 
 def open_site(
@@ -89,29 +181,54 @@ def open_site(
     if file is None:
         cohort = _simulate(study, spec, preparing)
         return cohort, summarise_simulated(cohort, elements=study.elements, tasks=spec.tasks)
+    _check_kind(file.data, study)
     if is_stack(file.data) or is_table(file.data, study.elements):
         make = stack_cohort if is_stack(file.data) else table_cohort
         cohort = make(spec.name, file.data, study.elements)
         return cohort, summarise_arrays(cohort, elements=study.elements, tasks=spec.tasks)
-    cohort = _prepare(study, spec, file, preparing)
+    cohort, notes = _prepare(study, spec, file, preparing)
     found = find_sessions(file.data)
-    return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks)
+    return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks, notes=notes)
 
 
-def summarise_site(study: Study, path: Path) -> SiteSummary:
-    """Count the data of a real site of the study, found by its site file.
+def _check_kind(data: Path, study: Study) -> None:
+    """Refuse a file that is none of those that a site's data can be."""
+    if data.is_file() and not (is_stack(data) or is_table(data, study.elements)):
+        raise BadSite(
+            f"{data}: is a file of an unknown kind; a site's data is a table of patients (.tsv or "
+            ".csv), an image stack (.npz), or a folder of NIfTI volumes.",
+            safe=phrase("its data is a file that is neither a table nor an image stack"),
+        )
+
+
+def open_named(study: Study, paths: Sequence[Path]) -> list[tuple[Cohort, SiteSummary]]:
+    """Open and count the data of real sites of the study, found by their site files.
 
     Raises `BadSite` or `BadImage`.
     """
+    opened = [_opened(study, path) for path in paths]
+    notes = shared_patients([cohort for cohort, _ in opened])
+    return [(c, replace(s, notes=(*s.notes, *notes.get(s.site, ())))) for c, s in opened]
+
+
+def check_joins(study: Study, cohort: Cohort, summary: SiteSummary) -> None:
+    """Raise `BadSite` where a run of the study would refuse the site."""
+    check_elements(summary, study.elements, study.roster[summary.site])
+    check_examples(study, cohort)
+
+
+def _opened(study: Study, path: Path) -> tuple[Cohort, SiteSummary]:
     file = read_site(path)
     for spec in study.site:
         if spec.name == file.name and spec.data == "files":
-            return open_site(study, spec, file)[1]
+            return open_site(study, spec, file)
     real = ", ".join(spec.name for spec in study.site if spec.data == "files") or "none"
     raise BadSite(f"{path}: the study has no real site named '{file.name}'; it has {real}")
 
 
-def _prepare(study: Study, spec: SiteSpec, file: SiteFile, preparing: Preparing) -> Cohort:
+def _prepare(
+    study: Study, spec: SiteSpec, file: SiteFile, preparing: Preparing
+) -> tuple[Cohort, tuple[Sentence, ...]]:
     """Prepare a folder of NIfTI volumes; a table beside them may hold the patients' variables."""
     elements = study.elements
     cohort = prepare_cohort(
@@ -122,10 +239,15 @@ def _prepare(study: Study, spec: SiteSpec, file: SiteFile, preparing: Preparing)
         prepared=partial(preparing, spec.name),
     )
     if not elements.variables:
-        return cohort
-    path = file.data / PARTICIPANTS
-    table = read_participants(path, elements.variables) if path.exists() else {}
-    return with_values(cohort, table, elements.variables)
+        return cohort, ()
+    path = participants_of(file.data)
+    if path is None:
+        absent = phrase("there is no participants.tsv beside the volumes: no variable is known")
+        return with_values(cohort, {}, elements.variables), (absent,)
+    table = read_participants(path, elements.variables)
+    unmatched = check_matched(path, table, cohort)
+    notes = unmatched_notes(unmatched.without_row, unmatched.without_files)
+    return with_values(cohort, table, elements.variables), notes
 
 
 def _simulate(study: Study, spec: SiteSpec, preparing: Preparing) -> Cohort:
@@ -221,6 +343,15 @@ class NewSite:
     def unknown_to(self, study: Study) -> dict[str, tuple[str, ...]]:
         """Map the site to its tasks; empty if the study has the site."""
         return {} if self.name in study.roster else {self.name: self.spec.tasks}
+
+    def all_tested(self, study: Study) -> Cohort:
+        """Open the data of a site without a part in the training: all are test patients.
+
+        Raises `BadSite` where a task has no case.
+        """
+        elements = replace(study.elements, split=ALL_TESTED)
+        cohort = self.cohort(replace(study, elements=elements))
+        return Cohort(cohort.site, {"train": (), "validation": (), "test": tuple(cohort)})
 
     def cohort(self, study: Study, *splits: SplitName) -> Cohort:
         """Open the site's data. Raises `BadSite` where a task has no case in one of the splits."""

@@ -8,6 +8,8 @@ from typing import Any
 from grandrounds.algorithms.method import Method
 from grandrounds.core.errors import BadStudy, require
 from grandrounds.core.names import check_distinct, check_name, check_site_name
+from grandrounds.data.elements import Elements
+from grandrounds.data.session_files import is_outline
 from grandrounds.study.compatibility import (
     aggregation_problems,
     check_split,
@@ -16,9 +18,10 @@ from grandrounds.study.compatibility import (
     pair_problems,
     topology_problems,
 )
-from grandrounds.study.study import Study
+from grandrounds.study.study import SiteSpec, Study
 from grandrounds.tasks import Synthesis
 
+SPACINGS = (0.02, 100.0)  # mm; below, a study was written in metres
 NETWORKS = {"generator": "plain", "norm": "instance"}  # where a method prefers no other
 
 
@@ -77,7 +80,23 @@ def check_study_elements(study: Study) -> None:
         len(set(words)) == len(words),
         f"elements.variables names a variable twice, or a contrast: {', '.join(words)}",
     )
-    require(min(elements.spacing) > 0, "elements.spacing must be above 0 (mm)")
+    for name in elements.contrasts:
+        require(
+            not is_outline(name),
+            f"elements.contrasts: '{name}' names a mask or labels, which no site gives as a "
+            "contrast; a structure stands on the right of a task, as in T1w->lesion",
+        )
+    least, most = SPACINGS
+    require(
+        min(elements.spacing) > 0,
+        "elements.spacing must be above 0 (mm)",
+    )
+    require(
+        least <= min(elements.spacing) and max(elements.spacing) <= most,
+        f"elements.spacing is {list(elements.spacing)}; it is in millimetres, "
+        f"from {least:g} to {most:g}",
+    )
+    _check_windows(elements)
     parts = elements.split
     total = parts.train + parts.validation + parts.test
     require(
@@ -85,6 +104,21 @@ def check_study_elements(study: Study) -> None:
         f"elements.split adds up to {total:g}; "
         "train and test must be above 0 and all three add up to 1",
     )
+
+
+def _check_windows(elements: Elements) -> None:
+    """Refuse windows of grey values that are none, or of contrasts that the study does not have."""
+    for name, (low, high) in (elements.intensity or {}).items():
+        require(
+            name in elements.contrasts,
+            f"elements.intensity: '{name}' is not in elements.contrasts "
+            f"({', '.join(elements.contrasts)})",
+        )
+        require(
+            low < high,
+            f"elements.intensity.{name} is [{low:g}, {high:g}]; the low end of a window comes "
+            "first, for example [0, 80]",
+        )
 
 
 def check_sites(study: Study) -> None:
@@ -139,7 +173,13 @@ def check_simulated(study: Study) -> None:
     """Refuse simulated sites whose scanner or patients cannot serve the study."""
     for site in study.site:
         if site.data != "simulated":
+            _check_unsimulated(site)
             continue
+        require(
+            not study.elements.intensity,
+            f"site '{site.name}': elements.intensity would do nothing: simulated images are in "
+            "[0, 1] already",
+        )
         for contrast in study.elements.contrasts:
             sequences = ", ".join(site.scanner.protocol) or "nothing"
             require(
@@ -153,6 +193,16 @@ def check_simulated(study: Study) -> None:
         )
         require(
             site.slices >= 1, f"site '{site.name}': slices is {site.slices}; it must be 1 or more"
+        )
+
+
+def _check_unsimulated(site: SiteSpec) -> None:
+    default = SiteSpec(site.name, site.tasks)
+    for key in ("scanner", "patients", "slices"):
+        require(
+            getattr(site, key) == getattr(default, key),
+            f"site '{site.name}': {key} would do nothing: the site has files; it is for a site "
+            'with data = "simulated"',
         )
 
 

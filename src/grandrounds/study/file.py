@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, asdict, is_dataclass, replace
@@ -32,6 +33,7 @@ CHOICES: dict[str, Mapping[str, type]] = {
 DEFAULTS = {"method": DEFAULT_METHOD, "topology": "star"}
 DEFAULT_TASK = "synthesis"
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls such keys
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 FILLED_METHOD = ("averaging",)  # filled in by a run, from the rest of the study: no options
 FILLED_TOPOLOGY = ("seed", "server")
 # Each switch can be set alone; together they are the settings of the code released with Dalmaz
@@ -61,11 +63,29 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 def read_table(path: Path) -> Table:
     """Read a TOML file. Raises `BadStudy`."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(read_toml_text(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise BadStudy(f"{path}: cannot be read as a study file ({error})") from None
+        raise BadStudy(f"{path}: cannot be read as a study file ({in_words(error)})") from None
     except tomllib.TOMLDecodeError as error:
         raise BadStudy(f"{path}: not valid TOML: {error}") from None
+
+
+def read_toml_text(path: Path) -> str:
+    """Return a file's text; a byte order mark before it, as Windows writes one, is no part of it.
+
+    Raises `OSError` and `UnicodeDecodeError`.
+    """
+    return path.read_text("utf-8-sig")
+
+
+def in_words(error: OSError | ValueError) -> str:
+    """Return why a text file cannot be read, so that its owner knows what to do."""
+    if not isinstance(error, UnicodeDecodeError):
+        return str(error)
+    if error.object[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        return "it is in UTF-16; save it as UTF-8"
+    line = error.object[: error.start].count(b"\n") + 1
+    return f"line {line} is not in UTF-8; save it as UTF-8"
 
 
 def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "study") -> Study:
@@ -163,14 +183,17 @@ def options_model(kind: str, preset: type) -> Any:
     """Make a pydantic model from the options of a method or topology."""
     hints = get_type_hints(preset.__init__)
     options: Table = {n: (hints[n], p.default) for n, p in _options(preset).items()}
-    return create_model(kind, __config__=ConfigDict(extra="forbid"), **options)
+    return create_model(kind, __config__=_STRICT, **options)
 
 
 def parse_table(kind: type[_T], table: Table, where: str = "") -> _T:
     """Make a dataclass of a TOML table. Raises `BadStudy` with the dotted path of what is wrong."""
     # In a tuple, since pydantic applies no configuration to a dataclass but the enclosing type's.
+    for key in table:
+        if is_dataclass(kind) and key not in (known := _keys(kind, ())):
+            raise BadStudy(_unknown(where + key, key, known))
     row: Any = GenericAlias(tuple, (kind,))
-    adapter: TypeAdapter[tuple[_T]] = TypeAdapter(row, config=ConfigDict(extra="forbid"))
+    adapter: TypeAdapter[tuple[_T]] = TypeAdapter(row, config=_STRICT)
     try:
         [parsed] = adapter.validate_json(json.dumps([table], default=str), strict=True)
     except ValidationError as error:
@@ -189,6 +212,9 @@ def _sentence(kind: type, where: str, problem: Table) -> str:
         return _unknown(path, place[-1], _keys(kind, place[:-1]))
     if problem["type"] in ("missing", "missing_argument"):
         return f"'{path}' is missing; it is needed"
+    if problem["type"] in ("too_long", "too_short"):
+        found, most = problem["ctx"]["actual_length"], problem["ctx"].get("max_length")
+        return f"{path} has {found} items; it should have {most or problem['ctx']['min_length']}"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{path} = {problem['input']!r} is wrong; it should be {message}"
 

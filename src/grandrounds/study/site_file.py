@@ -1,6 +1,7 @@
 """A site file gives the location of a site's data; it never leaves the site."""
 
 import os
+import re
 import tomllib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,10 @@ from pathlib import Path
 from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.names import check_site_name
 from grandrounds.core.sentence import Reason, phrase
-from grandrounds.study.file import parse_table
+from grandrounds.study.file import in_words, parse_table, read_toml_text
 from grandrounds.study.study import Study
+
+_ESCAPES = re.compile(r"hex value|escape|Unescaped|backslash", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class SiteFile:
 def read_site(path: Path) -> SiteFile:
     """Read a site file. Raises `BadSite`."""
     try:
-        site = parse_table(SiteFile, tomllib.loads(path.read_text("utf-8")))
+        site = parse_table(SiteFile, tomllib.loads(read_toml_text(path)))
         check_site_name(site.name)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSite(
-            f"{path}: cannot be read as a site file ({error})",
+            f"{path}: cannot be read as a site file ({_problem(error)})",
             safe=phrase("its site file cannot be read ({why})", why=Reason.of(error))
             if isinstance(error, OSError)
             else phrase("its site file is not valid TOML"),
@@ -49,8 +52,18 @@ def read_site(path: Path) -> SiteFile:
             f"{path}: {error}", safe=phrase("a key of its site file is wrong or unknown")
         ) from None
     folder = path.absolute().parent
-    cache = folder / site.cache if site.cache else None
-    return replace(site, data=folder / site.data, cache=cache)
+    cache = folder / site.cache.expanduser() if site.cache else None
+    return replace(site, data=folder / site.data.expanduser(), cache=cache)
+
+
+def _problem(error: OSError | ValueError) -> str:
+    """Return what is wrong in words; a backslash is most often a path of Windows."""
+    if isinstance(error, tomllib.TOMLDecodeError) and _ESCAPES.search(str(error)):
+        return (
+            f"{error}: in double quotes a backslash begins an escape; write a path of Windows "
+            "in single quotes, 'C:\\data'"
+        )
+    return in_words(error)
 
 
 def match_site_files(

@@ -6,6 +6,7 @@ Names end in the shape: B batch, 1 channel, H, W; N slice, O orientation, S stru
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from math import hypot, log, pi, sqrt
 from statistics import fmean
 
@@ -142,8 +143,31 @@ def hd95(predicted_NSHW: Tensor, target_NSHW: Tensor, spacing: Sequence[float]) 
     return torch.tensor(values, dtype=torch.float64)
 
 
+def hd95_3d(
+    predicted_NSHW: Tensor, target_NSHW: Tensor, spacing: Sequence[float], heights: Sequence[float]
+) -> Tensor:
+    """As `hd95`, but in space: surfaces have neighbours above and below, and distances cross them.
+
+    `heights` are the slices' places in mm, which are multiples of their distance; a slice between
+    that was left out is empty. Where only one mask has a voxel, the volume's diagonal counts.
+    """
+    apart = min((b - a for a, b in pairwise(heights)), default=1.0)
+    places = np.rint((np.asarray(heights) - heights[0]) / apart).astype(np.intp)
+    values: list[float] = []
+    for structure in range(predicted_NSHW.shape[1]):
+        volumes: list[NDArray[np.bool_]] = []
+        for found_NHW in (predicted_NSHW[:, structure], target_NSHW[:, structure]):
+            volume = np.zeros((places[-1] + 1, *found_NHW.shape[1:]), np.bool_)
+            volume[places] = found_NHW.cpu().numpy()
+            volumes.append(volume)
+        values.append(_hd95([volumes[0]], [volumes[1]], (apart, *spacing)))
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def _hd95(
-    predicted_NHW: NDArray[np.bool_], target_NHW: NDArray[np.bool_], spacing: Sequence[float]
+    predicted_NHW: Sequence[NDArray[np.bool_]] | NDArray[np.bool_],
+    target_NHW: Sequence[NDArray[np.bool_]] | NDArray[np.bool_],
+    spacing: Sequence[float],
 ) -> float:
     to_target = [_distances(*pair, spacing) for pair in zip(predicted_NHW, target_NHW, strict=True)]
     to_predicted = [
@@ -159,8 +183,7 @@ def _distances(
     """Measure from each surface pixel of one mask to the nearest one of the other."""
     surface = _surface(mask_HW)
     if not other_HW.any():
-        height, width = mask_HW.shape
-        diagonal = hypot(height * spacing[0], width * spacing[1])
+        diagonal = hypot(*(n * mm for n, mm in zip(mask_HW.shape, spacing, strict=True)))
         return np.full(np.count_nonzero(surface), diagonal)
     return _to_nearest(_surface(other_HW), spacing)[surface]
 

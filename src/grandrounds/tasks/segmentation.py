@@ -27,7 +27,7 @@ from grandrounds.models.segmentation_unet import (
     build_unet,
     slid,
 )
-from grandrounds.tasks.metrics import dice, hd95, mean_over_patients
+from grandrounds.tasks.metrics import dice, hd95, hd95_3d, mean_over_patients
 from grandrounds.tasks.task import (
     NO_SITES,
     PART,
@@ -47,6 +47,7 @@ from grandrounds.tasks.task import (
     require,
 )
 
+EMPTY = "empty"
 _THRESHOLD = 0.5  # of a structure's probability, for its pixels to count as segmented
 _SLICES_AT_ONCE = 16  # slices, or patches of a volume, that the network predicts at a time
 
@@ -239,12 +240,17 @@ class Volumes:
         return len(self.volumes)
 
     def batch(self, indices: Sequence[int], generator: Generator | None) -> Batch:
-        """Return all slices of one session, (N, C, H, W), or its volume, (1, C, D, H, W)."""
+        """Return all slices of one session, (N, C, H, W), or its volume, (1, C, D, H, W).
+
+        Where they are known, "heights" are the slices' places in mm.
+        """
         assert generator is None, "what is scored is never drawn"
         [index] = indices
         volume = self.volumes[index]
         slices = self.channels.batch(volume.session, slice(None), volume.labels[0])
-        return as_volume(slices) if self.dims == 3 else slices
+        made = as_volume(slices) if self.dims == 3 else slices
+        heights = volume.session.heights
+        return {**made, "heights": torch.tensor(heights)} if heights else made
 
     def case(self, index: int) -> Case:
         return self.volumes[index].case()
@@ -292,6 +298,10 @@ class Segmentation:
         check_size(elements, least=2 * halvings, multiple=halvings)
         if self.dims == 3:
             self._check_patch(elements, halvings)
+        require(
+            self.dims == 3 or self.patch == Segmentation.patch,
+            "task.patch would do nothing: task.dims is 2, and slices are taken whole",
+        )
         for site, labels in sites.items():
             for label in labels:
                 check_label(site, label, elements)
@@ -383,7 +393,9 @@ class SegmentationTask(StagedTask):
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score the case: Dice and HD95 (mm), averaged over its structures, and Dice of each.
 
-        A pixel belongs to a structure from probability 0.5 on.
+        A pixel belongs to a structure from probability 0.5 on. HD95 is within slices and, where
+        their heights are known, also in space. "empty" tells a case whose mask shows nothing from
+        one that is drawn well: it is the share of its structures without a pixel, if there are any.
         """
         asked = batch["asked"][0] > 0
         predicted = as_slices(prediction)[:, asked] >= _THRESHOLD
@@ -392,10 +404,24 @@ class SegmentationTask(StagedTask):
         names = [n for n, used in zip(self.channels.structures, asked, strict=True) if used]
         by_structure = {f"dice_{n}": d[None] for n, d in zip(names, dice_S, strict=True)}
         means = {"dice": dice_S.mean()[None], "hd95": hd95_S.mean()[None]}
+        if "heights" in batch:
+            heights = [float(height) for height in batch["heights"]]
+            in_space_S = hd95_3d(predicted, target, self.spacing, heights)
+            means["hd95_3d"] = in_space_S.mean()[None]
+        empty_S = ~target.any(0).flatten(1).any(1)
+        if bool(empty_S.any()):
+            means[EMPTY] = empty_S.double().mean().cpu()[None]
         return means | (by_structure if len(by_structure) > 1 else {})
 
     def summary(self, scores: Sequence[CaseScore]) -> dict[str, float]:
-        """Average each score over patients, tasks and sites, among the cases that have it."""
+        """Average each score over patients, tasks and sites, among the cases that have it.
+
+        Of empty masks it is the share among all cases.
+        """
+        if any(EMPTY in score.values for score in scores):
+            scores = [
+                replace(s, values={**s.values, EMPTY: s.values.get(EMPTY, 0.0)}) for s in scores
+            ]
         names = dict.fromkeys(name for score in scores for name in score.values)
         return {name: mean_over_patients(_only(name, scores))[name] for name in names}
 

@@ -16,6 +16,7 @@ from grandrounds.core.events import (
     SiteExchanged,
     SiteMissed,
     SiteMonitored,
+    SiteReady,
     SiteTested,
     SiteTrained,
     SiteTuned,
@@ -56,6 +57,13 @@ def shown(*events: Event, colour: bool = False) -> str:
 )
 def test_a_bar_says_what_happened_last(event: Event, words: str):
     assert words in shown(event)
+
+
+@pytest.mark.parametrize(("simulated", "times"), [(False, 1), (True, 0)])
+def test_what_is_odd_at_a_site_with_files_is_told_once(simulated: bool, times: int):
+    event = SiteReady("alder", ("T1w->T2w",), {}, {}, {}, {}, simulated, ("2 of 7 [lack] a mask",))
+    told = shown(event, event)
+    assert told.count("site 'alder': 2 of 7 [lack] a mask\n") == times
 
 
 def test_what_becomes_of_every_parameter_group_is_told():

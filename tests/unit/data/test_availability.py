@@ -18,8 +18,8 @@ from grandrounds.data.availability import (
 )
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import prepare_cohort
+from grandrounds.data.session_files import find_sessions
 
 SaveVolume = Callable[..., Path]
 ELEMENTS = Elements(("T1w", "T2w"), size=(4, 6), spacing=(1.5, 2.0))

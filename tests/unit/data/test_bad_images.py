@@ -11,8 +11,8 @@ import pytest
 
 from grandrounds.core.errors import BadImage, BadInput, BadSite
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import find_sessions
 from grandrounds.data.prepare import prepare_cohort
+from grandrounds.data.session_files import find_sessions
 
 SaveVolume = Callable[..., Path]
 ELEMENTS = Elements(("T1w", "T2w"), size=(16, 16), spacing=(1.0, 1.0))
@@ -152,10 +152,17 @@ def test_a_constant_volume(site: Path, save_volume: SaveVolume, head: np.ndarray
 
 
 def test_a_brain_mask_beside_the_brain(site: Path, save_volume: SaveVolume, head: np.ndarray):
-    save_volume(site / "sub-01_brainmask.nii", np.zeros_like(head))
+    save_volume(site / "sub-01_brainmask.nii", np.eye(12, 14)[..., None] * (head == 0))
     assert refusal(site, BadImage) == (
         f"{site / 'sub-01_T1w.nii.gz'}: no grey value above 0 lies in the brain at the middle of "
         "the volume; a volume, and its brain mask, must be centred on the brain."
+    )
+
+
+def test_a_brain_mask_that_marks_nothing(site: Path, save_volume: SaveVolume, head: np.ndarray):
+    path = save_volume(site / "sub-01_brainmask.nii", np.zeros_like(head))
+    assert refusal(site, BadImage) == (
+        f"{path}: marks no voxel; the mask of a brain must show one."
     )
 
 
@@ -266,3 +273,11 @@ def test_a_volume_that_cannot_be_opened(site: Path):
     path.unlink()
     path.mkdir()
     assert refusal(site, BadImage) == f"{path}: Is a directory; the file must be readable."
+
+
+def test_a_contrast_that_differs_from_the_studys_in_case(site: Path):
+    (site / "sub-02_T2w.nii.gz").rename(site / "sub-02_t2W.nii.gz")
+    assert refusal(site, BadSite) == (
+        f"{site}: sub-02_t2W.nii.gz: the study spells this contrast T2w; a name must be spelled "
+        "exactly so."
+    )

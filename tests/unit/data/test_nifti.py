@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from grandrounds.data.nifti import find_sessions, read_grid, read_voxels
+from grandrounds.data.nifti import read_grid, read_voxels
+from grandrounds.data.session_files import find_sessions
 
 SaveVolume = Callable[..., Path]
 

@@ -10,13 +10,9 @@ import pytest
 from grandrounds.core.errors import BadFolder
 from grandrounds.data.cohort import HEADROOM, Session
 from grandrounds.data.elements import Elements
-from grandrounds.data.nifti import find_sessions
-from grandrounds.data.prepare import (
-    cache_key,
-    cached_session,
-    prepare_cohort,
-    prepare_session,
-)
+from grandrounds.data.prepare import prepare_cohort, prepare_session
+from grandrounds.data.session_cache import cache_key, cached_session
+from grandrounds.data.session_files import find_sessions
 
 SaveVolume = Callable[..., Path]
 ELEMENTS = Elements(("T1w", "T2w"), size=(16, 16), spacing=(1.0, 1.0))
@@ -269,7 +265,8 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path):
         cached_session(tmp_path / "cache", "key", tiny)
     assert str(caught.value) == (
         f"{tmp_path / 'cache'}: cannot keep prepared slices ({os.strerror(17)}); "
-        "the cache must be a folder that can be written."
+        'the cache must be a folder that can be written; choose one with cache = "FOLDER" in the '
+        "site file, or with GRANDROUNDS_CACHE."
     )
 
 

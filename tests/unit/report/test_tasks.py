@@ -167,7 +167,7 @@ def test_a_real_segmentation_is_reported_in_its_own_words(
         r"FedAvg reached 0\.\d\d \(Dice, 95 % interval 0\.\d+ to 0\.\d+\) on average", page
     )
     for said in (
-        "HD95, mm",
+        "HD95 in slices, mm",
         "Reference outline",
         "Outline drawn by FedAvg",
         "validation Dice",

@@ -236,3 +236,58 @@ FEDBN = Choice("fedbn")
 )
 def test_notes_say_what_may_surprise(change: Callable[[Study], Study], found: tuple[str, ...]):
     assert notes(change(STUDY)) == found
+
+
+@pytest.mark.parametrize(
+    ("study", "sentence"),
+    [
+        (
+            with_elements(spacing=(0.0015, 0.0015)),
+            "elements.spacing is [0.0015, 0.0015]; it is in millimetres, from 0.02 to 100",
+        ),
+        (
+            with_elements(spacing=(1.0, 1500.0)),
+            "elements.spacing is [1.0, 1500.0]; it is in millimetres, from 0.02 to 100",
+        ),
+        (
+            with_elements(contrasts=(*CONTRASTS, "brainmask")),
+            "elements.contrasts: 'brainmask' names a mask or labels, which no site gives as a "
+            "contrast; a structure stands on the right of a task, as in T1w->lesion",
+        ),
+        (
+            with_elements(intensity={"CT": (0.0, 80.0)}),
+            "elements.intensity: 'CT' is not in elements.contrasts (T1w, T2w, PDw)",
+        ),
+        (
+            with_elements(intensity={"T1w": (80.0, 0.0)}),
+            "elements.intensity.T1w is [80, 0]; the low end of a window comes first, for example "
+            "[0, 80]",
+        ),
+        (
+            replace(simulated(), elements=replace(STUDY.elements, intensity={"T1w": (0.0, 80.0)})),
+            "site 'alder': elements.intensity would do nothing: simulated images are in [0, 1] "
+            "already",
+        ),
+        (
+            with_site(slices=3),
+            "site 'alder': slices would do nothing: the site has files; it is for a site with "
+            'data = "simulated"',
+        ),
+        (
+            with_site(scanner=Scanner(field=3.0)),
+            "site 'alder': scanner would do nothing: the site has files; it is for a site with "
+            'data = "simulated"',
+        ),
+    ],
+)
+def test_elements_that_no_site_can_meet_and_keys_without_effect_are_refused(
+    study: Study, sentence: str
+):
+    with pytest.raises(BadStudy) as caught:
+        complete(study)
+    assert str(caught.value) == sentence
+
+
+def test_a_window_of_a_contrast_is_a_part_of_the_study():
+    windowed = with_elements(contrasts=(*CONTRASTS, "CT"), intensity={"CT": (0.0, 80.0)})
+    assert complete(windowed).elements.intensity == {"CT": (0.0, 80.0)}

@@ -13,6 +13,7 @@ from grandrounds.study.file import (
     changed_keys,
     fingerprint,
     parse_study,
+    parse_table,
     read_study,
     read_table,
     study_schema,
@@ -351,3 +352,57 @@ def test_the_schema_refers_only_to_what_it_defines():
     text = str(made)
     assert all(text.count(f"'#/$defs/{name}'") for name in made["$defs"])
     assert text.count("'$ref'") == sum(text.count(f"'#/$defs/{name}'") for name in made["$defs"])
+
+
+@pytest.mark.parametrize("key", ["sizes", "metric", "has_statistics", "check", "bind"])
+@pytest.mark.parametrize("kind", TASKS)
+def test_what_a_task_has_beside_its_options_is_no_key(kind: str, key: str):
+    with pytest.raises(BadStudy, match=rf"unknown key 'task\.{key}'"):
+        parse_table(TASKS[kind], {"kind": kind, key: {}}, "task.")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("training.learning_rate", "training.momentum", "elements.split.train"),
+        *("site.share", "method.mu"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_wherever_it_stands(key: str, number: str):
+    table = read_table(TINY)
+    table["method"] = {"kind": "fedprox"}
+    overrides = [f"{key}={number}"]
+    if key == "site.share":
+        table["site"][0]["share"] = float(number)
+        overrides = []
+    with pytest.raises(BadStudy):
+        parse_study(table, overrides)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_file_of_windows_is_the_same_study(tmp_path: Path, mark: bytes, end: bytes):
+    path = tmp_path / "study.toml"
+    path.write_bytes(mark + TINY.read_bytes().replace(b"\n", end))
+    assert read_study(path) == read_study(TINY)
+
+
+def test_a_window_survives_the_file_and_its_absence_leaves_the_fingerprint(tmp_path: Path):
+    table = read_table(TINY)
+    assert "intensity" not in to_table(parse_study(table))["elements"]
+    table["elements"]["intensity"] = {"T1w": [0, 80]}
+    for site in table["site"]:
+        site.clear()
+        site.update({"name": f"s{id(site)}", "tasks": ["T1w->T2w"]})
+    study = parse_study(table)
+    (tmp_path / "study.toml").write_text(to_toml(study))
+    assert read_study(tmp_path / "study.toml") == study
+
+
+@pytest.mark.parametrize("window", [[0], [0, 80, 100]])
+def test_a_window_has_two_ends(window: list[int]):
+    table = read_table(TINY)
+    table["elements"]["intensity"] = {"T1w": window}
+    with pytest.raises(BadStudy, match=r"elements\.intensity\.T1w"):
+        parse_study(table)

@@ -8,7 +8,7 @@ from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from torch import Tensor
 
-from grandrounds.tasks.metrics import dice, hd95
+from grandrounds.tasks.metrics import dice, hd95, hd95_3d
 
 EMPTY = torch.zeros(2, 6, 8, dtype=torch.bool)
 DIAGONAL = math.hypot(6 * 1.0, 8 * 2.0)
@@ -97,3 +97,38 @@ def test_one_slice_with_both_masks_is_what_monai_computes(seed: int):
     )
     torch.testing.assert_close(hd95(found, real, SPACING).float(), expected[0])
     torch.testing.assert_close(dice(found, real).float(), compute_dice(found, real)[0])
+
+
+def test_hd95_in_space_crosses_slices_that_are_far_apart_or_left_out():
+    """A voxel moved by two slices of 5 mm and three rows of 2 mm."""
+    real, found = torch.zeros(2, 4, 1, 8, 8, dtype=torch.bool)
+    real[0, 0, 1, 1] = found[2, 0, 4, 1] = True
+    heights = (10.0, 15.0, 20.0, 25.0)
+    assert hd95_3d(found, real, (2, 2), heights).tolist() == pytest.approx([136**0.5])
+    assert hd95_3d(real, real, (2, 2), heights).tolist() == [0.0]
+    gap = (10.0, 15.0, 30.0, 35.0)  # two slices between them were not kept
+    assert hd95_3d(found, real, (2, 2), gap).tolist() == pytest.approx([436**0.5])
+
+
+@pytest.mark.filterwarnings("ignore:monai.metrics.utils:FutureWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_hd95_in_space_is_what_monai_computes_of_volumes(seed: int):
+    draw = torch.Generator().manual_seed(seed)
+    found, real = (torch.rand(6, 2, 12, 10, generator=draw) > 0.8 for _ in range(2))
+    expected = compute_hausdorff_distance(
+        found.movedim(0, 1)[None],
+        real.movedim(0, 1)[None],
+        include_background=True,
+        percentile=95,
+        spacing=(5.0, *SPACING),
+    )
+    heights = tuple(5.0 * place for place in range(6))
+    torch.testing.assert_close(hd95_3d(found, real, SPACING, heights).float(), expected[0])
+
+
+def test_a_miss_in_space_costs_the_volumes_diagonal():
+    real, nothing = torch.zeros(2, 4, 2, 8, 8, dtype=torch.bool)
+    real[0, :, 1, 1] = True
+    found = hd95_3d(nothing, real, (2, 2), (0.0, 5.0, 10.0, 15.0))
+    assert found.tolist() == pytest.approx([(16**2 + 16**2 + 20**2) ** 0.5] * 2)
+    assert hd95_3d(nothing, nothing, (2, 2), (0.0, 5.0, 10.0, 15.0)).tolist() == [0, 0]

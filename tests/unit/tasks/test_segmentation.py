@@ -1,5 +1,6 @@
 """Segmentation: labels, channels, what is asked of a site, its loss, its scores, a whole run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,31 @@ def test_a_single_structure_has_no_second_name():
     assert set(task.score(batch["target"], batch)) == {"dice", "hd95"}
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_slices_of_known_heights_are_scored_in_space_too(dims: int):
+    patient = replace(session("sub-brown"), heights=(0.0, 6.0, 12.0))
+    site = Cohort("birch", {"train": (), "validation": (), "test": (patient,)})
+    task = task_of(dims=dims)
+    batch = task.evaluation_examples([site], "test").batch([0], None)
+    values = task.score(torch.zeros_like(batch["target"]), batch)
+    assert values["hd95"].item() == pytest.approx((48**2 + 64**2) ** 0.5)
+    assert values["hd95_3d"].item() == pytest.approx((48**2 + 64**2 + 18**2) ** 0.5)
+
+
+def test_an_empty_mask_is_told_apart_from_a_perfect_prediction():
+    """MIC-DKFZ/nnUNet#1418 and #1065, Project-MONAI/MONAI#4052."""
+    task, batch = task_of(), with_target((0, 8), (0, 0))
+    perfect = task.score(batch["target"], batch)
+    assert perfect["dice"].item() == 1
+    assert perfect["empty"].item() == 0.5, "one of two structures"
+    cases = [
+        CaseScore(site="birch", patient=f"p{n}", case="1", task="T1w->lesion", values=values)
+        for n, values in enumerate([{"dice": 1.0, "empty": 1.0}, {"dice": 0.5}, {"dice": 0.6}])
+    ]
+    assert task.summary(cases)["empty"] == pytest.approx(1 / 3)
+    assert "empty" not in task.summary(cases[1:])
+
+
 def test_a_score_that_only_some_labels_have_is_averaged_over_those():
     def case(task: str, **values: float) -> CaseScore:
         return CaseScore(site="birch", patient="p001", case="1", task=task, values=values)
@@ -287,6 +313,7 @@ def test_a_blank_batch_has_the_form_of_a_real_one(dims: int):
         ({"channels": (8,)}, "T1w->csf", "task.channels is [8]; it needs two levels or more"),
         ({"channels": (8, 8, 8, 8, 8, 8)}, "T1w->csf", "both numbers must be multiples of 32"),
         ({"dims": 3, "patch": (4, 32, 8)}, "T1w->csf", "rows and columns within elements.size"),
+        ({"patch": (4, 16, 16)}, "T1w->csf", "task.patch would do nothing: task.dims is 2"),
         ({"dims": 3, "patch": (3, 8, 8)}, "T1w->csf", "must be multiples of 2"),
         ({"dropout": 2.0}, "T1w->csf", "task.dropout is 2.0; it is a probability"),
     ],

@@ -56,9 +56,16 @@ METRICS = {
             "over the sum of both.",
         ),
         Metric(
-            *("hd95", "HD95", "mm", False, 0.1),
-            "lower is better; all but the worst twentieth of either outline is nearer to the other "
-            "than this.",
+            *("hd95", "HD95 in slices", "mm", False, 0.1),
+            "lower is better; in the same slice, all but the worst twentieth of either outline is "
+            "nearer to the other than this. A slice that only one of them has counts with the "
+            "image's diagonal.",
+        ),
+        Metric(
+            *("hd95_3d", "HD95 in space", "mm", False, 0.1),
+            "lower is better; in three dimensions, all but the worst twentieth of either surface "
+            "is nearer to the other than this. A structure that is missed counts with the volume's "
+            "diagonal.",
         ),
         Metric(
             *("log_loss", "Log loss", "", False, 0.01),
@@ -73,8 +80,9 @@ METRICS = {
 }
 CASE_DATA = ("probability", "label")  # an AUC is computed from these; they are not scores
 WATCHED = ("log_score",)  # the negative log loss, which early stopping uses
+COUNTED = ("empty",)  # the share of a case's structures that its mask does not show
 
 
 def is_known(key: str) -> bool:
     """Tell whether a score is one of `METRICS`, or one that no page shows by itself."""
-    return key in METRICS or key in CASE_DATA + WATCHED or key.startswith("dice_")
+    return key in METRICS or key in CASE_DATA + WATCHED + COUNTED or key.startswith("dice_")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from grandrounds.core.files import write_text
+from grandrounds.core.files import make_output_folder, write_text
 from grandrounds.core.quoting import Markdown, code_span, for_markdown
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.cards.facts import CardFacts, read_card_facts, totals
@@ -116,6 +116,7 @@ def write_cards(folder: Path, *, out: Path | None, arm: str | None, seed: int | 
     """
     facts = read_card_facts(folder, arm=arm, seed=seed)
     target = out or ResultFolder(folder).card
+    make_output_folder(target)
     texts = {target / name: render_card(facts, name) for name in CARDS}
     for path, text in texts.items():
         write_text(path, text, refusal="{path}: the card cannot be written: {reason}")
