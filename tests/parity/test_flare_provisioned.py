@@ -57,11 +57,18 @@ def play(arms: Sequence[str], folder: Path) -> None:
             town.accept(studies[arm])
             submit = submit_by_nvflare if arm == BY_NVFLARE else submit_by_us
             jobs[arm] = submit(town, studies[arm])
+        wait_until(lambda: all_over(town))  # the server files a result after the run's last line
         (folder / STATUS).write_text(told(town, "status"))
         if len(arms) == 1:
             (folder / LOOKED).write_text(json.dumps(looked(town, jobs[first], folder)))
         for arm, job in jobs.items():
             told(town, "fetch", job, "--out", folder / arm)
+
+
+def all_over(town: Town) -> bool:
+    """Tell whether every job has ended."""
+    jobs = json.loads(told(town, "status"))["jobs"]
+    return all(job["status"] not in ("RUNNING", "ENDING") for job in jobs)
 
 
 def looked(town: Town, job: str, folder: Path) -> dict[str, tuple[int, str, str]]:

@@ -126,7 +126,7 @@ def test_a_site_that_is_absent_to_the_end_writes_its_last_own_model(
     assert state.seen == {"birch": 2}
     for name, round in {"alder": "3", "birch": "2", "cedar": "3"}.items():
         notes = read(tmp_path / "sites" / name / "private-last.safetensors")[1]
-        assert notes == {"site": name, "round": round}
+        assert notes.items() >= {"site": name, "round": round}.items()
 
 
 def test_a_site_that_never_took_part_is_tested_all_the_same(

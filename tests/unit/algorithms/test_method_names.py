@@ -11,7 +11,8 @@ from grandrounds.algorithms import METHODS
 HOUSE = Path(grandrounds.__file__).parent
 HOME = ("algorithms/methods/", "algorithms/__init__.py")
 ARM = re.compile(rf"({'|'.join(METHODS)})([@:].*)?")  # what code would compare with, or run
-KITS = ("flare/kit.py", "flare/provision.py")  # NVFlare calls a folder of a kit "local"
+# NVFlare calls a folder of a kit "local".
+KITS = ("flare/kit.py", "flare/provision.py", "study/revocation.py")
 
 
 def strings(source: str) -> Iterator[str]:
