@@ -65,7 +65,7 @@ def test_hospitals_for_which_it_does_not_hold_are_named(tmp_path: Path):
             -0.05,
             "the chance that the model gives to the right answer is typically about 5 % lower",
         ),
-        ("hd95", 1.5, "HD95 is better by 1.50 mm"),
+        ("hd95", 1.5, "HD95 in slices is better by 1.50 mm"),
     ],
 )
 def test_a_difference_is_turned_into_what_it_means(metric: str, better: float, said: str):
