@@ -15,6 +15,7 @@ from torch import Tensor
 from grandrounds.core.errors import BadFolder, BadUpdate
 from grandrounds.core.files import appearing
 from grandrounds.core.sentence import phrase
+from grandrounds.core.signals import stopping_later
 
 Weights: TypeAlias = dict[str, Tensor]
 Filter: TypeAlias = Callable[[str], bool]
@@ -188,10 +189,13 @@ class _OpenFile(Protocol):
 
 
 def read(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Read a safetensors file: its tensors and its notes. Raises `BadFolder` if it is damaged."""
+    """Read a safetensors file: its tensors and its notes. Raises `BadFolder` if it is damaged.
+
+    Ctrl-C waits meanwhile: within safetensors it would come out as a `ValueError`.
+    """
     try:
         handle = cast(AbstractContextManager[_OpenFile], safe_open(path, framework="pt"))
-        with handle as file:
+        with stopping_later(), handle as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
