@@ -60,8 +60,8 @@ def test_ctrl_c_while_a_file_is_read_is_ctrl_c(tmp_path: Path):
     interrupted = 0
     for number in range(40):
         timer = Timer(0.0002 * (1 + number % 15), os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()
             while True:
                 assert len(read(path)[0]) == 300
         except KeyboardInterrupt:
