@@ -1,5 +1,8 @@
 """The processes of startup kits run on this machine, and are ended after use."""
 
+# psutil has no type stubs.
+# pyright: reportMissingModuleSource=false
+
 import os
 import signal
 import socket
@@ -9,6 +12,8 @@ import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from grandrounds.core.errors import BadSite, RunFailed, WrongSignature
 from grandrounds.core.processes import hold
@@ -20,6 +25,7 @@ from grandrounds.study.identity import read_certificate
 from grandrounds.study.revocation import check_not_revoked
 
 LOG = "console.log"
+_BY_SCRIPT = ("/sub_start.sh", ".client_train", ".server_train")
 _GRACE = 10.0  # seconds in which a process ends by itself
 
 
@@ -44,10 +50,26 @@ def begin(kit: Kit) -> int:
     held = hold(kit.running)
     if held is None:
         raise BadSite(f"{kit.folder}: its process runs already; end that one first")
+    if _runs_by_nvflare(kit):
+        os.close(held)
+        raise BadSite(
+            f"{kit.folder}: its process runs already, by NVFlare's startup/start.sh; end that one "
+            "first (startup/stop_fl.sh)"
+        )
     if kit.kind == "server":
         for id, status in settle_lost_jobs(kit).items():
             print(f"job {id} was lost with this server; it is {status} now", flush=True)
     return held
+
+
+def _runs_by_nvflare(kit: Kit) -> bool:
+    """Tell whether NVFlare's own script, or the process that it started, lives."""
+    for name in ("daemon_pid.fl", "pid.fl"):
+        with suppress(OSError, ValueError, psutil.Error):
+            words = psutil.Process(int((kit.folder / name).read_text())).cmdline()
+            if any(word.endswith(_BY_SCRIPT) for word in words):
+                return True
+    return False
 
 
 def kit_command(kit: Kit) -> list[str]:

@@ -1,6 +1,7 @@
 """The process of a kit: where it stores jobs, and how it ends when it is asked to."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from grandrounds.core.errors import BadSite
 from grandrounds.core.events import RoundFinished
 from grandrounds.core.processes import is_held
 from tests.helpers.command import PROGRAM
@@ -28,7 +30,7 @@ pytest.importorskip("nvflare", reason="NVIDIA FLARE is not installed")
 
 from grandrounds.flare.job_store import STORE
 from grandrounds.flare.kit import Kit
-from grandrounds.flare.processes import kit_command
+from grandrounds.flare.processes import begin, kit_command
 from grandrounds.flare.provision import provision_kits
 
 pytestmark = needs_flare
@@ -80,6 +82,22 @@ def test_settings_that_are_right_are_not_written_again(server: Kit):
     before = path.stat()
     kit_command(server)
     assert path.stat().st_ino == before.st_ino
+
+
+def test_a_kit_that_nvflare_s_own_script_runs_is_not_started_again(server: Kit):
+    (server.startup / "sub_start.sh").write_text("sleep 60 & wait\n")
+    with subprocess.Popen(["bash", server.startup / "sub_start.sh"]) as script:
+        try:
+            (server.folder / "daemon_pid.fl").write_text(f"{script.pid}\n")
+            with pytest.raises(BadSite, match=r"runs already, by NVFlare's startup/start\.sh"):
+                begin(server)
+        finally:
+            for each in reversed(family(script.pid)):
+                each.kill()
+    assert not is_held(server.running)
+    (server.folder / "pid.fl").write_text("what is no number")
+    (server.folder / "daemon_pid.fl").write_text(f"{os.getpid()}\n")  # used again by another
+    os.close(begin(server))
 
 
 def family(process: int) -> list[psutil.Process]:
