@@ -20,6 +20,7 @@ from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 
 from grandrounds.core.errors import BadInput
 from grandrounds.core.events import RunFinished
+from grandrounds.core.files import write_text
 from grandrounds.core.journal import read_journal
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.flare.job import RESULT, STUDY, check_run, hand_out
@@ -30,7 +31,10 @@ from grandrounds.study.file import read_study
 from grandrounds.study.study import Study
 
 STORE = "storage/jobs-storage"  # in the server's kit
+BY_NVFLARE = "/tmp/nvflare"  # where a kit lets a server store its jobs before its first start
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # as NVFlare names jobs
+_PLACE = re.compile(r'"((?:[^"\\]|\\.)*)/((?:jobs|snapshot)-storage)"')
+_RESOURCES = "resources.json"
 _CONFIG = "config/config_fed_server.json"
 _RUNNING = ("RUNNING", "DISPATCHED")
 
@@ -92,6 +96,45 @@ def _settle(kit: Kit, job: StoredJob) -> str:
             status = DONE
     storage.update_meta(str(job.folder.absolute()), {"status": status}, replace=False)
     return status
+
+
+def keep_store_in_kit(kit: Kit) -> None:
+    """Make a server store its jobs in its own kit, wherever that lies now.
+
+    A place that somebody has chosen elsewhere stays.
+    """
+    text = _settings(kit)
+    if (settings := _moved_in(kit, text)) != text:
+        write_text(kit.local / _RESOURCES, settings)
+
+
+def stores(kit: Kit) -> tuple[list[str], list[str]]:
+    """Return where a server stores its jobs, by its settings: now, and once it is started."""
+    text = _settings(kit)
+    return _places(text), _places(_moved_in(kit, text))
+
+
+def _settings(kit: Kit) -> str:
+    return (kit.local / _RESOURCES).read_text("utf-8")
+
+
+def _moved_in(kit: Kit, settings: str) -> str:
+    own = store_of(kit)
+
+    def in_kit(place: re.Match[str]) -> str:
+        is_a_kit_s = place[1] == BY_NVFLARE or place[1].endswith(f"/{own.name}")
+        return json.dumps(str(own / place[2])) if is_a_kit_s else place[0]
+
+    return _PLACE.sub(in_kit, settings)
+
+
+def _places(settings: str) -> list[str]:
+    return sorted({str(json.loads(f'"{place[1]}"')) for place in _PLACE.finditer(settings)})
+
+
+def store_of(kit: Kit) -> Path:
+    """Return the folder in a server's kit that holds what the server stores."""
+    return (kit.folder / STORE).absolute().parent
 
 
 @contextmanager

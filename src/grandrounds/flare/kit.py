@@ -41,7 +41,7 @@ class Kit:
 
     @property
     def startup(self) -> Path:
-        """Return the folder of keys, certificates and addresses, which is signed as a whole."""
+        """Return the folder of keys, certificates and addresses."""
         return self.folder / "startup"
 
     @property

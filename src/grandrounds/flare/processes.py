@@ -1,5 +1,8 @@
 """The processes of startup kits run on this machine, and are ended after use."""
 
+# psutil has no type stubs.
+# pyright: reportMissingModuleSource=false
+
 import os
 import signal
 import socket
@@ -10,18 +13,19 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from grandrounds.core.errors import BadSite, RunFailed, WrongSignature
-from grandrounds.core.files import write_text
 from grandrounds.core.processes import hold
 from grandrounds.flare.health import start_health
-from grandrounds.flare.job_store import settle_lost_jobs
+from grandrounds.flare.job_store import keep_store_in_kit, settle_lost_jobs
 from grandrounds.flare.kit import Kit, organisation
 from grandrounds.flare.session import AdminSession, NoServer, open_session
 from grandrounds.study.identity import read_certificate
 from grandrounds.study.revocation import check_not_revoked
 
-STORAGE = "/tmp/nvflare"  # where NVFlare's template lets a server store its jobs
 LOG = "console.log"
+_BY_SCRIPT = ("/sub_start.sh", ".client_train", ".server_train")
 _GRACE = 10.0  # seconds in which a process ends by itself
 
 
@@ -46,10 +50,26 @@ def begin(kit: Kit) -> int:
     held = hold(kit.running)
     if held is None:
         raise BadSite(f"{kit.folder}: its process runs already; end that one first")
+    if _runs_by_nvflare(kit):
+        os.close(held)
+        raise BadSite(
+            f"{kit.folder}: its process runs already, by NVFlare's startup/start.sh; end that one "
+            "first (startup/stop_fl.sh)"
+        )
     if kit.kind == "server":
         for id, status in settle_lost_jobs(kit).items():
             print(f"job {id} was lost with this server; it is {status} now", flush=True)
     return held
+
+
+def _runs_by_nvflare(kit: Kit) -> bool:
+    """Tell whether NVFlare's own script, or the process that it started, lives."""
+    for name in ("daemon_pid.fl", "pid.fl"):
+        with suppress(OSError, ValueError, psutil.Error):
+            words = psutil.Process(int((kit.folder / name).read_text())).cmdline()
+            if any(word.endswith(_BY_SCRIPT) for word in words):
+                return True
+    return False
 
 
 def kit_command(kit: Kit) -> list[str]:
@@ -57,7 +77,7 @@ def kit_command(kit: Kit) -> list[str]:
     if kit.kind == "admin":
         raise BadSite(f"{kit.folder}: is the kit to submit studies with; nothing runs from it")
     check_startable(kit)
-    keep_storage_in_kit(kit)
+    keep_store_in_kit(kit)
     who = [f"uid={kit.name}"] if kit.kind == "client" else []
     module = f"nvflare.private.fed.app.{kit.kind}.{kit.kind}_train"
     workspace = ["-m", str(kit.folder.absolute()), "-s", f"fed_{kit.kind}.json"]
@@ -79,15 +99,6 @@ def check_startable(kit: Kit) -> None:
         check_not_revoked(read_certificate(kit.certificate), kit.root)
     except WrongSignature as error:
         raise BadSite(f"{kit.folder}: {error}; ask the coordinator for a new kit") from None
-
-
-def keep_storage_in_kit(kit: Kit) -> None:
-    """Make a server store its jobs in its own kit, wherever that lies."""
-    resources = kit.local / "resources.json"
-    text = resources.read_text()
-    settings = text.replace(STORAGE, str(kit.folder.absolute() / "storage"))
-    if settings != text:
-        write_text(resources, settings)
 
 
 def _org(kit: Kit) -> str:

@@ -25,6 +25,7 @@ from grandrounds.flare.doctor import machine as room
 from grandrounds.flare.doctor import network as wire
 from grandrounds.flare.doctor import permissions as decided
 from grandrounds.flare.doctor.finding import Finding, Party
+from grandrounds.flare.job_store import keep_store_in_kit, store_of
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.membership import revoke_site
 from grandrounds.flare.provision import provision_kits
@@ -329,6 +330,12 @@ def test_a_server_that_is_not_there_is_bad(kits: Path):
     assert_bad(wire.reach(Party(Kit(kits / "alder"))), "cannot be reached", "start the server")
 
 
+def test_a_proxy_that_is_set_is_said_not_to_be_used(kits: Path, monkeypatch: pytest.MonkeyPatch):
+    alder = Party(Kit(kits / "alder"))
+    monkeypatch.setenv("https_proxy", "http://proxy.example.org:3128")
+    assert_bad(wire.reach(alder), "cannot be reached", "; a proxy (https_proxy) is not used")
+
+
 def test_a_name_that_does_not_resolve_is_bad(party: Copied):
     alder = party("alder")
     settings = alder.kit.startup / "fed_client.json"
@@ -370,6 +377,27 @@ def test_the_disk_must_hold_the_states_of_a_run(
     monkeypatch.setattr(room, "STATES", 2**40)
     assert_bad(room.disk(replace(alder, study=study)), "GiB free where runs lie", "make room")
     assert room.disk(alder).verdict == "ok"
+
+
+def test_where_a_server_stores_jobs_is_said_before_it_is_started_and_after_it_was_moved(
+    party: Copied,
+):
+    server = party("server").kit
+    assert_ok(room.store(Party(server)), "jobs are stored in /tmp/nvflare, until `gr")
+    keep_store_in_kit(server)
+    own = str(store_of(server))
+    assert_ok(room.store(Party(server)), "jobs are stored in the kit")
+    moved = Kit(server.folder.rename(server.folder.with_name("moved")))
+    assert_ok(room.store(Party(moved)), "the kit was moved or copied", f"in {own}, until `gr")
+
+
+def test_a_store_outside_the_server_s_kit_is_bad(party: Copied):
+    server = party("server")
+    path = server.kit.local / "resources.json"
+    path.write_text(path.read_text().replace("/tmp/nvflare/jobs", "/srv/jobs"))
+    own = str(store_of(server.kit))
+    assert_bad(room.store(server), "nothing settles a lost job", f"resources.json lie in {own}")
+    assert_skipped(room.store(party("alder")), "for the server alone")
 
 
 def test_memory_is_held_against_the_study(kits: Path, study: Study):

@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping
 from grandrounds.core.errors import BadInput
 from grandrounds.flare.doctor.finding import Finding, Party
 from grandrounds.flare.doctor.identity import chain, clock, dates, key, revocation, right
-from grandrounds.flare.doctor.machine import accelerator, disk, memory, shared_memory, versions
+from grandrounds.flare.doctor.machine import (
+    accelerator,
+    disk,
+    memory,
+    shared_memory,
+    store,
+    versions,
+)
 from grandrounds.flare.doctor.network import port, reach, server_clock
 from grandrounds.flare.doctor.permissions import (
     acceptance,
@@ -28,6 +35,7 @@ CHECKS: Mapping[str, Callable[[Party], Finding]] = {
     "server": reach,
     "server's clock": server_clock,
     "disk": disk,
+    "store": store,
     "memory": memory,
     "GPU": accelerator,
     "shared memory": shared_memory,

@@ -1,4 +1,4 @@
-"""These checks look at a machine's packages, disk, memory and accelerator."""
+"""These checks look at a machine's packages, disk, store of jobs, memory and accelerator."""
 
 import platform
 import shutil
@@ -9,6 +9,7 @@ import torch
 
 from grandrounds.core.device import choose_device, num_cores, physical_memory
 from grandrounds.flare.doctor.finding import GIB, Finding, Party, bad, ok, skipped
+from grandrounds.flare.job_store import BY_NVFLARE, store_of, stores
 from grandrounds.runs.costs import estimate, plan_run
 
 NVFLARE = "2.9"
@@ -17,6 +18,7 @@ LEAST_SHARED = 64 * 2**20  # what a container has unless it is given more
 STATES = 2  # times `Estimate.weights`: three rounds with an optimiser's and a method's memory
 DRIVER = Path("/dev/nvidiactl")
 SHARED = Path("/dev/shm")
+_MOVES = "`grandrounds federation start` changes that"
 
 
 def versions(_: Party) -> Finding:
@@ -36,6 +38,23 @@ def disk(party: Party) -> Finding:
     if free < need:
         return bad(found, f"make room, or move the kit {party.kit.folder} to a larger disk")
     return ok(found)
+
+
+def store(party: Party) -> Finding:
+    """Check that a server stores its jobs in its own kit, also after the kit was moved."""
+    if party.kit.kind != "server":
+        return skipped("for the server alone")
+    own, (now, started) = str(store_of(party.kit)), stores(party.kit)
+    if started != [own]:
+        return bad(
+            f"jobs are stored in {', '.join(started)}, where nothing settles a lost job or cleans",
+            f"let root_dir and uri_root in local/resources.json lie in {own}",
+        )
+    if now == started:
+        return ok("jobs are stored in the kit")
+    if now == [BY_NVFLARE]:
+        return ok(f"jobs are stored in {BY_NVFLARE}, until {_MOVES}")
+    return ok(f"the kit was moved or copied, and stores jobs in {', '.join(now)}, until {_MOVES}")
 
 
 def memory(party: Party) -> Finding:

@@ -1,5 +1,6 @@
 """These checks test the connection between a site and the server."""
 
+import os
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from grandrounds.flare.doctor.finding import Finding, Party, bad, ok, skipped
 from grandrounds.flare.doctor.identity import NEW_KIT
 
 _PATIENCE = 10.0  # seconds for the connection, and for each answer
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 MOST_APART = timedelta(minutes=2)  # so that the logs of all parties can be compared
 
 
@@ -22,6 +24,7 @@ def reach(party: Party) -> Finding:
     if party.kit.kind == "server":
         return skipped("this is the server")
     context, where = _showing(party), "{}:{}".format(*party.kit.address)
+    proxy = next((name for name in _PROXIES if os.environ.get(name)), "")
     try:
         _date(party, context)
     except ssl.SSLCertVerificationError as error:
@@ -35,9 +38,10 @@ def reach(party: Party) -> Finding:
             "server and site need kits of one `grandrounds federation provision`",
         )
     except OSError as error:
+        mend = "start the server; let its name resolve here, and let the firewall pass its port"
         return bad(
             f"{where} cannot be reached ({error})",
-            "start the server; let its name resolve here, and let the firewall pass its port",
+            f"{mend}; a proxy ({proxy}) is not used" if proxy else mend,
         )
     except HTTPException as error:
         return bad(f"{where} is no server of NVFlare ({error!r})", "stop what listens there")
