@@ -236,7 +236,9 @@ def test_schema_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
+)
 def test_a_run_that_is_stopped_says_how_to_go_on_and_does(
     how: signal.Signals, tmp_path: Path, undisturbed: Path
 ):

@@ -78,6 +78,7 @@ def guarded(study: Study, folder: Path, heard: list[AuditEntry]) -> Generator[Ca
             agent.close()
 
 
+@pytest.mark.full
 def test_a_site_that_joins_is_asked_from_its_round_on(tmp_path: Path):
     study, heard = tiny("method.kind=ditto", "rounds=3", sites=3), list[AuditEntry]()
     alder, birch, cedar = study.site

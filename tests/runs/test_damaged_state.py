@@ -17,6 +17,7 @@ from grandrounds.study.study import Study
 from tests.helpers.command import Done, events, inside
 from tests.helpers.damage import flip
 from tests.helpers.federation import digests, rows, stopped, tiny
+from tests.helpers.grids import with_representatives
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +71,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", with_representatives(PLACES, ("coordinator", "site")))
 def test_a_damaged_newest_round_is_repeated_with_a_word(
     place: str, tmp_path: Path, whole: Callable[[str], Path]
 ):
