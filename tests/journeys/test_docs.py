@@ -68,3 +68,25 @@ def test_a_page_exists_for_every_link():
     for page in [*ROOT.glob("docs/**/*.md"), ROOT / "README.md"]:
         for link in re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+SAME = re.compile(r"\b(same bits|to the (?:last )?bit)\b", re.IGNORECASE)
+CONDITION = ("glossary.md#the-same-bits", "same kind of processor")
+KEPT = "0010-a-site-does-only-what-it-accepted.md"  # a letter that was kept is not computed again
+
+
+def items(text: str) -> list[str]:
+    """The paragraphs and list items of a page."""
+    return re.split(r"\n(?=\s*$|\s*- |\s*\d+\. |\|)", text, flags=re.MULTILINE)
+
+
+def test_whoever_says_the_same_bits_says_on_which_machines():
+    pages = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    found = [(p.name, i) for p in pages if p.name != KEPT for i in items(p.read_text("utf-8"))]
+    claims = [
+        (page, item) for page, item in found if SAME.search(item.replace("## The same bits", ""))
+    ]
+    assert len({page for page, _ in claims}) > 10
+    assert [c for c in claims if not any(word in c[1] for word in CONDITION)] == []
+    glossary = (ROOT / "docs/reference/glossary.md").read_text("utf-8")
+    assert "\n## The same bits\n" in glossary

@@ -1,13 +1,17 @@
 """Trained models on data that they never saw: every site's, a held-out one's, a new one's."""
 
 import csv
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from grandrounds.cli import app
 from grandrounds.core.errors import BadFolder, BadSite
+from grandrounds.core.messages import CaseScore
 from grandrounds.core.weights import read
 from grandrounds.runs.adapt import ADAPTED, ALONE, AS_IT_CAME, adapt
 from grandrounds.runs.evaluate import matrix, score_at_site
@@ -18,6 +22,7 @@ from tests.helpers.federation import stopped, tiny
 
 pytestmark = pytest.mark.slow
 Case = tuple[str, ...]
+SITES = ("alder", "birch")
 CASE = ("site", "patient", "case", "task", "metric")
 
 
@@ -89,6 +94,33 @@ def test_a_new_hospital_s_own_data_test_a_finished_model(tmp_path: Path, real_da
     assert {(score.site, score.task) for score in found} == {("new", "T1w->T2w")}
     assert len({score.patient for score in found}) > 1, "all patients of a new site are tested"
     assert values(tmp_path / "run/evaluated/new.csv")
+
+
+def patients(scores: Iterable[CaseScore]) -> set[str]:
+    return {score.patient for score in scores}
+
+
+def test_the_command_says_which_patients_it_scored_and_these_they_are(
+    tmp_path: Path, real_data: Path
+):
+    folder, options = tmp_path / "run", ("method.kind=fedavg", "holdout_sites=['birch']")
+    finished = trained(folder, *options, "elements.contrasts=['T1w','T2w','PDw','FLAIR']")
+    new = new_site(tmp_path, real_data, '["T1w->T2w"]')
+    asked = [word for name in ("alder", "birch", new) for word in ("--site", str(name))]
+    printed = CliRunner().invoke(app, ["evaluate", str(folder), *asked])
+    assert printed.exit_code == 0
+    assert {
+        "alder: its test patients",
+        "birch: all its patients, as it did not train; unseen.csv has its test patients only",
+        "new: all its patients, as it did not train",
+    } <= set(printed.stdout.splitlines())
+    structured = CliRunner().invoke(app, ["evaluate", str(folder), "--json", *asked])
+    [run_scores] = json.loads(structured.stdout)
+    assert run_scores["patients"]["alder"] == "its test patients"
+    scored = {n: patients(score_at_site(finished, find_site(finished.study, n))) for n in SITES}
+    test = {n: {case[1] for case in values(folder / f"{n}.csv")} for n in ("scores", "unseen")}
+    assert scored["alder"] <= test["scores"]
+    assert scored["birch"] > test["unseen"], "all its patients"
 
 
 @pytest.mark.parametrize(

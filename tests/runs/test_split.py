@@ -228,6 +228,11 @@ REFUSED = [
         "predicts without dropout",
     ),
     (
+        ("task.norm=batch", "task.statistics_at_evaluation=image"),
+        'task.statistics_at_evaluation = "image" makes no sense over topology "split": the '
+        "server's part predicts with running statistics",
+    ),
+    (
         ("method.kind=fedbn", "task.norm=batch"),
         "the group 'norm' must stay at the site, and topology.cut = \"encoder.2\" puts it at the "
         "server (for example generator.encoder.2.norm.weight); move the cut",

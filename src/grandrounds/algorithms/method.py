@@ -165,6 +165,11 @@ class Method:
         """Return the method's name in tables."""
         return type(self).__name__
 
+    @property
+    def description(self) -> str:
+        """Return the sentence that a report says of the method, with the options that it has."""
+        return (type(self).__doc__ or "").partition("\n")[0]
+
     def sharing(self) -> Sharing:
         """Return what leaves a site, and what comes back."""
         return Sharing()

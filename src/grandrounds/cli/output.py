@@ -225,6 +225,12 @@ def print_means(
     print_table(table)
 
 
+def print_patients(scored: Mapping[str, str]) -> None:
+    """Print which patients of each site were scored."""
+    for site, which in scored.items():
+        print(f"{site}: {which}")
+
+
 def print_adaptation(
     site: str, steps: Mapping[str, int], scores: Mapping[str, Mapping[str, float]]
 ) -> None:

@@ -71,8 +71,8 @@ def evaluate(
     """Test a trained model on a site's data, one that never trained too; nothing trains."""
     if not site and not matrix:
         raise BadInput("evaluate: say what to test on: --site SITE.toml, or --matrix for all sites")
-    from grandrounds.cli.output import print_json, print_means
-    from grandrounds.runs.evaluate import mean_matrix, means_at_sites
+    from grandrounds.cli.output import print_json, print_means, print_patients
+    from grandrounds.runs.evaluate import mean_matrix, means_at_sites, patients_scored
     from grandrounds.runs.folder import find_runs
 
     results: list[dict[str, object]] = []
@@ -80,10 +80,13 @@ def evaluate(
         paths = site or []
         means = mean_matrix(run, paths) if matrix else {"its model": means_at_sites(run, paths)}
         scores = means if matrix else means["its model"]
-        results.append({"arm": run.score_label.arm, "seed": run.score_label.seed, "scores": scores})
+        patients = {} if matrix else {"patients": patients_scored(run, paths)}
+        label = {"arm": run.score_label.arm, "seed": run.score_label.seed}
+        results.append({**label, **patients, "scores": scores})
         if not json and not quiet:
             title = f"{run.score_label.arm}, seed {run.score_label.seed}"
             print_means(means, metric=run.study.task.metric, title=title)
+            print_patients(patients.get("patients", {}))
     if json:
         print_json(results)
 

@@ -77,13 +77,19 @@ def _check_trained(study: Study, site: str) -> None:
 
 def _check_repeatable(study: Study) -> None:
     options = study.task
-    if isinstance(options, Synthesis) and (
-        options.dropout_at_evaluation or options.crop == "resize-crop"
-    ):
+    if not isinstance(options, Synthesis):
+        return
+    if options.dropout_at_evaluation or options.crop != "none":
         raise BadStudy(
-            f"study '{study.name}': task.dropout_at_evaluation and task.crop = \"resize-crop\" "
+            f"study '{study.name}': task.dropout_at_evaluation and a task.crop other than \"none\" "
             "make each prediction a random draw; only a model trained without them can be used "
             "outside"
+        )
+    if options.statistics_at_evaluation == "image" and options.has_statistics:
+        raise BadStudy(
+            f"study '{study.name}': the model was tested with "
+            'task.statistics_at_evaluation = "image", and an exported model has no such mode; '
+            "only a model trained without it can be used outside"
         )
 
 

@@ -78,6 +78,20 @@ def batch_norm_names(module: nn.Module) -> frozenset[str]:
     )
 
 
+@contextmanager
+def own_statistics(network: nn.Module) -> Generator[None]:
+    """Inside this context batch norms use each batch's own statistics, and do not count them."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracks) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracks
+
+
 class StagedNetwork(nn.Module, ABC):
     """A network of stages that run in order, each from named tensors to named tensors.
 

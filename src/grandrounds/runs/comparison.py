@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import tomli_w
 
-from grandrounds.algorithms import METHODS
 from grandrounds.core.device import take_share
 from grandrounds.core.events import Event
 from grandrounds.core.files import make_output_folder, write_text
@@ -120,7 +119,7 @@ class Comparison:
             {
                 "name": arm.name,
                 "title": arm.title(study),
-                "description": (METHODS[arm.kind].__doc__ or "").partition("\n")[0],
+                "description": study.build_method().description,
             }
             for arm, study in self.studies.items()
         ]

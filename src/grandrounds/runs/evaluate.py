@@ -25,6 +25,9 @@ from grandrounds.study.study import Study
 
 Scores: TypeAlias = Sequence[CaseScore]
 Means: TypeAlias = dict[str, dict[str, float]]  # site -> metric -> mean
+TEST_PATIENTS = "its test patients"
+ALL_PATIENTS = "all its patients, as it did not train"
+HELD_OUT_PATIENTS = f"{ALL_PATIENTS}; unseen.csv has its test patients only"
 _NO_READER = ""  # views each case as its own site does
 
 
@@ -84,6 +87,17 @@ def means_at_sites(run: FinishedRun, paths: Sequence[Path]) -> Means:
     """Return the mean scores, at each of these sites, of the model that the site would use."""
     found = [score_at_site(run, find_site(run.study, str(path))) for path in paths]
     return {site: mean for scores in found for site, mean in _means(run, scores).items()}
+
+
+def patients_scored(run: FinishedRun, paths: Sequence[Path]) -> dict[str, str]:
+    """Return, for each of these sites, which of its patients `means_at_sites` scores."""
+    study = run.study
+    return {
+        name: TEST_PATIENTS
+        if name in study.trainers
+        else (HELD_OUT_PATIENTS if name in study.held_out else ALL_PATIENTS)
+        for name in (find_site(study, str(path)).name for path in paths)
+    }
 
 
 def score_at_site(run: FinishedRun, new_site: NewSite) -> Scores:

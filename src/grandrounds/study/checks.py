@@ -253,6 +253,13 @@ def check_method(study: Study) -> None:
         'task.norm is "instance", which keeps no running statistics. '
         'Remove it, or set task.norm = "batch".',
     )
+    require(
+        getattr(study.task, "statistics_at_evaluation", None) != "image"
+        or study.task.has_statistics
+        or study.parity,  # which fills it in for any norm
+        'task.statistics_at_evaluation = "image" would do nothing: task.norm is "instance", which '
+        'keeps no running statistics. Remove it, or set task.norm = "batch".',
+    )
 
 
 _CHECKS: tuple[Callable[[Study], None], ...] = (

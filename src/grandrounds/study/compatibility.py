@@ -215,6 +215,11 @@ def task_problems(options: AnyTask, split: Split) -> Problems:
                 'task.dropout_at_evaluation makes no sense over topology "split": '
                 "the server's part predicts without dropout"
             )
+        if options.statistics_at_evaluation == "image" and options.has_statistics:
+            yield (
+                'task.statistics_at_evaluation = "image" makes no sense over topology "split": '
+                "the server's part predicts with running statistics"
+            )
     if isinstance(options, Segmentation) and options.dims == 3:
         yield (
             'task.dims = 3 makes no sense over topology "split": patches slide over a volume '

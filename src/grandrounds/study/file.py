@@ -43,10 +43,17 @@ PARITY: Table = {
         "equalised": True,
         "norm": "batch",
         "dropout_at_evaluation": True,
+        "statistics_at_evaluation": "image",
         "intensity": "slice",
-        "crop": "resize-crop",
+        "crop": "released",
     },
-    "training": {"batch_size": 1, "schedule": "reference", "first_broadcast": False},
+    "training": {
+        "batch_size": 1,
+        "schedule": "reference",
+        "first_broadcast": False,
+        "precision": "fp32",
+    },
+    "stop": {"test": "last"},
 }
 
 

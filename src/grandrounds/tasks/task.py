@@ -117,6 +117,12 @@ class Slice(Generic[AnyLabel]):
         return replace(self.visit.case(), case=f"{self.visit.number}/{self.index:03d}")
 
 
+def one_by_one(batch: Batch) -> Iterator[Batch]:
+    """Yield the rows of a batch, each as a batch of its own."""
+    for row in range(len(next(iter(batch.values())))):
+        yield {name: tensor[row : row + 1] for name, tensor in batch.items()}
+
+
 def list_visits(
     cohort: Cohort,
     split: SplitName,

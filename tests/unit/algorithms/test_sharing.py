@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cache
 
 import pytest
@@ -6,7 +6,7 @@ from torch import nn
 
 from grandrounds.algorithms import METHODS
 from grandrounds.algorithms.method import Method
-from grandrounds.algorithms.methods.pflsynth import PFLSynth
+from grandrounds.algorithms.methods.pflsynth import PARAMETER_SPLITS, TRAVELS, PFLSynth
 from grandrounds.algorithms.sharing import Sharing, describe_sharing, sharing_filter
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.weights import select
@@ -253,3 +253,51 @@ def test_every_tensor_of_the_generator_is_in_one_group():
     for name in model.state_dict():
         homes = [group for group in (*GROUPS, "critic") if groups[group](name)]
         assert len(homes) == 1, name
+
+
+LATER = {"mapper", "bottleneck_late", "decoder"}
+SAID: dict[str, tuple[PFLSynth, str, Container[str]]] = {
+    "decoder": (
+        PFLSynth("decoder"),
+        "mapper and decoder travel, the rest stays",
+        {"mapper", "decoder"},
+    ),
+    "paper": (PFLSynth("paper"), "mapper and later layers travel, the rest stays", LATER),
+    "bottleneck": (
+        PFLSynth("bottleneck"),
+        "all but the encoder and the personalisation blocks travels",
+        set(GROUPS) - {"encoder", "personal"},
+    ),
+    "wide": (
+        PFLSynth("wide"),
+        "all but the personalisation blocks travels",
+        set(GROUPS) - {"personal"},
+    ),
+    "everything": (PFLSynth("everything"), "the whole generator travels", set(GROUPS)),
+    "share": (
+        PFLSynth(share=("decoder", "personal")),
+        "decoder, personal: only this travels",
+        {"decoder", "personal"},
+    ),
+}
+
+
+@pytest.mark.parametrize("split", SAID)
+def test_what_a_report_says_of_a_split_is_what_travels(split: str):
+    method, words, groups = SAID[split]
+    task, model = model_of(**SMALL)
+    travels = method.sharing().travels(task.groups(model))
+    parts = {name: select(model.state_dict(), task.groups(model)[name]) for name in GROUPS}
+    for name, tensors in parts.items():
+        assert {travels(tensor) for tensor in tensors} == {name in groups}
+    assert method.description == f"Dalmaz et al. 2024: personalised synthesis; {words}."
+
+
+def test_every_split_says_what_travels():
+    assert set(SAID) == {*TRAVELS, "share"} == {*PARAMETER_SPLITS, "share"}
+
+
+def test_a_method_without_words_of_its_own_is_described_by_its_docstring():
+    for kind in METHODS.values():
+        if kind is not PFLSynth:
+            assert kind().description == (kind.__doc__ or "").splitlines()[0]

@@ -391,6 +391,14 @@ def test_a_model_whose_predictions_are_drawn_is_refused(runs: Runs, tmp_path: Pa
         load_trained_model(folder, "alder")
 
 
+@pytest.mark.slow
+def test_a_model_tested_with_statistics_that_no_export_has_is_refused(tmp_path: Path):
+    options = ("task.norm=batch", "task.statistics_at_evaluation=image")
+    run(tiny("rounds=1", *options, sites=2), tmp_path / "run")
+    with pytest.raises(BadStudy, match="an exported model has no such mode"):
+        load_trained_model(tmp_path / "run", "alder")
+
+
 def test_a_format_without_its_packages_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -154,6 +154,11 @@ METHODS: list[tuple[Study, str]] = [
         'method "pflsynth" needs task.generator = "personalised"; '
         "without personalisation blocks and mapper its split has nothing to personalise",
     ),
+    (
+        with_task(statistics_at_evaluation="image"),
+        'task.statistics_at_evaluation = "image" would do nothing: task.norm is "instance", which '
+        'keeps no running statistics. Remove it, or set task.norm = "batch".',
+    ),
     *[
         (
             with_training(norm_buffers=policy),

@@ -1,9 +1,11 @@
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from torch import Generator, Tensor
+from PIL import Image
+from torch import Generator, Tensor, nn
 
 from grandrounds.data.cohort import Cohort, Session, SplitName
 from grandrounds.tasks.synthesis.examples import Augmentation, ContrastPair, SiteTaskCode, Slices
@@ -168,6 +170,58 @@ def test_resize_and_crop_keeps_the_size_and_the_range_and_moves_both_images_toge
     assert all(f.shape == (2, 32, 32) and f.min() >= 0 and f.max() <= 1 for f in found)
     assert all(torch.equal(f[0], f[1]) for f in found)
     assert len({float(f.sum()) for f in found}) > 1
+
+
+def smooth(size: int) -> Tensor:
+    """Two images of 8-bit values, with edges."""
+    image = torch.rand(1, 2, size // 8, size // 8, generator=seeded())
+    return (nn.functional.interpolate(image, (size, size))[0] * 255).round() / 255
+
+
+def pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge as the released code does."""
+    pixels = (image * 255).round().to(torch.uint8).numpy()
+    large = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(large)).float() / 255
+
+
+def place(part: Tensor, whole: Tensor) -> tuple[int, int]:
+    """Where a part of a whole was cut out."""
+    places = [n - m + 1 for n, m in zip(whole.shape, part.shape, strict=True)]
+    corner = part[:16, :16]  # enough to tell the places apart
+    windows = whole.unfold(0, 16, 1).unfold(1, 16, 1)[: places[0], : places[1]]
+    return divmod(int((windows - corner).abs().mean((2, 3)).argmin()), places[1])
+
+
+def test_the_released_crop_is_pillows_286_pixels_cut_at_0_to_29():
+    crop, images, generator = Augmentation(flip=0.0, crop="released"), smooth(256), seeded(1)
+    whole = [pillow(image, (286, 286)) for image in images]
+    found = [crop(images, generator, training=False) for _ in range(4)]
+    for parts in found:
+        top, left = place(parts[0], whole[0])
+        for part, large in zip(parts, whole, strict=True):
+            difference = (part - large[top : top + 256, left : left + 256]).abs()
+            assert difference.max() <= 2 / 255 + 1e-6
+            assert difference.mean() < 0.05 / 255
+
+
+def test_the_released_crop_begins_at_every_place_but_the_last():
+    """Of 32 pixels, 36 are made: 0 to 3, as 0 to 29 of 286; "resize-crop" goes up to 4."""
+    assert offsets("released") == {0, 1, 2, 3}
+    assert offsets("resize-crop") == {0, 1, 2, 3, 4}
+
+
+def offsets(crop: Literal["resize-crop", "released"]) -> set[int]:
+    images = torch.linspace(0, 1, 32).repeat(2, 32, 1)
+    whole = nn.functional.interpolate(images[None], (36, 36), mode="bicubic")[0, 0]
+    augmentation, generator = Augmentation(flip=0.0, crop=crop), seeded(1)
+    found = [augmentation(images, generator, training=True)[0] for _ in range(60)]
+    return {place(part, whole)[1] for part in found}
+
+
+def test_the_released_crop_is_of_8_bits():
+    found = Augmentation(flip=0.0, crop="released")(smooth(32), seeded(), training=False)
+    assert (found * 255 - (found * 255).round()).abs().max() < 1e-4
 
 
 def test_evaluation_without_a_generator_is_the_same_every_time():

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,56 @@ def test_dropout_at_evaluation_makes_predictions_differ_as_the_released_code_doe
     with torch.no_grad():
         first, again = task.predict(model, batch), task.predict(model, batch)
     assert not torch.equal(first, again)
+
+
+def counted(task: SynthesisTask) -> nn.Module:
+    """A model whose batch norms have counted statistics that no image has."""
+    model = task.build(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.fill_(0.5)
+    return model
+
+
+def in_training_mode(model: nn.Module, batch: Batch) -> Tensor:
+    """As the released code tests: one image at a time, the network as in training."""
+    assert isinstance(model, Translator)
+    trained = deepcopy(model).train().generator
+    rows = [
+        trained(batch["source"][row : row + 1], batch["code"][row : row + 1])
+        for row in range(len(batch["source"]))
+    ]
+    return (torch.cat(rows) + 1) / 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_with_parity_s_switches_a_prediction_is_that_of_training_mode(dropout: float):
+    """The network as the released code leaves it, with the same draws of dropout."""
+    switches = {"norm": "batch", "dropout": dropout, "dropout_at_evaluation": True}
+    own, running = task_of(**switches, statistics_at_evaluation="image"), task_of(**switches)
+    model, batch = counted(own), batch_of(own, *MIXED)
+    before = digest(model.state_dict())
+    with torch.no_grad():
+        torch.manual_seed(1)
+        wanted = in_training_mode(model, batch)
+        torch.manual_seed(1)
+        torch.testing.assert_close(own.predict(model, batch), wanted, rtol=0, atol=1e-6)
+        assert digest(model.state_dict()) == before, "evaluation counted statistics"
+        torch.manual_seed(1)
+        assert (running.predict(model, batch) - wanted).abs().max() > 1e-3
+
+
+def test_after_a_prediction_batch_norms_count_as_before():
+    task = task_of(norm="batch", dropout=0.0, statistics_at_evaluation="image")
+    model, batch = task.build(1), batch_of(task, *MIXED)
+    with torch.no_grad():
+        task.predict(model, batch)
+        before = digest(model.state_dict())
+        in_training_mode(model.train(), batch)
+        model.generator(batch["source"], batch["code"])
+    assert digest(model.state_dict()) != before
+    assert task_of(norm="batch").predict(model, batch).isfinite().all()
 
 
 def test_scores_are_of_each_case_in_the_unit_range():

@@ -15,11 +15,18 @@ PARAMETER_SPLITS: Mapping[str, tuple[str, ...]] = {
     "wide": ("all",),
     "everything": ("all",),
 }
+TRAVELS: Mapping[str, str] = {
+    "decoder": "mapper and decoder travel, the rest stays",
+    "paper": "mapper and later layers travel, the rest stays",
+    "bottleneck": "all but the encoder and the personalisation blocks travels",
+    "wide": "all but the personalisation blocks travels",
+    "everything": "the whole generator travels",
+}
 
 
 @dataclass(frozen=True)
 class PFLSynth(Method):
-    """Dalmaz et al. 2024: personalised synthesis; mapper and later layers travel, the rest stays.
+    """Dalmaz et al. 2024: personalised synthesis; what its split names travels, the rest stays.
 
     `paper` shares mapper, late bottleneck and decoder; `decoder` less than that, `bottleneck` all
     of it too; `wide` shares all but the personalisation blocks, which suits sites with few
@@ -35,6 +42,11 @@ class PFLSynth(Method):
     @property
     def title(self) -> str:
         return "pFLSynth"
+
+    @property
+    def description(self) -> str:
+        said = f"{', '.join(self.share)}: only this travels" if self.share else TRAVELS[self.split]
+        return f"Dalmaz et al. 2024: personalised synthesis; {said}."
 
     def sharing(self) -> Sharing:
         private = () if self.share or self.split == "everything" else ("personal",)

@@ -94,20 +94,24 @@ class Augmentation:
     """The changes to a slice before the network reads it.
 
     `flip` is the probability of a left-right flip in training; `intensity` = "slice" scales each
-    slice to its own range in 8 bits; `crop` = "resize-crop" enlarges by 286/256 and crops at
-    random, as the released pFLSynth code does (there in evaluation too).
+    slice to its own range in 8 bits; `crop` = "released" enlarges by 286/256 and crops at random
+    as the released pFLSynth code does (there in evaluation too): in 8 bits, by Pillow's bicubic
+    kernel (a = -0.5), never up to the last row or column. "resize-crop" is the same in floating
+    point, by PyTorch's kernel (a = -0.75), with every crop.
     """
 
     flip: float = 0.5
     intensity: Literal["volume", "slice"] = "volume"
-    crop: Literal["none", "resize-crop"] = "none"
+    crop: Literal["none", "resize-crop", "released"] = "none"
 
     def __call__(self, images_CHW: Tensor, generator: Generator, *, training: bool) -> Tensor:
         """Apply to the source and target of one sample, (2, H, W) in [0, 1]."""
         if self.intensity == "slice":
             images_CHW = _eight_bit(images_CHW)
         if self.crop == "resize-crop":
-            images_CHW = _resize_and_crop(images_CHW, generator)
+            images_CHW = _crop(_enlarged(images_CHW), images_CHW, generator, left_out=0)
+        if self.crop == "released":
+            images_CHW = _crop(_enlarged_in_bytes(images_CHW), images_CHW, generator, left_out=1)
         if training and float(torch.rand((), generator=generator)) < self.flip:
             images_CHW = images_CHW.flip(-1)
         return images_CHW
@@ -118,13 +122,37 @@ def _eight_bit(images_CHW: Tensor) -> Tensor:
     return ((images_CHW - low) / (high - low).clamp_min(1e-6) * 255).round() / 255
 
 
-def _resize_and_crop(images_CHW: Tensor, generator: Generator) -> Tensor:
+def _enlarged(images_CHW: Tensor) -> Tensor:
+    return nn.functional.interpolate(
+        images_CHW[None], _enlarged_size(images_CHW), mode="bicubic", align_corners=False
+    )[0].clamp(0, 1)
+
+
+def _enlarged_in_bytes(images_CHW: Tensor) -> Tensor:
+    bytes_CHW = (images_CHW * 255).round().to(torch.uint8)
+    large = nn.functional.interpolate(
+        bytes_CHW[None],
+        _enlarged_size(images_CHW),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,  # Pillow's kernel; there is nothing to smooth in what is enlarged
+    )
+    return large[0] / 255
+
+
+def _enlarged_size(images_CHW: Tensor) -> tuple[int, int]:
     height, width = images_CHW.shape[1:]
-    size = (ceil(height * 286 / 256), ceil(width * 286 / 256))
-    large = nn.functional.interpolate(images_CHW[None], size, mode="bicubic", align_corners=False)
-    top = int(torch.randint(size[0] - height + 1, (), generator=generator))
-    left = int(torch.randint(size[1] - width + 1, (), generator=generator))
-    return large[0, :, top : top + height, left : left + width].clamp(0, 1)
+    return ceil(height * 286 / 256), ceil(width * 286 / 256)
+
+
+def _crop(large: Tensor, images_CHW: Tensor, generator: Generator, *, left_out: int) -> Tensor:
+    """Return a random part of the enlarged images, of the size that they had."""
+    height, width = images_CHW.shape[1:]
+    places = [
+        n - size + 1 - left_out for n, size in zip(large.shape[1:], (height, width), strict=True)
+    ]
+    top, left = (int(torch.randint(count, (), generator=generator)) for count in places)
+    return large[:, top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from grandrounds.core.weights import Filter, Weights, name_starts
 from grandrounds.data.cohort import Cohort, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.models.generator import GeneratorShape
-from grandrounds.models.layers import Norm
+from grandrounds.models.layers import Norm, own_statistics
 from grandrounds.models.translation_unet import TranslationUNetShape
 from grandrounds.tasks.metrics import gabor, mean_over_patients, nrmse, psnr, ssim
 from grandrounds.tasks.synthesis.examples import (
@@ -55,6 +55,7 @@ from grandrounds.tasks.task import (
     check_size,
     list_slices,
     list_visits,
+    one_by_one,
     require_counts,
 )
 
@@ -94,7 +95,9 @@ class Synthesis:
     images then stands in for half of the new ones that a critic is shown. `critic_clip` above 0
     clips each image's gradient from its critic, and `critic_noise` adds noise to it (FedMed-GAN).
     `masked` = "brain" scores inside the brain mask, too.
-    `equalised` and `dropout_at_evaluation` are how the released pFLSynth code differs (`parity`).
+    `equalised`, `dropout_at_evaluation` and `statistics_at_evaluation` are how the released
+    pFLSynth code differs (`parity`): it never leaves training mode, so with "image" a batch norm
+    normalises each image by its own statistics, and not by those that it has counted ("running").
     """
 
     metric: ClassVar[str] = "psnr"
@@ -119,6 +122,7 @@ class Synthesis:
     dropout: float = 0.5
     equalised: bool = False
     dropout_at_evaluation: bool = False
+    statistics_at_evaluation: Literal["running", "image"] | None = None  # none: "running"
     critics: Literal["per-task", "single"] = "per-task"
     critic_width: int = 64
     critic_layers: int = 3
@@ -132,7 +136,7 @@ class Synthesis:
     critic_noise: float = 2.14
     flip: float = 0.5
     intensity: Literal["volume", "slice"] = "volume"
-    crop: Literal["none", "resize-crop"] = "none"
+    crop: Literal["none", "resize-crop", "released"] = "none"
     masked: Literal["none", "brain"] = "none"
 
     @property
@@ -164,7 +168,7 @@ class Synthesis:
         )
         require(
             self.masked == "none" or self.crop == "none",
-            'task.masked = "brain" and task.crop = "resize-crop" exclude each other: a mask would '
+            f'task.masked = "brain" and task.crop = "{self.crop}" exclude each other: a mask would '
             "not lie on the cropped image",
         )
         require(
@@ -339,7 +343,11 @@ class SynthesisTask:
         for module in model.generator.modules():
             if isinstance(module, nn.Dropout):
                 module.train(self.options.dropout_at_evaluation)
-        return self.to_prediction(self._translate(model, batch))
+        if self.options.statistics_at_evaluation != "image":
+            return self.to_prediction(self._translate(model, batch))
+        with own_statistics(model.generator):
+            images = [self._translate(model, row) for row in one_by_one(batch)]
+        return self.to_prediction(torch.cat(images))
 
     def to_prediction(self, output: Tensor) -> Tensor:
         """Map the generator's image to [0, 1]."""
