@@ -11,8 +11,8 @@ demo: .venv/run  # needs what runs need, and nothing that developers use
 test: .venv/dev  # what any machine can run: files, processes, sockets, a browser
 	$(PYTEST) -m "not full and not gpu" --durations=60 --durations-min=1
 
-test-rest: .venv/dev  # what test leaves out: whole grids, fault schedules, more federations
-	$(PYTEST) -m "full and not gpu" --durations=60 --durations-min=1
+test-rest: .venv/dev  # what test leaves out: whole grids, fault schedules, more federations, which wait
+	$(PYTEST) -n 3 -m "full and not gpu" --durations=60 --durations-min=1
 
 test-all: .venv/dev
 	$(PYTEST) -m "not gpu" --durations=60 --durations-min=1

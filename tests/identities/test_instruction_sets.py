@@ -38,6 +38,7 @@ def psnr(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="one instruction set only"
 )
