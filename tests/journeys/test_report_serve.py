@@ -150,6 +150,7 @@ def test_readers_with_the_token_fill_the_places_and_none_gives_way(page_of: Show
     assert page_of.get("/", cookie=cookie).status == 200
 
 
+@pytest.mark.slow
 def test_a_connection_without_a_whole_request_is_ended_and_a_stream_is_not(
     page_of: Shown, monkeypatch: pytest.MonkeyPatch
 ):

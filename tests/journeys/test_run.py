@@ -398,6 +398,7 @@ def with_test(study: Study, which: str) -> Study:
     return replace(study, stop=replace(study.stop, test=which))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_where_nobody_validates_the_last_round_is_the_best(tmp_path: Path):
     study = tiny("rounds=2", sites=1)
     [spec] = study.site

@@ -89,6 +89,7 @@ class Announced(Method):
         return site.train().sending(more={"loss": torch.ones(1)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Nothing, WrittenOut])
 def test_what_a_method_does_not_say_is_fedavg_to_the_bit(method: type[Method], tmp_path: Path):
     study = tiny("method.kind=fedavg", sites=2)
@@ -97,6 +98,7 @@ def test_what_a_method_does_not_say_is_fedavg_to_the_bit(method: type[Method], t
     )
 
 
+@pytest.mark.slow
 def test_a_restart_forgets_all_that_was_trained(tmp_path: Path):
     study = tiny("method.kind=fedavg", sites=2)
     assert outcome(Restarted, tmp_path / "mine", study, 1) == outcome(
@@ -104,6 +106,7 @@ def test_a_restart_forgets_all_that_was_trained(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_a_set_that_was_not_announced_stays(tmp_path: Path):
     with pytest.raises(SiteFailed) as refused:
         outcome(Untold, tmp_path, tiny(sites=2), 1)

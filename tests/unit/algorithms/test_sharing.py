@@ -121,6 +121,7 @@ def test_named_groups_take_the_place_of_the_split():
     assert groups_of(tensors) == {"generator.encoder"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["fedavg", "fedprox", "fedopt", "scaffold", "ditto", "fedmedgan", "fedmmgan", "fedcyclegan"],

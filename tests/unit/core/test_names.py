@@ -278,6 +278,7 @@ def test_a_seed_is_the_same_number_as_ever():
     assert seed_for() == 8203414616412130826
 
 
+@pytest.mark.slow
 def test_the_words_given_to_seeds_are_the_same_as_ever():
     assert words_given_to("seed_for") == SEED_WORDS
 
@@ -286,6 +287,7 @@ def test_the_words_given_to_seeds_of_a_new_site_are_the_same_as_ever():
     assert (ADAPTED, ALONE) == ("adapted", "alone")
 
 
+@pytest.mark.slow
 def test_the_words_given_to_the_streams_of_a_simulated_patient_are_the_same_as_ever():
     assert words_given_to("streams") == set(NAMES["streams"])
 

@@ -14,6 +14,7 @@ from grandrounds.core.soundness import is_sound_in_3d, spoil_memory
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_float32_is_sound_on_every_cpu():
     assert is_sound_in_3d(CPU, torch.float32)
 
@@ -43,6 +44,7 @@ def test_a_convolution_that_reads_what_it_did_not_write_is_found_out(
     is_sound_in_3d.cache_clear()
 
 
+@pytest.mark.slow
 def test_memory_is_spoiled_without_a_trace_in_the_random_numbers():
     before = torch.get_rng_state()
     spoil_memory(CPU)

@@ -82,6 +82,7 @@ def test_images_are_what_they_were_when_this_was_written() -> None:
     assert means == pytest.approx([0.32038, 0.14120, 0.28807, 0.23993], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_bits() -> None:
     code = (
         "import hashlib; from grandrounds.data.elements import Elements;"
@@ -176,6 +177,7 @@ def lesion_pixels(found: Session) -> NDArray[np.bool_]:
     return found.masks["lesion"] > 0
 
 
+@pytest.mark.slow
 def test_lesions_lie_in_the_brain_and_shine_in_flair() -> None:
     fine = Elements(("FLAIR",), (112, 96), (2.0, 2.0))
     found = [session(CLEAN, f"sub-{k:03d}", slices=6, elements=fine) for k in range(1, 5)]

@@ -218,6 +218,7 @@ def test_no_round_comes_of_a_round_in_which_a_site_failed(tmp_path: Path):
         Star().round(federation.start, engine, federation.method)
 
 
+@pytest.mark.slow
 def test_a_reply_is_released_only_when_the_disk_has_taken_the_private_state(
     sites: tuple[Site, ...],
 ):

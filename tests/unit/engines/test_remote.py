@@ -103,6 +103,7 @@ def test_a_letter_damaged_now_and_then_is_no_failure(attend: Attend):
     assert len(way.letters) >= 20
 
 
+@pytest.mark.slow
 def test_a_site_that_says_nothing_for_too_long_is_silent_even_if_it_once_worked(attend: Attend):
     gone = time.monotonic() + 0.3
 
@@ -118,6 +119,7 @@ def test_a_site_that_says_nothing_for_too_long_is_silent_even_if_it_once_worked(
     assert "then resume the run" in card.hint
 
 
+@pytest.mark.slow
 def test_a_slow_site_that_lives_is_waited_for(attend: Attend):
     way = Way({"alder": attend("alder", Slow(attend.gate))})
     threading.Timer(0.5, attend.gate.set).start()
@@ -137,6 +139,7 @@ def test_a_request_that_was_given_up_is_not_sent(attend: Attend):
     assert state_of(attendant, RequestEnvelope(number=number, wait=0.0)) == "unknown"
 
 
+@pytest.mark.slow
 def test_a_line_that_held_before_it_broke_is_a_sign_of_life(attend: Attend):
     """Each try is longer than the silence after which a site is dead."""
     hasty = replace(QUICK, silence=0.1)
@@ -185,6 +188,7 @@ def test_a_working_site_is_asked_without_the_request_until_it_knows_nothing_of_i
     assert [letter.body for letter in way.letters] == [whole, bare, whole]
 
 
+@pytest.mark.slow
 def test_a_site_that_is_not_there_yet_is_asked_less_often_than_one_whose_line_broke(
     attend: Attend,
 ):

@@ -151,6 +151,7 @@ def test_a_refusal_does_not_wait_for_a_site_that_opens_slowly(
     assert time.monotonic() - began < LONG / 2
 
 
+@pytest.mark.slow
 def test_readiness_waits_for_a_site_that_is_there_late_but_not_for_ever(attend: Attend):
     late = Way({"alder": attend("alder")}, there=for_the_first(20, lost))
     patience = replace(QUICK, start=LONG, silence=0.1)
@@ -237,6 +238,7 @@ def test_a_peer_that_cannot_be_reached_is_named_by_the_site_that_could_not(atten
     assert card.message == "its update did not reach 'cedar'; see the log of site 'birch'"
 
 
+@pytest.mark.slow
 def test_mail_that_is_lost_or_damaged_is_brought_again(attend: Attend):
     tries: list[str] = []
 

@@ -202,6 +202,7 @@ def test_letters_of_an_earlier_session_are_refused_and_written_down(
     assert [line.refused for line in later.lines] == ["a letter is of another session"]
 
 
+@pytest.mark.slow
 def test_answers_of_an_earlier_session_are_not_taken(
     party: Parties, sites: Mapping[str, Site], alder: Opened
 ):
@@ -242,6 +243,7 @@ def test_a_site_that_was_started_anew_in_the_midst_of_a_run_is_told_as_that(
     assert "resume" in card.hint
 
 
+@pytest.mark.slow
 def test_a_site_whose_certificate_has_ended_is_told_as_that(party: Parties, alder: Opened):
     engine, old = asking(party, alder.call), party("alder", days=(-2, -1))
 
@@ -271,6 +273,7 @@ def test_a_request_that_comes_damaged_again_and_again_is_told_as_damaged(
     )
 
 
+@pytest.mark.slow
 def test_a_reply_that_another_site_signed_is_not_taken(party: Parties, alder: Opened):
     engine, birch, said = asking(party, alder.call), party("birch"), list[str]()
 
@@ -376,6 +379,7 @@ def mailed(revoking: Revoking, site: Opened, sender: str) -> str:
     return unpack(site.agent.receive_update(packed), ReplyEnvelope).state
 
 
+@pytest.mark.slow
 def test_a_site_learns_at_the_opening_who_was_revoked_and_takes_no_more_of_its_mail(
     revoking: Revoking, learning: Opened
 ):

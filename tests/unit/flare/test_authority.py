@@ -187,6 +187,7 @@ def test_a_renewed_site_keeps_all_but_its_certificate_and_key(
     assert kit_command(alder)
 
 
+@pytest.mark.slow
 def test_what_a_site_had_before_is_revoked_with_its_renewal_if_asked(
     kits: Path, authority: Authority, asks: Asks, tmp_path: Path
 ):
@@ -205,6 +206,7 @@ def test_what_a_site_had_before_is_revoked_with_its_renewal_if_asked(
         kit_command(stolen)
 
 
+@pytest.mark.slow
 def test_a_revoked_key_comes_back_under_no_certificate(
     authority: Authority, asks: Asks, tmp_path: Path
 ):
@@ -216,6 +218,7 @@ def test_a_revoked_key_comes_back_under_no_certificate(
     assert Kit(renew_site(authority, asks("cedar"), tmp_path / "again")).name == "cedar"
 
 
+@pytest.mark.slow
 def test_a_site_is_revoked_with_its_look_and_the_number_only_grows(
     kits: Path, authority: Authority, asks: Asks, tmp_path: Path
 ):

@@ -108,6 +108,7 @@ def reasons(kit: Kit, *, runs: bool = False, days: int = 30) -> dict[str, str]:
     return {each.where: each.stays for each in leftovers(kit, days=days, runs=runs)}
 
 
+@pytest.mark.slow
 def test_a_site_s_job_goes_and_its_run_stays_unless_it_is_asked_for(site: Kit, clean: Clean):
     before = files(site)
     done = clean("site", "clean", "--kit", site.folder, "--dry-run")

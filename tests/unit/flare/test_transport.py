@@ -149,6 +149,7 @@ def test_a_line_on_which_nothing_came_is_silent():
         assert not isinstance(raised.value, ConnectionInterrupted)
 
 
+@pytest.mark.slow
 def test_a_newer_letter_waits_on_when_an_older_one_is_answered():
     office, fetched = Office(), list[bytes]()
     office.post("alder", echo)
@@ -238,6 +239,7 @@ def test_a_stranger_is_not_answered(sender: str):
     assert (reply.get_return_code(), came) == (ReturnCode.BAD_REQUEST_DATA, [])
 
 
+@pytest.mark.slow
 def test_of_one_sender_one_letter_is_held_in_memory():
     """A hundred letters that are never fetched to their end leave one behind."""
     office = Office()

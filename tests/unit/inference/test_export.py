@@ -119,6 +119,7 @@ def test_every_generator_can_be_exported(options: Sequence[str], tmp_path: Path)
     assert (inference.network(images) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_of_two_directions_the_one_that_is_asked_for_is_exported(tmp_path: Path):
     table = read_table(TINY)
     table["site"] = [{**site, "tasks": ["T1w->T2w", "T2w->T1w"]} for site in table["site"][:2]]

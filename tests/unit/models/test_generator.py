@@ -128,6 +128,7 @@ def test_no_personalisation_block_starts_with_all_channel_weights_at_a_half(full
         assert not torch.any(torch.all(block.channel_weights(styles) == 0.5, dim=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equalised", [False, True])
 def test_every_mapper_layer_gets_a_gradient(equalised: bool):
     shape = GeneratorShape(code_size=12, width=8, blocks=3, latent=32, equalised=equalised)

@@ -99,6 +99,7 @@ def test_the_tint_runs_from_the_worst_to_the_best_of_a_column(tmp_path: Path):
     assert [crossing.shade(model, "alder") for model in SITES] == [1.0, 0.0, 0.875]
 
 
+@pytest.mark.slow
 def test_equal_rows_are_a_sentence_instead_of_a_table(tmp_path: Path):
     folder = crossed(tmp_path)
     found = cross_site_matrices(read_facts(folder))

@@ -122,6 +122,7 @@ def test_whether_scores_were_still_rising_is_read_from_the_curve(
     assert facts.arms[0].still_rising is rising
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patients", "intervals", "tests"), [(1, False, False), (2, True, True), (8, True, True)]
 )

@@ -177,6 +177,7 @@ def test_the_mean_comes_first(text: str):
     assert re.findall(r">([^<]+)</th>", heads)[:2] == ["Arm", "Mean"]
 
 
+@pytest.mark.slow
 def test_with_one_patient_a_hospital_nothing_is_said_of_intervals_and_tests(tmp_path: Path):
     arms = [replace(plan, patients=1, pictured=(0,)) for plan in ARMS]
     text = report_of(write_comparison(tmp_path / "c", arms))
@@ -290,6 +291,7 @@ def test_a_comparison_under_way_names_what_has_not_started(tmp_path: Path):
     assert "pFLSynth: Not started." in report_of(folder)
 
 
+@pytest.mark.slow
 def test_a_training_that_ended_while_scores_rose_is_told(tmp_path: Path):
     rising, over = (
         report_of(write_run(tmp_path / str(rounds), replace(PFLSYNTH, rounds=rounds)))

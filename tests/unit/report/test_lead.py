@@ -41,6 +41,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_plain_and_has_one_number(tmp_path: Path, name: str):
     arms, said = CASES[name]

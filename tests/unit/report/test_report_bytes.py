@@ -106,6 +106,7 @@ def skip_where_drawn_otherwise() -> None:
         pytest.skip(f"figures: drawn with {here} here; the digests are of {STORED['drawn with']}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_page_is_the_same_as_ever(name: str, tmp_path: Path):
     folder = FOLDERS[name](tmp_path / "folder")

@@ -151,6 +151,7 @@ def test_absences_of_several_seeds_are_told_seed_by_seed(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_the_rule_that_folds_arms_away_is_told_only_where_it_is_used(facts: Facts, tmp_path: Path):
     assert sentences.notable(facts) == ""
     more = [replace(FEDAVG, name=f"m{n}", title=f"M{n}") for n in range(4)]

@@ -101,6 +101,7 @@ def test_a_large_picture_is_thinned_to_what_a_page_has_room_for():
     assert drawn[0, 0] == 255
 
 
+@pytest.mark.slow
 def test_thirty_arms_look_different(tmp_path: Path):
     arms = [replace(PFLSYNTH, name=f"a{number}", sites=("alder",)) for number in range(30)]
     looks = figures.styles(read_facts(write_comparison(tmp_path / "c", arms)))

@@ -54,6 +54,7 @@ def test_the_same_request_twice_is_the_same_reply_to_the_bit(tmp_path: Path):
     assert same(alder.answer(asked), alder.answer(asked))
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_what_the_bench_did_before(tmp_path: Path):
     alder, birch, start = pair(tmp_path)
     first = alder.answer(order(start))
@@ -151,6 +152,7 @@ def test_running_statistics_travel_with_fedavg(tmp_path: Path):
         torch.testing.assert_close(outcome.state.weights[name].double(), half)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("buffers", "batches"), [("private", 4), ("reset", 2)])
 def test_statistics_that_are_reset_forget_the_rounds_before(
     tmp_path: Path, buffers: str, batches: int

@@ -375,6 +375,7 @@ def written(folder: Path, sites: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("task.dims=3", "task.patch=[4, 16, 16]")])
 def test_a_federation_of_different_labels_trains_a_round(tmp_path: Path, options: tuple[str, ...]):
     """Two hospitals that know different structures; each stage of the network moves."""
@@ -397,6 +398,7 @@ def test_training_in_3d_ends_in_the_same_bits_twice(tmp_path: Path):
     assert len(set(digests(tmp_path / "once"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_scores_each_label_of_each_hospital_and_writes_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

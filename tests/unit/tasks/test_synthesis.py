@@ -184,6 +184,7 @@ def test_without_adversarial_weight_there_is_no_critic():
     assert loss.item() == pytest.approx(100 * (fake - batch["target"]).abs().mean().item())
 
 
+@pytest.mark.slow
 def test_a_task_of_several_sites_has_one_critic_and_a_site_uses_its_own():
     task = task_of()
     assert list(task.build(1).critics) == ["T1w->T2w", "T2w->PDw", "FLAIR->T2w"]
