@@ -174,3 +174,12 @@ def test_not_all_sites_can_join_later():
     study = tiny("method.kind=fedavg", "rounds=4")
     with pytest.raises(BadStudy, match="one or more must begin"):
         complete(replace(study, site=tuple(replace(s, joins=2) for s in study.site)))
+
+
+def test_a_run_whose_sites_start_apart_goes_on_after_a_stop(tmp_path: Path):
+    """Nothing is sent before round 1 there, so there is no first model to compare with."""
+    study = tiny("rounds=3", "method.kind=fedavg", "training.first_broadcast=false", sites=2)
+    folder = after_round(tmp_path / "run", study, 1)
+    run(study, folder, resume=True)
+    run(study, tmp_path / "whole")
+    assert digests(folder) == digests(tmp_path / "whole")

@@ -61,12 +61,13 @@ def scored_anew(state: State, study: Study) -> State:
 def check_model_fits(held: Weights, expected: Weights, saved_in: object) -> None:
     """Refuse to go on with a model of other sizes than the study's. Raises `BadFolder`.
 
-    A network that is sized by the roster grows with every site.
+    A network that is sized by the roster grows with every site. Where the sites start apart nothing
+    is `expected` before round 1, and there is nothing to compare.
     """
     different = [
         name
-        for name in {**held, **expected}
-        if name not in held or name not in expected or held[name].shape != expected[name].shape
+        for name, tensor in expected.items()
+        if name not in held or held[name].shape != tensor.shape
     ]
     if different:
         raise BadFolder(
