@@ -23,7 +23,7 @@ from statistics import median
 from grandrounds.core.device import peak_memory
 from grandrounds.core.events import Event, RoundFinished
 from grandrounds.data.simulation.simulate import Patients
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import example, read_study
 from grandrounds.study.study import Study
 

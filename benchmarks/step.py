@@ -165,7 +165,7 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _ours(*, compiled: bool) -> Contender:
+def our_contender(*, compiled: bool) -> Contender:
     generator = build_generator(GeneratorShape(CODE_SIZE), seed=0)
     critic = build_discriminator(seed=1)
     adam = partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
@@ -232,11 +232,11 @@ def measure(repeats: int, compiled: bool) -> dict[str, float | None]:
     generator = torch.Generator().manual_seed(0)
     image = partial(torch.rand, 1, 1, SIZE, SIZE, generator=generator)
     batch = Batch(image(), image(), torch.eye(CODE_SIZE)[:1])
-    plain, ours = _plain(), _ours(compiled=False)
+    plain, ours = _plain(), our_contender(compiled=False)
     difference = largest_difference(ours, plain, batch)
     contenders = {"plain": plain, "ours": ours}
     if compiled:
-        contenders["compiled"] = _ours(compiled=True)
+        contenders["compiled"] = our_contender(compiled=True)
     flops = count_flops(ours, batch)
     steps = {name: partial(training_step, one, batch) for name, one in contenders.items()}
     seconds = medians(steps, repeats)

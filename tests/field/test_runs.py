@@ -13,9 +13,10 @@ import pytest
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import Event, RoundFinished
-from grandrounds.runs.loop import run
+from grandrounds.data.measured import SYNTHETIC_TEXT
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.site_data import open_named
-from grandrounds.study.file import read_study
+from grandrounds.study.file import example, read_study
 from grandrounds.study.site_file import read_site
 from tests.helpers.command import PROGRAM, Done, program
 
@@ -41,6 +42,18 @@ def test_kits_are_made_for_every_study_that_check_accepts(
     done = ask(tmp_path, "federation", *words)
     assert done.code == 0, done.err
     assert (tmp_path / "kits").is_dir()
+
+
+@pytest.mark.slow
+def test_a_site_accepts_in_a_folder_with_brackets_and_reads_where(ask: Ask, tmp_path: Path):
+    """filequery#51, ai-toolkit#692: a name is no markup, and `:b:` no emoji."""
+    here = tmp_path / "[red]kits[/red] [1] :b:"
+    words = ("provision", example("tiny"), "--server", "localhost", "--out", here)
+    done = ask(tmp_path, "federation", *words)
+    assert f"{here}/alder " in done.out
+    done = ask(tmp_path, "site", "accept", example("tiny"), "--kit", here / "alder")
+    assert (done.code, done.err) == (0, "")
+    assert f"signed in {here}/alder/local/accepted/" in done.out
 
 
 @pytest.mark.parametrize("folder", ["server", "admin", "case", "longname", "space", "slash"])
@@ -133,7 +146,8 @@ def test_a_synthetic_volume_lies_on_its_inputs_grid_and_tells_nothing_of_its_hea
         assert after.header.get_xyzt_units()[0] == before.header.get_xyzt_units()[0]
         assert after.get_data_dtype() == np.float32
         assert not after.header.extensions
-        texts = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+        assert bytes(after.header["descrip"]).strip(b"\0").decode() == SYNTHETIC_TEXT
+        texts = ("aux_file", "intent_name", "db_name", "data_type")
         assert not [text for text in texts if bytes(after.header[text]).strip(b"\0")]
         voxels.append(np.asarray(after.dataobj))
     assert voxels[0].std() > 0

@@ -14,7 +14,7 @@ import torch
 
 from grandrounds.algorithms import METHODS, TOPOLOGIES
 from grandrounds.core.errors import BadStudy
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from tests.helpers.federation import assert_trained, built, digests, tiny
 from tests.helpers.grids import with_representatives
 from tests.helpers.task_studies import tiny_of
@@ -40,6 +40,11 @@ FURTHER: dict[str, tuple[str, ...]] = {
     ),
     "splitfed1": (*SPLIT, "topology.variant=splitfed1"),
     "splitfed2": (*SPLIT, "topology.variant=splitfed2"),
+    "relay-sites": (
+        *("method.kind=pflsynth", "topology.kind=relay"),
+        *("topology.groups=2", "topology.handover=sites"),
+    ),
+    "measured": ("method.kind=fedavg", "aggregation.rate=measured"),
     "cyclic-travels": (
         *("method.kind=fedavg", "topology.kind=cyclic"),
         *("topology.order=shuffled", "topology.optimizer=travels"),
@@ -70,6 +75,7 @@ TASKS: dict[str, tuple[str, ...]] = dict.fromkeys(
 REPRESENTATIVES = (  # each topology, each family of methods, each task
     *("fedavg", "fedopt", "fedbn", "scaffold", "fedrep", "ditto", "pflsynth", "local", "central"),
     *("fedmri", "fedmedgan", "pflsynth@swarm", "cyclic-travels", "fedavg@split", "splitfed2"),
+    *("fedavg@relay", "relay-sites", "measured"),
     *TASKS,
 )
 

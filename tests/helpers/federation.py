@@ -18,7 +18,7 @@ from grandrounds.core.weights import first_not_finite
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.runs.build import Federation, build_federation
 from grandrounds.runs.costs import plan_run
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.site import model_state as kept
 from grandrounds.site.model_state import SiteStore

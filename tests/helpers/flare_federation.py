@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.events import Event
+from grandrounds.core.extras import install_command
 from grandrounds.flare.job import ALLOWED, run_name
 from grandrounds.study.acceptance import accept, save_acceptance
 from grandrounds.study.file import fingerprint, to_toml
@@ -40,7 +41,7 @@ PR_SET_PDEATHSIG = 1
 
 needs_flare = pytest.mark.skipif(
     find_spec("nvflare") is None and os.environ.get("CI") != "true",
-    reason="NVIDIA FLARE is not installed: pip install 'grandrounds[flare]'",
+    reason=f"NVIDIA FLARE is not installed: {install_command('flare')}",
 )
 
 
@@ -143,7 +144,8 @@ class Town:
         self, *names: str, harm: Path | None = None, limit: Callable[[], None] | None = None
     ) -> None:
         """Start these kits' processes, under the harm of a folder and a limit."""
-        paths = [str(path) for path in (harm, REPOSITORY) if path]
+        own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        paths = [str(path) for path in (harm, REPOSITORY, *own) if path]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
         def begun() -> None:

@@ -153,7 +153,7 @@ def beginning(plan: Plan) -> list[Event]:
         arm=plan.name,
         seed=plan.seed,
         rounds=plan.rounds,
-        sites=(POOLED,) if plan.method == "central" else plan.sites,
+        sites=trained_at(plan),
         study="9f2c" * 16,
         version="0.1.0",
         torch="2.8.0",
@@ -176,6 +176,10 @@ def beginning(plan: Plan) -> list[Event]:
     return [started, *ready, policy, star, work]
 
 
+def trained_at(plan: Plan) -> tuple[str, ...]:
+    return (POOLED,) if plan.method == "central" else plan.sites
+
+
 def _ready(plan: Plan, site: str) -> SiteReady:
     counts = {"train": 2, "validation": 1, "test": plan.patients}
     slices = {split: number * plan.slices for split, number in counts.items()}
@@ -194,7 +198,7 @@ def score_at(plan: Plan, site: str, number: int) -> float:
 def one_round(plan: Plan, number: int) -> list[Event]:
     events: list[Event] = []
     travels = 0 if plan.method == "local" else 1_712_516
-    for place, site in enumerate(plan.sites):
+    for place, site in enumerate(trained_at(plan)):
         if number in plan.absent.get(site, ()):
             continue
         seconds, losses = 1.6 + 0.2 * place, {"generator": 9.0 / number}

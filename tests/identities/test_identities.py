@@ -23,7 +23,7 @@ from grandrounds.core.state import State, load_state, save_state
 from grandrounds.core.weights import digest, read
 from grandrounds.models.generator import Generator
 from grandrounds.runs.build import Federation
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.study import Choice, Study
 from grandrounds.tasks.synthesis.networks import GROUPS, Translator
 from grandrounds.tasks.synthesis.task import SynthesisTask

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from tests.helpers.federation import digests, tiny
 
 ROOT = Path(__file__).parents[2]

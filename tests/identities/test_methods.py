@@ -15,7 +15,7 @@ from grandrounds.algorithms.topology import RoundResult
 from grandrounds.core.state import State
 from grandrounds.core.weights import OPTIMIZER, digest, select
 from grandrounds.runs.build import Federation
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.model_state import SiteStore, personal_tensors
 from grandrounds.site.peers import Mailbox
 from grandrounds.site.site import Site

@@ -70,3 +70,20 @@ def test_another_budget_is_refused_and_allowed_by_a_word(
     allowed = inside(monkeypatch, capsys, *given, "--unequal")
     assert allowed.code == 0
     assert "differs in training.epochs, as asked for" in allowed.err
+
+
+def test_a_budget_and_derived_arms_are_a_word_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    given: list[str | Path] = ["compare", STUDY, "--set", "rounds=1", "--out", tmp_path / "out"]
+    arms = "fedavg@cyclic,local,local:steps=x2,alone"
+    done = inside(monkeypatch, capsys, *given, "--arms", arms, "--budget", "steps-in-a-row")
+    assert done.code == 0
+    assert "Local only (plain network): 4 local epochs a round; 8 local steps" in done.err
+    assert "Alone, as long as it likes" in done.out
+    assert "alone" in (tmp_path / "out" / "scores.csv").read_text()
+    longest = tmp_path / "out/arms/local-steps-x2/seed-1/study.toml"
+    assert "epochs = 8" in longest.read_text()
+    other = inside(monkeypatch, capsys, *given, "--arms", arms)
+    assert other.code == 2
+    assert "its run began with another study; changed: training.epochs" in other.err

@@ -65,6 +65,16 @@ def test_every_public_module_is_in_the_reference(site: Path):
     assert re.search(r'id="grandrounds[a-z_.]*\.GrandRoundsError"', reference)
 
 
+def test_every_public_name_has_its_signature_and_docstring_on_one_page(site: Path):
+    page = (site / "reference" / "api.html").read_text("utf-8")
+    named = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference/api.md").read_text("utf-8"), re.M)
+    assert len(named) > 20
+    for name in named:
+        described = page.partition(f'id="{name}"')[2].partition('<h3 id="')[0]
+        assert "<p>" in described, name
+    assert 'id="grandrounds.LocalRound.network"' in page
+
+
 def test_a_word_is_found_by_the_search_in_the_glossary(site: Path):
     index = json.loads((site / "search.json").read_text("utf-8"))
     found = [item["location"] for item in index["items"] if "quorum" in item["text"].lower()]

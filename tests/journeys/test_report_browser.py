@@ -9,6 +9,7 @@ from playwright.sync_api import Browser
 from grandrounds.core.journal import Journal
 from grandrounds.report.page.html import write_report
 from tests.helpers.browser import OPEN_ALL, OVERFLOW, barriers, launched, opened, tabbed
+from tests.helpers.cosines import compared
 from tests.helpers.cycles import cycle
 from tests.helpers.run_folders import run_folder, write_comparison
 
@@ -30,7 +31,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_comparison(tmp_path_factory.mktemp("comparison"))
-    for event in cycle(10):
+    for event in (*cycle(10), compared(5, decoder=0.2, all=-0.1), compared(10, decoder=-0.6)):
         Journal(run_folder(folder, "fedavg") / "journal.jsonl").append(event)
     return write_report(folder)
 

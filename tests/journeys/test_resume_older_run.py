@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import read_study
 from tests.helpers.command import inside
 from tests.helpers.federation import digests, rows

@@ -15,7 +15,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import Failed, Interrupted, RoundFinished, RunFinished, SiteTrained
 from grandrounds.core.weights import read
 from grandrounds.runs.folder import lock_folder
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import fingerprint, read_study
 from grandrounds.study.study import Study
 from tests.helpers.command import Done, events, inside, kill, program, started, wait_for
@@ -42,6 +42,8 @@ FILES = {
             "panels.npz",
             "private-last.safetensors",
             "private.safetensors",
+            "profile.json",
+            "validation.jsonl",
             "state/round-000001.safetensors",
             "state/round-000002.safetensors",
             "state/round-000003.safetensors",

@@ -14,7 +14,7 @@ from grandrounds.data.prepare import prepare_volumes
 from grandrounds.data.resample import Pixels, in_plane, smooth
 from grandrounds.data.session_files import SessionFiles
 from grandrounds.inference.trained_model import load_trained_model
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.tasks.synthesis.examples import ContrastPair
 from grandrounds.tasks.synthesis.task import SynthesisTask
@@ -64,7 +64,7 @@ def expected(folder: Path, source: Path, **masks: Path) -> NDArray[np.float32]:
     task, pair = trained.task, ContrastPair("T1w", "T2w")
     assert isinstance(task, SynthesisTask)
     files = SessionFiles("", "", {"T1w": source}, masks)
-    images = torch.from_numpy(prepare_volumes(files, trained.study.elements))
+    images = torch.from_numpy(prepare_volumes(files, trained.study.elements).images)
     code = task.coding.code("alder", pair)[None]
     with torch.no_grad():
         found = [

@@ -122,7 +122,7 @@ def be_site(place: Place, link: Link) -> None:
             serve_site(study, site, (), place.folder, place.accepted),
             mail,
             Disclosure(site, study.names),
-            identity=identity_of(study, place.folder, place.root, "client"),
+            identity=identity_of(fingerprint(study), place.folder, place.root, "client"),
             coordinator=SERVER,
             guard=partial(study_guard, study),
             audit=AuditLog(RunFolder(place.folder).site(site).audit),

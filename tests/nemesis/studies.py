@@ -12,7 +12,7 @@ import pytest
 
 from grandrounds.core.messages import Request, Train
 from grandrounds.data.simulation.simulate import Patients
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.study import Study
 from tests.helpers.federation import digests, fail_when, rows
 from tests.helpers.task_studies import tiny_of

@@ -6,7 +6,7 @@ import pytest
 
 from grandrounds.core.messages import Reply, Request, decode, encode
 from grandrounds.runs import build as blueprint
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.site import Promise, Site
 from tests.helpers.federation import assert_trained, built, digests, rows, tiny
 

@@ -24,7 +24,7 @@ import pytest
 from grandrounds.core.events import Failed, RunFinished, RunResumed
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import RoundStore
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.audit import read_audit
 from grandrounds.study.acceptance import FOLDER
 from grandrounds.study.file import fingerprint

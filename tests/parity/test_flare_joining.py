@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.events import RunResumed, SiteJoined
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.checks import complete
 from tests.helpers.command import started
 from tests.helpers.federation import digests, rows, tiny

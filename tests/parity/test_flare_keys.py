@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.flare.kit import Kit
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.study import Study
 from tests.helpers.command import Done
 from tests.helpers.flare_federation import (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from grandrounds.core.events import Failed, RunFinished
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.study import Study
 from tests.golden.test_golden import ARMS
 from tests.helpers.command import PROGRAM

@@ -10,7 +10,7 @@ import pytest
 from grandrounds.algorithms import TOPOLOGIES
 from grandrounds.core.weights import first_not_finite
 from grandrounds.flare.job import CONTROLLER, EXECUTOR, export_job, run_name
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import to_toml
 from tests.golden.test_golden import ARMS
 from tests.helpers.federation import digests, rows
@@ -27,14 +27,17 @@ from tests.helpers.grids import with_representatives
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_flare]
 
-BY_COMMAND = ("pflsynth", "scaffold@swarm", "cyclic-travels", "fedmedgan@split")
+BY_COMMAND = ("pflsynth", "scaffold@swarm", "cyclic-travels", "relay-sites", "fedmedgan@split")
 POOLED = [arm for arm, words in ARMS.items() if small(*words).build_method().sharing().pooled]
 LARGE = {  # letters of 6 MB, which are fetched in parts
     f"fedavg@{kind}-large": ("method.kind=fedavg", f"topology.kind={kind}", "task.width=44")
     for kind in ("star", "swarm")
 }
 STUDIES = ARMS | LARGE
-IN_THE_GRID = [arm for arm in STUDIES if arm not in (*BY_COMMAND, *POOLED)]
+AS_THE_STAR = [  # within a group a relay asks what a star asks; a method of each family does
+    arm for arm in ARMS if arm.endswith("@relay") and arm not in ("fedavg@relay", "fedbn@relay")
+]
+IN_THE_GRID = [arm for arm in STUDIES if arm not in (*BY_COMMAND, *POOLED, *AS_THE_STAR)]
 CLASSES = {
     CONTROLLER: "tests.helpers.flare_grid.GridController",
     EXECUTOR: "tests.helpers.flare_grid.GridExecutor",

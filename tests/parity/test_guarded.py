@@ -16,7 +16,7 @@ import pytest
 from grandrounds.core.failures import Disclosure
 from grandrounds.engines.remote import Call, Timeouts
 from grandrounds.engines.remote_site import SiteAgent
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.remote import run_remotely, serve_site, study_guard
 from grandrounds.site.audit import AuditEntry
 from grandrounds.study.checks import complete
@@ -36,6 +36,9 @@ FURTHER: dict[str, tuple[str, ...]] = {
         *("topology.length=2", "topology.proportional=true"),
     ),
     "a weighted swarm": ("method.kind=fedavg", "topology.kind=swarm", "topology.leader=weighted"),
+    "a relay with a quorum": (
+        *("method.kind=fedavg", "topology.kind=relay", "topology.groups=2", "topology.require=1"),
+    ),
     "a cut in a U": (
         *("method.kind=fedavg", "topology.kind=split"),
         *("topology.cut=encoder.2", "topology.back=decoder.0"),
@@ -45,8 +48,19 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "fp64": ("method.kind=fedavg", "training.precision=fp64"),
     "norms that are reset": ("method.kind=fedbn", "task.norm=batch", "training.norm_buffers=reset"),
 }
-ARM = ("scaffold", "mrmtl", "fedmri", "fedgan@swarm", "cyclic-travels", "splitfed1")
-KEPT = ("scaffold", "mrmtl", "fedgan@swarm", "splitfed1", "steps in proportion", "a quorum")
+ARM = (
+    *("scaffold", "mrmtl", "fedmri", "fedgan@swarm", "cyclic-travels", "splitfed1"),
+    *("relay-sites", "measured", "pflsynth@swarm"),
+)
+KEPT = (
+    "scaffold",
+    "mrmtl",
+    "fedgan@swarm",
+    "relay-sites",
+    "splitfed1",
+    "steps in proportion",
+    "a quorum",
+)
 PATIENT = Timeouts(poll=100.0, silence=600.0)  # one site works at a time: they share a generator
 
 

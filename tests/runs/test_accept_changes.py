@@ -13,7 +13,7 @@ from grandrounds.core.state import saved_rounds
 from grandrounds.data.cohort import Cohort, Session, data_digest
 from grandrounds.runs import loop
 from grandrounds.runs.arms import arms_of
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.resume import VERSIONS
 from grandrounds.study.file import parse_study, read_table, to_toml
 from grandrounds.study.site_file import SiteFile

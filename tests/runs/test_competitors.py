@@ -26,7 +26,7 @@ from grandrounds.core.weights import (
     select,
     without_prefix,
 )
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.model_state import MEMORY, SiteStore
 from grandrounds.study.file import Table, parse_study, read_table
 from grandrounds.study.study import Study
@@ -331,6 +331,16 @@ REFUSED = {
     "nothing to weigh": (
         ("method.kind=fedavg", "task.channel_weights=false"),
         "task.channel_weights = false would do nothing",
+    ),
+    "no blocks to place": (
+        ("method.kind=fedavg", "task.block_place=branch"),
+        'task.block_place = "branch" would do nothing: only the personalised generator has '
+        'personalisation blocks in its bottleneck, not "plain"',
+    ),
+    "blocks without a bottleneck": (
+        ("method.kind=fedcyclegan", "task.block_place=after"),
+        'task.block_place = "after" would do nothing: only the personalised generator has '
+        'personalisation blocks in its bottleneck, not "coded-unet"',
     ),
     "uploads in a cycle": (
         ("method.kind=fedmri", "topology.kind=cyclic"),

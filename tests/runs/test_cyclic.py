@@ -12,7 +12,7 @@ from grandrounds.core.events import SiteMonitored
 from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Evaluate, Train
 from grandrounds.core.weights import OPTIMIZER, num_bytes
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.model_state import SiteStore, optimizer_tensors
 from grandrounds.study.study import Study
 from tests.helpers.federation import (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from tests.helpers.command import Done, inside
 from tests.helpers.damage import flip
 from tests.helpers.federation import tiny

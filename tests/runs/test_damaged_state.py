@@ -11,7 +11,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RoundFinished, RoundLost, RunResumed, SiteTrained
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import RoundStore, saved_rounds
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import to_toml
 from grandrounds.study.study import Study
 from tests.helpers.command import Done, events, inside

@@ -15,8 +15,8 @@ from grandrounds.core.messages import CaseScore
 from grandrounds.core.weights import read
 from grandrounds.runs.adapt import ADAPTED, ALONE, AS_IT_CAME, adapt
 from grandrounds.runs.evaluate import matrix, score_at_site
-from grandrounds.runs.folder import FinishedRun, find_runs
-from grandrounds.runs.loop import run
+from grandrounds.runs.folder import TrainedRun, find_runs
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.site_data import find_site
 from tests.helpers.federation import stopped, tiny
 
@@ -26,9 +26,9 @@ SITES = ("alder", "birch")
 CASE = ("site", "patient", "case", "task", "metric")
 
 
-def trained(folder: Path, *options: str) -> FinishedRun:
+def trained(folder: Path, *options: str) -> TrainedRun:
     run(tiny("rounds=1", *options, sites=3), folder)
-    return FinishedRun(folder)
+    return TrainedRun(folder)
 
 
 def new_site(folder: Path, real_data: Path, tasks: str) -> Path:
@@ -173,7 +173,7 @@ def test_who_has_nothing_to_adapt_is_told(
 
 def test_only_a_run_that_came_to_its_end_has_a_model(tmp_path: Path):
     with pytest.raises(BadFolder, match=r"no study\.toml, so no run"):
-        FinishedRun(tmp_path)
+        TrainedRun(tmp_path)
     stopped(
         tiny("rounds=2", sites=1), tmp_path / "run", lambda event: getattr(event, "round", 0) == 2
     )

@@ -13,7 +13,7 @@ from grandrounds.core.events import Event, RunFinished, SiteTested, SiteTuned
 from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Evaluate, Reply, Train, Tune
 from grandrounds.core.weights import Weights, digest, read, select
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.model_state import SiteStore, model_tensors, personal_tensors
 from grandrounds.site.site import Site
 from tests.helpers.federation import (

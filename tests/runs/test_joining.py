@@ -12,7 +12,7 @@ from grandrounds.core.events import Event, RoundFinished, SiteJoined, SiteTraine
 from grandrounds.core.journal import read_journal
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.report.page.html import write_report
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.checks import complete, notes
 from grandrounds.study.file import read_study
 from grandrounds.study.study import Study

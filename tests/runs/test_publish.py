@@ -71,7 +71,7 @@ def words_of(path: Path) -> list[str]:
 
 def test_every_figure_is_there_in_all_formats_and_every_table_as_csv_and_tex(published: Path):
     figures = {f"figures/{name}{suffix}" for name in FIGURES for suffix in SUFFIXES}
-    names = ("arms", "sites", "pairs")
+    names = ("arms", "sites", "pairs", "costs")
     tables = {f"tables/{name}{suffix}" for name in names for suffix in (".csv", ".tex")}
     assert set(files(published)) == figures | tables
 
@@ -261,7 +261,7 @@ def test_a_run_alone_has_the_figures_and_tables_that_it_can_fill(tmp_path: Path)
     names = {str(path.relative_to(folder)) for path in publish(folder)}
     figures = {f"figures/{n}{s}" for n in ("overall", "curves", "panels") for s in SUFFIXES}
     assert names == figures | {
-        f"tables/{n}{s}" for n in ("arms", "sites") for s in (".csv", ".tex")
+        f"tables/{n}{s}" for n in ("arms", "sites", "costs") for s in (".csv", ".tex")
     }
 
 

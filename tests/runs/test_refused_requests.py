@@ -50,6 +50,12 @@ pytestmark = pytest.mark.slow
 LONG = 600.0  # seconds
 
 
+def site_of(agent: SiteAgent) -> Site:
+    site = agent._site
+    assert isinstance(site, Site)
+    return site
+
+
 @dataclass
 class Attacked:
     """The site alder of a run of two, behind its guard, after its first round; and who asks it."""
@@ -70,7 +76,7 @@ class Attacked:
         """Everything that a request could change: files but the log, weights, random numbers."""
         log = SiteFolder(self.folder / "sites" / "alder").audit
         files = [path for path in self.folder.rglob("*") if path.is_file() and path != log]
-        site: Site = self.agent._site
+        site = site_of(self.agent)
         held = without_prefix("", site.trainer.model.state_dict())
         return {
             **{str(path): sha256(path.read_bytes()).hexdigest() for path in files},
@@ -100,7 +106,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
         )
         stack.callback(agent.close)
         agent._answer.result()
-        private = next(name for name in agent._site.trainer.model.state_dict() if name not in start)
+        private = next(n for n in site_of(agent).trainer.model.state_dict() if n not in start)
         found = Attacked(agent, folder, study, start, private)
         answer = found.ask(encode(Train(round=1, since=0, weights=start)))
         assert answer.state == "done"

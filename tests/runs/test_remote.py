@@ -33,7 +33,7 @@ from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.engines.replies import in_roster_order
 from grandrounds.runs.build import host_sites, make_blueprint
 from grandrounds.runs.costs import plan_run
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.site import Site
 from tests.helpers.federation import digests, ignore, rows, tiny
 from tests.helpers.remote_sites import (
@@ -313,6 +313,7 @@ ARMS = {
     "pflsynth over star": (),
     "fedavg over swarm": (),
     "fedavg over cyclic": (),
+    "pflsynth over relay": ("topology.handover=sites", "rounds=2"),
     "fedavg over split": ("topology.cut=encoder.2", "rounds=1"),
 }
 

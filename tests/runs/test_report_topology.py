@@ -25,7 +25,7 @@ from grandrounds.report.analysis.facts import read_facts
 from grandrounds.report.page import charts
 from grandrounds.report.page.html import views, write_report
 from grandrounds.report.prose import sentences
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from tests.helpers.cycles import SCORES, cycle
 from tests.helpers.federation import fail_when, tiny
 from tests.helpers.run_folders import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.events import Event, RoundFinished, SiteExchanged, SiteTrained, SiteValidated
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from tests.helpers.federation import digests, rows, stopped, tiny
 from tests.helpers.grids import with_representatives
 
@@ -19,6 +19,7 @@ ARMS = {
     "swarm, weighted": ("topology.kind=swarm", "topology.leader=weighted"),
     "cyclic, shuffled": ("topology.kind=cyclic", "topology.order=shuffled"),
     "cyclic, travels": ("topology.kind=cyclic", "topology.optimizer=travels"),
+    "relay, sites": ("topology.kind=relay", "topology.handover=sites", "method.kind=fedper"),
     "star, scaffold": ("method.kind=scaffold",),
     "star, ditto": ("method.kind=ditto",),
     "star, fedopt": ("method.kind=fedopt",),
@@ -47,13 +48,14 @@ HERE = [
     (arm, moment)
     for arm in ARMS
     for moment in MOMENTS
-    if arm.startswith("swarm") or moment not in ("merged", "adopted")
+    if arm.startswith(("swarm", "relay")) or moment not in ("merged", "adopted")
 ]
 
 REPRESENTATIVES = (  # each topology, and each moment
     ("swarm", "merged"),
     ("swarm, fedopt", "adopted"),
     ("cyclic, travels", "trained"),
+    ("relay, sites", "merged"),
     ("star, scaffold", "validated"),
     ("star, ditto", "finished"),
     ("star, fedrep", "in round 3"),

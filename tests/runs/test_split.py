@@ -17,7 +17,7 @@ from grandrounds.core.messages import Backward, Forward, Tail
 from grandrounds.core.weights import digest
 from grandrounds.data.simulation.simulate import Patients
 from grandrounds.runs.costs import estimate, plan_run
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.cut import backpropagate, cut_at, leaf_gradients, leaves_from
 from grandrounds.site.model_state import SiteStore
 from grandrounds.study.file import read_study

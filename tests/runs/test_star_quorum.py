@@ -19,7 +19,7 @@ from grandrounds.core.events import (
 from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Evaluate, Finish, Reply, Request, Train
 from grandrounds.core.weights import digest, mean, read
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.site import Promise, Site
 from grandrounds.study.study import Study
 from tests.helpers.federation import (

@@ -15,7 +15,7 @@ from grandrounds.core.events import Event, RoundFinished, SiteExchanged, SiteMis
 from grandrounds.core.journal import read_journal
 from grandrounds.core.messages import Adopt, Merge, Reply, Request, Train
 from grandrounds.core.weights import digest, num_bytes, read
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.model_state import SiteStore
 from grandrounds.site.peers import Mailbox
 from grandrounds.site.site import Site

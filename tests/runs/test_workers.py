@@ -27,7 +27,7 @@ from grandrounds.engines.process_pool import (
 )
 from grandrounds.runs.build import distribute, host_sites, num_processes
 from grandrounds.runs.listeners import SilentListener
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.site.site import Promise, Site
 from grandrounds.study.study import Study
 from tests.helpers.command import PROGRAM, hear_ctrl_c, wait_for

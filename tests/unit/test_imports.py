@@ -23,6 +23,16 @@ def test_what_computes_no_score_and_builds_no_network_of_monai_does_not_load_it(
 
 
 @pytest.mark.slow
+def test_what_runs_on_one_machine_needs_nothing_of_what_goes_between_hospitals():
+    """It is installed without the extra `flare`."""
+    modules = ("api.run", "api.study", "testing", "runs.loop", "runs.comparison", "runs.remote")
+    commands = ("studies", "results", "sweep", "new", "study_output")
+    names = [*modules, *(f"cli.{each}" for each in commands)]
+    statement = ", ".join(f"grandrounds.{name}" for name in names)
+    assert not loaded_by(f"import {statement}") & {"cryptography", "nvflare"}
+
+
+@pytest.mark.slow
 def test_a_report_needs_no_torch(tmp_path: Path):
     folder = write_comparison(tmp_path / "compared")
     statement = (

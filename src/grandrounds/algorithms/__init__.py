@@ -26,10 +26,12 @@ from grandrounds.algorithms.methods.lg_fedavg import LGFedAvg
 from grandrounds.algorithms.methods.mrmtl import MRMTL
 from grandrounds.algorithms.methods.pflsynth import PFLSynth
 from grandrounds.algorithms.methods.scaffold import Scaffold
+from grandrounds.algorithms.relay import Relay
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.star import Star
 from grandrounds.algorithms.swarm import Swarm
 from grandrounds.algorithms.topology import Topology
+from grandrounds.core.extensions import METHOD_WORDS, chosen_class
 
 METHODS: dict[str, type[Method]] = {
     "fedavg": FedAvg,
@@ -56,20 +58,45 @@ METHODS: dict[str, type[Method]] = {
     "central": Central,
 }
 DEFAULT_METHOD = "pflsynth"
-DEMO_ARMS = ("pflsynth:split=wide", "fedavg", "local:task.generator=personalised", "local")
-TOPOLOGIES: dict[str, type[Star | Swarm | Cyclic | Split]] = {
+DEMO_ARMS = (
+    "pflsynth@relay:split=wide:topology.groups=4",
+    *("fedavg", "local:task.generator=personalised", "local"),
+)
+TOPOLOGIES: dict[str, type[Star | Swarm | Cyclic | Relay | Split]] = {
     "star": Star,
     "swarm": Swarm,
     "cyclic": Cyclic,
+    "relay": Relay,
     "split": Split,
 }
 
 
+def method_class(word: object) -> type[Method]:
+    """Return the class that a study's word for a method names. Raises `BadStudy`."""
+    return chosen_class("method.kind", word, Method, METHODS, METHOD_WORDS)
+
+
+def proposed_method(sites: int, task: str, why: str) -> tuple[str, str]:
+    """Return the method to begin with for so many sites and a kind of task, and why."""
+    if sites == 1:
+        return "local", why
+    if task == "synthesis":
+        return DEFAULT_METHOD, f"{why}, with a part of its own for each scanner"
+    return "fedavg", why
+
+
 def with_seed(topology: Topology, seed: int) -> Topology:
     """Return the topology with the study's seed, where it draws leaders or orders."""
-    return (
-        replace(topology, seed=seed) if isinstance(topology, Swarm | Cyclic | Split) else topology
-    )
+    draws = isinstance(topology, Swarm | Cyclic | Relay | Split)
+    return replace(topology, seed=seed) if draws else topology
 
 
-__all__ = ["DEFAULT_METHOD", "DEMO_ARMS", "METHODS", "TOPOLOGIES", "with_seed"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "DEMO_ARMS",
+    "METHODS",
+    "TOPOLOGIES",
+    "method_class",
+    "proposed_method",
+    "with_seed",
+]

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from operator import itemgetter
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from grandrounds.algorithms.server_rate import extended
 from grandrounds.core.errors import RunFailed, require
 from grandrounds.core.messages import Reply
 from grandrounds.core.state import State
@@ -22,6 +23,8 @@ from grandrounds.core.weights import (
     without_prefix,
 )
 
+Rate: TypeAlias = float | Literal["measured"]
+MEASURED = "measured"
 STATISTICS = (".running_mean", ".running_var")
 
 
@@ -31,12 +34,23 @@ class Aggregation:
 
     `kind`: the mean, or coordinate by coordinate the "median" or the mean "trimmed" by the share
     `trim` at both ends, in which every site counts alike. `shares` of the mean: by training
-    "cases" (n_k / n), "uniform", or "given" with each site.
+    "cases" (n_k / n), "uniform", or "given" with each site. `rate`: how far the model goes along
+    the mean move of the sites; 1.0 is the mean itself, "measured" gives back, by parameter group,
+    what averaging took from moves that point apart (`server_rate`). Where it is not said, it is
+    the method's. After every `cosines_every` rounds and the last one, the coordinator computes the
+    cosines between the sites' updates; None for never.
     """
 
     kind: Literal["mean", "median", "trimmed"] = "mean"
     trim: float = 0.1
     shares: Literal["cases", "uniform", "given"] = "cases"
+    rate: Rate | None = None
+    cosines_every: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether updates become their mean by cases, whatever is measured of them."""
+        return (self.kind, self.shares) == ("mean", "cases") and self.rate != MEASURED
 
     def dropped(self, sites: int) -> int:
         """Return how many values trimming takes from each end."""
@@ -103,22 +117,33 @@ class Averaging:
     """How the study averages: its [aggregation], and the shares `given` in it by site.
 
     `uses` selects the tensors that a site uses, where not every site uses all: each is then
-    averaged over the sites that use it.
+    averaged over the sites that use it. `groups` maps each parameter to its group, where the rate
+    of the server is measured.
     """
 
     aggregation: Aggregation = field(default_factory=Aggregation)
     given: Mapping[str, float] = field(default_factory=dict[str, float])
     uses: Callable[[str], Filter] | None = None
+    groups: Mapping[str, str] | None = None
 
     def of_site(self, weights: Weights, site: str) -> Weights:
         """Return the tensors that a site uses."""
         return weights if self.uses is None else select(weights, self.uses(site))
 
-    def __call__(self, updates: Sequence[Weights], replies: Sequence[Reply]) -> Weights:
-        """Average the sites' tensors, whose counts of examples stand in their replies."""
+    def __call__(
+        self, updates: Sequence[Weights], replies: Sequence[Reply], old: Weights | None = None
+    ) -> Weights:
+        """Average the sites' tensors, whose counts of examples stand in their replies.
+
+        From `old`, where all sites started, a measured rate goes further than the mean.
+        """
         match self.aggregation.kind:
             case "mean":
-                return mean(updates, [self._share(reply) for reply in replies])
+                shares = [self._share(reply) for reply in replies]
+                middle = mean(updates, shares)
+                if self.groups is None or old is None:
+                    return middle
+                return extended(old, middle, updates, shares, self.groups)
             case "median":
                 return median(updates)
             case "trimmed":
@@ -146,7 +171,7 @@ class Updates:
     averaging: Averaging = field(default_factory=Averaging)
 
     def of_each(self, name: str = "") -> dict[str, Weights]:
-        """Map each site to its tensors of a set."""
+        """Map each site, in roster order, to its tensors of a set; empty where it sent none."""
         return {reply.site: _set(name, reply.weights) for reply in self.replies}
 
     def average(self, name: str = "") -> Weights:
@@ -156,14 +181,16 @@ class Updates:
         """
         sets = [_set(name, reply.weights) for reply in self.replies]
         old = {} if name else self.state.weights
+        start = None if name else self.state.weights
         if self.averaging.uses is None:
-            return self.averaging(sets, self.replies)
+            return self.averaging(sets, self.replies, start)
         names = old or {n: t for tensors in sets for n, t in tensors.items()}
         average = dict(old)
         for users, used in self._by_users(names).items():
             chosen = [(r, s) for r, s in zip(self.replies, sets, strict=True) if r.site in users]
             parts = [select(tensors, used.__contains__) for _, tensors in chosen]
-            average |= self.averaging(parts, [reply for reply, _ in chosen]) if parts else {}
+            replies = [reply for reply, _ in chosen]
+            average |= self.averaging(parts, replies, start) if parts else {}
         return average
 
     def _by_users(self, names: Weights) -> dict[frozenset[str], set[str]]:

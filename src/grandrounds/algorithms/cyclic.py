@@ -42,6 +42,7 @@ class Cyclic:
     monitor: int = 1
     seed: int = 0
 
+    averages = False
     needs = Links.STAR
     model_at_sites = False
     quorum = EVERYONE
@@ -53,6 +54,9 @@ class Cyclic:
     @property
     def moments_travel(self) -> bool:
         return self.optimizer == "travels"
+
+    def in_a_row(self, sites: int) -> int:
+        return sites
 
     def refuses(
         self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
@@ -87,7 +91,8 @@ class Cyclic:
             travelling = _state_after(replies[name], travelling)
             self._score_everywhere(number, name, travelling, sites, set(replies), method)
         state = replace(travelling, round=number)
-        return RoundResult(state, [replies[name] for name in sites.names])
+        in_turn = tuple((name,) for name in replies)
+        return RoundResult(state, [replies[name] for name in sites.names], groups=in_turn)
 
     def order_of(self, round: int, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the sites in the order of a cycle's turns."""
@@ -146,6 +151,7 @@ class Cyclic:
                 "coordinator": "the model after each site's turn, which is that site's own update",
                 "sites": "the model as the site before left it",
             },
+            groups=self.in_a_row(load.sites),
         )
 
 

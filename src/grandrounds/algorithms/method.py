@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from grandrounds.algorithms.aggregation import Averaging, Updates
+from grandrounds.algorithms.aggregation import Averaging, Rate, Updates
 from grandrounds.algorithms.sharing import Sharing
 from grandrounds.core.errors import BadUpdate, require
 from grandrounds.core.messages import Reply
-from grandrounds.core.state import State
+from grandrounds.core.state import State, to_tensors
 from grandrounds.core.weights import (
     OPTIMIZER,
     Filter,
@@ -20,11 +20,19 @@ from grandrounds.core.weights import (
     first_not_finite,
     name_starts,
     select,
+    unaliased,
     with_prefix,
+    without_prefix,
 )
 
 Need: TypeAlias = Literal[
-    "side by side", "whole network", "every site", "mean", "no aggregation", "common start"
+    "side by side",
+    "whole network",
+    "every site",
+    "mean",
+    "rate of 1",
+    "no aggregation",
+    "common start",
 ]
 
 
@@ -94,7 +102,7 @@ class LocalRound(Protocol):
 
     @property
     def first(self) -> Weights:
-        """Return the site's model before any training."""
+        """Return the site's model before any training: every tensor of its network."""
         ...
 
     @property
@@ -103,7 +111,9 @@ class LocalRound(Protocol):
         ...
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> nn.Module:
+        """Return the network itself, with the model in memory."""
+        ...
 
     def received(self, name: str) -> Weights:
         """Return a set that came beside the model; empty where none did."""
@@ -134,11 +144,14 @@ class LocalRound(Protocol):
         ...
 
     def batches(self, *, epochs: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Yield the round's batches, on the device."""
+        """Yield the round's batches, tensors (B, ...) on the device.
+
+        `epochs` = 0 takes the study's.
+        """
         ...
 
     def losses(self, batch: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield each trained part of the network with its loss on a batch."""
+        """Yield each trained part of the network with its loss on a batch, without axes."""
         ...
 
     def step(self, part: str, loss: Tensor, *terms: GradientTerm) -> None:
@@ -146,7 +159,10 @@ class LocalRound(Protocol):
         ...
 
     def update(self) -> Update:
-        """Return what training since the last call came to."""
+        """Return what training since the last call came to.
+
+        Raises `FloatingPointError` if a loss is not finite.
+        """
         ...
 
 
@@ -159,6 +175,7 @@ class Method:
     """
 
     averaging: Averaging = field(default_factory=Averaging, kw_only=True, repr=False)
+    server_rate: ClassVar[Rate] = 1.0  # where the study says none and sites are averaged
 
     @property
     def title(self) -> str:
@@ -175,7 +192,10 @@ class Method:
         return Sharing()
 
     def train(self, site: LocalRound) -> Update:
-        """Train at a site for one round."""
+        """Train at a site for one round, and return what may leave it and what it keeps.
+
+        What leaves is selected by the house: a set that `sharing` does not name ends the round.
+        """
         return site.train()
 
     def combine(self, state: State, updates: Updates) -> State:
@@ -199,6 +219,7 @@ class Method:
         if type(self).combine is not Method.combine:
             needs["side by side"] = "it combines updates of sites that train side by side"
             needs["common start"] = "it combines updates of sites that start from one model"
+            needs["rate of 1"] = "it combines updates by a rule of its own"
         return needs
 
     def prefers(self) -> Mapping[str, str]:
@@ -213,9 +234,24 @@ class Method:
         """Say what a site computes beyond the local epochs; empty for nothing."""
         return ""
 
+    def epochs_in_a_row(self, epochs: int) -> int:
+        """Return how many epochs a site trains the tested model in a round of so many local ones.
+
+        Whatever part of the model they train, they follow one another.
+        """
+        return epochs
+
+    def epochs_at_site(self, epochs: int) -> int:
+        """Return how many epochs a site computes in such a round, of all models that it trains."""
+        return self.epochs_in_a_row(epochs)
+
 
 def remembered(state: State, **sets: Weights) -> State:
-    """Return the state with sets of tensors that the server remembers for the next round."""
+    """Return the state with sets of tensors that the server remembers for the next round.
+
+    A set lies in `state.memory`, its tensors under names that begin with the set's, such as
+    "momentum/"; one that `sharing().receives` names is sent to the sites.
+    """
     memory = dict(state.memory)
     for name, tensors in sets.items():
         memory |= with_prefix(f"{name}/", tensors)
@@ -243,7 +279,9 @@ def merge_updates(method: Method, state: State, replies: Sequence[Reply]) -> Sta
     odd = first_not_finite(combined.weights)
     if odd:
         raise BadUpdate(f"round {state.round + 1}: '{odd}' is not finite once it is averaged")
-    return replace(combined, round=state.round + 1)
+    tensors = unaliased(to_tensors(combined))
+    weights, memory = (without_prefix(prefix, tensors) for prefix in ("weights/", "memory/"))
+    return replace(combined, weights=weights, memory=memory, round=state.round + 1)
 
 
 def require_at_least(least: float, **options: float) -> None:

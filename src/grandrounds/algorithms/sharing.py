@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import GroupPolicy, PolicySet
-from grandrounds.core.weights import Filter, num_bytes, select
+from grandrounds.core.weights import Filter, name_in, num_bytes, select
 
 UNIONS = ("all", "head", "upper")  # these join groups that are described one by one
+FIXED_GROUP = "fixed"  # what never changes and never travels, where a task has such
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ def sharing_filter(
     counters = {n for n, t in model.named_buffers() if not t.is_floating_point()}
     statistics = {name for name in buffers - counters if groups["norm"](name)}
     anywhere = norm_buffers == "shared" and bool(sharing.shared)
+    fixed = groups.get(FIXED_GROUP, name_in(frozenset()))
 
     def leaves(name: str) -> bool:
-        if name in counters:
+        if name in counters or fixed(name):
             return False
         if name in statistics and norm_buffers != "follow":
             return anywhere
@@ -85,6 +87,31 @@ def sharing_filter(
     return leaves
 
 
+def described_groups(model: nn.Module, groups: Mapping[str, Filter]) -> dict[str, Filter]:
+    """Return the groups that are described one by one.
+
+    The head is among them where no other group but "norm" holds one of its tensors.
+    """
+    described = {name: group for name, group in groups.items() if name not in UNIONS}
+    head = groups.get("head", name_in(frozenset()))
+    parts = [group for name, group in described.items() if name != "norm"]
+    names = [name for name, _ in model.named_parameters() if head(name)]
+    alone = not any(part(name) for part in parts for name in names)
+    return {n: g for n, g in groups.items() if n in described or (n == "head" and alone)}
+
+
+def group_names(model: nn.Module, groups: Mapping[str, Filter]) -> dict[str, str]:
+    """Map each parameter of a network to the one group that it is counted in.
+
+    A parameter that only unions hold is in "all".
+    """
+    parts = {n: group for n, group in described_groups(model, groups).items() if n != "norm"}
+    return {
+        name: next((part for part, holds in parts.items() if holds(name)), "all")
+        for name, _ in model.named_parameters()
+    }
+
+
 def describe_sharing(
     model: nn.Module,
     groups: Mapping[str, Filter],
@@ -95,9 +122,11 @@ def describe_sharing(
 ) -> PolicySet:
     """Return the policy of each parameter group, and what a round costs a site in bytes."""
     state, trained = model.state_dict(), dict[str, Tensor](model.named_parameters())
-    described = {n: g for n, g in groups.items() if n not in UNIONS}
+    described = described_groups(model, groups)
+    fixed = groups.get(FIXED_GROUP, name_in(frozenset()))
     policies = [_group(name, select(trained, group), travels) for name, group in described.items()]
-    policies += _statistics(model, travels, reset=norm_buffers == "reset")
+    policies = [replace(g, policy="fixed") if g.group == FIXED_GROUP else g for g in policies]
+    policies += _statistics(model, travels, fixed, reset=norm_buffers == "reset")
     one_way = num_bytes(select(state, travels))
     return PolicySet(
         groups=tuple(group for group in policies if group.tensors),
@@ -108,9 +137,23 @@ def describe_sharing(
     )
 
 
-def _statistics(model: nn.Module, travels: Filter, *, reset: bool) -> list[GroupPolicy]:
+def trained_groups(
+    model: nn.Module, groups: Mapping[str, Filter], travels: Filter
+) -> Mapping[str, frozenset[str]]:
+    """Map each parameter group, and "all", to its trained tensors that leave a site, if any."""
+    leaving = [name for name, _ in model.named_parameters() if travels(name)]
+    described = described_groups(model, groups)
+    chosen = {name: holds for name, holds in groups.items() if name == "all" or name in described}
+    found = {name: frozenset(filter(holds, leaving)) for name, holds in chosen.items()}
+    return {name: tensors for name, tensors in found.items() if tensors}
+
+
+def _statistics(
+    model: nn.Module, travels: Filter, fixed: Filter, *, reset: bool
+) -> list[GroupPolicy]:
     """Return the policy of batch norm's running statistics, which may differ from their layer's."""
-    tensors = {n: t for n, t in model.named_buffers() if t.is_floating_point()}
+    buffers = {n: t for n, t in model.named_buffers() if t.is_floating_point()}
+    tensors = {name: tensor for name, tensor in buffers.items() if not fixed(name)}
     if not tensors:
         return []
     group = _group("running statistics", tensors, travels)

@@ -9,6 +9,7 @@ from grandrounds.algorithms.method import Method, Need, merge_updates
 from grandrounds.algorithms.topology import (
     EVERYONE,
     CutTraffic,
+    Groups,
     Links,
     RoundCost,
     RoundLoad,
@@ -101,6 +102,7 @@ class Split:
     seed: int = 0
     server: ServerPart | None = None
 
+    averages = False
     needs = Links.STAR
     model_at_sites = False
     quorum = EVERYONE
@@ -118,6 +120,9 @@ class Split:
         assert self.server is not None, "only a topology with its server's part plays rounds"
         return self.server
 
+    def in_a_row(self, sites: int) -> int:
+        return 1 if self.variant == "splitfed1" else sites
+
     def refuses(
         self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
     ) -> str:
@@ -131,7 +136,15 @@ class Split:
             "splitfed2": self._splitfed2,
         }
         state, replies = variants[self.variant](state, sites, method)
-        return RoundResult(state, [replies[name] for name in sites.names])
+        ordered = [replies[name] for name in sites.names]
+        return RoundResult(state, ordered, groups=self._groups(tuple(replies)))
+
+    def _groups(self, turns: tuple[str, ...]) -> Groups:
+        """Return the sites whose steps follow one another in some part of the network.
+
+        With "splitfed2" that is the server's part, which takes the sites' steps in turn.
+        """
+        return (turns,) if self.variant == "splitfed1" else tuple((name,) for name in turns)
 
     def _sequential(
         self, state: State, sites: Sites, method: Method
@@ -255,6 +268,7 @@ class Split:
                     ", and the site's part as the one before left it" if self.moments_travel else ""
                 ),
             },
+            groups=self.in_a_row(load.sites),
         )
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from grandrounds.algorithms.method import Method, Need, broadcast, merge_updates
+from grandrounds.algorithms.method import Method, Need, merge_updates
 from grandrounds.algorithms.topology import (
     Links,
     Quorum,
@@ -12,6 +12,9 @@ from grandrounds.algorithms.topology import (
     RoundLoad,
     RoundResult,
     Sites,
+    names_of,
+    quorum_of,
+    train_side_by_side,
     unasked,
     undeliverable,
     untimely,
@@ -31,6 +34,7 @@ class Star:
     require: Literal["all"] | int = "all"
     patience: float = 0.0
 
+    averages = True
     needs = Links.STAR
     model_at_sites = False
     moments_travel = False
@@ -41,7 +45,11 @@ class Star:
 
     @property
     def quorum(self) -> Quorum:
-        return Quorum(None if self.require == "all" else self.require, self.patience)
+        return quorum_of(self.require, self.patience)
+
+    def in_a_row(self, sites: int) -> int:
+        del sites
+        return 1
 
     def refuses(
         self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
@@ -54,19 +62,10 @@ class Star:
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Broadcast, let every site train, combine in roster order."""
-        requests = {
-            name: Train(
-                round=state.round + 1,
-                since=state.last_of(name),
-                keep=state.best_of(name),
-                weights=broadcast(method, state, name),
-            )
-            for name in sites.names
-        }
-        replies = sites.ask(requests, quorum=self.quorum)
-        absent = set(sites.names) - {reply.site for reply in replies}
-        seen = {name: state.last_of(name) for name in sites.names if name in absent}
-        return RoundResult(replace(merge_updates(method, state, replies), seen=seen), replies)
+        replies = train_side_by_side(state, sites.names, sites, method, quorum=self.quorum)
+        seen = state.missed_by(sites.names, {reply.site for reply in replies})
+        merged = replace(merge_updates(method, state, replies), seen=seen)
+        return RoundResult(merged, replies, (names_of(replies),))
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
         """Send the model to the sites, and return their scores."""
@@ -76,10 +75,11 @@ class Star:
         """Return the cost of the model down, the update up, and the model down to be scored."""
         others = "other sites' own updates" if load.reveals else "no other site's update"
         return RoundCost(
-            int(load.sites * (load.both_ways + load.validations * load.model)),
+            load.of_star,
             "the slowest site's time",
             {
                 "server": "every site's own update, and the model",
                 "sites": f"the model, and {others}",
             },
+            groups=self.in_a_row(load.sites),
         )

@@ -1,6 +1,6 @@
 """In a swarm no server holds a model: each round a leading site merges the updates of all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -14,6 +14,7 @@ from grandrounds.algorithms.topology import (
     RoundLoad,
     RoundResult,
     Sites,
+    names_of,
     unasked,
     untimely,
 )
@@ -37,6 +38,7 @@ class Swarm:
     leader: Literal["round-robin", "random", "weighted"] = "round-robin"
     seed: int = 0
 
+    averages = True
     needs = Links.MESH
     model_at_sites = True
     moments_travel = False
@@ -45,6 +47,10 @@ class Swarm:
     @property
     def lacks(self) -> frozenset[Need]:
         return frozenset()
+
+    def in_a_row(self, sites: int) -> int:
+        del sites
+        return 1
 
     def refuses(
         self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
@@ -59,18 +65,16 @@ class Swarm:
         """Train everywhere, deliver to the leader, merge there, deliver to all."""
         number = state.round + 1
         request = Train(round=number, since=state.round, keep=state.best_round)
-        for leader in self.line(number, sites):
-            replies = sites.ask(dict.fromkeys(sites.names, request), deliver_to=(leader,))
-            merge = Merge(round=number, since=state.round, peers=sites.names)
-            merged = sites.ask({leader: merge}, deliver_to=sites.names, quorum=_NOBODY)
-            if merged:
-                break
-        else:
-            raise RunFailed(f"round {number}: no site could lead; each one's failure is told above")
-        adopt = Adopt(round=number, leader=leader, keep=state.best_round)
-        adopted = sites.ask(dict.fromkeys(sites.names, adopt))
-        _check_alike(leader, merged[0], adopted)
-        return RoundResult(replace(state, round=number, held=merged[0].shared), replies)
+        leader, merged, replies = led(
+            sites,
+            self.line(number, sites),
+            dict.fromkeys(sites.names, request),
+            Merge(round=number, since=state.round, peers=sites.names),
+            deliver_to=sites.names,
+        )
+        held = adopted_by_all(sites, leader, merged, keep=state.best_round)
+        state = replace(state, round=number, held=held)
+        return RoundResult(state, replies, (names_of(replies),))
 
     def line(self, round: int, sites: Sites) -> list[str]:
         """Return the round's leader, then the sites that replace it, in order, if it fails."""
@@ -105,6 +109,7 @@ class Swarm:
                 "leader of the round": "every site's own update, and the merged model",
                 "sites": f"the merged model{others}",
             },
+            groups=self.in_a_row(load.sites),
         )
 
 
@@ -123,6 +128,33 @@ def _astray(request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ..
         case _:
             right = not deliver_to
     return "" if right else "updates go to the leader of the round, and the merged model to all"
+
+
+def led(
+    sites: Sites,
+    line: Sequence[str],
+    requests: Mapping[str, Train],
+    merge: Merge,
+    *,
+    deliver_to: Sequence[str],
+) -> tuple[str, Reply, list[Reply]]:
+    """Let sites train, the first in line that can merge, and deliver what was merged.
+
+    Returns the leader, its receipt, and the sites' receipts. Raises `RunFailed` where none can.
+    """
+    for leader in line:
+        replies = sites.ask(requests, deliver_to=(leader,))
+        merged = sites.ask({leader: merge}, deliver_to=deliver_to, quorum=_NOBODY)
+        if merged:
+            return leader, merged[0], replies
+    raise RunFailed(f"round {merge.round}: no site could lead; each one's failure is told above")
+
+
+def adopted_by_all(sites: Sites, leader: str, merged: Reply, *, keep: int) -> str:
+    """Let all sites save a leader's merged model, and return its digest. Raises `BadUpdate`."""
+    adopt = Adopt(round=merged.round, leader=leader, keep=keep)
+    _check_alike(leader, merged, sites.ask(dict.fromkeys(sites.names, adopt)))
+    return merged.shared
 
 
 def _check_alike(leader: str, merged: Reply, adopted: list[Reply]) -> None:

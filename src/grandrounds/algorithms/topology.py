@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
-from grandrounds.algorithms.method import Method, Need
-from grandrounds.core.messages import Describe, Evaluate, Finish, Reply, Request, Train
+from grandrounds.algorithms.method import Method, Need, broadcast
+from grandrounds.core.messages import Describe, Evaluate, Finish, Merge, Reply, Request, Train
 from grandrounds.core.state import State
 
 
@@ -30,6 +30,11 @@ class Quorum:
 
 
 EVERYONE = Quorum()
+
+
+def quorum_of(require: Literal["all"] | int, patience: float) -> Quorum:
+    """Return the quorum that a study's words ask for."""
+    return Quorum(None if require == "all" else require, patience)
 
 
 class Sites(Protocol):
@@ -59,12 +64,20 @@ class Sites(Protocol):
         ...
 
 
+Groups: TypeAlias = tuple[tuple[str, ...], ...]
+
+
 @dataclass(frozen=True)
 class RoundResult:
-    """The result of a round: the next state, and the sites' replies in roster order."""
+    """The result of a round: the next state, and the sites' replies in roster order.
+
+    `groups` are the sites that trained, in groups that followed one another; within a group they
+    trained side by side. Without groups, all did.
+    """
 
     state: State
     replies: Sequence[Reply]
+    groups: Groups = ()
 
 
 @dataclass(frozen=True)
@@ -109,18 +122,56 @@ class RoundLoad:
         """Return the bytes that one site receives and sends in a round of training."""
         return 2 * self.model + self.extra_up + self.extra_down
 
+    @property
+    def of_star(self) -> int:
+        """Return the bytes of all sites where a coordinator sends and receives the model."""
+        return int(self.sites * (self.both_ways + self.validations * self.model))
+
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What a round costs and shows: bytes over all links, wall-clock, and who sees what."""
+    """What a round costs and shows: bytes over all links, wall-clock, and who sees what.
+
+    `groups` counts the groups of sites that follow one another in a round: 1 where all sites train
+    side by side, as many as sites where each goes on from the one before it.
+    """
 
     bytes_per_round: int
     wall_clock: str
     sees: Mapping[str, str]
+    groups: int
 
 
-def unasked(request: Request, kinds: tuple[type, ...], topology: str) -> str:
-    """Return why a request of this kind is never made over a topology; empty where it is."""
+def train_side_by_side(
+    state: State, names: Sequence[str], sites: Sites, method: Method, *, quorum: Quorum
+) -> list[Reply]:
+    """Let these sites train from one model, and return their replies in roster order."""
+    requests = {
+        name: Train(
+            round=state.round + 1,
+            since=state.last_of(name),
+            keep=state.best_of(name),
+            weights=broadcast(method, state, name),
+        )
+        for name in names
+    }
+    return sites.ask(requests, quorum=quorum)
+
+
+def names_of(replies: Sequence[Reply]) -> tuple[str, ...]:
+    """Return who answered."""
+    return tuple(reply.site for reply in replies)
+
+
+def unasked(
+    request: Request, kinds: tuple[type, ...], topology: str, *, hands_on: bool = False
+) -> str:
+    """Return why a request of this kind is never made over a topology; empty where it is.
+
+    With `hands_on` sites start from what the group before them left.
+    """
+    if isinstance(request, Train | Merge) and request.after and not hands_on:
+        return f'topology "{topology}" hands no model from one group of sites to the next'
     if isinstance(request, (Describe, Evaluate, Finish, *kinds)):
         return ""
     return f'topology "{topology}" never asks a site to {type(request).__name__.lower()}'
@@ -160,8 +211,17 @@ class Topology(Protocol):
         ...
 
     @property
+    def averages(self) -> bool:
+        """Tell whether whole models of sites that started from one are averaged here."""
+        ...
+
+    @property
     def moments_travel(self) -> bool:
         """Tell whether the optimiser's state travels with the model."""
+        ...
+
+    def in_a_row(self, sites: int) -> int:
+        """Return how many of this many sites train one after another in a round, on one model."""
         ...
 
     def refuses(

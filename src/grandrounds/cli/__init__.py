@@ -3,11 +3,14 @@
 import signal
 import sys
 
+from grandrounds.cli import archive as archive
 from grandrounds.cli import federation as federation
 from grandrounds.cli import keys as keys
+from grandrounds.cli import new as new
 from grandrounds.cli import results as results
 from grandrounds.cli import site as site
 from grandrounds.cli import studies as studies
+from grandrounds.cli import sweep as sweep
 from grandrounds.cli.app import app
 from grandrounds.core.errors import BadInput, GrandRoundsError
 

@@ -45,6 +45,10 @@ SitePaths = Annotated[
     list[Path] | None,
     typer.Option("--site", help="A site file (TOML) that says where a real site's data lies."),
 ]
+Page = Annotated[
+    Path | None,
+    typer.Option("--page", help="Write the sites' statistics side by side, as one HTML file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 AcceptChanges = Annotated[
     bool,
@@ -63,11 +67,20 @@ Track = Annotated[
     list[str] | None,
     typer.Option(
         "--track",
-        help="Log to a tracker: mlflow:sqlite:///PATH.db, mlflow:http://..., tensorboard:DIR.",
+        help="Log to a tracker: mlflow:sqlite:///PATH.db, mlflow:http://..., tensorboard:DIR, "
+        "wandb:PROJECT, wandb:offline:DIR.",
     ),
 ]
 Workers = Annotated[
     int, typer.Option("--workers", help="How many arms train at a time; 0: one for each core.")
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        help="Where the processes compute, in turn, at least one on each: cuda:0,cuda:1.",
+        show_default="all there are",
+    ),
 ]
 FinishedRunFolder = Annotated[Path, typer.Argument(help="A finished run's folder.")]
 AnyFolder = Annotated[Path, typer.Argument(help="A run folder, or a comparison's.")]

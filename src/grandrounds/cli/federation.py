@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from grandrounds.cli.app import AcceptChanges, Json, Out, Quiet, Set, StudyPath, app
+from grandrounds.cli.app import AcceptChanges, Json, Out, Page, Quiet, Set, StudyPath, app
 from grandrounds.core.errors import BadSite, BadStudy
+from grandrounds.core.extras import install_command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from grandrounds.core.code import Code
     from grandrounds.flare.kit import Kit
     from grandrounds.flare.session import AdminSession
+    from grandrounds.study.study import Study
 
 federation = typer.Typer(
     help="Run a study across hospitals, on NVIDIA FLARE.", no_args_is_help=True
@@ -104,8 +109,7 @@ def submit(
     if on_loss == "wait" and no_wait:
         raise BadStudy("--on-loss wait resumes the run itself; leave out --no-wait")
     need_flare()
-    from rich.console import Console
-
+    from grandrounds.api.progress import plain_console
     from grandrounds.cli.output import print_line
     from grandrounds.engines.remote import Timeouts
     from grandrounds.flare.kit import Kit
@@ -117,14 +121,14 @@ def submit(
         raise_if_failed,
     )
     from grandrounds.runs.remote import check_remote
-    from grandrounds.study.file import read_study
+    from grandrounds.study.installed import look_up
 
     resumes = context.command.name == "resume"
-    resolved, admin = read_study(study, set or []), Kit(kit)
+    resolved, admin = look_up(study, set or []).read(), Kit(kit)
     check_remote(resolved)
     patience = Timeouts(silence=silence, deadline=deadline)
-    console = Console(stderr=True, quiet=quiet or json)
-    tell = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    console = plain_console(stderr=True, quiet=quiet or json)
+    tell = partial(console.print, soft_wrap=True)
     begun = partial(print_line, "job", as_json=json)
     if on_loss == "wait":
         Supervisor(admin, resolved, patience, tell, begun, resumes, accept_changes).run_to_end()
@@ -135,6 +139,43 @@ def submit(
         return
     with open_session(admin) as session:
         submission.submit(session)
+
+
+@federation.command()
+def check(
+    study: StudyPath,
+    kit: AdminKit,
+    page: Page = None,
+    silence: Silence = 20.0,
+    deadline: Deadline = 0.0,
+    set: Set = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask the sites that accepted a study for their statistics, and show them side by side."""
+    need_flare()
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.statistics_output import (
+        consortium_as_json,
+        consortium_of,
+        print_consortium,
+        write_page,
+    )
+    from grandrounds.engines.remote import Timeouts
+    from grandrounds.flare.kit import Kit
+    from grandrounds.flare.supervise import survey_federation
+    from grandrounds.runs.remote import check_remote
+    from grandrounds.study.installed import look_up
+
+    resolved = look_up(study, set or []).read()
+    check_remote(resolved)
+    told = survey_federation(Kit(kit), resolved, Timeouts(silence=silence, deadline=deadline))
+    found = consortium_of(resolved, told)
+    write_page(found, page)
+    if json:
+        print_json(consortium_as_json(found))
+    elif not quiet:
+        print_consortium(found)
 
 
 @federation.command()
@@ -249,28 +290,26 @@ def export(
 def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = False) -> None:
     """Do all of that on this machine: four simulated hospitals, a server, certificates, a run."""
     need_flare()
-    from rich.console import Console
-
+    from grandrounds.api.progress import plain_console
     from grandrounds.cli.output import show
     from grandrounds.engines.remote import Timeouts
-    from grandrounds.flare.kit import Kit, accept_study
+    from grandrounds.flare.kit import Kit
     from grandrounds.flare.processes import free_port, run_kits, wait_for_sites
     from grandrounds.flare.provision import provision_kits as make_kits
     from grandrounds.flare.session import open_session
     from grandrounds.flare.supervise import Submission, raise_if_failed
     from grandrounds.report.page.html import write_report
-    from grandrounds.runs.costs import leaving_words
     from grandrounds.runs.remote import check_remote
-    from grandrounds.study.file import example, read_study
+    from grandrounds.study.file import example
+    from grandrounds.study.installed import look_up
 
-    study, top = read_study(example("tiny"), set or []), out or Path("runs/federation")
-    check_remote(study)
-    console = Console(stderr=True, quiet=quiet)
+    unread, top = look_up(example("tiny"), set or []), out or Path("runs/federation")
+    check_remote(study := unread.read())
+    console = plain_console(stderr=True, quiet=quiet)
     kits = make_kits(study, "localhost", top / "kits", port=free_port())
-    console.print(f"startup kits with keys and certificates in {top / 'kits'}")
-    for site in study.trainers:
-        accept_study(study, Kit(kits[site]), leaving_words(study))
-    console.print(f"accepted by {', '.join(study.trainers)}")
+    console.print(f"startup kits with keys and certificates in {top / 'kits'}", soft_wrap=True)
+    _accept_at_all(kits, study, unread.code)
+    console.print(f"accepted by {', '.join(study.trainers)}", soft_wrap=True)
     with run_kits(kit for name, kit in kits.items() if name != "admin"):
         admin = Kit(kits["admin"])
         wait_for_sites(admin, study.trainers, within=_START)
@@ -280,6 +319,14 @@ def demo(out: Out = None, set: Set = None, json: Json = False, quiet: Quiet = Fa
         with open_session(admin) as session:
             folder = session.fetch(submission.id, top / "run")
     show(folder, write_report(folder), as_json=json, quiet=quiet)
+
+
+def _accept_at_all(kits: "Mapping[str, Path]", study: "Study", code: "Sequence[Code]") -> None:
+    from grandrounds.flare.kit import Kit, accept_study
+    from grandrounds.runs.costs import leaving_words
+
+    for site in study.trainers:
+        accept_study(study, Kit(kits[site]), leaving_words(study), code)
 
 
 @app.command()
@@ -299,9 +346,9 @@ def doctor(
     from grandrounds.flare.doctor import examine
     from grandrounds.flare.doctor.finding import Party
     from grandrounds.flare.kit import Kit
-    from grandrounds.study.file import read_study
+    from grandrounds.study.installed import look_up
 
-    asked = read_study(study, set or []) if study else None
+    asked = look_up(study, set or []).read() if study else None
     found = examine(Party(Kit(kit), asked, site))
     findings = {name: asdict(finding) for name, finding in found.items()}
     if json:
@@ -315,7 +362,7 @@ def doctor(
 def need_flare() -> None:
     """Raise `BadStudy` where NVFlare is not installed."""
     if find_spec("nvflare") is None:
-        raise BadStudy("NVIDIA FLARE is not installed here: pip install 'grandrounds[flare]'")
+        raise BadStudy(f"NVIDIA FLARE is not installed here: {install_command('flare')}")
 
 
 def _session(kit: Path) -> "AbstractContextManager[AdminSession]":

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grandrounds.api.progress import plain_console
 from grandrounds.cli.output import print_json
+from grandrounds.cli.tables import print_table
 from grandrounds.flare.kit import RIGHTS, Kit, Right
 from grandrounds.flare.requests import SiteRequest
 from grandrounds.flare.retention import Leftover
@@ -31,35 +32,32 @@ def print_kits(kits: Mapping[str, Path], authority: Path) -> None:
         if not kit.key.exists():
             once = f"grandrounds site install KIT --key FOLDER, {once}"
         table.add_row(str(folder), whose, once)
-    console = Console(markup=False)
-    console.print(table)
+    console = plain_console()
+    print_table(table, console)
     for right, words in RIGHTS.items():
-        console.print(f"{right}: {words}", highlight=False, soft_wrap=True)
+        console.print(f"{right}: {words}", soft_wrap=True)
     console.print(
         f"{authority}: its key can make a kit for anyone. Keep it offline, with whoever answers "
         "for the federation; it adds, renews and revokes sites.",
-        highlight=False,
         soft_wrap=True,
     )
 
 
 def print_request(request: SiteRequest, path: Path) -> None:
     """Print what a site sends to the authority, and what it reads out to it."""
-    Console(markup=False).print(
+    plain_console().print(
         f"request: {path}\nSHA-256 of the key: {request.digest}\n"
         "send the request to the coordinator, and read the SHA-256 out over another line; the "
         "key beside it stays here",
-        highlight=False,
         soft_wrap=True,
     )
 
 
 def print_new_kit(kit: Path, request: SiteRequest, note: str) -> None:
     """Print a site's new kit, and the key that it is for."""
-    Console(markup=False).print(
+    plain_console().print(
         f"kit: {kit}\nfor: {request.site}, with the key of SHA-256 {request.digest}\n"
         f"compare the SHA-256 with the site before you hand the kit over; {note}",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -71,14 +69,12 @@ def print_revoked(number: int, path: Path, server: Path | None) -> None:
         if server
         else f"put it into the server's kit, as KIT/local/{path.name}; until then it does not count"
     )
-    Console(markup=False).print(
-        f"list {number} of revoked certificates: {path}\n{there}", highlight=False, soft_wrap=True
-    )
+    plain_console().print(f"list {number} of revoked certificates: {path}\n{there}", soft_wrap=True)
 
 
 def print_jobs(sites: Sequence[str], jobs: Sequence[tuple[str, str, str, str, str]]) -> None:
     """Print which sites answer, and each job's id, study, status, round and time."""
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     console.print(f"there: {', '.join(sites) or 'no site'}", soft_wrap=True)
     for id, study, status, progress, submitted in jobs:
         reached = f", round {progress}" if progress else ""
@@ -96,7 +92,7 @@ def print_leftovers(
         said = {"dry_run": dry_run, "removed": len(gone), "bytes": total}
         print_json(said | {"found": [asdict(each) for each in found]})
         return
-    console = Console(markup=False)
+    console = plain_console()
     for each in found:
         stays = each.stays or ("" if dry_run or each in gone else "it began to run")
         size = f"{each.bytes:,} bytes, " if each.bytes else ""
@@ -114,4 +110,4 @@ def print_findings(findings: Mapping[str, Mapping[str, str]]) -> None:
         mend = f"\nmend: {finding['mend']}" if finding["mend"] else ""
         verdict = Text(finding["verdict"], _COLOURS[finding["verdict"]])
         table.add_row(verdict, Text(name), Text(f"{finding['found']}{mend}"))
-    Console(markup=False).print(table)
+    print_table(table)

@@ -47,9 +47,9 @@ def provision(
     from grandrounds.flare.provision import provision_kits
     from grandrounds.flare.requests import requests_in
     from grandrounds.runs.remote import check_remote
-    from grandrounds.study.file import read_study
+    from grandrounds.study.installed import look_up
 
-    resolved = read_study(study)
+    resolved = look_up(study).read()
     check_remote(resolved)
     asked = requests_in(requests, resolved.trainers) if requests else None
     kits = provision_kits(resolved, server, out, port=port, requests=asked)

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grandrounds.api.progress import plain_console
 from grandrounds.cli.tables import print_table
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
 from grandrounds.report.analysis.auc import Discrimination
@@ -16,8 +16,9 @@ from grandrounds.report.analysis.cross_site import LeftOut, cross_site_matrices,
 from grandrounds.report.analysis.facts import Difference, Facts, read_facts
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.statistics import LEVEL, Spread
-from grandrounds.report.prose.sentences import unfinished
+from grandrounds.report.prose.sentences import unequal_depth, unfinished
 from grandrounds.report.prose.summary import summary_sentences
+from grandrounds.report.prose.vocabulary import duration, own_steps, size, steps
 
 MOST_COLUMNS = 5  # with more arms than these, arms are rows
 
@@ -38,11 +39,15 @@ def show(folder: Path, report: Path, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(_as_json(facts, folder, report))
         return
-    console = Console(markup=False)
+    console = plain_console()
     if facts.main_metric and not quiet:
         print_table(_table(facts, facts.main_metric), console)
     if facts.discriminated and not quiet:
         print_table(_discrimination(facts), console)
+    if facts.main_metric and not quiet:
+        print_table(_costs(facts), console)
+        if words := unequal_depth(facts):
+            console.print(words, highlight=False, soft_wrap=True)
     console.print(f"report: {report}", soft_wrap=True)
 
 
@@ -54,6 +59,7 @@ def _as_json(facts: Facts, folder: Path, report: Path) -> dict[str, object]:
         "metric": facts.main_metric.key if facts.main_metric else None,
         "summary": [sentence.replace("\u00a0", " ") for sentence in summary_sentences(facts)],
         "unfinished": unfinished(facts),
+        "unequal_depth": unequal_depth(facts),
         "arms": {arm.name: _arm(facts, arm) for arm in facts.arms},
     }
 
@@ -65,6 +71,7 @@ def _arm(facts: Facts, arm: Arm) -> dict[str, object]:
         "rounds": len(arm.runs[0].rounds),
         "best_round": arm.runs[0].best_round,
         "digest": _digest(arm),
+        "cost": _cost(arm),
         "seeds": {str(seed): means for seed, means in _by_seed(facts, arm).items()},
         "mean": {key: spread.mean for key in keys if (spread := arm.overall(key))},
         "sites": {
@@ -78,6 +85,16 @@ def _arm(facts: Facts, arm: Arm) -> dict[str, object]:
         "auc": _aucs(arm),
         "matrix": _matrix(facts, arm),
         "unseen": {site: _left_out(each[0]) for site, each in left_out(facts, [arm]).items()},
+    }
+
+
+def _cost(arm: Arm) -> dict[str, object]:
+    """Return the steps of the tested model, and what a run cost on average over seeds."""
+    return {
+        "local_steps": asdict(arm.local_steps) if arm.local_steps else None,
+        "steps_in_a_row": asdict(arm.steps_in_a_row) if arm.steps_in_a_row else None,
+        "wall_clock_seconds": arm.wall_clock,
+        "bytes": arm.num_bytes,
     }
 
 
@@ -156,6 +173,19 @@ def _discrimination(facts: Facts) -> Table:
     for cell in facts.discriminated:
         for arm in facts.arms:
             table.add_row(*cell, arm.title, _auc(arm.discrimination.get(cell)))
+    return table
+
+
+def _costs(facts: Facts) -> Table:
+    """Make the table of steps, wall-clock and bytes, which has room on 80 columns."""
+    table = Table("arm", title="Steps of the model tested; time and bytes of the whole run")
+    for name in ("own steps", "in a row", "wall-clock", "traffic"):
+        table.add_column(name, justify="right")
+    for arm in facts.arms:
+        took = "not known" if arm.wall_clock is None else duration(arm.wall_clock)
+        table.add_row(
+            arm.title, own_steps(arm), steps(arm.steps_in_a_row), took, size(arm.num_bytes)
+        )
     return table
 
 

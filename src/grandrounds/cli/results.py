@@ -105,10 +105,10 @@ def adapt(
     from grandrounds.cli.output import print_adaptation, print_json
     from grandrounds.core.run_folder import RunFolder
     from grandrounds.runs.adapt import adapt as adapt_model
-    from grandrounds.runs.folder import FinishedRun
+    from grandrounds.runs.folder import TrainedRun
     from grandrounds.runs.site_data import find_site
 
-    run = FinishedRun(folder)
+    run = TrainedRun(folder)
     new_site, task = find_site(run.study, site), run.study.make_task()
     models = adapt_model(run, new_site, epochs=epochs)
     steps = {model.name: model.steps for model in models}
@@ -165,29 +165,68 @@ def export(
 @app.command()
 def synthesize(
     folder: FinishedRunFolder,
-    volume: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI volume.")],
-    out: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A new NIfTI volume.")],
+    volume: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="A NIfTI volume or a DICOM series' folder; with --missing a folder of a cohort, "
+            "or its site file.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTPUT", help="A new NIfTI volume; with --dicom or --missing a folder."
+        ),
+    ],
     site: Annotated[str, typer.Option(help="The site whose model it is.")],
-    source: Annotated[str, typer.Option("--from", help="The contrast of INPUT.")],
-    target: Annotated[str, typer.Option("--to", help="The contrast to make.")],
+    source: Annotated[str, typer.Option("--from", help="The contrast of INPUT.")] = "",
+    target: Annotated[str, typer.Option("--to", help="The contrast to make.")] = "",
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Make all that a cohort's sessions lack.")
+    ] = False,
     brain: Annotated[
         Path | None, typer.Option(help="A brain mask of INPUT; without one, the head counts.")
     ] = None,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="Write a DICOM series of INPUT's study, as a folder.")
+    ] = False,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A new NIfTI volume of how far predictions differ."),
+    ] = None,
+    uncertainty_by: Annotated[
+        str, typer.Option(help="Between what: views, dropout, rounds or seeds.")
+    ] = "views",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on where the model has not seen the like.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a contrast that was not measured, on the grid of the volume that was."""
-    from grandrounds.cli.output import print_json
-    from grandrounds.inference.synthesize import synthesize_volume as synthesize_volume
-    from grandrounds.inference.trained_model import load_trained_model
-    from grandrounds.tasks.synthesis.examples import ContrastPair
+    from grandrounds.cli.synthesis import Asked, fill, make
 
-    pair = ContrastPair(source, target)
-    synthesize_volume(load_trained_model(folder, site), pair, volume, out, brain=brain)
-    if json:
-        print_json({"path": str(out), "site": site, "task": f"{source}->{target}"})
-    elif not quiet:
-        print(f"synthetic {target}: {out}")
+    asked = Asked(folder, site, volume, out, json, quiet)
+    if missing:
+        given = {
+            "--from": source,
+            "--to": target,
+            "--brain": brain,
+            "--dicom": dicom,
+            "--uncertainty": uncertainty,
+        }
+        fill(asked, anyway=anyway, unused=[name for name, value in given.items() if value])
+        return
+    make(
+        asked,
+        (source, target),
+        brain=brain,
+        dicom=dicom,
+        uncertainty=uncertainty,
+        spread_by=uncertainty_by,
+        anyway=anyway,
+    )
 
 
 @app.command()
@@ -216,7 +255,7 @@ def track(
     ],
 ) -> None:
     """Bring what a tracker lacks of a run to it, from the run's journal."""
-    from grandrounds.cli.progress import warn
+    from grandrounds.api.progress import warn
     from grandrounds.report.tracking.tracker import replay, runs_in
 
     done = [replay(run, uri, warn) for uri in to for run in runs_in(folder)]

@@ -31,32 +31,38 @@ def accept(
 ) -> None:
     """Show what a study asks for and what will leave the building, and sign both."""
     need_flare()
-    from rich.console import Console
-
+    from grandrounds.api.progress import plain_console
     from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import leaving_as_json, print_leaving
+    from grandrounds.cli.study_output import leaving_as_json, print_code, print_leaving
     from grandrounds.flare.kit import Kit, accept_study, check_kit
+    from grandrounds.models.pretrained import look_up_files_in
     from grandrounds.runs.costs import leaving_words
-    from grandrounds.study.file import fingerprint, read_study
+    from grandrounds.study.file import fingerprint
+    from grandrounds.study.installed import look_up
 
-    resolved, own = read_study(study, set or []), Kit(kit)
+    unread, own = look_up(study, set or []), Kit(kit)
+    look_up_files_in(own.local)
+    if not json:
+        print_code(unread.code)  # before it is imported
+    resolved = unread.read()
     check_kit(resolved, own)
     if dry_run:
         if json:
-            leaves = leaving_as_json(resolved)
-            print_json({"site": own.name, "study": fingerprint(resolved), "leaves": leaves})
+            shown = {"site": own.name, "study": fingerprint(resolved)}
+            code = [asdict(each) for each in unread.code]
+            print_json(shown | {"code": code, "leaves": leaving_as_json(resolved)})
             return
         print_leaving(resolved, own.name)
         words = f"not signed: {fingerprint(resolved)}; leave out --dry-run to accept it"
-        Console().print(words, soft_wrap=True)
+        plain_console().print(words, soft_wrap=True)
         return
-    acceptance, path = accept_study(resolved, own, leaving_words(resolved))
+    acceptance, path = accept_study(resolved, own, leaving_words(resolved), unread.code)
     if json:
         print_json(asdict(acceptance) | {"file": str(path), "leaves": leaving_as_json(resolved)})
         return
     print_leaving(resolved, acceptance.site)
     signed = f"accepted by '{acceptance.site}': {acceptance.study}\nsigned in {path}"
-    Console().print(signed, soft_wrap=True)
+    plain_console().print(signed, soft_wrap=True)
 
 
 @at_site.command()

@@ -3,18 +3,21 @@
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
-from functools import partial
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from grandrounds.cli.app import (
     AcceptChanges,
+    Devices,
     IncludeImages,
     Json,
     NoFigures,
     Out,
+    Page,
     Quiet,
     Set,
     SitePaths,
@@ -24,13 +27,24 @@ from grandrounds.cli.app import (
     app,
 )
 from grandrounds.cli.results import report
-from grandrounds.core.errors import BadInput
+from grandrounds.core.errors import Stopped
 from grandrounds.core.events import Event, RunFinished
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Sequence
 
-    from grandrounds.runs.comparison import Comparison, ComparisonRun
+    from grandrounds.runs.comparison import ComparisonRun, OnEvent
+
+
+@contextmanager
+def resumable(how: str) -> Generator[None, None, None]:
+    """Turn Ctrl-C into a sentence that says how to go on. Raises `Stopped`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped; every finished round is saved. Give the same command again {how} to go on."
+        ) from None
 
 
 @app.command()
@@ -70,6 +84,7 @@ def run(
         int,
         typer.Option(min=0, help="How many processes share the sites; 0: one for each core."),
     ] = 1,
+    devices: Devices = None,
     set: Set = None,
     site: SitePaths = None,
     track: Track = None,
@@ -78,16 +93,10 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train a study, test it, and write its run folder and report."""
-    from rich.console import Console
-
+    from grandrounds.api.progress import plain_console, warn
+    from grandrounds.api.run import run as run_with
     from grandrounds.cli.output import show
-    from grandrounds.cli.progress import ProgressBars, resumable_interrupt, warn
-    from grandrounds.core.device import num_cores
-    from grandrounds.report.page.html import write_report
     from grandrounds.report.tracking.tracker import tracked
-    from grandrounds.runs.extend import extension
-    from grandrounds.runs.loop import run as train
-    from grandrounds.study.checks import notes
     from grandrounds.study.file import read_study
     from grandrounds.study.site_file import read_site
 
@@ -95,26 +104,19 @@ def run(
     resolved = read_study(study, overrides)
     folder = out or Path("runs") / resolved.name
     files = [read_site(path) for path in site or []]
-    console = Console(stderr=True, quiet=quiet, markup=False)
-    longer = extension(folder, resolved) if resume else None
-    for note in (*notes(resolved), *([longer.sentence] if longer else [])):
-        console.print(f"note: {note}", style="yellow", soft_wrap=True)
-    with tracked(folder, track or [], warn) as trackers, ProgressBars(console) as bars:
-        bars.add(resolved.title, resolved.build_method().title, resolved.rounds)
-        listeners = [partial(bars.show, resolved.title), *trackers]
-        at_once = workers or num_cores()
-        with resumable_interrupt("with --resume"):
-            train(
-                resolved,
-                folder,
-                files=files,
-                resume=resume,
-                accept_changes=accept_changes,
-                listeners=listeners,
-                preparing=bars.prepare,
-                workers=at_once,
-            )
-    show(folder, write_report(folder, include_images=include_images), as_json=json, quiet=quiet)
+    with tracked(folder, track or [], warn) as trackers, resumable("with --resume"):
+        done = run_with(
+            resolved,
+            folder,
+            data=files,
+            workers=workers,
+            devices=devices,
+            resume=resume,
+            accept_changes=accept_changes,
+            progress=plain_console(stderr=True, quiet=quiet),
+            listeners=trackers,
+        )
+    show(folder, done.report(include_images=include_images), as_json=json, quiet=quiet)
 
 
 @app.command()
@@ -122,27 +124,41 @@ def check(
     study: StudyPath,
     site: SitePaths = None,
     set: Set = None,
+    page: Page = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
     from grandrounds.cli.output import print_json
+    from grandrounds.cli.statistics_output import (
+        consortium_as_json,
+        consortium_of,
+        print_surveyed,
+        write_page,
+    )
     from grandrounds.cli.study_output import print_site, print_study, study_as_json
     from grandrounds.runs.costs import estimate, plan_run
     from grandrounds.runs.site_data import check_joins, open_named
+    from grandrounds.runs.survey import survey_opened
     from grandrounds.study.file import read_study
+    from grandrounds.tasks import SupervisedTask
 
     resolved = read_study(study, set or [])
     plan = plan_run(resolved)
     cost = estimate(plan)
     opened = open_named(resolved, site or [])
     summaries = [summary for _, summary in opened]
+    surveyed = survey_opened(resolved, site or [], [cohort for cohort, _ in opened])
+    found = consortium_of(resolved, [each.answer for each in surveyed])
     if json:
-        print_json(study_as_json(plan, cost, summaries))
+        told = {"statistics": consortium_as_json(found)} if surveyed else {}
+        print_json(study_as_json(plan, cost, summaries) | told)
     elif not quiet:
         print_study(plan, cost)
         for summary in summaries:
-            print_site(summary)
+            print_site(summary, items=isinstance(resolved.task, SupervisedTask))
+        print_surveyed(surveyed, found)
+    write_page(found, page)
     for cohort, summary in opened:
         check_joins(resolved, cohort, summary)
 
@@ -154,7 +170,8 @@ def compare(
         str,
         typer.Option(
             help="METHOD[@TOPOLOGY][:KEY=VALUE...] with commas between, the one that the report is "
-            "about first, for example pflsynth,fedavg@swarm,fedprox:mu=0.01,local."
+            "about first, for example pflsynth,fedavg@swarm,fedprox:mu=0.01,local,local:steps=x4; "
+            "derived from arms that train alone: alone, ensemble, sites-average."
         ),
     ],
     seeds: Annotated[
@@ -164,6 +181,7 @@ def compare(
     set: Set = None,
     site: SitePaths = None,
     workers: Workers = 0,
+    devices: Devices = None,
     leave_one_out: Annotated[
         bool,
         typer.Option(
@@ -173,6 +191,10 @@ def compare(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Score every site's model at every site.")
     ] = False,
+    budget: Annotated[
+        Literal["local-steps", "steps-in-a-row", "wall-clock"],
+        typer.Option(help="What is equal for all arms; the others follow from it."),
+    ] = "local-steps",
     unequal: Annotated[
         bool, typer.Option("--unequal", help="Allow arms that differ in budget, data or rounds.")
     ] = False,
@@ -184,54 +206,55 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train several arms on the same data, splits and seeds, and report them side by side."""
-    from rich.console import Console
-
-    from grandrounds.core.device import num_cores
+    from grandrounds.api.progress import plain_console
+    from grandrounds.api.run import compare as compare_arms
     from grandrounds.report.tracking.tracker import check_trackers as check_trackers
-    from grandrounds.runs.arms import arms_of, check_equal, comparison_terms
-    from grandrounds.runs.comparison import Comparison
+    from grandrounds.runs.arms import read_arms
     from grandrounds.study.file import read_table
     from grandrounds.study.site_file import read_site
 
     check_trackers(track or [])
-    if seeds < 1:
-        raise BadInput(f"--seeds is {seeds}; it must be 1 or more")
-    table = read_table(study)
-    studies = {arm: arm.study(table, set or []) for arm in arms_of(arms.split(","))}
-    if not unequal:
-        check_equal(studies)
-    folder = out or Path("runs") / f"{next(iter(studies.values())).name}-compared"
-    files = tuple(read_site(path) for path in site or [])
-    at_once = min(workers or num_cores(), len(studies) * seeds)
-    comparison = Comparison(
-        folder, studies, files, at_once, seeds, leave_one_out, matrix, accept_changes
+    first = read_arms(arms.split(","))[0][0].study(read_table(study), set or [])
+    folder = out or Path("runs") / f"{first.name}-compared"
+    files = [read_site(path) for path in site or []]
+    with resumable("as it was"):
+        compare_arms(
+            study,
+            arms.split(","),
+            folder,
+            seeds=seeds,
+            workers=workers,
+            devices=devices,
+            data=files,
+            leave_one_out=leave_one_out,
+            matrix=matrix,
+            budget=budget,
+            unequal=unequal,
+            overrides=set or [],
+            accept_changes=accept_changes,
+            progress=plain_console(stderr=True, quiet=quiet),
+            listeners=[to_trackers(folder, track or [])],
+        )
+    report(
+        folder,
+        include_images=include_images,
+        no_figures=no_figures,
+        json=json,
+        quiet=quiet,
     )
-    console = Console(stderr=True, quiet=quiet, markup=False)
-    for sentence in comparison_terms(studies):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    _run_shown(comparison, console, track or [])
-    report(folder, include_images=include_images, no_figures=no_figures, json=json, quiet=quiet)
 
 
-def _run_shown(comparison: "Comparison", console: "Console", track: list[str]) -> None:
-    """Run a comparison with a bar for each of its runs; trackers get each run once it is over."""
-    from grandrounds.cli.progress import ProgressBars, resumable_interrupt, warn
+def to_trackers(folder: Path, uris: "Sequence[str]") -> "OnEvent":
+    """Return a listener that gives each run of a comparison to trackers once it is over."""
+    from grandrounds.api.progress import warn
     from grandrounds.report.tracking.tracker import replay
 
-    cells = comparison.cells
-    with ProgressBars(console, runs=len(cells)) as bars:
-        for cell, study in cells.items():
-            title, done = comparison.title(cell), comparison.is_done(cell)
-            bars.add(cell.name, title, study.rounds, done=done)
+    def log(run: "ComparisonRun", event: Event) -> None:
+        if isinstance(event, RunFinished) and not run.again:
+            for uri in uris:
+                replay(folder / run.name, uri, warn)
 
-        def hear(cell: "ComparisonRun", event: Event) -> None:
-            bars.show(cell.name, event)
-            if isinstance(event, RunFinished):
-                for uri in track:
-                    replay(comparison.run_folder(cell), uri, warn)
-
-        with resumable_interrupt("as it was"):
-            comparison.run(hear, bars.prepare)
+    return log
 
 
 @app.command()

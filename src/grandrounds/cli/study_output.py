@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from grandrounds.api.progress import plain_console
 from grandrounds.cli.tables import print_table
+from grandrounds.core.code import Code
 from grandrounds.core.events import TopologySet
 from grandrounds.data.availability import SiteSummary
 from grandrounds.runs.costs import (
@@ -18,11 +20,12 @@ from grandrounds.runs.costs import (
     estimate,
     leaving_words,
     plan_run,
+    planned_steps,
     topologies,
 )
 from grandrounds.site.audit import AuditEntry
 from grandrounds.study.acceptance import Acceptance
-from grandrounds.study.checks import notes
+from grandrounds.study.checks import advice_on_groups, notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
 from grandrounds.study.study import Study
 
@@ -43,6 +46,7 @@ def study_as_json(
         "beside_the_model": _beside_as_json(plan),
         "topology": asdict(cost.topology),
         "topologies": {kind: _topology(found) for kind, found in topologies(plan).items()},
+        "steps_per_round": planned_steps(study),
         "bytes_per_round": cost.bytes_per_round,
         "bytes_per_run": cost.bytes_per_run,
         "memory": cost.memory,
@@ -63,17 +67,19 @@ def _topology(found: TopologySet | str) -> dict[str, object]:
 
 def print_study(plan: RunPlan, cost: Estimate) -> None:
     """Print the resolved study and its costs, and what other topologies would cost."""
-    study, console = plan.study, Console(markup=False)
+    study, console = plan.study, plain_console()
     machine = study.machine()
-    console.print(to_toml(study), markup=False, highlight=False)
+    console.print(to_toml(study))
     table = Table("parameter group", "policy", "tensors", "parameters", title="Tensor policy")
     for group in cost.policy.groups:
         table.add_row(group.group, group.policy, str(group.tensors), f"{group.parameters:,}")
     print_table(table, console)
     for line in beside_words(plan):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     console.print(f"norm buffers: {cost.policy.norm_buffers}")
     _print_topologies(console, plan, cost)
+    for line in _depth_words(plan, cost):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB over all links")
     console.print(f"the run: {cost.bytes_per_run / MIB:,.1f} MiB in {cost.rounds} rounds")
     console.print(
@@ -91,7 +97,8 @@ def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
         seen.add_row(who, what)
     if cost.bytes_per_round:
         print_table(seen, console)
-    table = Table("topology", "a round", "takes", "the coordinator sees", title="Topologies")
+    heads = ("topology", "a round", "steps in a row", "takes", "the coordinator sees")
+    table = Table(*heads, title="Topologies")
     refused: list[str] = []
     for kind, found in topologies(plan).items():
         if isinstance(found, str):
@@ -99,15 +106,49 @@ def _print_topologies(console: Console, plan: RunPlan, cost: Estimate) -> None:
             continue
         moved = f"{found.bytes_per_round / MIB:,.1f} MiB"
         sees = next(iter(found.sees.values())) if found.bytes_per_round else "nothing"
-        table.add_row(kind, moved, found.wall_clock, sees)
+        table.add_row(kind, moved, _in_a_row(found, plan), found.wall_clock, sees)
     print_table(table, console)
-    for sentence in refused:
+    for sentence in filter(None, (*refused, advice_on_groups(plan.study))):
         console.print(sentence, soft_wrap=True)
 
 
-def print_site(summary: SiteSummary) -> None:
-    """Print the counts of a site's data."""
-    console = Console(markup=False)
+def _in_a_row(found: TopologySet, plan: RunPlan) -> str:
+    """Say how many steps a model takes one after another in a round, and whose they are."""
+    sites = 1 if plan.method.sharing().pooled else len(plan.study.trainers)
+    whose = "of one site"
+    if found.groups > 1:
+        whose = "of all sites" if found.groups == sites else f"of {found.groups} groups"
+    return f"{found.steps_in_a_row:,}, {whose}" if found.steps_in_a_row else whose
+
+
+def _depth_words(plan: RunPlan, cost: Estimate) -> list[str]:
+    """Say how many steps a round and the run have at a site, and in a row."""
+    study, steps = plan.study, sorted(planned_steps(plan.study).values())
+    row = cost.topology.steps_in_a_row
+    if not row:
+        return ["steps in a round: known once every site has told its files", *_more_work(plan)]
+    local = f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"
+    where = "on pooled data" if plan.method.sharing().pooled else "at a site"
+    return [
+        f"steps in a round: {local} {where}, {row:,} in a row for one model",
+        f"the run: up to {row * study.rounds:,} steps in a row, in {study.rounds} rounds",
+        *_more_work(plan),
+    ]
+
+
+def _more_work(plan: RunPlan) -> list[str]:
+    """Say which steps come on top of those of a round."""
+    tuned = plan.study.training.fine_tune
+    more = f"{tuned} more epoch{'' if tuned == 1 else 's'} at each site in the end" if tuned else ""
+    return [f"besides: {words}" for words in (plan.method.extra_work(), more) if words]
+
+
+def print_site(summary: SiteSummary, *, items: bool = False) -> None:
+    """Print the counts of a site's data, which are `items` of a dataset or sessions of slices."""
+    console = plain_console()
+    if items:
+        _print_items(console, summary)
+        return
     table = Table("", "patients", "sessions", "slices", title=f"Site '{summary.site}'")
     counts = [*summary.splits.items(), *summary.contents.items()]
     for task, splits in summary.tasks.items():
@@ -119,6 +160,15 @@ def print_site(summary: SiteSummary) -> None:
         console.print(
             f"spacing (mm): {_ranges(geometry.spacing)}; size (pixels): {_ranges(geometry.size)}"
         )
+    for note in summary.notes:
+        console.print(str(note), soft_wrap=True)
+
+
+def _print_items(console: Console, summary: SiteSummary) -> None:
+    table = Table("", "patients", "items", title=f"Site '{summary.site}'")
+    for split, count in summary.splits.items():
+        table.add_row(split, str(count.patients), str(count.sessions))
+    print_table(table, console)
     for note in summary.notes:
         console.print(str(note), soft_wrap=True)
 
@@ -136,6 +186,12 @@ def print_patients(variable: str, patients: Mapping[str, Mapping[str, int]]) -> 
     print_table(table)
 
 
+def print_code(code: Sequence[Code]) -> None:
+    """Print which installed packages the code of a study belongs to."""
+    for each in code:
+        plain_console().print(Text(f"runs {each.sentence}"), soft_wrap=True)
+
+
 def leaving_as_json(study: Study) -> dict[str, object]:
     """Return, as JSON, what will leave each site that accepts a study."""
     cost = estimate(plan_run(study))
@@ -151,30 +207,34 @@ def leaving_as_json(study: Study) -> dict[str, object]:
 
 def print_leaving(study: Study, site: str) -> None:
     """Print a study and what will leave a site that accepts it."""
-    console, cost = Console(markup=False), estimate(plan_run(study))
-    console.print(to_toml(study), markup=False, highlight=False)
+    console, cost = plain_console(), estimate(plan_run(study))
+    console.print(to_toml(study))
     table = Table("parameter group", "policy", "parameters", title=f"What leaves '{site}'")
     for group in cost.policy.groups:
         table.add_row(group.group, group.policy, f"{group.parameters:,}")
     print_table(table, console)
     for line in leaving_words(study):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
     """Print which studies a site has accepted, and since when."""
     if not acceptances:
-        Console(markup=False).print("no study is accepted here")
+        plain_console().print("no study is accepted here")
         return
     table = Table(Column("study (SHA-256)", no_wrap=True), "accepted", "what leaves")
     for each in acceptances:
         table.add_row(each.study[:16], each.time, each.policy[0] if each.policy else "")
     print_table(table)
+    for each in acceptances:
+        for code in each.code:
+            words = f"{each.study[:16]} runs {code.sentence}"
+            plain_console().print(Text(words), soft_wrap=True)
 
 
 def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
     """Print what was asked of a site, and what left it: whole on a terminal of 80 columns."""
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     if not lines:
         console.print("nothing was asked of this site yet")
     for moment, entry in lines:
@@ -190,6 +250,8 @@ def _left(entry: AuditEntry) -> list[str]:
     if entry.refused or entry.failed:
         return [f"refused: {entry.refused}" if entry.refused else f"failed: {entry.failed}"]
     to = f", to {', '.join(entry.to)}" if entry.to else ""
+    if entry.asked == "survey":
+        return [f"statistics left, {entry.bytes:,} bytes", f"SHA-256 {entry.digest}"]
     scores = [f"{entry.scores:,} scores left"] if entry.scores else []
     if not entry.tensors:
         return scores or ["nothing left but counts and means"]

@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic as switches
 
-from grandrounds.core.errors import BadStudy
+from grandrounds.core.errors import BadStudy, require
 from grandrounds.core.sentence import phrase
 from grandrounds.core.soundness import is_sound_in_3d
 
@@ -21,6 +21,9 @@ Precision: TypeAlias = Literal["auto", "bf16", "fp32", "fp64"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of computing, in so many of a clock's
+# What Slurm gives a job: the cores of a task where it says so, else all that the job has here; MiB.
+SLURM_CORES = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+SLURM_MEMORY = ("SLURM_MEM_PER_NODE",)
 FILL = "fill_uninitialized_memory"  # a module property, which type checkers cannot see
 FILLS = False  # to fill memory before it is written finds bugs, changes no number, and costs 8 %
 _CPU_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
@@ -33,7 +36,8 @@ def choose_device(wish: str = "auto") -> torch.device:
     Raises `BadStudy` if the wish names no device or one that this machine lacks.
     """
     if wish == "auto":
-        return next(_shared(kind) for kind in ("cuda", "mps", "cpu") if _count(kind))
+        named = [torch.device(name).type for name in _SHARE.devices]
+        return next(_shared(kind) for kind in (*named, "cuda", "mps", "cpu") if _count(kind))
     try:
         device = torch.device(wish)
     except RuntimeError:
@@ -51,20 +55,54 @@ def choose_device(wish: str = "auto") -> torch.device:
 
 @dataclass
 class _Share:
-    """The number of this process among those that share the accelerators."""
+    """The number of this process among those that share the accelerators, and which these are."""
 
     number: int = 0
+    devices: tuple[str, ...] = ()
 
 
 _SHARE = _Share()
 
 
-def take_share(number: int) -> None:
-    """Let this process compute on one accelerator of several: that with its number, in turn."""
-    _SHARE.number = number
+def take_share(number: int, devices: tuple[str, ...] = ()) -> None:
+    """Let this process compute on one accelerator of several: that with its number, in turn.
+
+    That is of `devices`, where they are named, or else of all that there are.
+    """
+    _SHARE.number, _SHARE.devices = number, devices
+
+
+def read_devices(text: str | None, wishes: Collection[str]) -> tuple[str, ...]:
+    """Read the devices that processes compute on in turn, for studies that wish these devices.
+
+    Without a text there are none. Raises `BadStudy` where one is absent, and where they are not
+    what a study asks for.
+    """
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    require(bool(names), "--devices names none; for example --devices cuda:0,cuda:1")
+    kinds = {choose_device(name).type for name in names}
+    for name in names:
+        require(name != "cuda", f"--devices {text}: cuda needs a number, for example cuda:0")
+        require(names.count(name) == 1, f"--devices {text}: names {name} twice; name it once")
+    require(
+        len(kinds) == 1,
+        f"--devices {text}: names devices of several kinds, whose numbers differ; choose one kind",
+    )
+    for wish in wishes:
+        require(
+            wish in ("auto", *kinds),
+            f'--devices {text} would do nothing: the study has training.device = "{wish}"; '
+            'leave it out, or set training.device = "auto"',
+        )
+    return names
 
 
 def _shared(kind: str) -> torch.device:
+    named = [torch.device(name) for name in _SHARE.devices]
+    if named and kind == named[0].type:
+        return named[_SHARE.number % len(named)]
     count = _count(kind)
     return torch.device(kind, _SHARE.number % count) if count > 1 else torch.device(kind)
 
@@ -202,20 +240,31 @@ def peak_memory() -> int:
 
 
 def physical_memory() -> int:
-    """Return the machine's memory in bytes, or the container's limit where that is lower."""
+    """Return the machine's memory in bytes, or the container's or job's limit where it is lower."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
-    return total if limit == "max" else min(total, int(limit))
+    given = _allotted(SLURM_MEMORY)
+    return min(
+        total,
+        total if limit == "max" else int(limit),
+        given * 2**20 if given else total,
+    )
 
 
 def num_cores() -> int:
-    """Count the cores that this process may use: by its affinity and its container's quota.
+    """Count the cores that this process may use: by its affinity, its container's quota, its job.
 
     macOS cannot restrict them.
     """
     if sys.platform != "linux":
         return os.cpu_count() or 1
-    return min(len(os.sched_getaffinity(0)), _quota())
+    return min(len(os.sched_getaffinity(0)), _quota(), _allotted(SLURM_CORES) or sys.maxsize)
+
+
+def _allotted(names: Sequence[str]) -> int:
+    """Return the first number that Slurm gives this job under these names; 0 outside of a job."""
+    found = [os.environ.get(name, "") for name in names]
+    return next((int(word) for word in found if word.isdecimal() and int(word)), 0)
 
 
 def _quota() -> int:

@@ -93,12 +93,18 @@ class PolicySet:
 
 @dataclass(frozen=True)
 class TopologySet:
-    """What a round transmits over all links, what determines its duration, and who sees what."""
+    """What a round transmits over all links, what determines its duration, and who sees what.
+
+    `groups` counts the groups of sites that follow one another in a round, and `steps_in_a_row` the
+    steps that a model takes so, as planned; 0 where files are not counted yet, or were not told.
+    """
 
     kind: str
     bytes_per_round: int
     wall_clock: str
     sees: Mapping[str, str] = field(default_factory=dict[str, str])
+    groups: int = 0
+    steps_in_a_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,14 +194,31 @@ class SiteTuned:
 
 
 @dataclass(frozen=True)
+class UpdatesCompared:
+    """The coordinator compared the sites' updates of a round, as the study asks.
+
+    `cosines` maps a parameter group, a site and a later site of the roster to the cosine between
+    their updates; a site that was absent, or moved nothing, has none.
+    """
+
+    round: int
+    cosines: Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
 class RoundFinished:
-    """The aggregate of a round is computed; it is saved next."""
+    """The aggregate of a round is computed; it is saved next.
+
+    `groups` are the sites that trained, in groups that followed one another, side by side within a
+    group; empty in journals of older versions.
+    """
 
     round: int
     digest: str
     score: float | None  # weighted validation score, if the round was validated
     best_round: int
     seconds: float
+    groups: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -269,6 +292,7 @@ Event: TypeAlias = (
     | RunFinished
     | RoundLost
     | SiteJoined
+    | UpdatesCompared
 )
 Listener: TypeAlias = Callable[[Event], None]
 EVENT_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}

@@ -23,6 +23,7 @@ HINTS = {
     "BadUpdate": "All sites must run the same version and study.",
     "TimeoutError": "Give slow sites more time (topology.patience), or ask what holds this one up.",
 }
+DIVERGED = "FloatingPointError"  # the class of the error where training leads nowhere
 PHRASES = {
     "BadFolder": "a folder at the site cannot be used",
     "BadImage": "an image at the site cannot be used",

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias, cast
 from zlib import crc32
@@ -70,9 +71,9 @@ def _sum_of(line: bytes) -> bytes:
 
 
 def _is_intact(line: bytes) -> bool:
-    """Tell whether a line is what was written; those of older versions have no sum."""
-    start, mark, end = line.rpartition(_SUM)
-    return not mark or end == _sum_of(start + b"}")
+    """Tell whether a line is what was written with its sum."""
+    start, _, end = line.rpartition(_SUM)
+    return end == _sum_of(start + b"}")
 
 
 def read_journal(path: Path) -> list[Stamped]:
@@ -87,14 +88,18 @@ def read_journal(path: Path) -> list[Stamped]:
             f"{path}: no journal here; a run folder holds journal.jsonl from its first event on"
         ) from None
     lines = whole_lines(raw).split(b"\n")[:-1]
-    return [_event(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
+    older = sum(1 for _ in takewhile(lambda line: _SUM not in line, lines))  # wrote no sums
+    return [
+        _event(line, f"{path}: line {number}", summed=number > older)
+        for number, line in enumerate(lines, start=1)
+    ]
 
 
-def _event(line: bytes, place: str) -> Stamped:
+def _event(line: bytes, place: str, *, summed: bool) -> Stamped:
     try:
-        record = json.loads(line)
-        if not _is_intact(line):
+        if summed and not _is_intact(line):
             raise ValueError("its sum differs, so the disk or a copy changed it")
+        record = json.loads(line)
         record.pop("sum", None)
         kind, moment = EVENT_KINDS[record.pop("event")], float(record.pop("time"))
         return moment, cast(Event, from_plain(kind, record))

@@ -11,6 +11,7 @@ from torch import Tensor
 from grandrounds.core.events import SiteReady
 from grandrounds.core.names import check_name
 from grandrounds.core.serialization import from_plain
+from grandrounds.core.site_statistics import SiteStatistics
 from grandrounds.core.weights import Weights
 
 
@@ -27,6 +28,8 @@ class Train:
 
     The reply brings what is shared. `epochs` = 0 takes the study's; `steps` above 0 counts batches
     instead. `keep` names the older round whose private state must stay saved (the best one so far).
+    `after` names the leader of a group of this round whose merged model, which that site delivered,
+    is where training starts.
     """
 
     round: int
@@ -34,16 +37,21 @@ class Train:
     epochs: int = 0
     steps: int = 0
     keep: int = 0
+    after: str = ""
     weights: Weights = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Asks a leader to combine the updates that these peers delivered to it, in this order."""
+    """Asks a leader to combine the updates that these peers delivered to it, in this order.
+
+    `after` is as in `Train`: the leader of the group whose merged model the peers started from.
+    """
 
     round: int
     since: int
     peers: tuple[str, ...]
+    after: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +140,15 @@ class Finish:
     best: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Asks a site for its statistics, before anyone trains and in a job of their own."""
+
+    round: int = 0
+
+
 Request: TypeAlias = (
-    Describe | Train | Merge | Adopt | Tune | Evaluate | Forward | Tail | Backward | Finish
+    Describe | Train | Merge | Adopt | Tune | Evaluate | Forward | Tail | Backward | Finish | Survey
 )
 
 
@@ -158,7 +173,7 @@ class Reply:
     tensors that travelled between sites or to the coordinator. `score` is the validation score of
     the model that the site just trained, where the method asks for it and the site has such cases.
     `changed` says that the site's data is not what it trained on when it saved the last of its
-    `rounds`.
+    `rounds`. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
     """
 
     site: str
@@ -179,6 +194,7 @@ class Reply:
     ready: SiteReady | None = None
     changed: bool = False
     weights: Weights = field(default_factory=dict[str, Tensor])
+    statistics: SiteStatistics | None = None
 
     def receipt(self, num_peers: int) -> "Reply":
         """Return the reply without its tensors, which went to `num_peers` other sites."""
@@ -197,6 +213,8 @@ def encode(message: Message) -> bytes:
     weights: Weights = getattr(message, "weights", {})
     fields = asdict(replace(message, weights={}) if weights else message)
     fields.pop("weights", None)
+    if fields.get("statistics") is None:
+        fields.pop("statistics", None)
     header = {"kind": type(message).__name__, "fields": fields}
     return save(weights, {"message": json.dumps(header)})
 
@@ -220,12 +238,13 @@ def _sites_named(message: Message) -> set[str]:
     match message:
         case Reply():
             ready = [message.ready.site] if message.ready else []
-            return {message.site, *ready, *(score.site for score in message.scores)}
+            told = [message.statistics.site] if message.statistics else []
+            return {message.site, *ready, *told, *(score.site for score in message.scores)}
         case Merge():
-            return set(message.peers)
+            return {*message.peers, message.after} - {""}
         case Adopt():
             return {message.leader}
-        case Evaluate():
+        case Train() | Evaluate():
             return {message.after} - {""}
         case _:
             return set()

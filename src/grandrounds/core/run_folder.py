@@ -47,7 +47,10 @@ class SiteFolder:
     merged = Entry("merged")  # what it merged where it led
     tuned = Entry("tuned.safetensors")
     panels = Entry("panels.npz")
+    protocols = Entry("protocols.json")  # how the site usually scans, if its network reads that
     audit = Entry("audit.jsonl")  # what was asked of the site from elsewhere, and what left
+    profile = Entry("profile.json")  # what its training images look like
+    validation = Entry("validation.jsonl")  # its validation scores by round and task
 
     def private(self, version: str = "") -> Path:
         """Return the path of the private part of the tested model, or of another version."""
@@ -92,6 +95,9 @@ class RunFolder(ResultFolder):
     digests = Entry("digests.csv")
     forgetting = Entry("forgetting.csv")
     tracking = Entry("tracking.json")
+    derived = Entry(
+        "derived.toml"
+    )  # of an arm without models of its own: where its scores are from
 
     def site(self, name: str) -> SiteFolder:
         """Return the folder of a site that trained."""
@@ -108,28 +114,46 @@ class RunFolder(ResultFolder):
 
 @dataclass(frozen=True)
 class ComparisonFolder(ResultFolder):
-    """The folder of a comparison: runs as arms/ARM/seed-S, or as without/SITE/arms/ARM/seed-S."""
+    """The folder of a comparison: runs as arms/ARM/seed-S, or as without/SITE/arms/ARM/seed-S.
+
+    Models that were trained once more, for an ensemble, lie in again/arms/ARM/seed-S.
+    """
 
     arms = Entry("arms.toml")
+    candidates = Entry("candidates.toml")  # of a sweep: what was tried, and how it validated
+    chosen = Entry("chosen.toml")  # of a sweep: the study of the candidate that was chosen
 
     @property
     def exists(self) -> bool:
         """Tell whether there is a comparison, and not a single run."""
         return self.arms.exists()
 
+    @property
+    def searched(self) -> bool:
+        """Tell whether the arms are candidates of a sweep, which are not tested."""
+        return self.candidates.exists()
+
     def run(self, arm: str, seed: int, *, without: str = "") -> RunFolder:
         """Return the folder of one run, perhaps trained without one of the sites."""
         below = self.path / "without" / _named(without) if without else self.path
         return RunFolder(below / "arms" / _named(arm, "arm") / f"seed-{seed}")
 
+    def again(self, arm: str, seed: int) -> RunFolder:
+        """Return the folder of a run that is repeated on the same data with other draws."""
+        return ComparisonFolder(self.path / "again").run(arm, seed)
+
     def runs(self) -> list[RunFolder]:
         """List the runs with all sites that have a folder."""
         return [RunFolder(path) for path in sorted(self.path.glob("arms/*/seed-*"))]
 
-    def all_runs(self) -> list[RunFolder]:
-        """List the runs that have a folder, those without one of the sites last."""
+    def trained(self) -> list[RunFolder]:
+        """List those of the runs whose arm is not derived from others, so that it has models."""
+        return [run for run in self.runs() if not run.derived.exists()]
+
+    def all_trained(self) -> list[RunFolder]:
+        """List the runs that have models, those without one of the sites last."""
         parts = [ComparisonFolder(path) for path in sorted(self.path.glob("without/*"))]
-        return [run for part in (self, *parts) for run in part.runs()]
+        return [run for part in (self, *parts) for run in part.trained()]
 
 
 def comparison_of(run: Path) -> tuple[ComparisonFolder, str] | None:

@@ -3,6 +3,7 @@
 import types
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 _T = TypeVar("_T")
@@ -20,7 +21,7 @@ def from_plain(kind: type[_T], value: Any) -> _T:
 def _rebuild(hint: Any, value: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
-        items, hints = _of_type(dict, value).items(), get_type_hints(hint)
+        items, hints = _of_type(dict, value).items(), _hints(hint)
         return cast(Any, hint)(**{name: _rebuild(hints[name], item) for name, item in items})
     if origin is tuple:
         return tuple(_rebuild(arguments[0], item) for item in _of_type((list, tuple), value))
@@ -30,6 +31,11 @@ def _rebuild(hint: Any, value: Any) -> Any:
     if origin in (types.UnionType, Union):
         return None if value is None else _rebuild(arguments[0], value)
     return _rebuild_word(hint, value)
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    return get_type_hints(kind)
 
 
 def _rebuild_word(hint: Any, value: Any) -> Any:

@@ -6,7 +6,7 @@ tensors in its notes, and is held against them when it is read.
 """
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -57,6 +57,10 @@ class State:
     def last_of(self, site: str) -> int:
         """Return the last round that a site took part in."""
         return self.seen.get(site, self.round)
+
+    def missed_by(self, roster: Sequence[str], answered: Container[str]) -> dict[str, int]:
+        """Map each site of a roster that missed the next round to its last one."""
+        return {name: self.last_of(name) for name in roster if name not in answered}
 
     def best_of(self, site: str) -> int:
         """Return the last round that a site had taken part in when the best round ended."""

@@ -18,6 +18,7 @@ from grandrounds.core.sentence import phrase
 from grandrounds.core.signals import stopping_later
 
 Weights: TypeAlias = dict[str, Tensor]
+"""Tensors by their names in a network, in the order in which it registers them."""
 Filter: TypeAlias = Callable[[str], bool]
 _BLOCK = 2**16  # numbers that are averaged at a time
 OPTIMIZER = "optimizer/"  # before the names of an optimiser's tensors, where they lie with weights
@@ -54,11 +55,14 @@ def to_cpu(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def unaliased(weights: Mapping[str, Tensor]) -> Weights:
-    """Copy what shares memory with an earlier tensor, since a file holds each tensor once."""
+    """Copy what shares memory with an earlier tensor, or is not contiguous in it.
+
+    A file, as a message, holds each tensor once and in order.
+    """
     seen, alone = set[int](), dict[str, Tensor]()
     for name, tensor in weights.items():
         place = tensor.untyped_storage().data_ptr()
-        alone[name] = tensor.clone() if place in seen and tensor.numel() else tensor
+        alone[name] = (tensor.clone() if place in seen and tensor.numel() else tensor).contiguous()
         seen.add(place)
     return alone
 

@@ -11,7 +11,15 @@ from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
 from grandrounds.data.nifti import Grid, read_grid
 from grandrounds.data.prepare import used_contrasts
-from grandrounds.data.remarks import LOSE_ALL, extent_notes, header_notes, of_all, some
+from grandrounds.data.remarks import (
+    LOSE_ALL,
+    coded_notes,
+    extent_notes,
+    header_notes,
+    nameless_notes,
+    of_all,
+    some,
+)
 from grandrounds.data.session_files import SessionFiles
 
 Range: TypeAlias = tuple[float, float]
@@ -65,7 +73,7 @@ def needs(task: str) -> tuple[str, ...]:
 
 def serves(session: Session, task: str) -> bool:
     """Tell whether a session has all that a task needs."""
-    return all(_has(session, name) for name in needs(task))
+    return all(holds(session, name) for name in needs(task))
 
 
 def summarise(
@@ -98,7 +106,8 @@ def summarise_simulated(cohort: Cohort, *, elements: Elements, tasks: Sequence[s
 
 def summarise_arrays(cohort: Cohort, *, elements: Elements, tasks: Sequence[str]) -> SiteSummary:
     """Count what a cohort made from an image stack or a table contains."""
-    return _summary(cohort, elements, tasks, simulated=False, geometry=None, notes=())
+    notes = nameless_notes(cohort)
+    return _summary(cohort, elements, tasks, simulated=False, geometry=None, notes=notes)
 
 
 def check_elements(
@@ -170,7 +179,7 @@ def _summary(
         cohort.site,
         simulated,
         splits={split: _count(cohort.splits[split]) for split in SPLITS},
-        contents={name: _count(s for s in sessions if _has(s, name)) for name in names},
+        contents={name: _count(s for s in sessions if holds(s, name)) for name in names},
         tasks={
             task: {s: _count(x for x in cohort.splits[s] if serves(x, task)) for s in SPLITS}
             for task in tasks
@@ -181,11 +190,13 @@ def _summary(
             *_missing(cohort, names, tasks),
             *_unmasked(cohort, geometry),
             *_unvalidated(cohort),
+            *coded_notes(sessions, elements.variables),
         ),
     )
 
 
-def _has(session: Session, name: str) -> bool:
+def holds(session: Session, name: str) -> bool:
+    """Tell whether a session has a contrast or a mask, or its patient's value of a variable."""
     if name == VARIABLES:
         return bool(session.values)
     known = not isnan(session.values.get(name, nan))
@@ -231,7 +242,7 @@ def _left_out(files: Sequence[SessionFiles], elements: Elements) -> tuple[Senten
 def _missing(cohort: Cohort, names: Iterable[str], tasks: Sequence[str]) -> tuple[Sentence, ...]:
     sessions, notes = tuple(cohort), list[Sentence]()
     for name in names:
-        lacking = [session for session in sessions if not _has(session, name)]
+        lacking = [session for session in sessions if not holds(session, name)]
         if lacking:
             cost = _cost(name, lacking, tasks)
             lack = _lack(len(lacking), len(sessions))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from hashlib import sha256
 from itertools import groupby
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import phrase
+from grandrounds.data.acquisition import ScanProtocol
 from grandrounds.data.elements import ALL_TESTED, Fractions
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 HEADROOM = 1.2  # in images, the 99th percentile inside the brain becomes 1 / HEADROOM
+NAMELESS = "image-"  # begins the ID of a patient that no array names
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
@@ -26,7 +28,7 @@ class Extent:
     """How much of a structure, in mm3, its file has, the study's window shows, and is kept.
 
     What is kept is resampled and has the kept slices alone. `labels` are the file's values for it;
-    `soft` are probabilities, cut at one half.
+    `soft` are probabilities, cut at one half. `outside` of the mask of the brain lies this much.
     """
 
     outlined: float
@@ -34,6 +36,7 @@ class Extent:
     kept: float
     labels: tuple[float, ...] = (1.0,)
     soft: bool = False
+    outside: float = 0.0
 
     @property
     def lost(self) -> bool:
@@ -48,8 +51,11 @@ class Session:
     `images` is float32 (slice, contrast, height, width) in [0, 1], often a read-only memory map;
     `contrasts` names its second axis; `masks` maps "brain", "lesion" or a tissue to uint8 (slice,
     height, width); `values` are the patient's variables, NaN where one is missing. `digest` is of
-    images and masks, where it is known from their files. `heights` are the slices' places in mm,
-    where they are known; `extents` say what became of each mask, and of the "head" without a mask.
+    images and masks, where it is known from their files; `prints` are digests of images alone, by
+    which the same ones are found under another ID. `heights` are the slices' places in mm, where
+    they are known; `extents` say what became of each mask, and of the "head" without a mask.
+    `protocols` maps contrasts to how they were scanned, in studies whose network reads that.
+    `spacing` is that of slices, rows and columns in mm before preparation, where it is known.
     """
 
     patient: str
@@ -59,8 +65,11 @@ class Session:
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
     values: Mapping[str, float] = field(default_factory=dict[str, float])
     digest: str = field(default="", compare=False)
+    prints: tuple[str, ...] = field(default=(), compare=False)
     heights: tuple[float, ...] = field(default=(), compare=False)
     extents: Mapping[str, Extent] = field(default_factory=dict[str, Extent], compare=False)
+    protocols: Mapping[str, ScanProtocol] = field(default_factory=dict[str, ScanProtocol])
+    spacing: tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def num_slices(self) -> int:
@@ -106,7 +115,10 @@ def data_digest(cohorts: Iterable[Cohort]) -> str:
 def _described(site: str, split: str, session: Session) -> str:
     values = sorted((name, float(value)) for name, value in session.values.items())
     arrays = session.digest or _digest_of_arrays(session)
-    facts = [site, split, session.patient, session.session, session.contrasts, values, arrays]
+    facts: list[object] = [site, split, session.patient, session.session, session.contrasts]
+    facts += [values, arrays]
+    if session.protocols:  # only where the network reads them: else a sidecar changes nothing
+        facts.append(sorted((name, asdict(scan)) for name, scan in session.protocols.items()))
     return json.dumps(facts)
 
 

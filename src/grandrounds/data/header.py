@@ -36,16 +36,27 @@ class _Layout:
     slope: tuple[int, str]
     codes: tuple[int, str]  # of the qform, followed by that of the sform
     unit: tuple[int, str]
+    text: int  # where 80 bytes of free text begin
 
 
 _LAYOUTS = (
-    _Layout(348, (80, "3f"), (112, "f"), (252, "2h"), (123, "B")),
-    _Layout(540, (112, "3d"), (176, "d"), (344, "2i"), (500, "i")),
+    _Layout(348, (80, "3f"), (112, "f"), (252, "2h"), (123, "B"), 148),
+    _Layout(540, (112, "3d"), (176, "d"), (344, "2i"), (500, "i"), 240),
 )
 
 
 def read_space(path: Path) -> SpaceHeader:
     """Read a NIfTI header's fields on space. Raises `OSError`, `EOFError` or `ValueError`."""
+    return _parsed(*_header(path))
+
+
+def read_text_of(path: Path) -> bytes:
+    """Read a NIfTI header's free text. Raises `OSError`, `EOFError` or `ValueError`."""
+    header, _, layout = _header(path)
+    return header[layout.text : layout.text + 80].rstrip(b"\0")
+
+
+def _header(path: Path) -> tuple[bytes, str, _Layout]:
     with path.open("rb") as file:
         compressed = file.read(2) == _GZIP
     with gzip.open(path) if compressed else path.open("rb") as file:
@@ -53,7 +64,7 @@ def read_space(path: Path) -> SpaceHeader:
     for layout in _LAYOUTS:
         for order in "<>":
             if len(header) >= layout.length and _get(header, order, (0, "i")) == [layout.length]:
-                return _parsed(header, order, layout)
+                return header, order, layout
     raise ValueError("it begins with no NIfTI header")
 
 

@@ -31,9 +31,15 @@ class Mask:
 def read_mask(path: Path) -> Mask:
     """Read a mask: one value beside 0, a few labels, or probabilities, which count above one half.
 
-    Raises `BadImage` where it has grey values or values below 0, and where it marks voxels of which
-    none passes one half.
+    Raises `BadImage` where it has grey values or values below 0, where it marks voxels of which
+    none passes one half, and where it marks the volume's corners, as the whole volume does.
     """
+    mask = _read(path)
+    _check_corners(path, mask)
+    return mask
+
+
+def _read(path: Path) -> Mask:
     voxels = read_voxels(path)
     values = _distinct(voxels)
     if values.size and values[0] < 0:
@@ -54,6 +60,24 @@ def read_mask(path: Path) -> Mask:
             safe=phrase("a mask has {number} values, as an image has", number=len(labels)),
         )
     return Mask(voxels > 0, labels)
+
+
+def _check_corners(path: Path, mask: Mask) -> None:
+    """Refuse a mask of what lies around a structure, or of everything: air is in the corners."""
+    ends = np.ix_(*((0, -1) for _ in mask.voxels.shape))
+    if not mask.voxels[ends].all():
+        return
+    marked, total = int(np.count_nonzero(mask.voxels)), mask.voxels.size
+    problem = "all of its voxels" if marked == total else "all corners of the volume"
+    raise BadImage(
+        f"{path}: marks {problem} ({marked} of {total} voxels); a mask outlines one structure, so "
+        "draw it, turn 0 and 1 around where they were exchanged, or take the file away.",
+        safe=phrase(
+            "a mask marks {marked} of {total} voxels, all corners of the volume among them",
+            marked=marked,
+            total=total,
+        ),
+    )
 
 
 def _distinct(voxels: NDArray[np.float32]) -> NDArray[np.float64]:

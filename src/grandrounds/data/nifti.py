@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,11 @@ from grandrounds.core.sentence import Reason, phrase
 from grandrounds.data.header import SpaceHeader, read_space, storage_problem
 from grandrounds.data.space import Affine, Forms, Remark, Space, apart, place, turn_of
 
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+MOST_VOXELS = 1 << 29  # of a volume: 2 GiB of float32
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, OverflowError, MemoryError),
+    *(zlib.error, ImageFileError, HeaderDataError),
+)
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,28 @@ def read_voxels(path: Path) -> NDArray[np.float32]:
     return np.ascontiguousarray(data.transpose(turn.order)[along_slice, along_row, along_column])
 
 
-def to_nifti(voxels: NDArray[np.float32], like: Path) -> bytes:
-    """Return a NIfTI file's content: (slice, row, column) turned onto another volume's voxel axes.
+def on_axes_of(voxels: NDArray[np.float32], like: Path) -> NDArray[np.float32]:
+    """Turn (slice, row, column) onto another volume's own voxel axes."""
+    return _turned(voxels, _open(like)[1])
 
-    It has the other's shape, transforms and unit of length, and float32 voxels. Nothing else of the
-    other's header is carried over: its texts, extensions and times are of another acquisition.
-    """
-    _, space = _open(like)
+
+def _turned(voxels: NDArray[np.float32], space: Space) -> NDArray[np.float32]:
     turn = turn_of(space.affine)
     along_slice, along_row, along_column = (slice(None, None, step) for step in turn.steps)
-    turned = voxels[along_slice, along_row, along_column].transpose(np.argsort(turn.order))
+    return voxels[along_slice, along_row, along_column].transpose(np.argsort(turn.order))
+
+
+def to_nifti(voxels: NDArray[np.float32], like: Path, *, text: str = "") -> bytes:
+    """Return a NIfTI file's content: (slice, row, column) turned onto another volume's voxel axes.
+
+    It has the other's shape, transforms and unit of length, float32 voxels, and a `text` of up to
+    79 bytes. Nothing else of the other's header is carried over: its texts, extensions and times
+    are of another acquisition.
+    """
+    _, space = _open(like)
+    turned = _turned(voxels, space)
     header = nib.Nifti1Header()
+    header["descrip"] = text
     header.set_data_dtype(np.float32)  # pyright: ignore[reportUnknownMemberType]
     header.set_data_shape(turned.shape)  # pyright: ignore[reportUnknownMemberType]
     header["xyzt_units"] = space.header.unit
@@ -106,6 +122,49 @@ def to_nifti(voxels: NDArray[np.float32], like: Path) -> bytes:
         )
     written = nib.Nifti1Image(np.ascontiguousarray(turned), None, header)
     return written.to_bytes()  # pyright: ignore[reportUnknownMemberType]
+
+
+def new_nifti(voxels: NDArray[np.float32], affine: Affine) -> bytes:
+    """Return a NIfTI file's content of voxels (i, j, k) and their affine to millimetres.
+
+    Whole numbers are stored as int16 where they fit, all else as float32; the header holds nothing
+    but the grid.
+    """
+    whole = voxels.size and bool(np.isfinite(voxels).all()) and bool((voxels % 1 == 0).all())
+    fits = whole and voxels.min() >= -(2**15) and voxels.max() < 2**15
+    return _placed(voxels.astype(np.int16 if fits else np.float32), affine)
+
+
+def _placed(voxels: NDArray[np.generic], affine: Affine) -> bytes:
+    header = nib.Nifti1Header()
+    header["xyzt_units"] = 2  # mm
+    image = nib.Nifti1Image(voxels, affine, header, dtype=voxels.dtype)
+    image.set_qform(affine, 1)  # pyright: ignore[reportUnknownMemberType]
+    image.set_sform(affine, 1)  # pyright: ignore[reportUnknownMemberType]
+    return image.to_bytes()  # pyright: ignore[reportUnknownMemberType]
+
+
+def axis_codes(path: Path) -> str:
+    """Return where a file's own voxel axes run, such as LPS: to the left, back and up."""
+    _, space = _open(path)
+    turn = turn_of(space.affine)
+    towards = zip(turn.order, turn.steps, (("I", "S"), ("A", "P"), ("R", "L")), strict=True)
+    codes = {axis: ends[step > 0] for axis, step, ends in towards}
+    return "".join(codes[axis] for axis in range(3))
+
+
+def canonical_nifti(voxels: NDArray[np.generic], affine: Affine) -> bytes:
+    """Return a NIfTI file's content, compressed: its axes run to the right, forward and up (RAS).
+
+    `voxels` are (slice, row, column), `affine` maps these axes to millimetres. The same voxels give
+    the same bytes.
+    """
+    turned = np.ascontiguousarray(voxels[:, ::-1, ::-1].transpose())
+    _, last_row, last_column = np.array(voxels.shape) - 1
+    canonical = np.eye(4)
+    canonical[:3, :3] = affine[:3, :3][:, ::-1] * [-1, -1, 1]
+    canonical[:3, 3] = affine[:3] @ [0, last_row, last_column, 1]
+    return gzip.compress(_placed(turned, canonical), compresslevel=5, mtime=0)
 
 
 def _open(path: Path) -> tuple[nib.Nifti1Image, Space]:
@@ -124,6 +183,12 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, Space]:
         raise BadImage(
             f"{path}: has {len(image.shape)} axes ({axes}); a volume has 3.",
             safe=phrase("an image has {axes} axes; a volume has 3", axes=len(image.shape)),
+        )
+    if prod(image.shape) > MOST_VOXELS:
+        axes = " x ".join(str(length) for length in image.shape)
+        raise BadImage(
+            f"{path}: would have {axes} voxels; at most {MOST_VOXELS} are read.",
+            safe=phrase("a volume would have more than {most} voxels", most=MOST_VOXELS),
         )
     if 0 in image.shape:
         raise BadImage(

@@ -20,15 +20,19 @@ from grandrounds.data.cohort import (
 )
 from grandrounds.data.elements import Elements
 from grandrounds.data.masks import HALF, Mask, read_mask
+from grandrounds.data.measured import check_measured
 from grandrounds.data.nifti import Grid, read_grid, read_voxels
 from grandrounds.data.resample import Pixels, Resampler, Voxels, in_plane, nearest, smooth
 from grandrounds.data.session_cache import cache_key, cached_session, file_digest
-from grandrounds.data.session_files import SessionFiles, find_sessions
+from grandrounds.data.session_files import NoSession, SessionFiles, find_sessions
 
-PREPARATION_VERSION = 2  # part of every cache key: raise it whenever prepared voxels would change
+# Part of every cache key: raise it where prepared voxels, refusals or extents would change.
+PREPARATION_VERSION = 3
 GRID_TOLERANCE = 0.1  # mm between the corners of two volumes that count as one grid
 KEPT_AREA = 0.25  # a slice is kept from this share of the largest slice's area on ...
 COVERED = 0.9  # ... if every contrast has a signal in this share of its own area
+NO_AIR = -500.0  # HU: air has -1000, and nothing in a head but air is below this
+AIR_TO_TISSUE = 700.0  # HU, less than there are between air and any soft tissue
 AIR = 0.1  # share of the robust intensity range below which a voxel is background
 BELOW_IN_BRAIN = 0.05  # share of the brain's voxels that may be below 0
 BELOW_IN_ALL = 0.02  # share of all voxels that may be far below 0, where no mask shows the brain
@@ -57,7 +61,7 @@ def prepare_cohort(
     _check_spelling(folder, found, elements)
     files = [session for session in found if used_contrasts(session, elements)]
     if not files:
-        raise BadSite(
+        raise NoSession(
             f"{folder}: no session has any of the study's contrasts "
             f"({', '.join(elements.contrasts)}); the names must spell them exactly so.",
             safe=phrase(
@@ -109,7 +113,8 @@ def prepare_session(files: SessionFiles, elements: Elements) -> Session:
     paths = [files.contrasts[contrast] for contrast in used_contrasts(files, elements)]
     selected = _select_slices(made, paths)
     masks = {name: mask[selected] for name, mask in made.masks.items()}
-    extents = {name: made.extent(name, masks.get(name)) for name in made.sources}
+    kept = masks | {WHOLE_HEAD: made.inside[selected]}
+    extents = {name: made.extent(name, kept[name]) for name in made.sources}
     return Session(
         files.patient,
         files.session,
@@ -118,15 +123,33 @@ def prepare_session(files: SessionFiles, elements: Elements) -> Session:
         {name: mask for name, mask in masks.items() if not extents[name].lost},
         heights=tuple(float(n) * made.frame.thickness for n in np.flatnonzero(selected)),
         extents=extents,
+        spacing=made.frame.spacing,
     )
 
 
-def prepare_volumes(files: SessionFiles, elements: Elements) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class PreparedVolumes:
+    """Every slice of a session's volumes, (slice, contrast, height, width) in [0, 1].
+
+    `spacing` is that of slices, rows and columns before preparation, in mm; `outside` the share of
+    the brain, or without a mask of the head, that lies outside the study's window.
+    """
+
+    images: NDArray[np.float32]
+    spacing: tuple[float, float, float]
+    outside: float
+
+
+def prepare_volumes(files: SessionFiles, elements: Elements) -> PreparedVolumes:
     """Prepare a session's volumes as `prepare_session` does, but with every slice.
 
-    Returns (slice, contrast, height, width) in [0, 1]. Raises `BadImage`.
+    Raises `BadImage`.
     """
-    return _prepare(files, elements).images
+    made = _prepare(files, elements)
+    shown = made.sources.get("brain") or made.sources[WHOLE_HEAD]
+    whole = int(np.count_nonzero(shown.voxels))
+    outside = 1 - made.frame.shown(shown.voxels) / whole if whole else 0.0
+    return PreparedVolumes(made.images, made.frame.spacing, outside)
 
 
 def _cached_files(files: SessionFiles, elements: Elements, cache: Path) -> Session:
@@ -138,6 +161,7 @@ def _cached_files(files: SessionFiles, elements: Elements, cache: Path) -> Sessi
         repr(elements.spacing),
         repr(windows),
     )
+    check_measured(used.values())
     content = (
         f"{name}={_source_digest(path)}" for name, path in (used | dict(files.masks)).items()
     )
@@ -156,6 +180,10 @@ class _Frame:
     rows: Pixels
     columns: Pixels
     thickness: float
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        return self.thickness, self.rows.spacing, self.columns.spacing
 
     @property
     def voxel(self) -> float:
@@ -193,16 +221,19 @@ class _Prepared:
     masks: Mapping[str, NDArray[np.uint8]]
     sources: Mapping[str, Mask]
 
-    def extent(self, name: str, kept: NDArray[np.uint8] | None) -> Extent:
+    def extent(self, name: str, kept: NDArray[np.uint8] | NDArray[np.bool_]) -> Extent:
         """Return how much of a structure there was, is in the window, and is kept."""
         source = self.sources[name]
         outlined = int(np.count_nonzero(source.voxels)) * self.frame.voxel
         shown = self.frame.shown(source.voxels) * self.frame.voxel
-        left = shown if kept is None else int(kept.sum()) * self.frame.new_voxel
-        return Extent(outlined, shown, left, source.labels, source.soft)
+        left = int(kept.sum()) * self.frame.new_voxel
+        brain = self.sources.get("brain", source).voxels
+        outside = int(np.count_nonzero(source.voxels & ~brain)) * self.frame.voxel
+        return Extent(outlined, shown, left, source.labels, source.soft, outside)
 
 
 def _prepare(files: SessionFiles, elements: Elements) -> _Prepared:
+    check_measured(files.contrasts.values())
     frame = _common_frame(files, elements)
     used = {contrast: files.contrasts[contrast] for contrast in used_contrasts(files, elements)}
     sources = {name: read_mask(path) for name, path in files.masks.items()}
@@ -220,9 +251,9 @@ def _prepare(files: SessionFiles, elements: Elements) -> _Prepared:
         if window is None:
             _check_positive(voxels, sources.get("brain"), path)
         if "brain" not in sources and WHOLE_HEAD not in sources:
-            sources[WHOLE_HEAD] = Mask(_head(voxels))
+            sources[WHOLE_HEAD] = Mask(head_of(voxels))
         volume = frame.resampled(voxels, smooth)
-        inside = _head(volume) if brain is None else brain
+        inside = head_of(volume) if brain is None else brain
         image = volume.clip(0, 1) if window else _normalise(volume, inside, path)
         parts.append((image, inside, np.full_like(inside, True) if window else image > 0))
     images, inside, signal = zip(*parts, strict=True)
@@ -289,7 +320,26 @@ def _voxels(path: Path, window: tuple[float, float] | None) -> NDArray[np.float3
             "unit?",
             safe=phrase("a volume's values lie outside of the window of elements.intensity"),
         )
+    _check_offset(voxels, window, path)
     return windowed
+
+
+def _check_offset(voxels: NDArray[np.float32], window: tuple[float, float], path: Path) -> None:
+    """Refuse CT without its offset: air is stored near 0, and tissue lies far above the window."""
+    (low, high), lowest = window, float(voxels.min())
+    tissue = float(np.median(voxels[head_of(voxels)]))
+    far = tissue - float(np.percentile(voxels, 2)) > AIR_TO_TISSUE
+    if lowest > NO_AIR and (tissue > high or (low < NO_AIR and far)):
+        raise BadImage(
+            f"{path}: half of what it shows is above {tissue:g} and nothing below {lowest:g}, so "
+            f"the window of elements.intensity, {low:g} to {high:g}, would cut wrongly. If this is "
+            "CT, its offset was lost: air is -1000 HU, so subtract what the series calls its "
+            "rescale intercept, most often 1024.",
+            safe=phrase(
+                "a volume has nothing near -1000 HU, where air is, and much above the window of "
+                "elements.intensity: an offset was lost"
+            ),
+        )
 
 
 def _check_positive(voxels: NDArray[np.float32], brain: Mask | None, path: Path) -> None:
@@ -322,7 +372,7 @@ def _resampled(mask: Mask, frame: _Frame) -> NDArray[np.uint8]:
     return (frame.resampled(mask.voxels.astype(np.float32), nearest) > HALF).astype(np.uint8)
 
 
-def _head(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
+def head_of(volume: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return where the head is, by a threshold within the robust range (Smith 2002, BET)."""
     low, high = np.percentile(volume, [2, 98])
     return volume > low + AIR * (high - low)
@@ -348,9 +398,11 @@ def _select_slices(made: _Prepared, paths: Sequence[Path]) -> NDArray[np.bool_]:
     selected = whole & (seen >= KEPT_AREA * seen.max())
     if not selected.any():
         names = ", ".join(path.name for path in paths)
+        reaches = "brain" in made.sources and made.inside.any()
+        beside = ", and its brain mask lie where none of them is 0" if reaches else ""
         raise BadImage(
             f"{paths[0].parent}: no slice shows the brain in all of {names}; "
-            "the contrasts of a session must show the same part of the body.",
+            f"the contrasts of a session must show the same part of the body{beside}.",
             safe=phrase("the contrasts of a session do not show the same part of the body"),
         )
     return selected

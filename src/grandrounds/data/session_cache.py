@@ -35,8 +35,10 @@ def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Sessio
         images,
         arrays,
         digest=known,
+        prints=(entry.digests["images"],),
         heights=entry.heights,
         extents=entry.extents,
+        spacing=entry.spacing,
     )
 
 
@@ -61,6 +63,7 @@ class _Entry:
     digests: Mapping[str, str]
     heights: tuple[float, ...] = ()
     extents: Mapping[str, Extent] = field(default_factory=dict[str, Extent])
+    spacing: tuple[float, ...] = ()  # empty in entries of older versions
 
 
 def _intact(folder: Path) -> _Entry | None:
@@ -109,6 +112,6 @@ def _write(session: Session, folder: Path) -> _Entry:
         np.save(folder / f"{name}.npy", array)
     digests = {name: file_digest(folder / f"{name}.npy") for name in arrays}
     who = (session.patient, session.session, session.contrasts)
-    entry = _Entry(*who, digests, session.heights, session.extents)
+    entry = _Entry(*who, digests, session.heights, session.extents, session.spacing)
     (folder / DESCRIPTION).write_text(json.dumps(asdict(entry)))
     return entry

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import Reason, phrase
+from grandrounds.data.measured import SYNTHETIC_NAME
 
 NAME = re.compile(
     r"(?P<patient>sub-[A-Za-z0-9]+)(_(?P<session>ses-[A-Za-z0-9]+))?"
@@ -18,6 +19,8 @@ RULE = (
 )
 LISTED = 5  # names spelled out in one message
 MASKS = ("brainmask", "lesionmask")
+PREPARATION = ".preparation"  # a folder in one of prepared volumes, with what they were made from
+UNFINISHED = f"{PREPARATION}/unfinished"  # is there until all of them are made
 # What people call an outline: such a volume is never taken for a contrast.
 _OUTLINE = re.compile(
     r"(?i).*mask.*|.*(seg|segmentation|labels?|labelmap|roi|lesions?|wmh|delineation|contour)"
@@ -29,6 +32,10 @@ _OTHER_VOLUMES = (
     *(".img", ".hdr", ".mgz", ".mgh", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm"),
     *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nii.gz.part", ".nia", ".img.gz"),
 )
+
+
+class NoSession(BadSite):
+    """A site has nobody of whom a study could learn."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,13 @@ def find_sessions(folder: Path) -> tuple[SessionFiles, ...]:
     """
     paths = _volumes(folder)
     matches = {path: NAME.fullmatch(path.name) for path in paths}
+    synthetic = [path.name for path in paths if SYNTHETIC_NAME in path.name]
+    if synthetic:
+        raise BadSite(
+            f"{folder}: {listed(synthetic)}: synthetic, so none of a site's data; move to another "
+            "folder what was not measured.",
+            safe=phrase("{number} volumes are synthetic", number=len(synthetic)),
+        )
     misnamed = [p.name for p, match in matches.items() if not (match and _is_known(match["kind"]))]
     if misnamed:
         raise BadSite(
@@ -108,15 +122,26 @@ def _volumes(folder: Path) -> list[Path]:
             "of NIfTI volumes.",
             safe=phrase("its folder of data cannot be read ({why})", why=Reason.of(error)),
         ) from None
+    _check_finished(folder)
     _check_formats(folder, paths)
     _check_flat(folder, paths)
     volumes = [path for path in paths if _ends(path.name, _NIFTI)]
     if not volumes:
-        raise BadSite(
+        raise NoSession(
             f"{folder}: no NIfTI volume lies in this folder; it must hold {RULE}.",
             safe=phrase("its folder of data holds no NIfTI volume"),
         )
     return volumes
+
+
+def _check_finished(folder: Path) -> None:
+    """Refuse a folder whose preparation was stopped: some of its patients are not there yet."""
+    if (folder / UNFINISHED).exists():
+        raise BadSite(
+            f"{folder}: its preparation was stopped before its end; give `grandrounds site "
+            "prepare` again, which goes on from there.",
+            safe=phrase("the preparation of its volumes is not finished"),
+        )
 
 
 def _check_formats(folder: Path, paths: Sequence[Path]) -> None:

@@ -14,7 +14,9 @@ from grandrounds.core.sentence import phrase
 from grandrounds.data.header import MILLIMETRES, SpaceHeader
 
 Affine: TypeAlias = NDArray[np.float64]
-Remark: TypeAlias = Literal["transforms differ", "a transform is void", "sizes differ", "unit"]
+Remark: TypeAlias = Literal[
+    "transforms differ", "a transform is void", "sizes differ", "unit", "identity"
+]
 PLANE_SIZES = (0.02, 50.0)  # mm of a pixel; outside, a header's unit or number is wrong
 SLICE_SIZES = (0.02, 1000.0)
 _MOST_SHEAR = sin(radians(1))  # the cosine between rows and columns, of 0 if they are at 90 degrees
@@ -144,6 +146,8 @@ def _remarks(path: Path, found: Space, shape: tuple[int, ...]) -> tuple[Remark, 
     header, sform, qform = found.header, found.sform, found.qform
     scale = MILLIMETRES[header.unit]
     remarks: list[Remark] = ["unit"] if scale != 1 else []
+    if np.array_equal(found.affine, np.eye(4)):
+        remarks.append("identity")
     void = header.qform_code and qform is None and header.sizes_are_lengths
     if void or (header.sform_code and sform is None):
         remarks.append("a transform is void")

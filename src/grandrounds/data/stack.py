@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, LiteralString, TypeAlias
 
@@ -11,12 +12,11 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadImage, BadSite
 from grandrounds.core.sentence import Name, Sentence, phrase
-from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName, split_patients
+from grandrounds.data.cohort import NAMELESS, SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 IMAGE_ARRAY, PATIENT_ROW = "images", "patient"
-NAMELESS = "image-"  # begins the ID of a patient that no array names
 _UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile)
 
 
@@ -101,9 +101,19 @@ def stack_cohort(site: str, path: Path, elements: Elements) -> Cohort:
     splits: dict[SplitName, list[Session]] = {split: [] for split in SPLITS}
     for patient, rows in stack.rows.items():
         patient_images, values = images[list(rows), None], stack.values[patient]
-        session = Session(patient, "", elements.contrasts[:1], patient_images, values=values)
+        session = Session(
+            *(patient, "", elements.contrasts[:1], patient_images),
+            values=values,
+            prints=_prints(patient_images),
+        )
         splits[split_of[patient]].append(session)
     return Cohort(site, {split: tuple(sessions) for split, sessions in splits.items()})
+
+
+def _prints(images: NDArray[np.float32]) -> tuple[str, ...]:
+    """Return a digest of each image that shows something: blank ones are alike and mean nothing."""
+    shown = [image for image in images if image.min() < image.max()]
+    return tuple(sha256(np.ascontiguousarray(image).data).hexdigest() for image in shown)
 
 
 def _lacks(name: str) -> Sentence:

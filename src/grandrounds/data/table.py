@@ -15,7 +15,7 @@ from grandrounds.core.errors import BadSite
 from grandrounds.core.sentence import Name, Reason, Sentence, phrase
 from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName, split_patients
 from grandrounds.data.elements import Elements
-from grandrounds.data.session_files import check_cases, listed
+from grandrounds.data.session_files import NoSession, check_cases, listed
 
 _Values: TypeAlias = Mapping[str, float]
 PARTICIPANTS = "participants.tsv"
@@ -45,7 +45,7 @@ def read_participants(path: Path, variables: Sequence[str]) -> dict[str, _Values
     (_, header), *rows = _read_rows(path)
     _check_delimiter(path, header)
     if not rows:
-        raise BadSite(
+        raise NoSession(
             f"{path}: the table has no row below its header; it needs one a patient.",
             safe=phrase("the table of patients has no row below its header"),
         )
@@ -75,6 +75,26 @@ def _miscounted(name: str, number: int) -> Sentence:
         number=number,
         name=Name(name),
     )
+
+
+def numeric_columns(path: Path) -> dict[str, _Values]:
+    """Return each column whose cells are numbers or missing, and not all missing, by patient.
+
+    Raises `BadSite` as `read_participants` does.
+    """
+    (_, header), *rows = _read_rows(path)
+    read_participants(path, ())
+    cells = {
+        name: [row[column] for _, row in rows if column < len(row)]
+        for column, name in enumerate(header)
+        if name != PATIENT and header.count(name) == 1
+    }
+    return {
+        name: {patient: of[name] for patient, of in read_participants(path, (name,)).items()}
+        for name, found in cells.items()
+        if any(cell not in MISSING for cell in found)
+        and all(cell in MISSING or _NUMBER.fullmatch(cell) for cell in found)
+    }
 
 
 def with_values(cohort: Cohort, table: Mapping[str, _Values], variables: Sequence[str]) -> Cohort:

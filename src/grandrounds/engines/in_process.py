@@ -1,6 +1,7 @@
 """All sites answer in this process, one after the other, as on a laptop.
 
-While one site's private state is written to the disk, the next site computes.
+While a site computes, the private state of the one before is written to the disk, and that of the
+next is read.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -53,7 +54,10 @@ class InProcessEngine:
         collector = ReplyCollector(quorum, self.on_reply, self.on_failure)
         pending: list[PendingReply] = []
         try:
-            for site in (site for site in self.sites if site.name in requests):
+            asked = [site for site in self.sites if site.name in requests]
+            for site, following in zip(asked, [*asked[1:], None], strict=True):
+                if following is not None:
+                    following.expect(requests[following.name])
                 with collector.call():
                     pending.append(_begin(site, requests[site.name]))
                 if len(pending) > 1:

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from functools import partial
 from secrets import token_hex
 from threading import Event as ThreadEvent
 from threading import Lock
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from grandrounds.core.errors import (
     BadInput,
@@ -36,12 +36,35 @@ from grandrounds.engines.envelope import (
     RequestEnvelope,
     Seal,
 )
-from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.site.audit import Audit, AuditEntry, audit_entry, unaudited
-from grandrounds.site.guard import Refused, StudyGuard
-from grandrounds.site.site import Site
+from grandrounds.site.guard import Refused, RequestGuard
 
-Host: TypeAlias = AbstractContextManager[tuple[InProcessEngine, bytes]]
+
+class HostedSite(Protocol):
+    """What of a site its agent needs; `InProcessEngine` has such ones."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def disclosure(self) -> Disclosure: ...
+    @property
+    def tells_all(self) -> bool: ...
+    def receive(self, update: Reply) -> None:
+        """Take a peer's update."""
+        ...
+
+
+class HostEngine(Protocol):
+    """An engine of the one site that an agent answers for."""
+
+    @property
+    def sites(self) -> Sequence[HostedSite]: ...
+    def ask(self, requests: Mapping[str, Request]) -> list[Reply]:
+        """Let the site answer."""
+        ...
+
+
+Host: TypeAlias = AbstractContextManager[tuple[HostEngine, bytes]]
 SendToPeer: TypeAlias = Callable[[str, bytes], bytes]
 _TRIES = 5  # to send an update to a peer
 _PAUSE = 0.2  # seconds between them
@@ -68,11 +91,11 @@ class SiteAgent:
     disclosure: Disclosure
     identity: Identity = field(default_factory=Identity)
     coordinator: str = ""
-    guard: Callable[[Site], StudyGuard] | None = None
+    guard: Callable[[Any], RequestGuard] | None = None
     audit: Audit = unaudited
     learn: Callable[[bytes], object] = bytes
     _nonce: str = field(default_factory=partial(token_hex, 16), init=False)
-    _guard: StudyGuard | None = field(default=None, init=False)
+    _guard: RequestGuard | None = field(default=None, init=False)
     _is_open: ThreadEvent = field(default_factory=ThreadEvent, init=False)
     _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _resources: ExitStack = field(default_factory=ExitStack)

@@ -15,13 +15,28 @@ from nvflare.apis.signal import Signal
 
 from grandrounds.core.errors import Stopped
 from grandrounds.core.events import Event, RoundFinished, SiteMissed
+from grandrounds.core.files import make_folder
 from grandrounds.core.processes import end_when_orphaned
-from grandrounds.engines.remote import Timeouts
-from grandrounds.flare.job import ANSWERS, ENDS, STATUS, check_run, hand_out, hold_job, job_paths
+from grandrounds.engines.remote import Call, Timeouts
+from grandrounds.flare.job import (
+    ANSWERS,
+    ENDS,
+    STATUS,
+    TOLD_BY_SITES,
+    JobPaths,
+    check_run,
+    hand_out,
+    hold_job,
+    job_paths,
+)
 from grandrounds.flare.transport import ASK, SERVER, Transport
-from grandrounds.runs.costs import largest_letter, plan_run
+from grandrounds.models.pretrained import look_up_files_in
+from grandrounds.runs.costs import largest_letter
 from grandrounds.runs.remote import run_remotely
+from grandrounds.runs.survey import ask_statistics, write_statistics
 from grandrounds.study.file import read_study
+from grandrounds.study.installed import look_up
+from grandrounds.study.study import Study
 
 
 @dataclass
@@ -48,6 +63,8 @@ class Progress:
 class StudyController(Controller):
     """Runs the study of a job in the run folder `run`, from the newest saved round if it `resume`s.
 
+    With `survey` nobody trains, and the sites are asked for their statistics.
+
     Its arguments are in the job's config_fed_server.json; see `Timeouts` for the seconds. Any error
     ends the job as failed: a job that finished has finished its study. Raises `BadStudy` where
     `run` is no name.
@@ -60,11 +77,13 @@ class StudyController(Controller):
         silence: float = 20.0,
         deadline: float = 0.0,
         accept_changes: bool = False,
+        survey: bool = False,
     ) -> None:
         super().__init__()
         self.run = check_run(run)
         self.resume = resume
         self.accept_changes = accept_changes
+        self.survey = survey
         self.patience = Timeouts(silence=silence, deadline=deadline)
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -83,9 +102,14 @@ class StudyController(Controller):
             return transport.send(ASK, site, envelope, timeout)
 
         paths = job_paths(fl_ctx, self.run)
-        study = read_study(paths.study)
-        largest = largest_letter(plan_run(study))
+        if paths.root:
+            look_up_files_in(paths.local)
+        study = look_up(paths.study).read() if paths.root else read_study(paths.study)
+        largest = largest_letter(study)
         transport = Transport(fl_ctx, SERVER, parties=study.trainers, largest=largest)
+        if self.survey:
+            self._survey(study, paths, call)
+            return
         progress = Progress(study.rounds)
         cast(Any, fl_ctx.get_engine()).register_app_command(STATUS, progress.answer)
         self.log_info(fl_ctx, ANSWERS)
@@ -103,6 +127,12 @@ class StudyController(Controller):
         finally:
             hand_out(study, paths.run, paths.result)
             self.log_info(fl_ctx, ENDS)
+
+    def _survey(self, study: Study, paths: JobPaths, call: Call) -> None:
+        """Ask the sites for their statistics, and hand them out as the job's result."""
+        found = ask_statistics(study, paths.run, call, patience=self.patience, root=paths.root)
+        make_folder(paths.result)
+        write_statistics(study, found, paths.result / TOLD_BY_SITES)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Do nothing: `control_flow` has ended."""

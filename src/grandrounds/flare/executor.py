@@ -8,6 +8,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from threading import Timer
 from typing import cast
 
@@ -18,21 +19,27 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
+from grandrounds.core.errors import BadInput
 from grandrounds.core.failures import Disclosure
 from grandrounds.core.processes import end_when_orphaned
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.data.statistics import problem_in_statistics
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Timeouts
 from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.flare.job import JobPaths, check_run, hold_job, job_paths
 from grandrounds.flare.kit import Kit
-from grandrounds.flare.transport import ASK, MAIL, SERVER, Transport
-from grandrounds.runs.costs import largest_letter, plan_run
-from grandrounds.runs.remote import identity_of, serve_site, study_guard
+from grandrounds.flare.transport import ASK, MAIL, SERVER, SMALL, Transport
+from grandrounds.models.pretrained import look_up_files_in
+from grandrounds.runs.costs import largest_letter
+from grandrounds.runs.remote import closed_site, identity_of, serve_site, study_guard
+from grandrounds.runs.survey import plan_statistics, serve_statistics
 from grandrounds.site.audit import AuditLog
-from grandrounds.study.file import read_study
+from grandrounds.site.guard import SurveyGuard
+from grandrounds.study.file import fingerprint, read_study
+from grandrounds.study.installed import read_accepted
 from grandrounds.study.revocation import keep_list
-from grandrounds.study.site_file import read_site
+from grandrounds.study.site_file import SiteSource, read_site
 from grandrounds.study.study import Study
 
 _PATIENCE = 10.0  # seconds in which a peer must receive an update
@@ -41,12 +48,14 @@ _PATIENCE = 10.0  # seconds in which a peer must receive an update
 class SiteExecutor(Executor):
     """Answers for one site in the run `run`, as long as the job lasts.
 
-    Raises `BadStudy` where `run` is no name.
+    With `survey` it answers with its statistics, and nobody trains. Raises `BadStudy` where `run`
+    is no name.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, survey: bool = False) -> None:
         super().__init__()
         self.run = check_run(run)
+        self.survey = survey
         self._attendant: SiteAgent | None = None
         end_when_orphaned()  # NVFlare 2.9 loops for ever in a job whose site's own process is gone
         self._overdue = Timer(Timeouts().start, os._exit, [1])  # or was gone before this started
@@ -75,8 +84,14 @@ class SiteExecutor(Executor):
         paths, name = job_paths(context, self.run), cast(str, context.get_identity_name())
         if paths.root:
             hold_job(paths)
-        study = read_study(paths.study)
-        parties, largest = (SERVER, *study.trainers), largest_letter(plan_run(study))
+            look_up_files_in(paths.local)
+        try:
+            study = study_of_job(paths, name)
+        except BadInput as refusal:
+            return self._refuse(context, paths, name, refusal)
+        if self.survey:
+            return self._answer_survey(context, paths, name, study)
+        parties, largest = (SERVER, *study.trainers), largest_letter(study)
         transport = Transport(context, name, parties=parties, largest=largest)
 
         def mail(peer: str, envelope: bytes) -> bytes:
@@ -86,8 +101,8 @@ class SiteExecutor(Executor):
             open_site_of_kit(study, name, paths),
             mail,
             Disclosure(name, study.names),
-            identity=identity_of(study, paths.run, paths.root, "client"),
-            coordinator=Kit(paths.root.parent.parent).coordinator if paths.root else "",
+            identity=identity_of(fingerprint(study), paths.run, paths.root, "client"),
+            coordinator=_coordinator(paths),
             guard=partial(study_guard, study),
             audit=AuditLog(RunFolder(paths.run).site(name).audit),
             learn=partial(keep_list, root=paths.root) if paths.root else bytes,
@@ -96,13 +111,74 @@ class SiteExecutor(Executor):
         transport.answer(MAIL, agent.receive_update)
         return agent
 
+    def _answer_survey(
+        self, context: FLContext, paths: JobPaths, name: str, study: Study
+    ) -> SiteAgent:
+        """Answer with the site's statistics, which the accepted study lists, and nothing else."""
+        plan = plan_statistics(study, name)
+        agent = SiteAgent(
+            serve_statistics(
+                study, name, partial(_files, paths), paths.local if paths.root else None
+            ),
+            _to_nobody,
+            Disclosure(name, study.names),
+            identity=identity_of(fingerprint(study), paths.run, paths.root, "client"),
+            coordinator=_coordinator(paths),
+            guard=lambda _: SurveyGuard(partial(problem_in_statistics, plan=plan, site=name)),
+            audit=AuditLog(RunFolder(paths.run).site(name).audit),
+            learn=partial(keep_list, root=paths.root) if paths.root else bytes,
+        )
+        transport = Transport(context, name, parties=(SERVER,), largest=SMALL)
+        transport.answer(ASK, agent.answer)
+        return agent
+
+    def _refuse(
+        self, context: FLContext, paths: JobPaths, name: str, refusal: BadInput
+    ) -> SiteAgent:
+        """Let the coordinator hear why this site does not read the study, and answer nothing."""
+        study = sha256(paths.study.read_bytes()).hexdigest()
+        agent = SiteAgent(
+            closed_site(refusal),
+            _to_nobody,
+            Disclosure(name),
+            identity=identity_of(study, paths.run, paths.root, "client"),
+            coordinator=_coordinator(paths),
+        )
+        transport = Transport(context, name, parties=(SERVER,), largest=SMALL)
+        transport.answer(ASK, agent.answer)
+        return agent
+
+
+def _coordinator(paths: JobPaths) -> str:
+    """Return the name by which the coordinator signs; in the simulator nobody does."""
+    return Kit(paths.root.parent.parent).coordinator if paths.root else ""
+
+
+def _to_nobody(peer: str, envelope: bytes) -> bytes:  # noqa: ARG001
+    raise ConnectionError("this site is closed")
+
+
+def study_of_job(paths: JobPaths, site: str) -> Study:
+    """Read the study of a job; in a federation only with code that the site accepted.
+
+    Raises `BadSite` and `BadStudy`.
+    """
+    if paths.root is None:
+        return read_study(paths.study)
+    return read_accepted(paths.study, site=site, accepted=paths.local, root=paths.root)
+
+
+def _files(paths: JobPaths) -> list[SiteSource]:
+    """Read the site's own file, if it has one. Raises `BadSite`."""
+    return [read_site(paths.site)] if paths.site.exists() else []
+
 
 @contextmanager
 def open_site_of_kit(
     study: Study, name: str, paths: JobPaths
 ) -> Generator[tuple[InProcessEngine, bytes], None, None]:
     """Open the site with its site file; the coordinator hears of one that cannot be read, too."""
-    files = [read_site(paths.site)] if paths.site.exists() else []
+    files = _files(paths)
     accepted = paths.local if paths.root else None
     with serve_site(study, name, files, paths.run, accepted) as hosted:
         yield hosted

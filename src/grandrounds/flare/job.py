@@ -20,11 +20,13 @@ from grandrounds.core.processes import hold
 from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.flare.kit import RUNS
 from grandrounds.runs.folder import check_unchanged
+from grandrounds.runs.survey import survey_run
 from grandrounds.study.file import fingerprint, to_toml
 from grandrounds.study.study import Study
 
 STUDY = RunFolder.study
 SITE = "site.toml"  # in a kit; the simulator gives all sites one folder, and each has NAME.toml
+TOLD_BY_SITES = "statistics.json"  # in the result of a job that asked for statistics
 RESULT = "run"  # in the job's own folder: what anyone who fetches the job gets
 IN_USE = "in-use.lock"  # in the job's own folder: held as long as its process lives
 STATUS = "grandrounds.status"
@@ -55,12 +57,17 @@ def check_run(run: object) -> str:
     return check_name(run, "run")
 
 
-def export_job(study: Study, folder: Path, *, run: str = "", **arguments: object) -> None:
+def export_job(
+    study: Study, folder: Path, *, run: str = "", survey: bool = False, **arguments: object
+) -> None:
     """Write the job folder of a study: for this server and its clients, or for the simulator.
 
+    With `survey` nobody trains: the sites are asked for their statistics, in a run of another name.
     Raises `BadStudy` where `run` is no name.
     """
     run = check_run(run or run_name(study))
+    asks: dict[str, object] = {"survey": True} if survey else {}
+    run = survey_run(run) if survey else run
     sites = list(study.trainers)
     config = folder / "app" / "config"
     _write(
@@ -73,8 +80,8 @@ def export_job(study: Study, folder: Path, *, run: str = "", **arguments: object
             "deploy_map": {"app": ["@ALL"]},
         },
     )
-    workflow = {"id": "study", "path": CONTROLLER, "args": {"run": run, **arguments}}
-    executor = {"tasks": ["*"], "executor": {"path": EXECUTOR, "args": {"run": run}}}
+    workflow = {"id": "study", "path": CONTROLLER, "args": {"run": run, **asks, **arguments}}
+    executor = {"tasks": ["*"], "executor": {"path": EXECUTOR, "args": {"run": run, **asks}}}
     pace = {"format_version": 2, "task_request_interval": _PAUSE}
     _write(config / "config_fed_server.json", {**pace, "workflows": [workflow], **_FILTERS})
     _write(config / "config_fed_client.json", {**pace, "executors": [executor], **_FILTERS})

@@ -27,7 +27,7 @@ from grandrounds.flare.job import RESULT, STUDY, check_run, hand_out
 from grandrounds.flare.kit import RUNS, Kit
 from grandrounds.flare.session import ABANDONED, DONE
 from grandrounds.runs.folder import check_unchanged, is_finished
-from grandrounds.study.file import read_study
+from grandrounds.study.installed import look_up
 from grandrounds.study.study import Study
 
 STORE = "storage/jobs-storage"  # in the server's kit
@@ -145,7 +145,7 @@ def _study_of(job: StoredJob) -> Generator[tuple[Study, str], None, None]:
         workflow = json.loads(archive.read(config))["workflows"][0]
         path = Path(scratch) / STUDY
         path.write_bytes(archive.read(f"{config.removesuffix(_CONFIG)}config/{STUDY}"))
-        yield read_study(path), check_run(workflow["args"]["run"])
+        yield look_up(path).read(), check_run(workflow["args"]["run"])
 
 
 def _finished(run: Path, job: StoredJob) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
+from grandrounds.core.code import Code
 from grandrounds.core.errors import BadSite
 from grandrounds.core.names import check_site_name
 from grandrounds.core.run_folder import RunFolder, SiteFolder
@@ -154,11 +155,13 @@ def audit_logs(kit: Kit) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
-def accept_study(study: Study, kit: Kit, policy: Sequence[str] = ()) -> tuple[Acceptance, Path]:
-    """Sign a study and its policy with a site's key, save the acceptance in the kit; return both.
+def accept_study(
+    study: Study, kit: Kit, policy: Sequence[str] = (), code: Sequence[Code] = ()
+) -> tuple[Acceptance, Path]:
+    """Sign a study, its policy and its code with a site's key; save that in the kit, return both.
 
     Raises `BadSite` where the kit is not that of a site of the study.
     """
     check_kit(study, kit)
-    acceptance = accept(fingerprint(study), kit.key, kit.certificate, policy)
+    acceptance = accept(fingerprint(study), kit.key, kit.certificate, policy, code)
     return acceptance, save_acceptance(acceptance, kit.local)

@@ -115,9 +115,13 @@ class AdminSession:
         *,
         resume: bool = False,
         accept_changes: bool = False,
+        survey: bool = False,
         token: str = "",
     ) -> str:
-        """Submit a study as a job, and return its id; the same token again makes no second job."""
+        """Submit a study as a job, and return its id; the same token again makes no second job.
+
+        With `survey` the job asks for the sites' statistics alone.
+        """
         with TemporaryDirectory() as made:
             folder = Path(made) / study.name
             export_job(
@@ -125,6 +129,7 @@ class AdminSession:
                 folder,
                 resume=resume,
                 accept_changes=accept_changes,
+                survey=survey,
                 silence=patience.silence,
                 deadline=patience.deadline,
             )

@@ -4,13 +4,18 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 from uuid import uuid4
 
 from grandrounds.core.errors import RunFailed
+from grandrounds.core.site_statistics import SiteStatistics
 from grandrounds.engines.remote import Timeouts
+from grandrounds.flare.job import TOLD_BY_SITES
 from grandrounds.flare.kit import Kit
 from grandrounds.flare.session import AdminSession, Job, Look, NoServer, open_session, unseen
+from grandrounds.runs.survey import read_statistics
 from grandrounds.study.study import Study
 
 _Tell: TypeAlias = Callable[[str], None]
@@ -50,6 +55,7 @@ class Submission:
     begun: _Tell = unheard
     resume: bool = False
     accept_changes: bool = False
+    survey: bool = False
     id: str = ""
     token: str = field(default_factory=lambda: uuid4().hex)
 
@@ -61,6 +67,7 @@ class Submission:
                 self.patience,
                 resume=self.resume,
                 accept_changes=self.accept_changes,
+                survey=self.survey,
                 token=self.token,
             )
             self.begun(self.id)
@@ -87,6 +94,18 @@ class Submission:
                 if time.monotonic() > answered + _GONE:
                     raise
             time.sleep(_AGAIN)
+
+
+def survey_federation(kit: Kit, study: Study, patience: Timeouts) -> tuple[SiteStatistics, ...]:
+    """Ask a federation's sites for their statistics, in a job of its own.
+
+    Raises `RunFailed` where a site refuses or fails, and `BadFolder` where what came is not that.
+    """
+    submission = Submission(kit, study, patience, survey=True)
+    raise_if_failed(*submission.run_to_end())
+    with TemporaryDirectory() as made, open_session(kit) as session:
+        folder = session.fetch(submission.id, Path(made) / "told")
+        return read_statistics(folder / TOLD_BY_SITES, study)
 
 
 @dataclass

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grandrounds.core.errors import BadInput, RunFailed
+from grandrounds.core.extras import install_command
 from grandrounds.core.files import create_whole
 from grandrounds.inference.predictor import Predictor
 
@@ -115,7 +116,7 @@ def check_packages(kind: str, needed: tuple[str, ...]) -> None:
     if missing:
         raise BadInput(
             f"--format {kind} needs {', '.join(missing)}; install them with "
-            "pip install 'grandrounds[export]'"
+            f"{install_command('export')}"
         )
 
 

@@ -1,4 +1,7 @@
-"""A site's model becomes a function of images alone: its codes of site and task are built in."""
+"""A site's model becomes a function of images alone: its codes of site and task are built in.
+
+Where the code is of how a volume was scanned, it is that of how the site usually scans.
+"""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -14,6 +17,7 @@ from grandrounds.core.seeds import seed_for
 from grandrounds.inference.trained_model import TrainedModel
 from grandrounds.tasks.classification import ClassificationLabel, ClassificationTask
 from grandrounds.tasks.segmentation import SegmentationLabel, SegmentationTask
+from grandrounds.tasks.supervised import BoundTask
 from grandrounds.tasks.synthesis.examples import ContrastPair
 from grandrounds.tasks.synthesis.networks import (
     ABSENT,
@@ -23,7 +27,7 @@ from grandrounds.tasks.synthesis.networks import (
     TwoWay,
 )
 from grandrounds.tasks.synthesis.task import SynthesisTask
-from grandrounds.tasks.task import Batch
+from grandrounds.tasks.task import Batch, Task
 
 UNTOLD = ("plain", "unet")  # the generators that use neither site nor task
 
@@ -80,6 +84,13 @@ class Predictor:
         return deepcopy(self.trained.model).double()
 
 
+def predicts_slices(task: Task) -> bool:
+    """Tell whether a task's model predicts slices, so that there is a predictor of it."""
+    if isinstance(task, SegmentationTask):
+        return task.options.dims == 2
+    return isinstance(task, SynthesisTask | ClassificationTask)
+
+
 def predictor_for(trained: TrainedModel, label: str = "") -> Predictor:
     """Return a site's model for a task as a predictor; `label` may be left out for a single task.
 
@@ -98,6 +109,8 @@ def predictor_for(trained: TrainedModel, label: str = "") -> Predictor:
             finding = ClassificationLabel.parse(_one(labels, trained))
             reader = _Reader(task, trained.model, finding.sources, task.reading.contrasts)
             return Predictor(trained, labels, finding.sources, (finding.target,), reader)
+        case BoundTask():
+            reason = f"only {trained.study.task.kind} itself knows how its batches are made"
         case SegmentationTask():
             reason = "a network of 3-D patches slides over volumes, which no exported file does"
         case _:
@@ -115,8 +128,14 @@ def _synthesis(trained: TrainedModel, task: SynthesisTask, labels: Sequence[str]
     sources = "/".join(dict.fromkeys(pair.source for pair in pairs))
     targets = "/".join(dict.fromkeys(pair.target for pair in pairs))
     assert isinstance(trained.model, Translator)
-    module = _Synthesiser(task, trained.model.generator, trained.site, pairs[0])
+    code = task.coding.code(trained.site, pairs[0], trained.protocols)
+    module = _Synthesiser(task, trained.model.generator, code[None], pairs[0])
     return Predictor(trained, tuple(labels), (sources,), (targets,), module)
+
+
+def only_label(trained: TrainedModel) -> str:
+    """Return the label of a site with one task. Raises `BadInput` where it has several."""
+    return _one(trained.labels, trained)
 
 
 def _one(labels: Sequence[str], trained: TrainedModel) -> str:
@@ -135,11 +154,11 @@ class _Synthesiser(nn.Module):
     contrasts: Tensor
 
     def __init__(
-        self, task: SynthesisTask, generator: SynthesisNetwork, site: str, pair: ContrastPair
+        self, task: SynthesisTask, generator: SynthesisNetwork, code: Tensor, pair: ContrastPair
     ) -> None:
         super().__init__()
         self.task = task
-        code, names = task.coding.code(site, pair)[None], task.coding.contrasts
+        names = task.coding.contrasts
         places = names.index(pair.source), names.index(pair.target)
         self.register_buffer("code_of_pair", code)
         self.register_buffer("contrasts", torch.tensor([places]))

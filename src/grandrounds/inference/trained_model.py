@@ -1,15 +1,20 @@
 """The model of a finished run is loaded here as one site uses it."""
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
 from grandrounds.core.errors import BadFolder, BadSite, BadStudy
 from grandrounds.core.names import POOLED
-from grandrounds.core.run_folder import ComparisonFolder
-from grandrounds.core.weights import Filter, Weights
-from grandrounds.runs.folder import FinishedRun
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder, SiteFolder
+from grandrounds.core.weights import Filter, Weights, digest
+from grandrounds.data.acquisition import ScanProtocol
+from grandrounds.data.profile import DataProfile, read_profile
+from grandrounds.data.protocol import NO_PROTOCOLS, Protocols
+from grandrounds.runs.folder import TrainedRun
 from grandrounds.study.study import Study
 from grandrounds.tasks import Synthesis
 from grandrounds.tasks.task import Task
@@ -17,13 +22,43 @@ from grandrounds.tasks.task import Task
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The tested model of a run as one site uses it: float32, on the CPU, in evaluation mode."""
+    """The tested model of a run as one site uses it: float32, on the CPU, in evaluation mode.
+
+    `protocols` say how the site usually scans each contrast, where its network reads that.
+    `folder` is the run's, and `holder` whose model it is there: the site's, or that of pooled data.
+    """
 
     study: Study
     task: Task
     site: str
     round: int
     model: nn.Module
+    protocols: Protocols = field(default_factory=dict[str, ScanProtocol])
+    folder: Path = Path()
+    holder: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the model's weights."""
+        return digest(self.model.state_dict())
+
+    @cached_property
+    def profile(self) -> DataProfile | None:
+        """Return what the training images looked like; None where the run does not have it.
+
+        Raises `BadFolder` where it is damaged.
+        """
+        return read_profile(self.site_folder.profile)
+
+    @property
+    def site_folder(self) -> SiteFolder:
+        return RunFolder(self.folder).site(self.holder)
+
+    def with_weights(self, weights: Weights, round: int) -> "TrainedModel":
+        """Return the model with other weights of the same network."""
+        model = deepcopy(self.model)
+        model.load_state_dict(weights, strict=False)
+        return replace(self, model=model, round=round)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -53,18 +88,21 @@ def load_trained_model(folder: Path, site: str) -> TrainedModel:
     _check_repeatable(study)
     task = study.make_task()
     model = task.build(study.seed).eval()
-    weights = run.model_weights(POOLED if POOLED in run.models else site)
+    holder = POOLED if POOLED in run.models else site
+    weights = run.model_weights(holder)
     _check_whole(folder, site, model, weights, task.uses(site))
     model.load_state_dict(weights, strict=False)  # the critics of other sites' tasks are missing
-    return TrainedModel(study, task, site, run.score_label.round, model)
+    protocols = run.protocols(site) if study.reads_protocols else NO_PROTOCOLS
+    round = run.score_label.round
+    return TrainedModel(study, task, site, round, model, protocols, folder, holder)
 
 
-def _run_in(folder: Path) -> FinishedRun:
+def _run_in(folder: Path) -> TrainedRun:
     comparison = ComparisonFolder(folder)
     if comparison.exists:
-        first = comparison.runs()[0].path
+        first = comparison.trained()[0].path
         raise BadFolder(f"{folder}: holds a comparison; give one of its runs, such as {first}")
-    return FinishedRun(folder)
+    return TrainedRun(folder)
 
 
 def _check_trained(study: Study, site: str) -> None:

@@ -8,7 +8,8 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from grandrounds.core.device import to_float32
-from grandrounds.models.layers import Norm, StagedNetwork, isolated_seed
+from grandrounds.models.layers import StagedNetwork, isolated_seed
+from grandrounds.models.norms import Norm
 
 _Layer: TypeAlias = tuple[str, Mapping[str, bool]]
 _ACTIVATION: _Layer = ("relu", {"inplace": True})

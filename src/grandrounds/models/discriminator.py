@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grandrounds.core.device import to_float32
-from grandrounds.models.layers import Norm, channels_last, initialise, isolated_seed, norm_layer
+from grandrounds.models.layers import channels_last, initialise, isolated_seed
+from grandrounds.models.norms import Norm, norm_layer
 
 _SLOPE = 0.2
 _WIDEST = 8  # times the width

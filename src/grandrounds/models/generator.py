@@ -6,13 +6,13 @@ its group: mapper, encoder, bottleneck_early, bottleneck_late, decoder, personal
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from grandrounds.core.device import full_precision, to_float32
 from grandrounds.models.layers import (
-    Norm,
     Padding,
     ResidualBlock,
     Stage,
@@ -20,12 +20,13 @@ from grandrounds.models.layers import (
     downsample,
     initialise,
     isolated_seed,
-    norm_layer,
     same_size,
     upsample,
 )
+from grandrounds.models.norms import Norm, norm_layer
 from grandrounds.models.personalisation import Mapper, Modulation, PersonalBlock
 
+BlockPlace: TypeAlias = Literal["after", "branch"]
 _EARLY_SHARE = 5 / 9  # of the residual blocks; in Dalmaz et al. five of nine stay at the site
 
 
@@ -35,7 +36,10 @@ class GeneratorShape:
 
     `code_size` counts the values of a code. Without `personalised` it is the plain ResNet: no
     mapper, no personalisation blocks, and codes are ignored. Without `channel_weights` the blocks
-    scale and shift only. `equalised` slows down the mapper and the blocks as in the published code.
+    scale and shift only. `block_place` "after" has the blocks of the bottleneck after the residual
+    sum, as published, so that each normalises the sum anew; "branch" has them before it, so that
+    nothing but sums lies between the bottleneck's input and its output. `equalised` slows down the
+    mapper and the blocks as in the published code.
     """
 
     code_size: int
@@ -49,6 +53,7 @@ class GeneratorShape:
     dropout: float = 0.5
     equalised: bool = False
     channel_weights: bool = True
+    block_place: BlockPlace = "after"
 
     @property
     def num_early(self) -> int:
@@ -80,8 +85,7 @@ class Generator(nn.Module):
         *stages, to_image = self._stages()
         features = channels_last(source_B1HW)
         for stage, modulation in zip(stages, self._modulations(code_BK), strict=True):
-            features = stage(features)
-            features = modulation.apply(features) if modulation else features
+            features = self._personalise(stage, modulation, features)
         return torch.tanh(to_float32(to_image(features)))
 
     def stages(self) -> dict[str, tuple[str, ...]]:
@@ -111,14 +115,22 @@ class Generator(nn.Module):
         stages = self._stages()
         source = tensors.get("source")
         features = tensors["features"] if source is None else channels_last(source)
-        output = stages[number](features)
         if number == len(stages) - 1:
-            return {"output": torch.tanh(to_float32(output))}
+            return {"output": torch.tanh(to_float32(stages[number](features)))}
         if self.mapper is None:
-            return {"features": output}
-        block = self.personal[number]
-        modulation = self._modulation(block, tensors["style"])
-        return {"features": modulation.apply(output), "style": tensors["style"]}
+            return {"features": stages[number](features)}
+        modulation = self._modulation(self.personal[number], tensors["style"])
+        features = self._personalise(stages[number], modulation, features)
+        return {"features": features, "style": tensors["style"]}
+
+    def _personalise(
+        self, stage: nn.Module, modulation: Modulation | None, features: Tensor
+    ) -> Tensor:
+        if modulation is None:
+            return stage(features)
+        if self.shape.block_place == "branch" and isinstance(stage, ResidualBlock):
+            return features + modulation.apply(stage.branch(features))
+        return modulation.apply(stage(features))
 
     def _names(self) -> list[str]:
         parts = ("encoder", "bottleneck_early", "bottleneck_late", "decoder")

@@ -1,95 +1,24 @@
-"""All networks are made of these layers: stages, norms, residual blocks and dropout.
+"""All networks are made of these layers: stages, residual blocks and dropout.
 
 Shapes: B batch, C channel, H height, W width.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Norm: TypeAlias = Literal["instance", "batch"]
+from grandrounds.models.norms import InstanceNorm, Norm, norm_layer
+
 Padding: TypeAlias = Literal["reflect", "zero"]
 Network = TypeVar("Network", bound=nn.Module)
 _BYTE = 256  # values of one random byte
 _SPREAD = 0.02  # of first weights
-
-
-def normalise(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tensor:
-    """Normalise every map of every sample (biased variance, eps 1e-5), then scale and shift it.
-
-    A batch norm over (1, B*C, H, W) in training mode does all of it in one native kernel, if that
-    view needs no copy. Channels-last samples run one by one: a change of layout costs more.
-    """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return _norm_any_batch(features_BCHW, scale_BC, shift_BC)
-    batch, channels, height, width = features_BCHW.shape
-    if batch == 1:
-        return _norm_maps(features_BCHW, scale_BC[0], shift_BC[0])
-    if features_BCHW.is_contiguous():
-        maps = features_BCHW.view(1, batch * channels, height, width)
-        return _norm_maps(maps, scale_BC.flatten(), shift_BC.flatten()).view_as(features_BCHW)
-    samples = zip(features_BCHW.chunk(batch), scale_BC, shift_BC, strict=True)
-    return torch.cat([_norm_maps(*sample) for sample in samples])
-
-
-def _norm_any_batch(features_BCHW: Tensor, scale_BC: Tensor, shift_BC: Tensor) -> Tensor:
-    # The exported graph must not depend on the example's number of images.
-    normed_BCHW = functional.instance_norm(features_BCHW)
-    return normed_BCHW * scale_BC[:, :, None, None] + shift_BC[:, :, None, None]
-
-
-def _norm_maps(maps_1CHW: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
-    return functional.batch_norm(maps_1CHW, None, None, scale_C, shift_C, training=True)
-
-
-class InstanceNorm(nn.Module):
-    """Instance norm with one learned scale and shift per channel, and without buffers."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, features_BCHW: Tensor) -> Tensor:
-        """Normalise; same shape."""
-        batch = features_BCHW.shape[0]
-        return normalise(features_BCHW, self.weight.expand(batch, -1), self.bias.expand(batch, -1))
-
-
-def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """Make a norm with a learned scale and shift; both kinds have parameters of equal shape."""
-    return InstanceNorm(channels) if norm == "instance" else nn.BatchNorm2d(channels)
-
-
-def batch_norm_names(module: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters and buffers of batch norms."""
-    return frozenset(
-        name
-        for name in module.state_dict()
-        if isinstance(
-            module.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d | nn.BatchNorm3d
-        )
-    )
-
-
-@contextmanager
-def own_statistics(network: nn.Module) -> Generator[None]:
-    """Inside this context batch norms use each batch's own statistics, and do not count them."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [(norm.training, norm.track_running_stats) for norm in norms]
-    for norm in norms:
-        norm.training, norm.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for norm, (training, tracks) in zip(norms, before, strict=True):
-            norm.training, norm.track_running_stats = training, tracks
 
 
 class StagedNetwork(nn.Module, ABC):
@@ -168,6 +97,11 @@ torch.library.register_fake(  # pyright: ignore[reportUnknownMemberType] - torch
 )
 
 
+def modules_by_name(network: nn.Module) -> dict[str, nn.Module]:
+    """Return a network's modules, each under its first name, in the order of registration."""
+    return dict(cast(Iterable[tuple[str, nn.Module]], network.named_modules()))
+
+
 class Stage(nn.Module):
     """A convolution without bias, a norm and ReLU."""
 
@@ -191,9 +125,13 @@ class ResidualBlock(nn.Module):
         self.norm = norm_layer(norm, channels)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """Add the block's residual; same shape."""
+        """Add the output of the block's branch; same shape."""
+        return features_BCHW + self.branch(features_BCHW)
+
+    def branch(self, features_BCHW: Tensor) -> Tensor:
+        """Return what the block adds to its input; same shape."""
         hidden = self.dropout(self.first(features_BCHW))
-        return features_BCHW + self.norm(self.convolution(hidden))
+        return self.norm(self.convolution(hidden))
 
 
 def same_size(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grandrounds.models.layers import normalise
+from grandrounds.models.norms import normalise
 
 _SLOPE = 0.2
 _MAPPER_MULTIPLIER = 0.01

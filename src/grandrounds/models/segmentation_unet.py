@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from grandrounds.models.layers import Norm, StagedNetwork, isolated_seed
+from grandrounds.models.layers import StagedNetwork, isolated_seed
+from grandrounds.models.norms import Norm
 
 _Layer: TypeAlias = tuple[str, Mapping[str, float | bool]]
 _ACTIVATION: _Layer = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True})

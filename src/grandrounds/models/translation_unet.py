@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grandrounds.core.device import full_precision, to_float32
-from grandrounds.models.layers import Norm, channels_last, initialise, isolated_seed, normalise
+from grandrounds.models.layers import channels_last, initialise, isolated_seed
+from grandrounds.models.norms import BatchNorm, Norm, normalise
 from grandrounds.models.personalisation import Mapper, Modulation, plain_linear
 
 MAPPER, _ENCODER, _DECODER = "mapper", "encoder", "decoder"
@@ -214,7 +215,7 @@ def _up(inputs: int, outputs: int, norm: Norm) -> _Stage:
 
 
 def _norm(norm: Norm, channels: int) -> nn.Module:
-    return PlainInstanceNorm() if norm == "instance" else nn.BatchNorm2d(channels)
+    return PlainInstanceNorm() if norm == "instance" else BatchNorm(channels)
 
 
 def _mapper(shape: TranslationUNetShape) -> Mapper:

@@ -15,7 +15,7 @@ from grandrounds.core.state import write_sealed
 from grandrounds.core.weights import Filter, Weights, select
 from grandrounds.data.cohort import Cohort
 from grandrounds.runs.evaluate import ModelScorer, Scores, model_scorer, weights_for_new_site
-from grandrounds.runs.folder import FinishedRun
+from grandrounds.runs.folder import TrainedRun
 from grandrounds.runs.site_data import NewSite
 from grandrounds.runs.tables import write_scores
 from grandrounds.site.training import BatchSource, TrainingLoop, isolated_rng
@@ -34,7 +34,7 @@ class Adaptation:
     scores: Scores
 
 
-def adapt(run: FinishedRun, new_site: NewSite, *, epochs: int) -> tuple[Adaptation, ...]:
+def adapt(run: TrainedRun, new_site: NewSite, *, epochs: int) -> tuple[Adaptation, ...]:
     """Train the private part of a site that never trained, for `epochs` epochs.
 
     Returns the model as received, as adapted, and as the site alone would have trained it from the
@@ -61,7 +61,7 @@ def adapt(run: FinishedRun, new_site: NewSite, *, epochs: int) -> tuple[Adaptati
     return adaptations
 
 
-def _shared(run: FinishedRun, scorer: ModelScorer) -> Filter:
+def _shared(run: TrainedRun, scorer: ModelScorer) -> Filter:
     """Select what a new site leaves as it is. Raises `BadSite` where that is the whole network."""
     plan, travels = scorer.plan, scorer.plan.travels
     everything = plan.task.groups(plan.model)["all"]
@@ -73,7 +73,7 @@ def _shared(run: FinishedRun, scorer: ModelScorer) -> Filter:
     return travels
 
 
-def _write(run: FinishedRun, name: str, adaptations: Sequence[Adaptation], shared: Filter) -> None:
+def _write(run: TrainedRun, name: str, adaptations: Sequence[Adaptation], shared: Filter) -> None:
     folder = RunFolder(run.folder).adapted(name)
     for adaptation in adaptations:
         path = folder.path / f"{adaptation.name.replace(' ', '-')}.csv"

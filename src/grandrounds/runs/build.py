@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from pickle import Pickler
 from typing import Generic, TypeVar
 
 from grandrounds.algorithms.method import Method
@@ -17,12 +18,14 @@ from grandrounds.core.device import (
     take_share,
     weights_dtype,
 )
-from grandrounds.core.errors import BadStudy
+from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.events import PolicySet, TopologySet, WorkSet
+from grandrounds.core.extensions import only_here, word_of
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 from grandrounds.core.weights import Weights, select
+from grandrounds.data.protocol import protocols_to_text, usual_protocols
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.process_pool import (
     Assignment,
@@ -38,7 +41,7 @@ from grandrounds.runs.split_server import SplitServer
 from grandrounds.site.cut import cut_model
 from grandrounds.site.site import Site
 from grandrounds.site.training import Trainer
-from grandrounds.study.site_file import SiteFile
+from grandrounds.study.site_file import SiteDataset, SiteSource
 from grandrounds.study.study import Study
 
 Engine = TypeVar("Engine", bound=Sites, covariant=True)
@@ -79,7 +82,7 @@ class Blueprint:
             cohorts=site_data.cohorts,
             training=study.training,
             rounds=study.rounds,
-            seed=study.seed,
+            seed=study.training_seed,
             travels=plan.travels,
             method=plan.method,
             moments_travel=self.topology.moments_travel,
@@ -90,7 +93,18 @@ class Blueprint:
             disk=disk,
             shows_images=site_data.shows_images,
             disclosure=site_data.disclosure,
+            protocols=_usual(study, site_data),
+            pixel=study.elements.spacing,
         )
+
+
+def _usual(study: Study, site_data: SiteData) -> str:
+    """Return how a site, or each of pooled ones, usually scans; empty where no network reads it."""
+    if not study.reads_protocols:
+        return ""
+    return protocols_to_text(
+        {c.site: usual_protocols(c.splits["train"]) for c in site_data.cohorts}
+    )
 
 
 def make_blueprint(plan: RunPlan, machine: Machine) -> Blueprint:
@@ -107,7 +121,7 @@ def with_server_part(plan: RunPlan, build: Callable[[], Trainer]) -> Topology:
         return topology
     cut = cut_model(topology, plan.task, plan.model)
     server = SplitServer(
-        plan.task, cut, plan.travels, study.training, study.rounds, study.seed, build
+        plan.task, cut, plan.travels, study.training, study.rounds, study.training_seed, build
     )
     return replace(topology, server=server)
 
@@ -138,7 +152,7 @@ def build_trainer(plan: RunPlan, machine: Machine) -> Trainer:
 
 
 def _another_trainer(plan: RunPlan, machine: Machine) -> Trainer:
-    return build_trainer(replace(plan, model=plan.task.build(plan.study.seed)), machine)
+    return build_trainer(replace(plan, model=plan.task.build(plan.study.training_seed)), machine)
 
 
 def first_weights(plan: RunPlan, machine: Machine, site: str = "") -> Weights:
@@ -146,7 +160,7 @@ def first_weights(plan: RunPlan, machine: Machine, site: str = "") -> Weights:
 
     Round 0 broadcasts the former, unless the study lets every site start from its own weights.
     """
-    model = plan.task.build(seed_for(plan.study.seed, "first weights", site))
+    model = plan.task.build(seed_for(plan.study.training_seed, "first weights", site))
     return model.to(weights_dtype(machine.precision)).state_dict()
 
 
@@ -154,6 +168,7 @@ def first_weights(plan: RunPlan, machine: Machine, site: str = "") -> Weights:
 class Federation(Generic[Engine]):
     """Everything that a run needs, built and checked before anything trains.
 
+    `compared` are the tensors by parameter group in which the sites' updates can be compared.
     `holdouts` are sites that do not train; the model is tested on them in the end.
     """
 
@@ -164,6 +179,7 @@ class Federation(Generic[Engine]):
     policy: PolicySet
     account: TopologySet
     work: WorkSet
+    compared: Mapping[str, frozenset[str]]
     holdouts: tuple[Site, ...] = ()
 
 
@@ -176,13 +192,25 @@ def build_federation(
 ) -> Federation[InProcessEngine]:
     """Build a run's federation in this process from opened sites. Raises `BadStudy`."""
     blueprint, holdout = make_blueprint(plan, machine), plan.study.holdout_sites
-    holdouts = [each for name, each in site_data.items() if name in holdout]
     trainers = {name: each for name, each in site_data.items() if name not in holdout}
-    members = [pool_sites(trainers)] if plan.method.sharing().pooled else list(trainers.values())
+    sites = build_sites(blueprint, trainers, folder, listener)
+    make = partial(blueprint.site, folder=folder, disk=ThreadPoolExecutor(2))
+    holdouts = (each for name, each in site_data.items() if name in holdout)
+    return make_federation(blueprint, sites, tuple(map(make, holdouts)))
+
+
+def build_sites(
+    blueprint: Blueprint,
+    site_data: Mapping[str, SiteData],
+    folder: Path,
+    listener: ReplyListener,
+) -> InProcessEngine:
+    """Build the sites that train in this process; pooled data are one."""
+    pooled = blueprint.plan.method.sharing().pooled
+    members = [pool_sites(site_data)] if pooled else list(site_data.values())
     make = partial(blueprint.site, folder=folder, disk=ThreadPoolExecutor(2))
     hosts = tuple(with_site_part(blueprint.topology, make(member)) for member in members)
-    sites = InProcessEngine(hosts, listener.on_reply, listener.on_missing)
-    return make_federation(blueprint, sites, tuple(make(each) for each in holdouts))
+    return InProcessEngine(hosts, listener.on_reply, listener.on_missing)
 
 
 def make_federation(
@@ -199,6 +227,7 @@ def make_federation(
         policy=plan.policy,
         account=round_cost(plan, plan.study),
         work=workload(plan),
+        compared=plan.compared,
         holdouts=holdouts,
     )
 
@@ -217,43 +246,88 @@ def num_processes(study: Study, workers: int) -> int:
     return 1 if study.build_method().sharing().pooled else min(workers, len(study.trainers))
 
 
+def check_processes(study: Study, files: Sequence[SiteSource]) -> None:
+    """Refuse several processes where one alone has the task's class or a dataset.
+
+    Raises `BadStudy` or `BadSite`.
+    """
+    remedy = "move it into a module beside what you run, or run in this process alone"
+    if only_here(study.task.kind):
+        raise BadStudy(
+            f'workers are processes that must import task.kind = "{study.task.kind}", which is '
+            f"defined in this one; {remedy}"
+        )
+    for source in files:
+        if not isinstance(source, SiteDataset):
+            continue
+        word = word_of(type(source.dataset), {})
+        if only_here(word):
+            raise BadSite(
+                f"site '{source.name}': workers are processes that must import \"{word}\", the "
+                f"class of its dataset, which is defined in this one; {remedy}"
+            )
+        try:
+            Pickler(_Nowhere()).dump(source.dataset)
+        except Exception as error:
+            raise BadSite(
+                f"site '{source.name}': its dataset cannot be given to workers, which are other "
+                f"processes ({type(error).__name__}: {error}); let it open its files when it reads "
+                "an item, or run in this process alone"
+            ) from error
+
+
+class _Nowhere:
+    """A file that forgets what is written."""
+
+    def write(self, content: bytes, /) -> int:
+        return len(content)
+
+
 @contextmanager
 def distribute(
     federation: Federation[InProcessEngine],
     study: Study,
-    files: Sequence[SiteFile],
+    files: Sequence[SiteSource],
     folder: Path,
     listener: ReplyListener,
     *,
     processes: int,
+    devices: tuple[str, ...] = (),
 ) -> Generator[Federation[Sites], None, None]:
-    """Host a federation's sites in several processes; with one, in this process."""
+    """Host a federation's sites in several processes; with one, in this process.
+
+    The processes compute on `devices` in turn, or on all accelerators that there are.
+    """
     if processes == 1:
         yield federation
         return
+    check_processes(study, files)
     simulated = federation.sites
     examples = {s.name: len(s.task.training_examples(s.cohorts)) for s in simulated.sites}
     shares = assign_sites(examples, processes)
-    host = partial(_on_own_device, shares, partial(host_sites, study, files, folder, processes))
+    host = partial(
+        _on_own_device, shares, devices, partial(host_sites, study, files, folder, processes)
+    )
     with start_workers(shares, host) as workers:
         sites = ProcessPoolEngine(simulated.names, workers, listener.on_reply, listener.on_missing)
         yield replace(federation, sites=sites)
 
 
 def _on_own_device(
-    shares: Sequence[Assignment], host: WorkerSites, share: Assignment
+    shares: Sequence[Assignment], devices: tuple[str, ...], host: WorkerSites, share: Assignment
 ) -> AbstractContextManager[InProcessEngine]:
     """Host a share of the sites in a process of its own, on its accelerator of several."""
-    take_share(shares.index(share))
+    take_share(shares.index(share), devices)
     return host(share)
 
 
 @contextmanager
 def host_sites(
-    study: Study, files: Sequence[SiteFile], folder: Path, processes: int, share: Assignment
+    study: Study, files: Sequence[SiteSource], folder: Path, processes: int, share: Assignment
 ) -> Generator[InProcessEngine, None, None]:
     """Open the sites assigned to one of several processes. Raises `BadInput`."""
     machine = study.machine(processes=processes)
     site_data = open_sites(study, files, only=share)
     with deterministic(machine):
-        yield build_federation(plan_run(study), site_data, folder, machine, SilentListener()).sites
+        blueprint = make_blueprint(plan_run(study), machine)
+        yield build_sites(blueprint, site_data, folder, SilentListener())

@@ -1,10 +1,14 @@
 """A finished run's models are tested here at any site, and nothing trains."""
 
-from collections.abc import Generator, Sequence
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+
+import torch
+from torch import Tensor
 
 from grandrounds.core.device import Machine, deterministic
 from grandrounds.core.errors import BadSite
@@ -15,13 +19,14 @@ from grandrounds.core.weights import Weights
 from grandrounds.data.cohort import Cohort
 from grandrounds.runs.build import build_trainer, first_weights
 from grandrounds.runs.costs import RunPlan, plan_run
-from grandrounds.runs.folder import FinishedRun
+from grandrounds.runs.folder import TrainedRun
 from grandrounds.runs.site_data import NewSite, find_site, open_sites
 from grandrounds.runs.tables import write_matrix, write_scores
-from grandrounds.site.evaluation import score_examples
+from grandrounds.site.evaluation import case_scores, score_examples
 from grandrounds.site.training import Trainer
-from grandrounds.study.site_file import SiteFile, read_site
+from grandrounds.study.site_file import SiteSource, read_site
 from grandrounds.study.study import Study
+from grandrounds.tasks.task import Batch, Examples
 
 Scores: TypeAlias = Sequence[CaseScore]
 Means: TypeAlias = dict[str, dict[str, float]]  # site -> metric -> mean
@@ -51,6 +56,54 @@ class ModelScorer:
         return score_examples(self.trainer, task, task.evaluation_examples(cohorts, "test"))
 
 
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One of several models whose predictions are averaged: its site, and that site's tasks."""
+
+    site: str
+    tasks: tuple[str, ...]
+    weights: Weights
+
+    def has(self, task: str) -> bool:
+        return "".join(task.split()) in ("".join(own.split()) for own in self.tasks)
+
+
+def mean_scores(scorer: ModelScorer, members: Sequence[Member], cohort: Cohort) -> Scores:
+    """Score the mean of the predictions of all members that have a test case's task.
+
+    Images are averaged, and so are probabilities, before any threshold. Each member sees a case as
+    one of its own site.
+    """
+    task = scorer.plan.task
+    examples = task.evaluation_examples([cohort], "test")
+    views = {m: task.viewed_by(m.site).evaluation_examples([cohort], "test") for m in members}
+    groups: dict[tuple[Member, ...], list[int]] = defaultdict(list)
+    for index in range(len(examples)):
+        label = examples.case(index).task
+        groups[tuple(member for member in members if member.has(label))].append(index)
+    found: dict[int, CaseScore] = {}
+    for serving, indices in groups.items():
+        for start in range(0, len(indices), task.cases_at_once):
+            chunk = indices[start : start + task.cases_at_once]
+            mean, batch = _mean_prediction(scorer, {m: views[m] for m in serving}, chunk)
+            found |= zip(chunk, case_scores(task, examples, chunk, mean, batch), strict=True)
+    return [found[index] for index in range(len(examples))]
+
+
+@torch.no_grad()
+def _mean_prediction(
+    scorer: ModelScorer, views: Mapping[Member, Examples], chunk: Sequence[int]
+) -> tuple[Tensor, Batch]:
+    """Return the members' mean prediction for some cases, and these with what they are held to."""
+    task, trainer = scorer.plan.task, scorer.trainer
+    predictions, batch = list[Tensor](), Batch()
+    for member, view in views.items():
+        trainer.load(member.weights)
+        batch = trainer.to_device(view.batch(chunk, None))
+        predictions.append(task.predict(trainer.model, batch))
+    return torch.stack(predictions).mean(0), batch
+
+
 @contextmanager
 def model_scorer(study: Study, **new_sites: tuple[str, ...]) -> Generator[ModelScorer, None, None]:
     """Build a scorer for a study's network; `new_sites` maps other sites to their tasks."""
@@ -59,13 +112,13 @@ def model_scorer(study: Study, **new_sites: tuple[str, ...]) -> Generator[ModelS
         yield ModelScorer(plan, machine, build_trainer(plan, machine))
 
 
-def mean_matrix(run: FinishedRun, paths: Sequence[Path]) -> dict[str, Means]:
+def mean_matrix(run: TrainedRun, paths: Sequence[Path]) -> dict[str, Means]:
     """Return the mean scores of every site's model at every site; `paths` are real sites' files."""
     scores = matrix(run, [read_site(path) for path in paths])
     return {f"model of {site}": _means(run, site_scores) for site, site_scores in scores.items()}
 
 
-def matrix(run: FinishedRun, files: Sequence[SiteFile]) -> dict[str, Scores]:
+def matrix(run: TrainedRun, files: Sequence[SiteSource]) -> dict[str, Scores]:
     """Score the model of every site on the test cases of every site, held-out ones too.
 
     It needs all data in one place, as a simulation has. Writes matrix.csv.
@@ -83,13 +136,13 @@ def matrix(run: FinishedRun, files: Sequence[SiteFile]) -> dict[str, Scores]:
     return found
 
 
-def means_at_sites(run: FinishedRun, paths: Sequence[Path]) -> Means:
+def means_at_sites(run: TrainedRun, paths: Sequence[Path]) -> Means:
     """Return the mean scores, at each of these sites, of the model that the site would use."""
     found = [score_at_site(run, find_site(run.study, str(path))) for path in paths]
     return {site: mean for scores in found for site, mean in _means(run, scores).items()}
 
 
-def patients_scored(run: FinishedRun, paths: Sequence[Path]) -> dict[str, str]:
+def patients_scored(run: TrainedRun, paths: Sequence[Path]) -> dict[str, str]:
     """Return, for each of these sites, which of its patients `means_at_sites` scores."""
     study = run.study
     return {
@@ -100,7 +153,7 @@ def patients_scored(run: FinishedRun, paths: Sequence[Path]) -> dict[str, str]:
     }
 
 
-def score_at_site(run: FinishedRun, new_site: NewSite) -> Scores:
+def score_at_site(run: TrainedRun, new_site: NewSite) -> Scores:
     """Score the model that a site would use, on the site's own cases.
 
     A site that trained uses its own, on its test patients. One that never did has the shared part
@@ -119,7 +172,7 @@ def score_at_site(run: FinishedRun, new_site: NewSite) -> Scores:
     return found
 
 
-def weights_for_new_site(run: FinishedRun, scorer: ModelScorer) -> Weights:
+def weights_for_new_site(run: TrainedRun, scorer: ModelScorer) -> Weights:
     """Return the weights for a site that never trained. Raises `BadSite` if nothing is shared."""
     if run.models == (POOLED,):
         return run.model_weights(POOLED)
@@ -132,7 +185,7 @@ def weights_for_new_site(run: FinishedRun, scorer: ModelScorer) -> Weights:
     return scorer.first_weights | shared
 
 
-def _means(run: FinishedRun, scores: Scores) -> Means:
+def _means(run: TrainedRun, scores: Scores) -> Means:
     sites = dict.fromkeys(score.site for score in scores)
     task = run.study.make_task()
     return {site: task.summary([s for s in scores if s.site == site]) for site in sites}

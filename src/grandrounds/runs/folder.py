@@ -11,13 +11,15 @@ from pathlib import Path
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.files import write_text
 from grandrounds.core.names import POOLED
-from grandrounds.core.run_folder import ComparisonFolder, RunFolder, SiteFolder
+from grandrounds.core.run_folder import ComparisonFolder, RunFolder, SiteFolder, comparison_of
 from grandrounds.core.sentence import Reason, phrase
 from grandrounds.core.state import RoundStore, read_sealed, saved_rounds
 from grandrounds.core.weights import Weights
+from grandrounds.data.protocol import Protocols, protocols_from_text
 from grandrounds.runs.extend import extend
 from grandrounds.runs.tables import ScoreLabel
-from grandrounds.study.file import changed_keys, read_study, to_table, to_toml
+from grandrounds.study.file import changed_keys, read_study, read_table, to_table, to_toml
+from grandrounds.study.installed import code_named
 from grandrounds.study.study import Study
 
 
@@ -77,14 +79,24 @@ def check_unchanged(folder: Path, study: Study) -> None:
     A key that did not exist yet when the run began has its default, which changes nothing; sites
     that join in rounds to come may be added, moved or taken out.
     """
-    old, next = read_study(RunFolder(folder).study), _next_round(folder)
-    changed = changed_keys(to_table(old.before(next)), to_table(study.before(next)))
+    path, next = RunFolder(folder).study, _next_round(folder)
+    changed = _other_code(path, study)
+    if not changed:  # so that nothing is imported that the study does not name
+        old = read_study(path)
+        changed = changed_keys(to_table(old.before(next)), to_table(study.before(next)))
     if changed:
         raise BadFolder(
             f"{folder}: its run began with another study; changed: {', '.join(changed)}. "
             "Resume with the study as it was, or start anew with another --out.",
             safe=phrase("its run folder began with another study"),
         )
+
+
+def _other_code(path: Path, study: Study) -> list[str]:
+    """List the keys by which the study of a run names other code than this one, unread."""
+    now = {each.path: each.word for each in code_named(to_table(study))}
+    named = code_named(read_table(path))
+    return [each.path for each in named if now.get(each.path) != each.word]
 
 
 def _next_round(folder: Path) -> int:
@@ -103,7 +115,7 @@ def is_finished(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class TrainedRun:
     """The folder of a finished run. Raises `BadFolder` for any other."""
 
     folder: Path
@@ -114,6 +126,17 @@ class FinishedRun:
         if not is_finished(self.folder):
             raise BadFolder(
                 f"{self.folder}: its run is not finished; go on with it (--resume) first"
+            )
+        above = comparison_of(self.folder)
+        if above and above[0].searched:
+            raise BadFolder(
+                f"{self.folder}: a candidate of a sweep, which is not tested and has no model; run "
+                f"what was chosen: grandrounds run {above[0].chosen}"
+            )
+        if self._files.derived.exists():
+            raise BadFolder(
+                f"{self.folder}: its scores are derived from other arms' models, so it has none; "
+                f"{self._files.derived.name} names the arms: give a run of theirs"
             )
 
     @property
@@ -143,6 +166,18 @@ class FinishedRun:
         existing = [path for path in paths if path.exists()]
         return read_sealed(existing[0])[0] if existing else {}
 
+    def protocols(self, site: str) -> Protocols:
+        """Return how a site that trained usually scans. Raises `BadFolder` where that is lost."""
+        owner = site if site in self.models else self.models[0]
+        path = self._files.site(owner).protocols
+        try:
+            return protocols_from_text(path.read_text("utf-8"), path)[site]
+        except (OSError, KeyError, UnicodeDecodeError):
+            raise BadFolder(
+                f"{path}: must say how site '{site}' usually scans, which its network reads; "
+                "restore it from a copy"
+            ) from None
+
     def model_weights(self, site: str) -> Weights:
         """Return the tested model of a site, its private part included."""
         files = self._files.site(site)
@@ -151,9 +186,9 @@ class FinishedRun:
         return self.shared() | read_sealed(files.private())[0]
 
 
-def find_runs(folder: Path) -> Sequence[FinishedRun]:
-    """Find the run in a folder, or all of a comparison's. Raises `BadFolder`."""
+def find_runs(folder: Path) -> Sequence[TrainedRun]:
+    """Find the run in a folder, or all of a comparison's that trained. Raises `BadFolder`."""
     comparison = ComparisonFolder(folder)
     if not comparison.exists:
-        return [FinishedRun(folder)]
-    return [FinishedRun(run.path) for run in comparison.runs() if run.study.exists()]
+        return [TrainedRun(folder)]
+    return [TrainedRun(run.path) for run in comparison.trained() if run.study.exists()]

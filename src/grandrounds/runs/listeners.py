@@ -26,6 +26,7 @@ from grandrounds.core.messages import (
     Merge,
     Reply,
     Request,
+    Survey,
     Tail,
     Train,
     Tune,
@@ -98,7 +99,7 @@ def event_for_reply(request: Request, reply: Reply, metric: str) -> Event | None
             return _scored(request, reply, metric)
         case Describe():
             return None if request.round else reply.ready
-        case Forward() | Tail() | Finish():
+        case Forward() | Tail() | Finish() | Survey():
             return None
         case _:
             assert_never(request)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from grandrounds import __version__
+from grandrounds.algorithms.cosines import update_cosines
 from grandrounds.algorithms.topology import Sites
 from grandrounds.core.device import Machine, deterministic, peak_memory
 from grandrounds.core.errors import RunFailed, SiteFailed
@@ -22,6 +23,7 @@ from grandrounds.core.events import (
     RunStarted,
     SiteJoined,
     StoppedEarly,
+    UpdatesCompared,
 )
 from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
@@ -50,25 +52,28 @@ from grandrounds.runs.tables import (
     write_scores,
 )
 from grandrounds.study.file import fingerprint
-from grandrounds.study.site_file import SiteFile
+from grandrounds.study.site_file import SiteSource
 from grandrounds.study.study import Study
 
 
-def run(
+def run_study(
     study: Study,
     folder: Path,
     *,
-    files: Sequence[SiteFile] = (),
+    files: Sequence[SiteSource] = (),
     resume: bool = False,
     accept_changes: bool = False,
     listeners: Sequence[Listener] = (),
     preparing: Preparing = nobody_told,
     workers: int = 1,
+    devices: tuple[str, ...] = (),
+    tests: bool = True,
 ) -> State:
     """Run a study to its end in `folder`, and return the last round's state.
 
     With several `workers`, as many processes share the sites; the numbers are the same as long as
-    training.threads says how many threads each one has.
+    training.threads says how many threads each one has. They compute on `devices` in turn, or on
+    all accelerators that there are. Without `tests` nothing is tested, and no model is written.
     With `resume` the run goes on from the newest round that the coordinator and all sites hold, to
     the same bits as if it had never stopped; under another version, or with other data, only if
     it is told to `accept_changes`. It also goes on to more rounds than it began with, where the
@@ -83,8 +88,10 @@ def run(
     with locked, deterministic(machine):
         bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
         built = build_federation(plan, site_data, folder, machine, bus)
-        with distribute(built, study, files, folder, bus, processes=processes) as federation:
-            loop = RunLoop(study, folder, federation, machine, bus, resume, accept_changes)
+        with distribute(
+            built, study, files, folder, bus, processes=processes, devices=devices
+        ) as federation:
+            loop = RunLoop(study, folder, federation, machine, bus, resume, accept_changes, tests)
             return run_recorded(loop)
 
 
@@ -127,6 +134,7 @@ class RunLoop:
     bus: EventBus
     resumes: bool
     accepts_changes: bool = False
+    tests: bool = True
     reached: int = field(default=0, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
 
@@ -183,14 +191,27 @@ class RunLoop:
             self.bus.emit(SiteJoined(site, number))
         sites = joined_sites(study, number, federation.sites)
         outcome = federation.topology.round(scored_anew(state, study), sites, federation.method)
+        self._compare_updates(state, outcome.replies)
         state, score = self._validated(with_awaited(outcome.state, study))
         seconds = time.perf_counter() - started
-        digest_of_all = _digest_of_all(state, outcome.replies)
+        digest_of_all, best = _digest_of_all(state, outcome.replies), state.best_round
+        finished = RoundFinished(number, digest_of_all, score, best, seconds, outcome.groups)
         # The journal first: a run killed between the two repeats this round, to the same bits.
-        self.bus.emit(RoundFinished(state.round, digest_of_all, score, state.best_round, seconds))
+        self.bus.emit(finished)
         save_state(self.folder, state, versions=VERSIONS)
         self.reached = state.round
         return state
+
+    def _compare_updates(self, before: State, replies: Sequence[Reply]) -> None:
+        """Emit the cosines between the sites' updates, where the study asks for this round's.
+
+        Sites that started apart have no common start in round 1, and are not compared there.
+        """
+        every, number = self.study.aggregation.cosines_every, before.round + 1
+        asked = every and (number % every == 0 or number == self.study.rounds)
+        if asked and before.weights:
+            cosines = update_cosines(before.weights, replies, self.federation.compared)
+            self.bus.emit(UpdatesCompared(number, cosines))
 
     def _validated(self, state: State) -> tuple[State, float | None]:
         """Validate the aggregate at every site, and record the best round."""
@@ -219,13 +240,13 @@ class RunLoop:
 
     def _end(self, state: State) -> None:
         final_test = FinalTest(self.study, self.folder, self.federation, state)
-        tested, scores = final_test.scores()
-        unseen = final_test.unseen(tested)
+        tested, scores = final_test.scores() if self.tests else (final_test.tested, [])
+        unseen = final_test.unseen(tested) if self.tests else []
         seconds = time.perf_counter() - self._began
         best, last = tested.round, state.fingerprint
         self.bus.emit(RunFinished(state.round, best, last, seconds, peak_memory()))
         files, label = RunFolder(self.folder), ScoreLabel(self.study.title, self.study.seed, best)
-        if self.study.holdout_sites:
+        if self.study.holdout_sites and self.tests:
             write_scores(files.unseen, unseen, label)
         write_scores(files.scores, scores, label)  # last: it marks a finished run
 

@@ -13,12 +13,12 @@ import torch
 from grandrounds import __version__
 from grandrounds.algorithms.policy import TensorPolicy, policy_of
 from grandrounds.algorithms.split import Split
+from grandrounds.core.code import check_same_code, check_signed_code
 from grandrounds.core.device import deterministic
-from grandrounds.core.errors import BadSite, BadStudy
+from grandrounds.core.errors import BadInput, BadSite, BadStudy
 from grandrounds.core.events import Listener
 from grandrounds.core.journal import Journal
 from grandrounds.core.run_folder import RunFolder
-from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.state import State
 from grandrounds.core.weights import Filter
@@ -35,11 +35,16 @@ from grandrounds.site.cut import cut_model
 from grandrounds.site.guard import StudyGuard
 from grandrounds.site.model_state import SiteStore
 from grandrounds.site.site import Site
-from grandrounds.study.acceptance import check_acceptance, from_json, load_acceptance, to_json
+from grandrounds.study.acceptance import (
+    check_acceptance,
+    from_json,
+    load_acceptance,
+    not_accepted,
+    to_json,
+)
 from grandrounds.study.file import fingerprint
-from grandrounds.study.identity import common_name, load_key, read_certificate, sign, signer
-from grandrounds.study.revocation import list_bytes
-from grandrounds.study.site_file import SiteFile
+from grandrounds.study.installed import code_of_study
+from grandrounds.study.site_file import SiteSource
 from grandrounds.study.study import Study
 
 
@@ -47,7 +52,7 @@ from grandrounds.study.study import Study
 class Handshake:
     """What the coordinator and every site must have in common before round 1.
 
-    A site that needs one adds its `acceptance` of the study.
+    A site that needs one adds its `acceptance` of the study, in which its code is signed.
     """
 
     study: str
@@ -80,9 +85,9 @@ def run_remotely(
     """
     check_remote(study)
     machine = study.machine()
-    identity = identity_of(study, folder, root, "server")
+    identity = identity_of(fingerprint(study), folder, root, "server")
     connections = tuple(SiteConnection(n, call, patience, identity) for n in study.trainers)
-    _check_handshakes(
+    check_handshakes(
         study, connections, root
     )  # before the folder exists: a refused study can be resubmitted
     with lock_folder(folder, study, resume=resume), deterministic(machine):
@@ -96,16 +101,19 @@ def run_remotely(
 
 
 def identity_of(
-    study: Study, folder: Path, root: Path | None, party: Literal["server", "client"]
+    study: str, folder: Path, root: Path | None, party: Literal["server", "client"]
 ) -> Identity:
     """Return who packs envelopes here: with `root`, who the key beside it belongs to.
 
-    A run's letters are bound to its study and to the name of its folder. Raises `BadSite`.
+    `study` is the SHA-256. A run's letters are bound to its study and to the name of its folder.
+    Raises `BadSite`.
     """
-    run = f"{fingerprint(study)}/{folder.name}"
+    run = f"{study}/{folder.name}"
     if root is None:
         return Identity(run=run)
     key, certificate = root.with_name(f"{party}.key"), root.with_name(f"{party}.crt")
+    from grandrounds.study.identity import common_name, load_key, read_certificate, sign, signer
+
     own = read_certificate(certificate)
     sealing = SealingKey(
         certificate.read_text(), partial(sign, key=load_key(key)), partial(signer, root=root)
@@ -177,19 +185,25 @@ def check_remote(study: Study) -> None:
         )
 
 
-def _check_handshakes(
+def _revoked(root: Path) -> bytes:
+    from grandrounds.study.revocation import list_bytes
+
+    return list_bytes(root)
+
+
+def check_handshakes(
     study: Study, connections: Sequence[SiteConnection], root: Path | None
 ) -> None:
     """Wait until all sites are open, and check their handshakes. Raises `BadSite`."""
-    ours = handshake_of(study)
-    for site, handshake in ready(connections, list_bytes(root) if root else b"").items():
+    ours, code = handshake_of(study), code_of_study(study) if root else ()
+    for site, handshake in ready(connections, _revoked(root) if root else b"").items():
         theirs = _handshake_in(site, handshake)
         if replace(theirs, acceptance="") != ours:
             raise BadSite(_difference(site, theirs, ours))
         if root:
-            check_acceptance(
-                from_json(theirs.acceptance.encode()), site=site, study=ours.study, root=root
-            )
+            acceptance = from_json(theirs.acceptance.encode())
+            check_acceptance(acceptance, site=site, study=ours.study, root=root)
+            check_same_code(code, acceptance.code, site)
 
 
 def _handshake_in(site: str, description: bytes) -> Handshake:
@@ -218,18 +232,16 @@ def _difference(site: str, theirs: Handshake, ours: Handshake) -> str:
 def serve_site(
     study: Study,
     site: str,
-    files: Sequence[SiteFile],
+    files: Sequence[SiteSource],
     folder: Path,
     accepted: Path | None = None,
 ) -> Generator[tuple[InProcessEngine, bytes], None, None]:
     """Open one site of a run whose private state lies in `folder`; yield its engine and handshake.
 
-    With `accepted`, the folder of its acceptances, it opens only for a study that it accepted.
-    Raises `BadInput`.
+    With `accepted`, the folder of its acceptances, it opens only for a study that it accepted, and
+    whose code is what it accepted. Raises `BadInput`.
     """
-    facts = handshake_of(study)
-    if accepted:
-        facts = replace(facts, acceptance=_acceptance(study, site, accepted))
+    facts = signed_handshake(study, site, accepted)
     with (
         lock_folder(folder, study, resume=True),
         host_sites(study, files, folder, 1, (site,)) as engine,
@@ -237,15 +249,25 @@ def serve_site(
         yield engine, json.dumps(asdict(facts)).encode()
 
 
+def signed_handshake(study: Study, site: str, accepted: Path | None) -> Handshake:
+    """Return this site's handshake; with `accepted`, together with its acceptance of the study.
+
+    Raises `BadSite` where it has not accepted the study, or other code.
+    """
+    facts = handshake_of(study)
+    return replace(facts, acceptance=_acceptance(study, site, accepted)) if accepted else facts
+
+
+@contextmanager
+def closed_site(refusal: BadInput) -> Generator[tuple[InProcessEngine, bytes], None, None]:
+    """Stand for a site that does not even read the study: the coordinator hears why."""
+    raise refusal
+    yield  # pragma: no cover - this makes a generator of it
+
+
 def _acceptance(study: Study, site: str, accepted: Path) -> str:
     acceptance = load_acceptance(fingerprint(study), accepted)
     if acceptance is None:
-        raise BadSite(
-            f"site '{site}' has not accepted this study; look at it and sign it there: "
-            "grandrounds site accept STUDY --kit KIT",
-            safe=phrase(
-                "it has not accepted this study; look at it and sign it there: "
-                "grandrounds site accept STUDY --kit KIT"
-            ),
-        )
+        raise not_accepted(site)
+    check_signed_code(acceptance.code, code_of_study(study), site)
     return to_json(acceptance).decode()

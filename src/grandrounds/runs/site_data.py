@@ -20,14 +20,16 @@ from grandrounds.data.availability import (
     summarise_arrays,
     summarise_simulated,
 )
-from grandrounds.data.cohort import SPLITS, Cohort, Session, SplitName
+from grandrounds.data.cohort import NAMELESS, SPLITS, Cohort, Session, SplitName
+from grandrounds.data.dataset import DatasetCohort, dataset_cohort, open_folder
 from grandrounds.data.elements import ALL_TESTED
 from grandrounds.data.prepare import prepare_cohort
+from grandrounds.data.protocol import simulated_protocols, with_protocols
 from grandrounds.data.remarks import some, unmatched_notes
 from grandrounds.data.session_cache import cache_key, cached_session
 from grandrounds.data.session_files import find_sessions
 from grandrounds.data.simulation.simulate import SIMULATOR_VERSION, patient_labels, simulate_session
-from grandrounds.data.stack import NAMELESS, is_stack, stack_cohort
+from grandrounds.data.stack import is_stack, stack_cohort
 from grandrounds.data.table import (
     check_matched,
     is_table,
@@ -36,8 +38,17 @@ from grandrounds.data.table import (
     table_cohort,
     with_values,
 )
-from grandrounds.study.site_file import SiteFile, default_cache, match_site_files, read_site
+from grandrounds.study.site_file import (
+    SiteDataset,
+    SiteFile,
+    SiteSource,
+    default_cache,
+    match_site_files,
+    read_site,
+)
 from grandrounds.study.study import SiteSpec, Study
+from grandrounds.tasks import SupervisedTask
+from grandrounds.tasks.supervised import BoundTask, Items
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ def nobody_told(site: str, done: int, total: int) -> None:
 
 def open_sites(
     study: Study,
-    files: Sequence[SiteFile],
+    files: Sequence[SiteSource],
     *,
     only: Container[str] | None = None,
     preparing: Preparing = nobody_told,
@@ -89,7 +100,7 @@ def open_sites(
 def _open(
     study: Study,
     spec: SiteSpec,
-    file: SiteFile | None,
+    file: SiteSource | None,
     cohort: Cohort,
     found: SiteSummary,
     notes: Mapping[str, tuple[Sentence, ...]],
@@ -104,9 +115,13 @@ def _open(
 def check_examples(study: Study, cohort: Cohort) -> None:
     """Make a site's examples of every split, as a run does. Raises `BadSite` where one is wrong."""
     task = study.make_task()
-    task.training_examples([cohort])
-    for split in ("validation", "test"):
-        task.evaluation_examples([cohort], split)
+    training = task.training_examples([cohort])
+    scored = [task.evaluation_examples([cohort], split) for split in ("validation", "test")]
+    if isinstance(training, Items):
+        training.check_shapes(study.training.batch_size, training=True)
+    for examples in scored:
+        if isinstance(examples, Items):
+            examples.check_shapes(task.cases_at_once, training=False)
 
 
 def shared_patients(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]]:
@@ -147,8 +162,9 @@ def _twins(cohorts: Sequence[Cohort]) -> dict[str, tuple[Sentence, ...]]:
     """Return a note for each site with sessions whose images are those of another ID, too."""
     ids: dict[str, set[str]] = {}
     for session in chain(*cohorts):
-        ids.setdefault(session.digest, set()).add(session.patient)
-    twins = {c.site: sum(bool(s.digest) and len(ids[s.digest]) > 1 for s in c) for c in cohorts}
+        for each in session.prints:
+            ids.setdefault(each, set()).add(session.patient)
+    twins = {c.site: sum(any(len(ids[p]) > 1 for p in s.prints) for s in c) for c in cohorts}
     return {
         site: (
             phrase(
@@ -172,12 +188,20 @@ def _splits_of(cohort: Cohort) -> dict[str, SplitName]:
 
 
 def open_site(
-    study: Study, spec: SiteSpec, file: SiteFile | None, preparing: Preparing = nobody_told
+    study: Study, spec: SiteSpec, file: SiteSource | None, preparing: Preparing = nobody_told
 ) -> tuple[Cohort, SiteSummary]:
     """Prepare one site's data, or load it from the cache, and count it.
 
     Raises `BadSite` or `BadImage`.
     """
+    if isinstance(study.task, SupervisedTask):
+        cohort = _open_dataset(study, study.task, spec, file, preparing)
+        return cohort, summarise_arrays(cohort, elements=study.elements, tasks=spec.tasks)
+    if isinstance(file, SiteDataset):
+        raise BadSite(
+            f"site '{spec.name}' was given a dataset, and task \"{study.task.kind}\" reads files; "
+            "give it a site file or a folder, or choose a task of your own"
+        )
     if file is None:
         cohort = _simulate(study, spec, preparing)
         return cohort, summarise_simulated(cohort, elements=study.elements, tasks=spec.tasks)
@@ -188,7 +212,30 @@ def open_site(
         return cohort, summarise_arrays(cohort, elements=study.elements, tasks=spec.tasks)
     cohort, notes = _prepare(study, spec, file, preparing)
     found = find_sessions(file.data)
+    if study.reads_protocols:
+        cohort, unknown = with_protocols(cohort, found)
+        notes = (*notes, *unknown)
     return cohort, summarise(cohort, found, elements=study.elements, tasks=spec.tasks, notes=notes)
+
+
+def _open_dataset(
+    study: Study,
+    task: SupervisedTask,
+    spec: SiteSpec,
+    source: SiteSource | None,
+    preparing: Preparing,
+) -> DatasetCohort:
+    """Open the dataset of a site, or take the one that it gave. Raises `BadSite`."""
+    assert source is not None, "a task of one's own has no simulated sites"
+    given = isinstance(source, SiteDataset)
+    return dataset_cohort(
+        spec.name,
+        source.dataset if given else open_folder(spec.name, source.data, task.kind, task.dataset),
+        study.elements.split,
+        like=BoundTask(task, {}).blank(study.elements.size),
+        tasks=spec.tasks,
+        prepared=partial(preparing, spec.name),
+    )
 
 
 def _check_kind(data: Path, study: Study) -> None:
@@ -279,7 +326,11 @@ def _simulate_session(study: Study, spec: SiteSpec, patient: str) -> Session:
     key = cache_key(
         "simulated", str(SIMULATOR_VERSION), str(study.seed), spec.name, patient, repr(settings)
     )
-    return cached_session(default_cache(), key, make)
+    session = cached_session(default_cache(), key, make)
+    if not study.reads_protocols:
+        return session
+    scanned = simulated_protocols(spec.scanner, elements, spec.slices)
+    return replace(session, protocols=scanned)
 
 
 def _ready(summary: SiteSummary, names: frozenset[str]) -> SiteReady:
@@ -334,7 +385,7 @@ class NewSite:
     """A site and the file that locates its data; without a file it is simulated."""
 
     spec: SiteSpec
-    file: SiteFile | None
+    file: SiteSource | None
 
     @property
     def name(self) -> str:
@@ -351,7 +402,7 @@ class NewSite:
         """
         elements = replace(study.elements, split=ALL_TESTED)
         cohort = self.cohort(replace(study, elements=elements))
-        return Cohort(cohort.site, {"train": (), "validation": (), "test": tuple(cohort)})
+        return replace(cohort, splits={"train": (), "validation": (), "test": tuple(cohort)})
 
     def cohort(self, study: Study, *splits: SplitName) -> Cohort:
         """Open the site's data. Raises `BadSite` where a task has no case in one of the splits."""

@@ -1,5 +1,6 @@
 """A run's scores, rounds, digests and forgetting are written as CSV tables."""
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,7 +11,7 @@ from grandrounds.core.events import Event, RoundFinished, SiteMonitored, SiteTra
 from grandrounds.core.files import write_text
 from grandrounds.core.journal import Place, Traffic, absences, bytes_by_site
 from grandrounds.core.messages import CaseScore
-from grandrounds.core.quoting import table_text
+from grandrounds.core.quoting import original, table_text
 from grandrounds.core.run_folder import SCORE_COLUMNS
 
 ROUND_COLUMNS = ("round", "site", "took_part", "seconds", "bytes_up", "bytes_down")
@@ -30,6 +31,22 @@ class ScoreLabel:
 def write_scores(path: Path, scores: Iterable[CaseScore], label: ScoreLabel) -> None:
     """Write one row for each test case and metric."""
     _write(path, SCORE_COLUMNS, _score_rows(scores, label))
+
+
+def take_scores(path: Path, parts: Iterable[tuple[Path, str]], arm: str) -> None:
+    """Write the rows of each table that are of one site, as those of another arm."""
+    rows: list[_Row] = [
+        {name: original(cell) for name, cell in row.items()} | {"arm": arm}
+        for table, site in parts
+        for row in _rows_of(table)
+        if original(row["site"]) == site
+    ]
+    _write(path, SCORE_COLUMNS, rows)
+
+
+def _rows_of(table: Path) -> list[dict[str, str]]:
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_matrix(path: Path, scores: Mapping[str, Iterable[CaseScore]], label: ScoreLabel) -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import TypeAlias
@@ -12,6 +13,7 @@ from grandrounds.core.errors import BadFolder, DiskFailed
 from grandrounds.core.files import append_line, make_private_folder, whole_lines
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.serialization import from_plain
+from grandrounds.core.site_statistics import statistics_bytes
 from grandrounds.core.weights import digest, num_bytes
 
 REFUSALS = 1000  # refused letters that are written down, for each process
@@ -23,7 +25,8 @@ class AuditEntry:
     """One line of the log.
 
     `who` asked is a verified name; `asked` is the kind of request, with what of it matters in
-    `what`. `tensors`, `bytes` and `digest` (SHA-256) are of what left, and `to` says where it went.
+    `what`. `tensors`, `bytes` and `digest` (SHA-256) are of what left, tensors or the JSON of
+    statistics, and `to` says where it went.
     `refused` and `failed` say why nothing left.
     """
 
@@ -61,19 +64,24 @@ def audit_entry(
     found = {name: str(getattr(request, name)) for name in named if getattr(request, name, None)}
     what = {name: value[:LONGEST_WORD] for name, value in found.items()}
     sent = left.weights if left else {}
+    told = _statistics(left)
     return AuditEntry(
         who=who,
         asked=type(request).__name__.lower(),
         round=request.round,
         what=what,
         tensors=len(sent),
-        bytes=num_bytes(sent),
-        digest=digest(sent) if sent else "",
+        bytes=num_bytes(sent) + len(told),
+        digest=digest(sent) if sent else sha256(told).hexdigest() if told else "",
         scores=len(left.scores) if left else 0,
         to=tuple(to) if sent else (),
         refused=refused,
         failed=failed,
     )
+
+
+def _statistics(left: Reply | None) -> bytes:
+    return statistics_bytes(left.statistics) if left and left.statistics else b""
 
 
 @dataclass

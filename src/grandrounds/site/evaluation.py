@@ -66,6 +66,8 @@ class Evaluator:
         if request.cases and site.shows_images:
             for name, of_site in panels(site.task, examples, scores, picture).items():
                 save_panels(SiteFolder(site.folder).beside(name).panels, of_site)
+        if request.split == "validation":
+            self.site_model.store.note_validation(request.round, scores_by_task(site.task, scores))
         return Reply(
             site=site.name,
             round=request.round,
@@ -73,6 +75,15 @@ class Evaluator:
             metrics=site.task.summary(scores),
             scores=tuple(scores) if request.cases else (),
         )
+
+
+def scores_by_task(task: Task, scores: Sequence[CaseScore]) -> dict[tuple[str, str], float]:
+    """Return the score that chooses the best round, of each (site, task)."""
+    cases: dict[tuple[str, str], list[CaseScore]] = defaultdict(list)
+    for score in scores:
+        cases[score.site, score.task].append(score)
+    found = {key: task.summary(each) for key, each in cases.items()}
+    return {key: each[task.metric] for key, each in found.items() if task.metric in each}
 
 
 def score_examples(trainer: Trainer, task: Task, examples: Examples) -> tuple[CaseScore, ...]:
@@ -99,10 +110,16 @@ def _scored_batch(
 
 
 def case_scores(
-    task: Task, examples: Examples, chunk: range, prediction: torch.Tensor, batch: Batch
+    task: Task, examples: Examples, chunk: Sequence[int], prediction: torch.Tensor, batch: Batch
 ) -> list[CaseScore]:
-    """Score the predictions of one batch of examples."""
+    """Score the predictions of one batch of examples. Raises `ValueError` unless each has one."""
     values = task.score(prediction, batch)
+    for name, column in values.items():
+        if column.shape != (len(chunk),):
+            raise ValueError(
+                f"score '{name}' has the shape {tuple(column.shape)} for {len(chunk)} cases; it "
+                f"must be ({len(chunk)},), one for each"
+            )
     rows = [dict(zip(values, row, strict=True)) for row in _transposed(list(values.values()))]
     cases = [examples.case(index) for index in chunk]
     return [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from grandrounds.algorithms.policy import CUT, TensorPolicy, problem_crossing
 from grandrounds.algorithms.topology import Topology
@@ -16,10 +17,12 @@ from grandrounds.core.messages import (
     Merge,
     Reply,
     Request,
+    Survey,
     Tail,
     Train,
     Tune,
 )
+from grandrounds.core.site_statistics import SiteStatistics
 from grandrounds.core.weights import Weights
 
 SCORED = ("validation", "test")
@@ -27,6 +30,47 @@ SCORED = ("validation", "test")
 
 class Refused(RunFailed):
     """A request or an update is not what the accepted study says."""
+
+
+class RequestGuard(Protocol):
+    """Holds what a site is asked, what it answers, and what peers deliver; raises `Refused`."""
+
+    def check(self, request: Request, deliver_to: Sequence[str] = ()) -> None:
+        """Refuse a request."""
+        ...
+
+    def check_reply(self, request: Request, reply: Reply) -> None:
+        """Refuse to send a reply."""
+        ...
+
+    def check_peer(self, sender: str, update: Reply) -> None:
+        """Refuse an update of a peer."""
+        ...
+
+
+@dataclass(frozen=True)
+class SurveyGuard:
+    """Lets a site answer for its statistics, once in a job, and for nothing else.
+
+    `problem` returns what in an answer is not what the accepted study asks for.
+    """
+
+    problem: Callable[[SiteStatistics], str]
+
+    def check(self, request: Request, deliver_to: Sequence[str] = ()) -> None:
+        """Refuse any other request, and to send the answer to anyone but the coordinator."""
+        if not isinstance(request, Survey) or deliver_to or request.round:
+            raise Refused("this job asks for a site's statistics, and for nothing else")
+
+    def check_reply(self, request: Request, reply: Reply) -> None:  # noqa: ARG002
+        """Refuse to send anything but statistics as the study asks for them."""
+        if reply.weights or reply.scores or reply.ready or reply.statistics is None:
+            raise Refused("an answer with statistics has nothing else in it")
+        _refuse(self.problem(reply.statistics))
+
+    def check_peer(self, sender: str, update: Reply) -> None:  # noqa: ARG002
+        """Refuse every update."""
+        raise Refused("sites send each other nothing in a job for statistics")
 
 
 @dataclass
@@ -71,6 +115,8 @@ class StudyGuard:
             raise
 
     def _check(self, request: Request, deliver_to: Sequence[str]) -> None:
+        if isinstance(request, Survey):
+            raise Refused("statistics are asked for in a job of their own, not in a training")
         _refuse(self.topology.refuses(request, tuple(deliver_to), self.roster))
         if not 0 <= request.round <= self.rounds:
             raise Refused(f"round {request.round} is not one of the study's {self.rounds}")

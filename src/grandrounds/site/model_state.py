@@ -1,14 +1,18 @@
 """A site loads its model from shared and private weights, and saves them on its own disk."""
 
+import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
 from grandrounds.algorithms.method import broadcast
+from grandrounds.algorithms.sharing import FIXED_GROUP
 from grandrounds.core.errors import BadFolder
-from grandrounds.core.files import make_private_folder
+from grandrounds.core.files import append_line, make_private_folder, write_bytes
 from grandrounds.core.messages import Evaluate, Train, Tune
 from grandrounds.core.run_folder import SiteFolder
 from grandrounds.core.state import (
@@ -20,7 +24,9 @@ from grandrounds.core.state import (
     saved_rounds,
     write_sealed,
 )
-from grandrounds.core.weights import OPTIMIZER, Weights, select, without_prefix
+from grandrounds.core.weights import OPTIMIZER, Filter, Weights, name_in, select, without_prefix
+from grandrounds.data.profile import DataProfile, save_profile
+from grandrounds.models.layers import modules_by_name
 from grandrounds.site.setup import SiteSetup
 from grandrounds.site.training import Trainer
 
@@ -103,6 +109,23 @@ class SiteStore:
             merged = self.merged(round).weights
             write_sealed(self._files.shared(name), merged, notes, private=True)
 
+    def write_protocols(self, text: str) -> None:
+        """Write how the site usually scans, for when its model is used. Raises `DiskFailed`."""
+        write_bytes(self._files.protocols, text.encode(), private=True)
+
+    def save_profile(self, profile: DataProfile) -> None:
+        """Save what the site's training images look like. Raises `DiskFailed`."""
+        save_profile(self._files.profile, profile)
+
+    def note_validation(self, round: int, scores: Mapping[tuple[str, str], float]) -> None:
+        """Note a round's validation score of each (site, task)."""
+        make_private_folder(self.folder)
+        path = self._files.validation
+        path.touch(0o600)
+        for (site, task), score in scores.items():
+            line = {"round": round, "site": site, "task": task, "score": score}
+            append_line(path, json.dumps(line).encode())
+
     def save_tuned(self, weights: Weights) -> None:
         """Save the model that was fine-tuned for this site alone."""
         write_sealed(self._files.tuned, weights, private=True)
@@ -110,6 +133,37 @@ class SiteStore:
     def load_tuned(self) -> Weights:
         """Load the fine-tuned model. Raises `BadFolder`."""
         return read_sealed(self._files.tuned)[0]
+
+
+@dataclass
+class ReadAhead:
+    """Private state of a round, read from the disk while another site computes.
+
+    It is taken once, and only where the file still is the one that was read.
+    """
+
+    _read: tuple[Path, tuple[int, ...], Future[Weights]] | None = None
+
+    def begin(self, store: RoundStore, round: int, disk: Executor) -> None:
+        """Begin to read a round; where its file is missing, whoever needs it will say so."""
+        path = store.path(round)
+        if identity := _identity(path):
+            self._read = path, identity, disk.submit(lambda: store.load(round)[0])
+
+    def take(self, path: Path) -> Weights | None:
+        """Return what was read of a file. Raises `BadFolder` where it is damaged."""
+        read, self._read = self._read, None
+        same = read is not None and read[:2] == (path, _identity(path))
+        return read[2].result() if read is not None and same else None
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Return what changes when another file takes a file's place; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _two_before(store: RoundStore, round: int) -> set[int]:
@@ -136,6 +190,7 @@ class SiteModel:
     """One site's model, in a trainer that other sites of the process may share."""
 
     site: SiteSetup
+    ahead: ReadAhead = field(default_factory=ReadAhead, compare=False)
 
     @property
     def trainer(self) -> Trainer:
@@ -149,7 +204,9 @@ class SiteModel:
         """Return the private state after a round; before the first it is the first weights."""
         if round == 0:
             return select(self.site.first_weights(), self.site.uses)
-        return self.store.private.load(round)[0]
+        store = self.store.private
+        read = self.ahead.take(store.path(round))
+        return store.load(round)[0] if read is None else read
 
     def merged(self, round: int) -> State:
         """Return the merged model of a round; before the first it is what all sites start from."""
@@ -168,7 +225,9 @@ class SiteModel:
         keeps = not self.site.training.reset_optimizer
         self.trainer.load_optimizer_state(optimizer_tensors(tensors) if keeps else {})
         if self.site.training.norm_buffers == "reset":
-            _reset_running_statistics(self.trainer.model)
+            groups = self.site.task.groups(self.trainer.model)
+            fixed = groups.get(FIXED_GROUP, name_in(frozenset()))
+            _reset_running_statistics(self.trainer.model, fixed)
 
     def shared(self) -> Weights:
         """Return a copy of what leaves the site, with the optimiser's state if that travels."""
@@ -201,9 +260,12 @@ class SiteModel:
             private = self.private_of(round)
             staying = select(model_tensors(private), lambda n: not self.site.travels(n))
             self.store.write_model(name, round, staying | model_tensors(personal_tensors(private)))
+        if self.site.protocols:
+            self.store.write_protocols(self.site.protocols)
 
 
-def _reset_running_statistics(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+def _reset_running_statistics(model: nn.Module, fixed: Filter) -> None:
+    for name, module in modules_by_name(model).items():
+        counts = isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
+        if counts and not fixed(f"{name}.running_mean"):
             module.reset_running_stats()

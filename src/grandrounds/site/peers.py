@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from grandrounds.algorithms.method import merge_updates
+from grandrounds.algorithms.method import broadcast, merge_updates
 from grandrounds.core.errors import BadUpdate
-from grandrounds.core.messages import Adopt, Merge, Reply
+from grandrounds.core.messages import Adopt, Merge, Reply, Train
 from grandrounds.core.sentence import Name, phrase
-from grandrounds.core.state import from_tensors, to_tensors
+from grandrounds.core.state import State, from_tensors, to_tensors
 from grandrounds.core.weights import num_bytes
 from grandrounds.site.model_state import SiteModel
 
@@ -38,8 +38,15 @@ class Mailbox:
             )
         return [self._updates.pop(name) for name in peers]
 
-    def merged(self, leader: str, round: int) -> Reply:
+    def adopted(self, leader: str, round: int) -> Reply:
         """Empty the mailbox, and return a leader's merged model. Raises `BadUpdate` without one."""
+        merged = self.merged(leader, round)
+        self._merged.clear()
+        self._updates.clear()
+        return merged
+
+    def merged(self, leader: str, round: int) -> Reply:
+        """Return the merged model that a leader delivered. Raises `BadUpdate` without one."""
         merged = self._merged.get(leader)
         if merged is None or merged.round != round:
             raise BadUpdate(
@@ -48,8 +55,6 @@ class Mailbox:
                     "no merged model of '{leader}' was delivered to this site", leader=Name(leader)
                 ),
             )
-        self._merged.clear()
-        self._updates.clear()
         return merged
 
 
@@ -64,7 +69,7 @@ class PeerExchange:
         """Combine the updates of the peers. Raises `BadUpdate` where one is missing."""
         updates = self.mailbox.updates(request.peers, request.round)
         site = self.site_model.site
-        merged = merge_updates(site.method, self.site_model.merged(request.since), updates)
+        merged = merge_updates(site.method, self._start(request), updates)
         return Reply(
             site=site.name,
             round=request.round,
@@ -74,9 +79,21 @@ class PeerExchange:
             weights=to_tensors(merged),
         )
 
+    def handed_on(self, request: Train) -> Train:
+        """Return a request with the model that a leader delivered. Raises `BadUpdate`."""
+        site = self.site_model.site
+        return replace(request, weights=broadcast(site.method, self._start(request), site.name))
+
+    def _start(self, request: Train | Merge) -> State:
+        """Return the model from which a group of sites trained, or will train."""
+        if not request.after:
+            return self.site_model.merged(request.since)
+        delivered = self.mailbox.merged(request.after, request.round)
+        return from_tensors(delivered.weights, request.since)
+
     def adopt(self, request: Adopt) -> Reply:
         """Save the leader's merged model; all else that was delivered is dropped."""
-        merged = self.mailbox.merged(request.leader, request.round)
+        merged = self.mailbox.adopted(request.leader, request.round)
         state = replace(from_tensors(merged.weights, request.round), best_round=request.keep)
         self.site_model.store.save_merged(state)
         site = self.site_model.site.name

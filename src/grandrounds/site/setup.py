@@ -25,7 +25,9 @@ class SiteSetup:
     the tensors that may leave, with the optimiser's state where `moments_travel`. `method` trains,
     and combines updates where this site leads. `first_weights` returns the model before any
     training; `trainer` holds the model in memory and may be shared with other sites of the same
-    process. `cut` says which stages of a split network are the site's.
+    process. `cut` says which stages of a split network are the site's. `protocols` (JSON) says how
+    the site usually scans, where the network reads that: it is kept beside the model. `pixel` is
+    the size of prepared pixels in mm.
     """
 
     name: str
@@ -42,6 +44,8 @@ class SiteSetup:
     moments_travel: bool = False
     shows_images: bool = True
     cut: Cut | None = None
+    protocols: str = ""
+    pixel: tuple[float, float] = (1.0, 1.0)
 
     @cached_property
     def data_digest(self) -> str:

@@ -19,11 +19,13 @@ from grandrounds.core.messages import (
     Merge,
     Reply,
     Request,
+    Survey,
     Tail,
     Train,
     Tune,
 )
 from grandrounds.core.weights import Weights, digest, num_bytes
+from grandrounds.data.profile import has_images, make_profile
 from grandrounds.site.evaluation import Evaluator
 from grandrounds.site.local_round import SiteRound
 from grandrounds.site.model_state import SiteModel
@@ -62,6 +64,14 @@ class Site(SiteSetup):
         """
         return self.begin(request)()
 
+    def expect(self, request: Request) -> None:
+        """Begin to read from the disk what the answer to this request will need."""
+        if not isinstance(request, Train | Evaluate) or not request.since:
+            return
+        if isinstance(request, Train) or not (request.tuned or self.cut):
+            model = self._site_model
+            model.ahead.begin(model.store.private, request.since, self.disk)
+
     def begin(self, request: Request) -> Promise:
         """Answer a request; the promise waits for the disk, then returns the reply.
 
@@ -88,6 +98,7 @@ class Site(SiteSetup):
             return self._train_round(request)
         if isinstance(request, Forward | Tail | Backward):
             return self._take_turn(request)
+        assert not isinstance(request, Survey), "a site that trains is never asked for statistics"
         return partial(_return, self._answer(request))
 
     def _answer(self, request: SimpleRequest) -> Reply:
@@ -95,9 +106,9 @@ class Site(SiteSetup):
             case Describe():
                 return self._describe(request)
             case Merge():
-                return PeerExchange(self._site_model, self.mailbox).merge(request)
+                return self._peers.merge(request)
             case Adopt():
-                return PeerExchange(self._site_model, self.mailbox).adopt(request)
+                return self._peers.adopt(request)
             case Tune():
                 return self._tune(request)
             case Evaluate():
@@ -125,6 +136,10 @@ class Site(SiteSetup):
     def _site_model(self) -> SiteModel:
         return SiteModel(self)
 
+    @property
+    def _peers(self) -> PeerExchange:
+        return PeerExchange(self._site_model, self.mailbox)
+
     @cached_property
     def _turns(self) -> SplitTurns:
         assert self.cut is not None, "only a study that cuts the network asks for this"
@@ -140,6 +155,10 @@ class Site(SiteSetup):
         return turn.traffic.complete(evaluator.report(request, turn.examples, turn.scores, picture))
 
     def _train_round(self, request: Train) -> Promise:
+        received = 0
+        if request.after:
+            request = self._peers.handed_on(request)
+            received = num_bytes(request.weights)
         self.trainer.set_rate(self.learning_rate(request.round))
         local_round = SiteRound(self._site_model, request)
         update = self.method.train(local_round)
@@ -147,6 +166,7 @@ class Site(SiteSetup):
             site=self.name,
             round=request.round,
             steps=update.steps,
+            received=received,
             score=update.score,
             metrics=update.losses,
             weights=local_round.leaving(update),
@@ -185,6 +205,8 @@ class Site(SiteSetup):
 
     def _finish(self, request: Finish) -> Reply:
         self._site_model.write_models({"": request.best, "-last": request.round})
+        if has_images(self.cohorts):
+            self._site_model.store.save_profile(make_profile(self.cohorts, self.pixel))
         return Reply(site=self.name, round=request.round)
 
 

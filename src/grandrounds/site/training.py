@@ -152,7 +152,8 @@ class Training:
 
     `epochs` are local epochs a round, `fine_tune` those for each site alone after the last round;
     `betas` are Adam's, `momentum` is SGD's; `threads` = 0 takes all cores;
-    `first_broadcast` = false lets every site start from first weights of its own;
+    `first_broadcast` = false lets every site start from first weights of its own; `seed` takes the
+    place of the study's for first weights and for the order of examples, on the same data;
     `norm_buffers` says where running statistics of batch norms live ("follow": with their layer).
     """
 
@@ -171,6 +172,7 @@ class Training:
     reset_optimizer: bool = False
     first_broadcast: bool = True
     norm_buffers: Literal["follow", "shared", "private", "reset"] = "follow"
+    seed: int | None = None
 
     def rate(self, round: int, rounds: int) -> float:
         """Return the learning rate of a round, counted from 1."""

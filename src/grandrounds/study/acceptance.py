@@ -1,4 +1,7 @@
-"""A site accepts a study by signing the study's SHA-256 with its own key."""
+"""A site accepts a study by signing the study's SHA-256 with its own key.
+
+What signs is imported where it is used: whoever runs on one machine has no cryptography.
+"""
 
 import json
 from base64 import b64decode, b64encode
@@ -7,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from grandrounds.core.code import Code
 from grandrounds.core.errors import BadSite, WrongSignature
 from grandrounds.core.files import write_bytes
 from grandrounds.core.names import check_hash
 from grandrounds.core.sentence import phrase
 from grandrounds.core.serialization import from_plain
-from grandrounds.study.identity import common_name, load_key, read_certificate, sign, signer
 
 FOLDER = "accepted"
 
@@ -21,7 +24,8 @@ FOLDER = "accepted"
 class Acceptance:
     """A site's signature under a study: the site, the study, the time and the certificate.
 
-    `policy` says in words what leaves, to whom and how often; it is signed, too.
+    `policy` says in words what leaves, to whom and how often, and `code` which installed packages
+    the study's own words belong to; both are signed, too.
     `signature` (PKCS #1 v1.5 over SHA-256, base64) is of `statement`; `certificate` (PEM) holds the
     key that verifies it.
     """
@@ -32,23 +36,35 @@ class Acceptance:
     certificate: str
     signature: str = ""
     policy: tuple[str, ...] = ()
+    code: tuple[Code, ...] = ()
 
     @property
     def statement(self) -> bytes:
         """Return the text that is signed."""
-        words = f"{self.site} takes part in the study {self.study} ({self.time})"
-        return "\n".join((words, *self.policy)).encode()
+        words, time = f"{self.site} takes part in the study {self.study}", f"({self.time})"
+        head = [f"{words} {time}"]
+        if self.code:
+            head = [f"{words} with", *(f"  {each.sentence}" for each in self.code), time]
+        return "\n".join((*head, *self.policy)).encode()
 
 
-def accept(study: str, key: Path, certificate: Path, policy: Sequence[str] = ()) -> Acceptance:
-    """Sign a study's SHA-256, and its policy in words, with the private key of a site's kit.
+def accept(
+    study: str,
+    key: Path,
+    certificate: Path,
+    policy: Sequence[str] = (),
+    code: Sequence[Code] = (),
+) -> Acceptance:
+    """Sign a study's SHA-256, its policy in words and its code, with the key of a site's kit.
 
     Raises `BadSite`.
     """
+    from grandrounds.study.identity import common_name, load_key, read_certificate, sign
+
     proof = read_certificate(certificate)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     acceptance = Acceptance(
-        common_name(proof), study, now, certificate.read_text(), policy=tuple(policy)
+        common_name(proof), study, now, certificate.read_text(), "", tuple(policy), tuple(code)
     )
     signature = sign(acceptance.statement, load_key(key))
     return replace(acceptance, signature=b64encode(signature).decode())
@@ -60,6 +76,8 @@ def check_acceptance(acceptance: Acceptance, *, site: str, study: str, root: Pat
     `root` is the certificate of the federation's authority (PEM); the site's must be valid now.
     Raises `BadSite`.
     """
+    from grandrounds.study.identity import signer
+
     if acceptance.study != study:
         raise BadSite(f"site '{site}' accepted another study ({acceptance.study[:12]}...)")
     try:
@@ -85,6 +103,18 @@ def load_acceptance(study: str, folder: Path) -> Acceptance | None:
     """Read a site's acceptance of a study, or return None where there is none."""
     path = _file(study, folder)
     return from_json(path.read_bytes()) if path.exists() else None
+
+
+def not_accepted(site: str) -> BadSite:
+    """Return the refusal of a study that a site has not accepted."""
+    return BadSite(
+        f"site '{site}' has not accepted this study; look at it and sign it there: "
+        "grandrounds site accept STUDY --kit KIT",
+        safe=phrase(
+            "it has not accepted this study; look at it and sign it there: "
+            "grandrounds site accept STUDY --kit KIT"
+        ),
+    )
 
 
 def list_acceptances(folder: Path) -> list[Acceptance]:
@@ -113,8 +143,11 @@ def _file(study: str, folder: Path) -> Path:
 
 
 def to_json(acceptance: Acceptance) -> bytes:
-    """Return an acceptance as JSON."""
-    return json.dumps(asdict(acceptance), indent=2).encode()
+    """Return an acceptance as JSON; without code it has no such key."""
+    fields = asdict(acceptance)
+    if not acceptance.code:
+        del fields["code"]
+    return json.dumps(fields, indent=2).encode()
 
 
 def from_json(data: bytes) -> Acceptance:

@@ -7,9 +7,10 @@ from typing import TypeAlias
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from grandrounds.algorithms.aggregation import Aggregation
+from grandrounds.algorithms.aggregation import MEASURED, Aggregation
 from grandrounds.algorithms.cyclic import Cyclic
 from grandrounds.algorithms.method import Method, Need
+from grandrounds.algorithms.relay import Relay
 from grandrounds.algorithms.sharing import UNIONS, sharing_filter
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.star import Star
@@ -20,7 +21,8 @@ from grandrounds.core.weights import Filter
 from grandrounds.site.cut import Cut, case_bytes, cut_at
 from grandrounds.site.training import Training
 from grandrounds.study.study import SiteSpec, Study
-from grandrounds.tasks import AnyTask, Segmentation, Synthesis
+from grandrounds.tasks import AnyTask, Segmentation, SupervisedTask, Synthesis
+from grandrounds.tasks.outside import Outside
 from grandrounds.tasks.synthesis.networks import CONTRASTS
 from grandrounds.tasks.task import Task
 
@@ -30,6 +32,7 @@ UNMET: Mapping[Need, str] = {  # what is said where a study does not offer what 
     "whole network": 'method "{method}" makes no sense over topology "{topology}": {reason}',
     "every site": 'method "{method}" needs topology.require = "all": {reason}',
     "mean": 'method "{method}" needs aggregation.kind = "mean", not "{aggregation}": {reason}',
+    "rate of 1": 'method "{method}" makes no sense with aggregation.rate = "measured": {reason}',
     "no aggregation": "aggregation would do nothing: {reason}",
     "common start": 'method "{method}" needs training.first_broadcast = true: {reason}',
 }
@@ -41,7 +44,8 @@ def need_problems(study: Study, topology: Topology) -> Problems:
     lacking = {
         *topology.lacks,
         *(["mean"] if aggregation.kind != "mean" else []),
-        *(["no aggregation"] if not _is_plain(aggregation) else []),
+        *(["rate of 1"] if aggregation.rate == MEASURED else []),
+        *(["no aggregation"] if not aggregation.is_plain else []),
         *(["common start"] if not study.training.first_broadcast else []),
     }
     for need, reason in study.build_method().needs().items():
@@ -54,14 +58,10 @@ def need_problems(study: Study, topology: Topology) -> Problems:
             )
 
 
-def _is_plain(aggregation: Aggregation) -> bool:
-    return aggregation == Aggregation(trim=aggregation.trim)
-
-
 def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -> Problems:
     """Yield why an aggregation fails or has no effect."""
     kind, trim, shares = aggregation.kind, aggregation.trim, aggregation.shares
-    if not _is_plain(aggregation) and not method.sharing().federates:
+    if not aggregation.is_plain and not method.sharing().federates:
         yield (
             f"aggregation would do nothing: method '{method.title}' averages nothing. "
             "Remove [aggregation], or choose a method that shares."
@@ -71,6 +71,7 @@ def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -
             f'aggregation.shares = "{shares}" would do nothing: with kind = "{kind}" '
             "every site counts alike"
         )
+    yield from _rate_problems(aggregation)
     if kind == "trimmed" and not 0 < aggregation.dropped(sites) * 2 < sites:
         yield (
             f"aggregation.trim is {trim:g}, which drops {aggregation.dropped(sites)} of {sites} "
@@ -78,10 +79,69 @@ def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -
         )
 
 
+def _rate_problems(aggregation: Aggregation) -> Problems:
+    kind, rate = aggregation.kind, aggregation.rate
+    if rate not in (None, 1.0, MEASURED):
+        yield (
+            f'aggregation.rate is {rate:g}; it must be 1.0 (the mean itself) or "measured". A rate '
+            'of your own is method "fedopt" with server = "momentum", beta1 = 0.0 and rate'
+        )
+    if rate == MEASURED and kind != "mean":
+        yield (
+            f'aggregation.rate = "measured" makes no sense with kind = "{kind}": it gives back '
+            "what a mean takes from moves that point apart"
+        )
+
+
+def rate_problems(study: Study, topology: Topology, sites: int) -> Problems:
+    """Yield why a server's rate cannot be measured, or would do nothing, over a topology."""
+    if study.aggregation.rate != MEASURED:
+        return
+    if isinstance(topology, Split):
+        yield (
+            'aggregation.rate = "measured" makes no sense over topology "split": the part of the '
+            "network at the server steps with every batch"
+        )
+    if isinstance(topology, Relay) and topology.groups == sites:
+        yield (
+            'aggregation.rate = "measured" would do nothing: with topology.groups = '
+            f"{topology.groups} every group is one site, and nothing is averaged"
+        )
+    if not study.training.first_broadcast:
+        yield (
+            'aggregation.rate = "measured" needs training.first_broadcast = true: it is measured '
+            "from where all sites started"
+        )
+
+
+def cosine_problems(study: Study, method: Method, topology: Topology) -> Problems:
+    """Yield why the sites' updates cannot be compared as the study says."""
+    every, kind = study.aggregation.cosines_every, study.topology.kind
+    if every is None:
+        return
+    if every < 1:
+        yield f"aggregation.cosines_every is {every}; it must be 1 or more, or left out for never"
+    if not method.sharing().federates:
+        yield (
+            f'aggregation.cosines_every would do nothing: method "{study.method.kind}" sends no '
+            "update; in a comparison give it to the arms that do, for example "
+            "fedavg:aggregation.cosines_every=5"
+        )
+    if not isinstance(topology, Star):
+        yield (
+            f'aggregation.cosines_every needs topology.kind = "star": over "{kind}" the '
+            "coordinator does not have the updates of all sites from one start side by side"
+        )
+    if len(study.trainers) < 2:
+        yield "aggregation.cosines_every would do nothing: a single site has none to compare with"
+
+
 def topology_problems(topology: Topology, sites: int) -> Problems:
     """Yield what is wrong with the options of a topology."""
-    if isinstance(topology, Star):
-        yield from _star_problems(topology, sites)
+    if isinstance(topology, Star | Relay):
+        yield from _quorum_problems(topology, sites)
+    if isinstance(topology, Relay):
+        yield from _relay_problems(topology, sites)
     if isinstance(topology, Cyclic):
         yield from _turn_problems(topology)
 
@@ -118,7 +178,7 @@ def _late_problems(site: SiteSpec, topology: Topology, study: Study) -> Problems
         yield "joins would do nothing, for a held-out site never trains"
 
 
-def _star_problems(star: Star, sites: int) -> Problems:
+def _quorum_problems(star: Star | Relay, sites: int) -> Problems:
     if star.require != "all" and not 1 <= star.require <= sites:
         yield (
             f'topology.require is {star.require}; it must be "all" or a number from 1 to {sites}, '
@@ -130,6 +190,19 @@ def _star_problems(star: Star, sites: int) -> Problems:
         yield (
             'topology.patience would do nothing with topology.require = "all": '
             "every site is waited for"
+        )
+
+
+def _relay_problems(relay: Relay, sites: int) -> Problems:
+    if not 1 <= relay.groups <= sites:
+        yield (
+            f"topology.groups is {relay.groups}; it must be from 1 (the star) to {sites}, the "
+            "sites of the study (a cycle)"
+        )
+    if relay.model_at_sites and relay.require != "all":
+        yield (
+            'topology.require would do nothing with topology.handover = "sites": a leader merges '
+            "once all sites of its group have delivered"
         )
 
 
@@ -157,9 +230,9 @@ def pair_problems(
             f'method "{kind}" sends nothing, so topology "{name}" would do nothing; '
             'choose topology.kind = "star"'
         )
-    if isinstance(topology, Cyclic) and not _is_plain(aggregation):
+    if isinstance(topology, Cyclic) and not aggregation.is_plain:
         yield 'aggregation would do nothing over topology "cyclic": nothing is averaged there'
-    if isinstance(topology, Star) and topology.require != "all" and not federates:
+    if isinstance(topology, Star | Relay) and topology.require != "all" and not federates:
         yield f'topology.require would do nothing for method "{kind}": no site waits for another'
 
 
@@ -168,13 +241,27 @@ def check_split(study: Study) -> None:
     split = study.build_topology()
     if isinstance(split, Split):
         problems = (split_problems(study, split), task_problems(study.task, split))
-        for sentence in chain(*problems, cut_problems(study, split)):
+        for sentence in chain(uncut_problems(study.task), *problems, cut_problems(study, split)):
             raise BadStudy(sentence)
+
+
+def uncut_problems(options: AnyTask) -> Problems:
+    """Yield why a task has no network that can be cut."""
+    if isinstance(options, SupervisedTask):
+        yield (
+            f'topology "split" cannot cut the network of task.kind = "{options.kind}": only the '
+            "built-in networks are laid out in stages; choose another topology"
+        )
+    if isinstance(options, Outside) and options.network:
+        yield (
+            f'topology "split" cannot cut task.network = "{options.network}": only the built-in '
+            "networks are laid out in stages; choose another topology"
+        )
 
 
 def split_problems(study: Study, split: Split) -> Problems:
     """Yield why a network in two parts does not fit the options of training."""
-    if split.variant == "sequential" and not _is_plain(study.aggregation):
+    if split.variant == "sequential" and not study.aggregation.is_plain:
         yield (
             'aggregation would do nothing over topology "split" with variant = "sequential": '
             'nothing is averaged there; choose "splitfed1" or "splitfed2"'

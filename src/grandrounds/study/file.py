@@ -11,18 +11,18 @@ from hashlib import sha256
 from importlib.resources import files
 from inspect import Parameter, signature
 from pathlib import Path
-from types import GenericAlias
+from types import GenericAlias, NoneType
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import tomli_w
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
 
-from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES
+from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES, method_class
 from grandrounds.algorithms.method import Method
 from grandrounds.core.errors import BadStudy
 from grandrounds.study.checks import complete
 from grandrounds.study.study import Study
-from grandrounds.tasks import TASKS, AnyTask
+from grandrounds.tasks import TASKS, AnyTask, SupervisedTask, task_class
 
 Table = dict[str, Any]
 _T = TypeVar("_T")
@@ -33,6 +33,18 @@ CHOICES: dict[str, Mapping[str, type]] = {
 DEFAULTS = {"method": DEFAULT_METHOD, "topology": "star"}
 DEFAULT_TASK = "synthesis"
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls such keys
+_OF_OTHERS: Table = {
+    "type": "object",
+    "properties": {"kind": {"type": "string", "not": {"enum": list(METHODS)}}},
+    "required": ["kind"],
+    "description": "A method of an installed package, or at an address, module:Class.",
+}
+_OF_OTHERS_TASK: Table = {
+    "type": "object",
+    "properties": {"kind": {"type": "string", "not": {"enum": list(TASKS)}}},
+    "required": ["kind"],
+    "description": "A task of an installed package, or at an address, module:Class.",
+}
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 FILLED_METHOD = ("averaging",)  # filled in by a run, from the rest of the study: no options
 FILLED_TOPOLOGY = ("seed", "server")
@@ -95,26 +107,35 @@ def in_words(error: OSError | ValueError) -> str:
     return f"line {line} is not in UTF-8; save it as UTF-8"
 
 
+def overridden(table: Table, overrides: Sequence[str]) -> Table:
+    """Return a copy of a study's table with `key=value` overrides. Raises `BadStudy`."""
+    table = {key: {"kind": default} for key, default in DEFAULTS.items()} | deepcopy(table)
+    for override in overrides:
+        apply_override(table, override)
+    return table
+
+
 def parse_study(table: Table, overrides: Sequence[str] = (), *, source: str = "study") -> Study:
     """Make a checked study from a TOML table.
 
     Raises `BadStudy` with the dotted path of what is wrong.
     """
-    table = {key: {"kind": default} for key, default in DEFAULTS.items()} | deepcopy(table)
-    for override in overrides:
-        _apply(table, override)
+    table = overridden(table, overrides)
     if table.get("parity") is True:
         table = _under(PARITY, table)
     try:
         chosen = {key: _choice(key, table[key]) for key in CHOICES}
         task = _task(table.pop("task", {}))
+        if isinstance(task, SupervisedTask):
+            table.setdefault("elements", {})
         study = parse_table(Study, table | chosen)
         return complete(replace(study, task=task))
     except BadStudy as error:
         raise BadStudy(f"{source}: {error}") from None
 
 
-def _apply(table: Table, override: str) -> None:
+def apply_override(table: Table, override: str) -> None:
+    """Set a key of a study table by `key=value`. Raises `BadStudy`."""
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise BadStudy(f"--set {override}: write it as key=value, for example training.epochs=2")
@@ -153,9 +174,22 @@ def _task(table: object) -> AnyTask:
         raise BadStudy('task must be a table with a kind, for example kind = "synthesis"')
     entries = cast(Table, table)
     kind = entries.get("kind", DEFAULT_TASK)
-    options = TASKS[_known("task.kind", kind, TASKS)]
+    options = task_class(kind)
+    if issubclass(options, SupervisedTask):
+        return _own_task(options, {key: entries[key] for key in entries if key != "kind"})
     size = options.sizes.get(entries.get("model", ""), {})
     return parse_table(options, _under(dict(size), entries), "task.")
+
+
+def _own_task(kind: type[SupervisedTask], entries: Table) -> SupervisedTask:
+    """Make a task of one's own from its options, which are its fields."""
+    try:
+        return parse_table(kind, entries, "task.")
+    except PydanticUserError as error:
+        raise BadStudy(
+            f"task.kind: a field of {kind.__name__} has a type that no study file can hold; use "
+            f"numbers, words, true or false, and tuples of them ({error.message.splitlines()[0]})"
+        ) from None
 
 
 def _known(path: str, word: object, words: Mapping[str, object]) -> str:
@@ -173,10 +207,17 @@ def _choice(key: str, table: object) -> Table:
             f'{key} must be a table with a kind, for example kind = "{next(iter(CHOICES[key]))}"'
         )
     entries = dict(cast(Table, table))
-    kind = _known(f"{key}.kind", entries.pop("kind"), CHOICES[key])
-    preset = CHOICES[key][kind]
+    kind = entries.pop("kind")
+    preset = _preset(key, kind)
     options = parse_table(options_model(kind, preset), entries, f"{key}.")
     return {"kind": kind, "options": options.model_dump()}
+
+
+def _preset(key: str, kind: str) -> type:
+    """Return the class of a method or topology."""
+    if key == "method":
+        return method_class(kind)
+    return CHOICES[key][_known(f"{key}.kind", kind, CHOICES[key])]
 
 
 def _options(preset: type) -> dict[str, Parameter]:
@@ -206,8 +247,37 @@ def parse_table(kind: type[_T], table: Table, where: str = "") -> _T:
     except ValidationError as error:
         problems = cast(list[Table], error.errors())
         problem = next((p for p in problems if p["type"] in UNKNOWN), problems[0])
-        raise BadStudy(_sentence(kind, where, problem)) from None
+        raise BadStudy(_sentence(kind, where, _of_union([table], problem, problems))) from None
     return parsed
+
+
+def _of_union(found: object, problem: Table, problems: Sequence[Table]) -> Table:
+    """Join the problems of a value that fits none of several types, as pydantic lists them.
+
+    Each of them has the type's name in its place, where nothing lies in the table.
+    """
+    if problem["type"] in (*UNKNOWN, "missing", "missing_argument"):
+        return problem
+    place = problem["loc"]
+    for depth, step in enumerate(place):
+        if not _has(found, step):
+            same = [p for p in problems if p["loc"][:depth] == place[:depth]]
+            messages = [p["msg"] for p in same if len(p["loc"]) == depth + 1] or [problem["msg"]]
+            words = dict.fromkeys(m.removeprefix("Input should be ") for m in messages)
+            return {"type": "union", "loc": place[:depth], "msg": _or(list(words)), "input": found}
+        found = cast(Any, found)[step]
+    return problem
+
+
+def _has(found: object, step: str | int) -> bool:
+    if isinstance(found, list):
+        return isinstance(step, int) and step < len(cast(list[object], found))
+    return isinstance(found, dict) and step in found
+
+
+def _or(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _sentence(kind: type, where: str, problem: Table) -> str:
@@ -236,10 +306,16 @@ def _keys(kind: Any, place: Sequence[str | int]) -> Sequence[str]:
     """List the keys that are known at a place below a table of this kind."""
     for step in place:
         if is_dataclass(kind):
-            kind = get_type_hints(kind)[str(step)]
+            kind = _unless_none(get_type_hints(kind)[str(step)])
         else:  # a tuple's item by its number, a mapping's by its key
             kind = get_args(kind)[0 if isinstance(step, int) else 1]
     return tuple(signature(kind).parameters) or ("kind",)  # a preset without options has its kind
+
+
+def _unless_none(kind: Any) -> Any:
+    """Return the type of an option that may be left out."""
+    kinds = [each for each in get_args(kind) if each is not NoneType]
+    return kinds[0] if NoneType in get_args(kind) and len(kinds) == 1 else kind
 
 
 def to_table(study: Study) -> Table:
@@ -247,6 +323,7 @@ def to_table(study: Study) -> Table:
     table = asdict(study)
     for key in CHOICES:
         table[key] = {"kind": table[key]["kind"], **table[key]["options"]}
+    table["task"] = {"kind": study.task.kind, **table["task"]}
     return _without_none(table)
 
 
@@ -287,11 +364,13 @@ def study_schema() -> Table:
     for key, presets in CHOICES.items():
         variants = [_variant(kind, preset) for kind, preset in presets.items()]
         schema["properties"][key] = {"oneOf": variants}
+    schema["properties"]["method"]["oneOf"].append(_OF_OTHERS)
     for name, definition in schema["$defs"].items():
         definition["additionalProperties"] = definition.get(
             "additionalProperties", name == "Choice"
         )
     schema["$defs"].pop("Choice", None)
+    schema["$defs"][SupervisedTask.__name__] = _OF_OTHERS_TASK
     return schema | {"additionalProperties": False}
 
 

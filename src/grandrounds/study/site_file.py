@@ -6,10 +6,14 @@ import tomllib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from grandrounds.core.errors import BadSite, BadStudy
 from grandrounds.core.names import check_site_name
 from grandrounds.core.sentence import Reason, phrase
+from grandrounds.data.archive.settings import Archive, placed
+from grandrounds.data.dataset import PatientDataset
+from grandrounds.data.preparation.settings import Preparation
 from grandrounds.study.file import in_words, parse_table, read_toml_text
 from grandrounds.study.study import Study
 
@@ -24,7 +28,8 @@ class SiteFile:
     or a folder with participants.tsv), `cache` a folder that may be filled; relative paths start at
     the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
     whole messages in failure cards, with paths and names of patients. `tasks` are those of a site
-    that is not in the study.
+    that is not in the study. `archive` tells from where `grandrounds site ingest` gets volumes, and
+    `prepare` how volumes of another folder become those of `data`.
     """
 
     name: str
@@ -33,6 +38,25 @@ class SiteFile:
     include_images: bool = False
     reveal_failures: bool = False
     tasks: tuple[str, ...] = ()
+    archive: Archive | None = None
+    prepare: Preparation | None = None
+
+
+@dataclass(frozen=True)
+class SiteDataset:
+    """A real site's data as a dataset of this process, beside `SiteFile` for those in files.
+
+    Only a task of one's own reads it; a run in this process needs no more.
+    """
+
+    name: str
+    dataset: PatientDataset
+    include_images: bool = False
+    reveal_failures: bool = False
+    tasks: tuple[str, ...] = ()
+
+
+SiteSource: TypeAlias = SiteFile | SiteDataset
 
 
 def read_site(path: Path) -> SiteFile:
@@ -40,6 +64,8 @@ def read_site(path: Path) -> SiteFile:
     try:
         site = parse_table(SiteFile, tomllib.loads(read_toml_text(path)))
         check_site_name(site.name)
+        folder = path.absolute().parent
+        archive = placed(site.archive, folder) if site.archive else None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSite(
             f"{path}: cannot be read as a site file ({_problem(error)})",
@@ -51,9 +77,25 @@ def read_site(path: Path) -> SiteFile:
         raise BadSite(
             f"{path}: {error}", safe=phrase("a key of its site file is wrong or unknown")
         ) from None
-    folder = path.absolute().parent
     cache = folder / site.cache.expanduser() if site.cache else None
-    return replace(site, data=folder / site.data.expanduser(), cache=cache)
+    prepare = _with_source(site.prepare, folder, archive, path) if site.prepare else None
+    data = folder / site.data.expanduser()
+    return replace(site, data=data, cache=cache, archive=archive, prepare=prepare)
+
+
+def _with_source(
+    prepare: Preparation, folder: Path, archive: Archive | None, path: Path
+) -> Preparation:
+    """Return what to prepare, from where: the archive's volumes unless a folder is named."""
+    if prepare.source != Path():
+        return replace(prepare, source=folder / prepare.source.expanduser())
+    if archive is None:
+        raise BadSite(
+            f"{path}: prepare.source is missing: name the folder of the volumes to prepare, or add "
+            "[archive], whose volumes they then are",
+            safe=phrase("its site file does not say which volumes to prepare"),
+        )
+    return replace(prepare, source=archive.volumes)
 
 
 def _problem(error: OSError | ValueError) -> str:
@@ -67,8 +109,8 @@ def _problem(error: OSError | ValueError) -> str:
 
 
 def match_site_files(
-    study: Study, files: Sequence[SiteFile], only: Container[str] | None = None
-) -> dict[str, SiteFile]:
+    study: Study, files: Sequence[SiteSource], only: Container[str] | None = None
+) -> dict[str, SiteSource]:
     """Return the file of each real site of the study, or of `only` these sites.
 
     Raises `BadSite` unless they match one to one.
@@ -99,7 +141,7 @@ def match_site_files(
     return {file.name: file for file in files}
 
 
-def _check_tasks(files: Sequence[SiteFile]) -> None:
+def _check_tasks(files: Sequence[SiteSource]) -> None:
     for file in files:
         if file.tasks:
             raise BadSite(

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from grandrounds.algorithms import DEFAULT_METHOD, METHODS, TOPOLOGIES, with_seed
-from grandrounds.algorithms.aggregation import Aggregation, Averaging
+from grandrounds.algorithms import DEFAULT_METHOD, TOPOLOGIES, method_class, with_seed
+from grandrounds.algorithms.aggregation import Aggregation, Averaging, Rate
 from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.topology import Topology
 from grandrounds.core.device import Machine
@@ -13,7 +13,7 @@ from grandrounds.data.availability import needs
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulation.simulate import Patients, Scanner
 from grandrounds.site.training import Training
-from grandrounds.tasks import AnyTask, Segmentation, Synthesis
+from grandrounds.tasks import AnyTask, Segmentation, SupervisedTask, Synthesis
 from grandrounds.tasks.task import Task
 
 Option: TypeAlias = bool | int | float | str | tuple[str, ...]
@@ -73,7 +73,7 @@ class SiteSpec:
 
 @dataclass(frozen=True)
 class Study:
-    """All of a study.
+    """All of a study, frozen; `grandrounds.load` makes one that is checked.
 
     The `holdout_sites` of the roster do not train; the model is tested on them in the end. `parity`
     reproduces the released pFLSynth code's settings, its dead mapper mended.
@@ -125,7 +125,9 @@ class Study:
         """Return the names that all parties know from the study: sites, tasks and their data."""
         elements, labels = self.elements, [task for site in self.site for task in site.tasks]
         data = [name for label in labels for name in needs(label)]
-        return frozenset([*self.roster, *labels, *data, *elements.contrasts, *elements.variables])
+        masks = [*(elements.labels or ()), *(["age"] if elements.age else [])]
+        own = [*elements.contrasts, *elements.variables, *masks]
+        return frozenset([*self.roster, *labels, *data, *own])
 
     @property
     def held_out(self) -> dict[str, tuple[str, ...]]:
@@ -141,8 +143,17 @@ class Study:
 
     def machine(self, *, processes: int = 1) -> Machine:
         """Return what the study computes on here. Raises `BadStudy` for an absent device."""
-        volumes = isinstance(self.task, Segmentation) and self.task.dims == 3
-        return self.training.machine(processes=processes, volumes=volumes)
+        return self.training.machine(processes=processes, volumes=_has_volumes(self.task))
+
+    @property
+    def reads_protocols(self) -> bool:
+        """Tell whether the network reads how each volume was scanned."""
+        return isinstance(self.task, Synthesis) and self.task.codes == "protocol"
+
+    @property
+    def training_seed(self) -> int:
+        """Return the seed of first weights and of all that is drawn in training."""
+        return self.seed if self.training.seed is None else self.training.seed
 
     @property
     def title(self) -> str:
@@ -154,9 +165,27 @@ class Study:
         options: dict[str, Any] = dict(self.method.options)
         given = {site.name: site.share for site in self.site}
         averaging = Averaging(self.aggregation, given)
-        return METHODS[self.method.kind](**options, averaging=averaging)
+        return method_class(self.method.kind)(**options, averaging=averaging)
+
+    @property
+    def server_rate(self) -> Rate:
+        """Return how far the model goes along the sites' mean move: as said, or as preferred.
+
+        A method prefers a rate where sites that start from one model are averaged.
+        """
+        said, kind = self.aggregation.rate, method_class(self.method.kind)
+        if said is not None:
+            return said
+        averages = self.build_topology().averages and self.aggregation.kind == "mean"
+        return kind.server_rate if averages and self.training.first_broadcast else 1.0
 
     def build_topology(self) -> Topology:
-        """Make the topology; the study's seed draws leaders and orders."""
+        """Make the topology; the seed of training draws leaders and orders."""
         options: dict[str, Any] = dict(self.topology.options)
-        return with_seed(TOPOLOGIES[self.topology.kind](**options), self.seed)
+        return with_seed(TOPOLOGIES[self.topology.kind](**options), self.training_seed)
+
+
+def _has_volumes(task: AnyTask) -> bool:
+    if isinstance(task, SupervisedTask):
+        return task.has_volumes
+    return isinstance(task, Segmentation) and task.dims == 3

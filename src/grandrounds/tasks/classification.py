@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import isnan
 from typing import ClassVar, Literal
 
@@ -22,12 +22,20 @@ from grandrounds.models.classifiers import (
     CLASSIFIER,
     FEATURES,
     STEM,
-    Classifier,
     ClassifierShape,
     build_classifier,
 )
-from grandrounds.models.layers import batch_norm_names
+from grandrounds.models.imported import Imported
+from grandrounds.models.norms import batch_norm_names
 from grandrounds.tasks.binary import METRIC, BinaryTask, binary_summary
+from grandrounds.tasks.outside import (
+    Known,
+    Outside,
+    build_loss,
+    build_outside,
+    groups_from_outside,
+    loss_from_outside,
+)
 from grandrounds.tasks.task import (
     NO_SITES,
     PART,
@@ -174,16 +182,21 @@ def _is_known(site: str, session: Session, finding: ClassificationLabel) -> bool
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Outside):
     """Options of the classification task.
 
     `width` are the channels of the stem, which each of the `blocks` doubles. A slice shows a mask
     from `least_pixels` on. `positive_weight` makes positive cases count more in the loss;
-    `specificity` is where the sensitivity is reported.
+    `specificity` is where the sensitivity is reported. `network` and `loss` take the place of the
+    task's own.
     """
 
     metric: ClassVar[str] = METRIC
     sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    replaced: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "network": ("width", "blocks", "norm", "dropout"),
+        "loss": ("positive_weight",),
+    }
 
     kind: Literal["classification"] = "classification"
     width: int = 16
@@ -207,9 +220,10 @@ class Classification:
             self.positive_weight > 0,
             f"task.positive_weight is {self.positive_weight:g}; it must be above 0",
         )
+        self.check_outside()
         least = 2 ** (self.blocks + 1) + 1  # the last maps have two rows and columns or more
         require(
-            min(elements.size) >= least,
+            bool(self.network) or min(elements.size) >= least,
             f"elements.size is {list(elements.size)}; with task.blocks = {self.blocks} "
             f"both numbers must be {least} or more",
         )
@@ -227,7 +241,8 @@ class Classification:
         used = {contrast for finding in findings for contrast in finding.sources}
         contrasts = tuple(name for name in elements.contrasts if name in used)
         whole = {finding.target for finding in findings} <= set(elements.variables)
-        return ClassificationTask(self, LabelReader(contrasts, self.least_pixels), parsed, whole)
+        reader = LabelReader(contrasts, self.least_pixels)
+        return ClassificationTask(self, reader, parsed, whole, tuple(elements.size))
 
 
 @dataclass(frozen=True)
@@ -238,6 +253,7 @@ class ClassificationTask(BinaryTask):
     reading: LabelReader
     findings: Mapping[str, tuple[ClassificationLabel, ...]]
     whole: bool
+    size: tuple[int, ...] = ()  # of a slice
 
     @property
     def cases_at_once(self) -> int:
@@ -248,8 +264,36 @@ class ClassificationTask(BinaryTask):
         o = self.options
         return ClassifierShape(len(self.reading.contrasts), o.width, o.blocks, o.norm, o.dropout)
 
-    def build(self, seed: int) -> Classifier:
+    @property
+    def known(self) -> Known:
+        return Known(2, len(self.reading.contrasts), 1, self.size)
+
+    @property
+    def outside(self) -> Outside:
+        return self.options
+
+    def build(self, seed: int) -> nn.Module:
+        if self.options.network:
+            return build_outside(self.options, self.known, seed=seed_for(seed, "network"))
         return build_classifier(self.shape, seed=seed_for(seed, "classifier"))
+
+    def uses(self, site: str) -> Filter:
+        """Return the filter of all of the network that is not fixed."""
+        uses, changes = super().uses(site), self.options.changes
+        return lambda name: uses(name) and changes(name)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy of logits, or the study's loss, of all cases together."""
+        return self.distance(output, batch) if self._from_outside else super().loss(output, batch)
+
+    @cached_property
+    def _from_outside(self) -> nn.Module | None:
+        return build_loss(self.options)
+
+    def distance(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the study's loss from outside."""
+        assert self._from_outside is not None, "only a study with a loss from outside asks for it"
+        return loss_from_outside(self.options, self._from_outside, output, batch["target"])
 
     def blank(self, size: tuple[int, int]) -> Batch:
         """Return a batch of one slice without content."""
@@ -273,6 +317,8 @@ class ClassificationTask(BinaryTask):
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
         """Return the parameter groups; "classifier" turns the last block's maps into the logit."""
+        if isinstance(model, Imported):
+            return groups_from_outside(self.options, model)
         prefixes = {"stem": f"{STEM}.", "features": FEATURES, "classifier": f"{CLASSIFIER}."}
         groups = {name: name_starts(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
         last = f"{PART}.{FEATURES}{self.options.blocks - 1}."

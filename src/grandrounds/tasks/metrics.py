@@ -6,6 +6,7 @@ Names end in the shape: B batch, 1 channel, H, W; N slice, O orientation, S stru
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import hypot, log, pi, sqrt
 from statistics import fmean
@@ -210,6 +211,16 @@ def mean_over_patients(scores: Sequence[CaseScore]) -> dict[str, float]:
     """Average every metric over patients, then tasks, then sites; empty without scores."""
     metrics = scores[0].values if scores else ()
     return {metric: _mean_of_means(patient_means(scores, metric)) for metric in metrics}
+
+
+def mean_where_scored(scores: Sequence[CaseScore]) -> dict[str, float]:
+    """Average every metric as `mean_over_patients` does, each among the cases that have it."""
+    names = dict.fromkeys(name for score in scores for name in score.values)
+    return {name: mean_over_patients(_only(name, scores))[name] for name in names}
+
+
+def _only(name: str, scores: Sequence[CaseScore]) -> list[CaseScore]:
+    return [replace(s, values={name: s.values[name]}) for s in scores if name in s.values]
 
 
 def _mean_of_means(by_patient: Mapping[tuple[str, str, str], float]) -> float:

@@ -16,7 +16,8 @@ from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, name_in, name_starts
 from grandrounds.data.cohort import Cohort, Session, SplitName
 from grandrounds.data.elements import Elements
-from grandrounds.models.layers import batch_norm_names
+from grandrounds.models.imported import Imported
+from grandrounds.models.norms import batch_norm_names
 from grandrounds.models.segmentation_unet import (
     BOTTLENECK,
     DECODER,
@@ -27,7 +28,15 @@ from grandrounds.models.segmentation_unet import (
     build_unet,
     slid,
 )
-from grandrounds.tasks.metrics import dice, hd95, hd95_3d, mean_over_patients
+from grandrounds.tasks.metrics import dice, hd95, hd95_3d, mean_where_scored
+from grandrounds.tasks.outside import (
+    Known,
+    Outside,
+    build_loss,
+    build_outside,
+    groups_from_outside,
+    loss_from_outside,
+)
 from grandrounds.tasks.task import (
     NO_SITES,
     PART,
@@ -264,15 +273,19 @@ def greys(structures_SHW: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(Outside):
     """Options of the segmentation task; `model` = "small" is a network for CPUs.
 
     `channels` are those of each level of the U-Net, the finest first; with `dims` = 3 it trains on
-    patches of `patch` voxels (slices, rows, columns) and slides over whole volumes.
+    patches of `patch` voxels (slices, rows, columns) and slides over whole volumes. `network` and
+    `loss` take the place of the U-Net and of its loss.
     """
 
     metric: ClassVar[str] = "dice"
     sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {"small": {"channels": [8, 16, 32, 64]}}
+    replaced: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "network": ("model", "channels", "norm", "dropout")
+    }
 
     kind: Literal["segmentation"] = "segmentation"
     model: Literal["unet", "small"] = "unet"
@@ -294,8 +307,10 @@ class Segmentation:
             f"task.channels is {list(self.channels)}; it needs two levels or more, each 2 or more",
         )
         check_shares(self, ("dropout", "flip"))
-        halvings = 2 ** (len(self.channels) - 1)
-        check_size(elements, least=2 * halvings, multiple=halvings)
+        self.check_outside()
+        halvings = 1 if self.network else 2 ** (len(self.channels) - 1)
+        if not self.network:
+            check_size(elements, least=2 * halvings, multiple=halvings)
         if self.dims == 3:
             self._check_patch(elements, halvings)
         require(
@@ -327,7 +342,8 @@ class Segmentation:
         }
         trained = sum((delineations[site] for site in sites), ())
         channels = Channels.of(trained, elements.contrasts)
-        return SegmentationTask(self, channels, delineations, elements.spacing)
+        size = elements.size if self.dims == 2 else self.patch
+        return SegmentationTask(self, channels, delineations, elements.spacing, tuple(size))
 
 
 @dataclass(frozen=True)
@@ -338,6 +354,7 @@ class SegmentationTask(StagedTask):
     channels: Channels
     delineations: Mapping[str, tuple[SegmentationLabel, ...]]
     spacing: tuple[float, float]
+    size: tuple[int, ...] = ()  # of what it trains on: a slice or a patch
 
     @property
     def cases_at_once(self) -> int:
@@ -356,8 +373,25 @@ class SegmentationTask(StagedTask):
             dropout=o.dropout,
         )
 
-    def build(self, seed: int) -> UNet:
+    @property
+    def known(self) -> Known:
+        channels = self.channels
+        dims, inputs, outputs = self.options.dims, channels.contrasts, channels.structures
+        return Known(dims, len(inputs), len(outputs), self.size)
+
+    @property
+    def outside(self) -> Outside:
+        return self.options
+
+    def build(self, seed: int) -> UNet | Imported:
+        if self.options.network:
+            return build_outside(self.options, self.known, seed=seed_for(seed, "network"))
         return build_unet(self.shape, seed=seed_for(seed, "unet"))
+
+    def uses(self, site: str) -> Filter:
+        """Return the filter of all of the network that is not fixed."""
+        uses, changes = super().uses(site), self.options.changes
+        return lambda name: uses(name) and changes(name)
 
     def blank(self, size: tuple[int, int]) -> Batch:
         """Return a batch of one case without content: a slice, or a patch of the full depth."""
@@ -370,9 +404,33 @@ class SegmentationTask(StagedTask):
         }
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return Dice loss plus cross-entropy of logits. Isensee et al. 2021."""
+        """Return Dice loss plus cross-entropy of logits, or the study's loss.
+
+        Isensee et al. 2021.
+        """
+        if self._from_outside:
+            return self.distance(output, batch)
         target, asked = batch["target"], batch["asked"]
         return dice_loss(output, target, asked) + cross_entropy(output, target, asked)
+
+    @cached_property
+    def _from_outside(self) -> nn.Module | None:
+        return build_loss(self.options)
+
+    def distance(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the mean of the study's loss over cases, each on its own structures.
+
+        A structure that a case is not asked for teaches nothing.
+        """
+        assert self._from_outside is not None, "only a study with a loss from outside asks for it"
+        rows = zip(output, batch["target"], batch["asked"] > 0, strict=True)
+        losses = [
+            loss_from_outside(
+                self.options, self._from_outside, made[None, asked], target[None, asked]
+            )
+            for made, target, asked in rows
+        ]
+        return torch.stack(losses).mean()
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return probabilities in the target's shape, computed some slices or patches at a time."""
@@ -422,8 +480,7 @@ class SegmentationTask(StagedTask):
             scores = [
                 replace(s, values={**s.values, EMPTY: s.values.get(EMPTY, 0.0)}) for s in scores
             ]
-        names = dict.fromkeys(name for score in scores for name in score.values)
-        return {name: mean_over_patients(_only(name, scores))[name] for name in names}
+        return mean_where_scored(scores)
 
     def picture(self, prediction: Tensor, batch: Batch) -> Picture:
         """Return the middle slice, (H, W) in [0, 1]: first contrast, and structures as greys."""
@@ -439,6 +496,8 @@ class SegmentationTask(StagedTask):
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
         """Return the parameter groups; "output" makes one logit for each structure."""
+        if isinstance(model, Imported):
+            return groups_from_outside(self.options, model)
         prefixes = {"encoder": ENCODER, "bottleneck": BOTTLENECK, "decoder": DECODER}
         groups = {name: name_starts(f"{PART}.{prefix}") for name, prefix in prefixes.items()}
         output = name_starts(f"{PART}.{OUTPUT}.")
@@ -465,7 +524,3 @@ class SegmentationTask(StagedTask):
     ) -> tuple[Visit[SegmentationLabel], ...]:
         visits = [list_visits(c, split, self.delineations[c.site], each=each) for c in cohorts]
         return sum(visits, ())
-
-
-def _only(name: str, scores: Sequence[CaseScore]) -> list[CaseScore]:
-    return [replace(s, values={name: s.values[name]}) for s in scores if name in s.values]

@@ -135,3 +135,24 @@ def test_an_absence_is_told_on_stderr_and_the_result_still_comes(
     assert done.code == 0
     assert "without an answer: site 'birch' failed in round 1 (train): ValueError: out" in done.err
     assert list(json.loads(done.out)["arms"]) == ["pflsynth"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("run",), ("compare", "--arms", "fedavg,local"), ("sweep", "--over", "training.epochs=1,2")],
+)
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    command, *options = words
+    given = (*options, "--devices", "cuda:98,cuda:99", "--out", tmp_path / "out")
+    done = inside(monkeypatch, capsys, command, TINY, *given)
+    assert done.code == 2
+    assert done.err == (
+        "grandrounds: This machine has no device 'cuda:98'; say auto, or cpu, which is always "
+        "there.\n"
+    )
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from grandrounds.core.device import (
     num_cores,
     peak_memory,
     physical_memory,
+    read_devices,
     take_share,
 )
 from grandrounds.core.errors import BadStudy
@@ -42,6 +43,50 @@ def test_processes_take_several_accelerators_in_turn(monkeypatch: pytest.MonkeyP
     assert str(choose_device("cuda:1")) == "cuda:1"  # who names one gets it
 
 
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"cuda": 3, "cpu": 1}
+    monkeypatch.setattr(precision, "_count", lambda kind: present.get(kind, 0))
+    monkeypatch.setattr(precision, "_SHARE", precision._Share())
+
+
+@pytest.mark.parametrize("wish", ["auto", "cuda"])
+def test_processes_take_the_devices_that_are_named_in_turn(three_gpus: None, wish: str):
+    devices = read_devices("cuda:2, cuda:0", [wish])
+    found: list[str] = []
+    for number in range(3):
+        take_share(number, devices)
+        found.append(str(choose_device(wish)))
+    assert found == ["cuda:2", "cuda:0", "cuda:2"]
+    take_share(1, read_devices("cuda:1", [wish]))
+    assert str(choose_device(wish)) == "cuda:1"
+    take_share(0, read_devices("cpu", ["auto"]))
+    assert str(choose_device("auto")) == "cpu"
+    assert read_devices(None, [wish]) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "wish", "sentence"),
+    [
+        ("", "auto", "--devices names none; for example --devices cuda:0,cuda:1"),
+        ("cuda:3", "auto", "This machine has no device 'cuda:3'"),
+        ("gpu", "auto", "'gpu' names no device"),
+        ("cuda,cuda:1", "auto", "--devices cuda,cuda:1: cuda needs a number, for example cuda:0"),
+        ("cuda:0,cuda:0", "auto", "--devices cuda:0,cuda:0: names cuda:0 twice"),
+        ("cpu,cuda:0", "auto", "names devices of several kinds, whose numbers differ"),
+        (
+            "cuda:0",
+            "cpu",
+            '--devices cuda:0 would do nothing: the study has training.device = "cpu"',
+        ),
+        ("cuda:0", "cuda:1", "--devices cuda:0 would do nothing"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(three_gpus: None, text: str, wish: str, sentence: str):
+    with pytest.raises(BadStudy, match=sentence):
+        read_devices(text, ["auto", wish])
+
+
 def test_one_accelerator_is_everyone_s(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision, "_count", lambda kind: int(kind == "cuda"))
     monkeypatch.setattr(precision, "_SHARE", precision._Share(3))
@@ -62,6 +107,37 @@ def test_cores_are_those_that_the_process_may_use(
     monkeypatch.setattr(precision, "CPU_QUOTA", file)
     monkeypatch.setattr(precision.os, "sched_getaffinity", lambda _: set(range(8)))
     assert num_cores() == cores
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Slurm is Linux's")
+@pytest.mark.parametrize(
+    ("variables", "cores"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "3", "SLURM_CPUS_ON_NODE": "6"}, 3),
+        ({"SLURM_CPUS_ON_NODE": "6"}, 6),
+        ({"SLURM_CPUS_PER_TASK": "64"}, 8),
+        ({"SLURM_CPUS_PER_TASK": "many"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_slurm_job_has_the_cores_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], cores: int
+):
+    monkeypatch.setattr(precision, "CPU_QUOTA", tmp_path / "none")
+    monkeypatch.setattr(precision.os, "sched_getaffinity", lambda _: set(range(8)))
+    for name in precision.SLURM_CORES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert num_cores() == cores
+
+
+def test_a_slurm_job_has_the_memory_that_it_was_given(monkeypatch: pytest.MonkeyPatch):
+    whole = physical_memory()
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")
+    assert physical_memory() == 512 * 2**20
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all of the node's
+    assert physical_memory() == whole
 
 
 @pytest.mark.parametrize("wish", ["cuda:99", "meta", "cpu:1"])

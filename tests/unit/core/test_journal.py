@@ -1,5 +1,6 @@
 import json
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from grandrounds.core.events import (
     SiteValidated,
     StoppedEarly,
     TopologySet,
+    UpdatesCompared,
     WorkSet,
 )
 from grandrounds.core.journal import Journal, finished_rounds, read_journal, without_superseded
@@ -54,6 +56,7 @@ EVENTS: list[Event] = [
     RunFinished(1, 1, "cd", 2.0, 1000),
     RoundLost("x", 2, "damaged"),
     SiteJoined("y", 2),
+    UpdatesCompared(1, {"mapper": {"x": {"y": -0.25, "z": 0.5}}, "all": {}}),
 ]
 
 
@@ -92,6 +95,29 @@ def test_any_changed_bit_of_any_line_is_noticed(path: Path):
         path.write_bytes(changed)
         with pytest.raises(BadFolder, match=r"journal\.jsonl: line \d is no event"):
             read_journal(path)
+
+
+def test_a_damaged_line_after_one_with_a_sum_is_said_to_be_damaged(path: Path):
+    """Not to be of another version, whichever bit it is: also in the name of the sum."""
+    Journal(path).append(EVENTS[5])
+    first = path.stat().st_size
+    Journal(path).append(EVENTS[10])
+    content = path.read_bytes()
+    for place, bit in product(range(first, len(content) - 1), range(8)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        with pytest.raises(BadFolder, match=r"line \d is .* \(ValueError: its sum differs"):
+            read_journal(path)
+
+
+def test_lines_of_an_older_version_have_no_sums_and_the_run_goes_on_with_sums(path: Path):
+    Journal(path).append(EVENTS[10])
+    record = json.loads(path.read_bytes())
+    del record["sum"]
+    path.write_text(json.dumps(record) + "\n")
+    Journal(path).append(EVENTS[5])
+    assert events(path) == [EVENTS[10], EVENTS[5]]
 
 
 def test_a_line_of_an_older_version_has_no_sum_and_is_read(path: Path):

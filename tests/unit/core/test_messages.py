@@ -20,12 +20,14 @@ from grandrounds.core.messages import (
     Merge,
     Message,
     Reply,
+    Survey,
     Tail,
     Train,
     Tune,
     decode,
     encode,
 )
+from grandrounds.core.site_statistics import QuantileBin, SiteStatistics
 from grandrounds.core.weights import Weights, digest
 
 COUNTS = {"train": 8, "validation": 2, "test": 4}
@@ -42,6 +44,16 @@ SCORES = (
     CaseScore(site="alder", patient="p001", case="1/000", task="a->b", values={"psnr": 20.125}),
     CaseScore(site="alder", patient="p002", case="1/001", task="a->b", values={}),
 )
+TOLD = SiteStatistics(
+    site="alder",
+    floor=5,
+    simulated=False,
+    counts={"patients": 15, "T1w": 15, "FLAIR": None},
+    unmet={"age": {"age": None}},
+    quantiles={"value": {"age": (QuantileBin(0.05, 20.0, 30.0), QuantileBin(0.95, 70.0, 80.0))}},
+    kinds={"sequence": {"T1w": ("mprage", "spin-echo"), "FLAIR": None}},
+    histograms={"T1w": (0.25, 0.75), "FLAIR": None},
+)
 MESSAGES: list[Message] = [
     Describe(),
     Train(round=3, since=2, epochs=2, steps=5, keep=1),
@@ -55,7 +67,9 @@ MESSAGES: list[Message] = [
     Tail(round=2, step=3, weights=WEIGHTS),
     Backward(round=2, step=3, last=True, losses={"generator": 1 / 3}, weights=WEIGHTS),
     Finish(round=9, best=4),
+    Survey(),
     Reply(site="alder", round=0, rounds=(1, 2), ready=READY),
+    Reply(site="alder", round=0, statistics=TOLD),
     Reply(
         site="alder",
         round=3,

@@ -100,7 +100,7 @@ def first_line(function: Callable[..., object]) -> str:
 
 REQUESTS = [
     *("Describe", "Train", "Merge", "Adopt", "Tune", "Evaluate"),
-    *("Forward", "Tail", "Backward", "Finish"),
+    *("Forward", "Tail", "Backward", "Finish", "Survey"),
 ]
 
 
@@ -166,7 +166,7 @@ def test_the_schema_is_the_same_as_ever():
 
 def test_an_acceptance_has_the_same_fields_as_ever():
     assert names_of(Acceptance) == [
-        *("site", "study", "time", "certificate", "signature", "policy"),
+        *("site", "study", "time", "certificate", "signature", "policy", "code"),
     ]
 
 
@@ -269,7 +269,8 @@ def test_the_compiled_operator_is_called_as_ever():
 
 SEED_WORDS = {
     *("back", "batches", "classifier", "critic", "example", "first weights", "generator"),
-    *("leader", "order", "partition", "perceptron", "server", "unet"),
+    *("leader", "network", "order", "partition", "perceptron", "server", "sweep"),
+    *("trained again", "uncertainty", "unet"),
 }
 
 
@@ -335,7 +336,7 @@ def test_kits_allow_the_same_two_classes_as_ever(tmp_path: Path):
     ("path", "arguments"),
     [
         ("grandrounds.flare.controller.StudyController", NAMES["controller"]),
-        ("grandrounds.flare.executor.SiteExecutor", ["run"]),
+        ("grandrounds.flare.executor.SiteExecutor", ["run", "survey"]),
     ],
 )
 def test_the_classes_that_kits_allow_are_there(path: str, arguments: list[str]):

@@ -34,8 +34,10 @@ def test_the_runs_of_a_comparison_are_found_and_find_it_again(tmp_path: Path):
     for run in (whole, part):
         run.path.mkdir(parents=True)
     assert part.path == tmp_path / "compared/without/birch/arms/fedavg/seed-7"
-    assert (comparison.runs(), comparison.all_runs()) == ([whole], [whole, part])
+    assert (comparison.runs(), comparison.all_trained()) == ([whole], [whole, part])
     assert comparison_of(part.path) is None
+    whole.derived.touch()
+    assert (comparison.trained(), comparison.all_trained()) == ([], [part]), "it has no model"
     comparison.arms.touch()
     assert comparison_of(whole.path) == (comparison, "")
     assert comparison_of(part.path) == (comparison, "birch")

@@ -23,6 +23,7 @@ from grandrounds.core.weights import (
     read,
     select,
     to_cpu,
+    unaliased,
     write,
 )
 
@@ -154,6 +155,15 @@ def test_copies_share_no_memory():
     copy += 1
     assert not copy.requires_grad
     assert torch.equal(own.detach(), torch.zeros(2))
+
+
+def test_what_shares_memory_or_lies_askew_in_it_is_copied_and_nothing_else():
+    whole, turned = torch.arange(4.0), torch.arange(6.0).reshape(2, 3).T
+    alone = unaliased({"whole": whole, "again": whole, "turned": turned})
+    assert alone["whole"] is whole
+    assert alone["again"].data_ptr() != whole.data_ptr()
+    assert alone["turned"].is_contiguous()
+    assert all(torch.equal(alone[n], t) for n, t in {"again": whole, "turned": turned}.items())
 
 
 def test_bytes_count_dtypes():

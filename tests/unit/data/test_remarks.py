@@ -43,7 +43,7 @@ def test_a_window_that_holds_all_is_not_spoken_of(site: Path):
     cohort, notes = notes_of(site, ELEMENTS)
     assert "window" not in notes
     [extent] = {session.extents["lesion"] for session in cohort}
-    assert extent == Extent(outlined=4, shown=4, kept=4)
+    assert extent == Extent(outlined=4, shown=4, kept=4, outside=2)
 
 
 def test_what_a_window_cuts_away_is_told_in_percent(site: Path):

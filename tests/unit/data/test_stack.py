@@ -62,7 +62,8 @@ def test_a_missing_value_is_counted_and_its_case_left_out(tmp_path: Path):
     summary = summarise_arrays(cohort, elements=ELEMENTS, tasks=["CXR->ill"])
     assert sum(isnan(session.values["ill"]) for session in cohort) == 1
     assert summary.contents["ill"].patients == 7
-    [note] = summary.notes
+    nameless, note = summary.notes
+    assert "each counts as a patient of its own" in str(nameless)
     assert str(note) == "1 of 8 sessions lacks ill: 1 slice cannot serve CXR->ill"
     check_elements(summary, ELEMENTS, ["CXR->ill"])
 

@@ -197,7 +197,9 @@ def delivered(way: Callable[[str, bytes], bytes], attend: Attend) -> dict[str, S
 
 
 def mailbox_of(attendant: SiteAgent) -> Mailbox:
-    return attendant._site.mailbox  # pyright: ignore[reportPrivateUsage]
+    site = attendant._site  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(site, Site)
+    return site.mailbox
 
 
 def test_an_update_goes_to_its_peers_and_a_receipt_to_the_coordinator(

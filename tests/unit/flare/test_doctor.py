@@ -19,6 +19,7 @@ import pytest
 
 from grandrounds.core import device as machine
 from grandrounds.core.errors import BadInput, BadSite, BadStudy
+from grandrounds.core.extras import install_command
 from grandrounds.flare.authority import Authority as Issuer
 from grandrounds.flare.doctor import CHECKS, examine, identity
 from grandrounds.flare.doctor import machine as room
@@ -182,6 +183,11 @@ def test_an_authority_that_ends_in_29_days_asks_for_new_kits_for_all(party: Copi
     found = identity.dates(renewed(party("server"), (-1, 29), (-1, 29)))
     assert found.verdict == "soon"
     assert "new kits for all" in found.mend
+    found = identity.dates(renewed(party("admin"), (-1, 20), (-1, 29)))
+    assert "for 19 more days" in found.found
+    assert (
+        "new kits for all" in found.mend
+    )  # the party's own ends first, and a new one would not do
     assert_ok(identity.dates(renewed(party("alder"), (-1, 40), (-1, 31))), "for 30 more days")
 
 
@@ -366,7 +372,7 @@ def test_another_nvflare_is_bad(kits: Path, tmp_path: Path, monkeypatch: pytest.
     (older / "METADATA").write_text("Metadata-Version: 2.1\nName: nvflare\nVersion: 2.8.1\n")
     monkeypatch.syspath_prepend(tmp_path)
     found = room.versions(Party(Kit(kits / "alder")))
-    assert_bad(found, "nvflare 2.8.1", "pip install 'grandrounds[flare]'")
+    assert_bad(found, "nvflare 2.8.1", install_command("flare"))
 
 
 def test_the_disk_must_hold_the_states_of_a_run(

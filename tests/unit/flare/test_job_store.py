@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,24 @@ def test_a_run_that_had_finished_is_its_job_s_result_without_states(server: Lost
     assert names == {"log.txt", "run/journal.jsonl", "run/scores.csv", "run/study.toml"}
     assert not (server.kit.folder / JOB).exists()
     assert settle_lost_jobs(server.kit) == {}
+
+
+def test_a_stored_job_that_names_a_module_in_the_kit_is_abandoned_and_the_module_not_run(
+    server: LostServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.finish()
+    folder = server.kit.folder
+    (folder / "evil.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('harm').touch()\n"
+    )
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    path = folder / "made" / "tiny" / "app" / "config" / "study.toml"
+    path.write_text(path.read_text().replace('"pflsynth"', '"evil:Evil"'))
+    archive = shutil.make_archive(str(folder / "changed"), "zip", folder / "made")
+    Path(archive).rename(server.stored / "data")
+    assert settle_lost_jobs(server.kit) == {JOB: ABANDONED}
+    assert not (folder / "harm").exists()
 
 
 def test_a_result_that_was_stored_already_stays_as_it_is(server: LostServer):

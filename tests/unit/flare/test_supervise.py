@@ -54,6 +54,7 @@ class Server:
         *,
         resume: bool,
         accept_changes: bool,
+        survey: bool,
         token: str,
     ) -> str:
         assert not accept_changes

@@ -19,7 +19,7 @@ from grandrounds.inference.export import FORMATS, Format, export_program, write_
 from grandrounds.inference.monai_bundle import INTENDED_USE, export_bundle
 from grandrounds.inference.predictor import Predictor, predictor_for
 from grandrounds.inference.trained_model import TrainedModel, load_trained_model
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.file import parse_study, read_study, read_table
 from grandrounds.study.study import Study
@@ -107,6 +107,7 @@ GENERATORS = {
     "batch norm": ('task.norm="batch"',),
     "reflected edges": ('task.padding="reflect"',),
     "equalised": ("task.equalised=true",),
+    "blocks in the branch": ('task.block_place="branch"',),
 }
 
 
@@ -157,6 +158,7 @@ def test_a_contrast_that_only_other_sites_have_is_no_input():
 
 ARMS = {
     "private parts": (),
+    "blocks in the branch": ('task.block_place="branch"',),
     "the merged model at the sites": ('topology.kind="swarm"',),
     "personal models": ('method.kind="ditto"',),
     "fine-tuned models": ('method.kind="fedavg"', "training.fine_tune=1"),
@@ -406,5 +408,5 @@ def test_a_format_without_its_packages_says_what_to_install(
     form = replace(FORMATS["onnx"], needs=("onnx", "no_such_package"))
     monkeypatch.setitem(FORMATS, "onnx", form)  # pyright: ignore[reportArgumentType]
     inference = predictor_for(untrained(tiny(sites=2)), "T1w->T2w")
-    with pytest.raises(BadInput, match=r"needs no_such_package; .* 'grandrounds\[export\]'"):
+    with pytest.raises(BadInput, match=r"needs no_such_package; .* install .*\[export\]"):
         export_program(inference, "onnx", tmp_path / "model.onnx")

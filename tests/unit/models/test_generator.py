@@ -8,18 +8,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grandrounds.models.discriminator import build_discriminator, frozen
-from grandrounds.models.generator import Generator, GeneratorShape, build_generator
-from grandrounds.models.layers import (
-    Dropout,
-    InstanceNorm,
-    batch_norm_names,
-    channels_last,
-    normalise,
+from grandrounds.models.generator import (
+    BlockPlace,
+    Generator,
+    GeneratorShape,
+    build_generator,
 )
+from grandrounds.models.layers import Dropout, Padding, ResidualBlock
+from grandrounds.models.norms import batch_norm_names
 from grandrounds.models.personalisation import EqualisedLinear, Mapper, PersonalBlock
 
 CODES = torch.cat([torch.eye(4).repeat_interleave(2, 0), torch.eye(8)], dim=1)
 SMALL = GeneratorShape(code_size=12, width=8, blocks=3, latent=32)
+PLACES: tuple[BlockPlace, ...] = ("after", "branch")
+both_places = pytest.mark.parametrize("place", PLACES)
 
 
 @pytest.fixture(autouse=True)
@@ -158,10 +160,10 @@ def test_two_tasks_told_apart_by_the_code_only_are_learned():
     assert torch.all(own < 0.5 * other)
 
 
+@both_places
 @pytest.mark.parametrize("padding", ["reflect", "zero"])
-def test_a_batch_of_mixed_codes_equals_its_samples_one_by_one(padding: str):
-    shape = GeneratorShape(code_size=12, width=8, blocks=3, latent=32, padding=padding)  # pyright: ignore[reportArgumentType]
-    model = build_generator(shape, seed=0).eval()
+def test_a_batch_of_mixed_codes_equals_its_samples_one_by_one(padding: Padding, place: BlockPlace):
+    model = build_generator(replace(SMALL, padding=padding, block_place=place), seed=0).eval()
     sources, codes = noise(3, 1, 32, 24), CODES[[0, 3, 7]]
     with torch.no_grad():
         together = model(sources, codes)
@@ -189,22 +191,149 @@ def test_folded_personalisation_equals_the_plain_form(layout: torch.memory_forma
         torch.testing.assert_close(folded, plain, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_affine_instance_norm_equals_the_native_module(batch: int):
-    ours, native = InstanceNorm(4), nn.InstanceNorm2d(4, affine=True)
-    state = {"weight": noise(4), "bias": noise(4, seed=1)}
-    ours.load_state_dict(state)
-    native.load_state_dict(state)
-    features = noise(batch, 4, 8, 8).contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(ours(features), native(features))
+def styles_of(model: Generator) -> Tensor:
+    assert model.mapper is not None
+    return model.mapper(CODES)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_channels_last_survives_normalisation(batch: int):
-    image = channels_last(noise(batch, 1, 8, 8))
-    features = functional.conv2d(image, noise(4, 1, 3, 3), padding=1)
-    out = normalise(features, torch.ones(batch, 4), torch.zeros(batch, 4))
-    assert out.stride() == features.stride() == (256, 1, 32, 4)
+def test_without_channel_weights_a_block_can_do_all_that_it_does_with_them():
+    """One linear layer meets any scale and shift of as many codes as it has inputs, and a bias."""
+    model = build_generator(SMALL, seed=0)
+    with torch.no_grad():
+        styles = styles_of(model).double()
+        weighing = PersonalBlock(32, 8, equalised=False).double()
+        wanted = weighing(styles)
+        bare = PersonalBlock(32, 8, equalised=False, weighs=False).double()
+        values = torch.cat([wanted.scale - 1, wanted.shift], dim=1)
+        bare.get_parameter("affine.bias").zero_()
+        bare.get_parameter("affine.weight").copy_((torch.linalg.pinv(styles) @ values).T)
+        found = bare(styles)
+    assert wanted.scale.std() > 0.1
+    torch.testing.assert_close(found.scale, wanted.scale)
+    torch.testing.assert_close(found.shift, wanted.shift)
+
+
+def through_the_bottleneck(model: Generator, source: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the bottleneck of an image and what leaves it."""
+    names = list(model.stages())
+    first, behind = names.index("bottleneck_early.0"), names.index("decoder.0")
+    given = {"source": source} | ({"code": CODES[: len(source)]} if model.mapper else {})
+    with torch.no_grad():
+        entered = model.run(names[:first], given)
+        return entered["features"], model.run(names[first:behind], entered)["features"]
+
+
+def silence_the_bottleneck(model: Generator) -> None:
+    """Let its personalisation blocks multiply what they are given by zero."""
+    for block in model.personal[3 : 3 + model.shape.blocks]:
+        nn.init.zeros_(block.get_parameter("affine.weight"))
+        bias = block.get_parameter("affine.bias").detach()
+        bias[: len(bias) // 2] = -1
+
+
+@both_places
+def test_a_silent_block_in_the_branch_leaves_the_bottleneck_s_input_as_it_is(place: BlockPlace):
+    model = build_generator(replace(SMALL, block_place=place), seed=0).eval()
+    silence_the_bottleneck(model)
+    entered, left = through_the_bottleneck(model, noise(2, 1, 32, 32))
+    assert entered.abs().max() > 0
+    assert torch.equal(left, entered if place == "branch" else torch.zeros_like(entered))
+
+
+def test_in_the_branch_a_block_personalises_what_is_added_and_nothing_else():
+    model = build_generator(replace(SMALL, blocks=1, block_place="branch"), seed=0).eval()
+    entered, left = through_the_bottleneck(model, noise(2, 1, 32, 32))
+    stage, block = model.bottleneck_early[0], model.personal[3]
+    assert isinstance(stage, ResidualBlock)
+    assert isinstance(block, PersonalBlock)
+    with torch.no_grad():
+        added = plain_personalisation(stage.branch(entered), styles_of(model)[:2], block)
+    torch.testing.assert_close(left, entered + added)
+
+
+COSINES = {
+    "no blocks": (replace(SMALL, personalised=False), 0.33),
+    "after the sum, scale and shift": (replace(SMALL, channel_weights=False), 0.14),
+    "after the sum": (SMALL, 0.02),
+    "in the branch, scale and shift": (
+        replace(SMALL, channel_weights=False, block_place="branch"),
+        0.45,
+    ),
+    "in the branch": (replace(SMALL, block_place="branch"), 0.46),
+}
+
+
+@pytest.mark.parametrize(("shape", "cosine"), COSINES.values(), ids=COSINES)
+def test_how_much_of_its_input_a_bottleneck_passes_on_at_the_start(
+    shape: GeneratorShape, cosine: float
+):
+    """The cosine between input and output of the bottleneck of the small network."""
+    small = replace(shape, width=16, blocks=4, latent=128, padding="zero", dropout=0.0)
+    pairs = [
+        through_the_bottleneck(build_generator(small, seed=seed), noise(4, 1, 32, 32))
+        for seed in range(2)
+    ]
+    cosines = [functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean() for a, b in pairs]
+    assert torch.stack(cosines).mean().item() == pytest.approx(cosine, abs=0.04)
+
+
+def test_both_places_have_the_same_weights_and_make_other_images():
+    after, branch = (build_generator(replace(SMALL, block_place=p), seed=0) for p in PLACES)
+    assert list(after.state_dict()) == list(branch.state_dict())
+    assert after.stages() == branch.stages()
+    branch.load_state_dict(after.state_dict())
+    with torch.no_grad():
+        images = [m.eval()(noise(1, 1, 32, 32), CODES[:1]) for m in (after, branch)]
+    assert (images[0] - images[1]).abs().max() > 0.01
+
+
+def test_a_plain_generator_has_no_blocks_to_place():
+    plain = replace(SMALL, personalised=False)
+    images = [
+        build_generator(replace(plain, block_place=place), seed=0).eval()(
+            noise(1, 1, 32, 32), CODES[:1]
+        )
+        for place in PLACES
+    ]
+    assert torch.equal(*images)
+
+
+@both_places
+def test_stage_by_stage_a_generator_makes_the_same_image(place: BlockPlace):
+    model = build_generator(replace(SMALL, block_place=place), seed=0).eval()
+    source = noise(2, 1, 32, 32)
+    carried = {"source": source, "code": CODES[:2]}
+    with torch.no_grad():
+        for stage in model.stages():
+            carried |= model.run((stage,), carried)
+            if stage != "mapper":
+                carried.pop("source", None)
+        assert torch.equal(carried["output"], model(source, CODES[:2]))
+
+
+@both_places
+def test_gradients_reach_every_convolution_block_and_layer_of_the_mapper(place: BlockPlace):
+    learning = gradients_of(replace(SMALL, block_place=place))
+    ends = ("convolution.weight", "affine.weight", "affine.bias")
+    weights = [n for n in learning if n.endswith(ends) or n.startswith("mapper.")]
+    assert len(weights) == 3 + 3 * 2 + 2 + 2 * 8 + 2 * 6
+    assert min(learning[name] for name in weights) > 1e-2
+
+
+def test_in_the_branch_the_block_undoes_the_scale_of_the_norm_before_it():
+    """After the sum it undoes the shift alone."""
+    after, branch = (gradients_of(replace(SMALL, block_place=place)) for place in PLACES)
+    for name in ("bottleneck_early.0.norm.weight", "bottleneck_late.0.norm.weight"):
+        assert after[name] > 1
+        assert branch[name] < 1e-3
+
+
+def gradients_of(shape: GeneratorShape) -> dict[str, float]:
+    """The norm of each weight's gradient at the start."""
+    model = build_generator(shape, seed=0)
+    (model(noise(2, 1, 32, 32), CODES[:2]) * noise(2, 1, 32, 32, seed=1)).sum().backward()
+    named = model.named_parameters()
+    return {name: 0.0 if p.grad is None else p.grad.norm().item() for name, p in named}
 
 
 def test_equalised_layers_start_as_spread_as_plain_ones():
@@ -247,9 +376,12 @@ def test_equal_seeds_build_equal_bits_and_leave_the_global_generator_alone():
     assert not torch.equal(first["mapper.layers.0.weight"], other["mapper.layers.0.weight"])
 
 
+@both_places
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (16, 36), (64, 64)])
-def test_sizes_that_are_multiples_of_four_come_back_as_images(height: int, width: int):
-    model = build_generator(SMALL, seed=0)
+def test_sizes_that_are_multiples_of_four_come_back_as_images(
+    height: int, width: int, place: BlockPlace
+):
+    model = build_generator(replace(SMALL, block_place=place), seed=0)
     image = model(noise(2, 1, height, width), CODES[:2])
     assert image.shape == (2, 1, height, width)
     assert image.dtype == torch.float32
@@ -318,8 +450,9 @@ def test_dropout_does_nothing_in_evaluation_or_at_rate_zero():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler uses what torch deprecates
-def test_compiled_networks_compute_what_eager_ones_do():
-    model = build_generator(replace(SMALL, blocks=1), seed=0)
+@both_places
+def test_compiled_networks_compute_what_eager_ones_do(place: BlockPlace):
+    model = build_generator(replace(SMALL, blocks=1, block_place=place), seed=0)
     compiled = torch.compile(model, fullgraph=True)
     source = noise(2, 1, 16, 16)
     images: list[Tensor] = []

@@ -8,7 +8,7 @@ from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor
 
 from grandrounds.core.weights import digest
-from grandrounds.models.layers import batch_norm_names
+from grandrounds.models.norms import batch_norm_names
 from grandrounds.models.segmentation_unet import UNet, UNetShape, build_unet, slid
 
 SMALL = UNetShape(inputs=2, outputs=3, channels=(4, 6, 8))

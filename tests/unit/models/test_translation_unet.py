@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from grandrounds.core.device import autocast
 from grandrounds.core.weights import digest
-from grandrounds.models.layers import batch_norm_names
+from grandrounds.models.norms import batch_norm_names
 from grandrounds.models.translation_unet import (
     AdaptiveNorm,
     PlainInstanceNorm,

@@ -15,7 +15,7 @@ from grandrounds.core.events import RoundFinished, RunFinished
 from grandrounds.core.journal import read_journal
 from grandrounds.report.cards.write import write_cards
 from grandrounds.runs.arms import ArmChoice
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import example, read_table
 from tests.helpers.command import loaded_by
 from tests.helpers.federation import rows, tiny
@@ -164,6 +164,9 @@ def test_digests_bytes_and_counts_are_the_run_s(finished: Path, tmp_path: Path):
         up, down = (sum(int(row[word]) for row in told) for word in ("bytes_up", "bytes_down"))
         assert (site, f"{up:,}", f"{down:,}") in shown
     assert ("alder", "simulated", "2 / 1 / 2", "2 / 1 / 2", "8 / 4 / 8") in table_rows(sheet)
+    steps = str(2 * int(tested))  # two a round, side by side
+    assert ("a site's own steps for the tested model", steps) in shown
+    assert ("steps in a row of the tested model", steps) in shown
 
 
 @pytest.mark.slow

@@ -95,7 +95,8 @@ def test_many_arms_are_printed_as_rows(tmp_path: Path, capsys: pytest.CaptureFix
     write_comparison(tmp_path, [*ARMS, *more], seeds=SEEDS)
     (run_folder(tmp_path, "m1", 8) / "scores.csv").unlink()
     lines = printed(tmp_path, capsys).splitlines()
-    [row] = [line for line in lines if "M1" in line]
+    row, costs = [line for line in lines if "M1" in line]
+    assert "720 │      720 │     22.0 s │ 137.0 MB" in costs
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         *("M1", "22.15", "24.50", "21.30", "19.90", "22.90", "1"),
     ]

@@ -16,7 +16,7 @@ from grandrounds.report.analysis.facts import Facts, read_facts
 from grandrounds.report.page.html import write_report
 from grandrounds.report.prose import sentences as verdicts
 from grandrounds.report.prose.summary import summary_sentences
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import example, read_study
 from tests.helpers.run_folders import ALONE_PLAIN, FEDAVG, Plan, run_folder, write_arms, write_run
 
@@ -199,3 +199,54 @@ def test_seeds_of_one_class_have_no_auc(tmp_path: Path):
     write_arms(tmp_path, [FEDAVG], seeds=(7, 8))
     arm = read_facts(tmp_path).arms[0]
     assert arm.discrimination["cedar", TASK] == Discrimination(0, 6, None)
+
+
+def segmented(folder: Path, cases: Iterable[tuple[str, float, float]], plan: Plan) -> Path:
+    """Write a run of a segmentation, with these patients, their Dice and share of empty masks."""
+    write_run(folder, replace(plan, sites=("alder",)))
+    text = (folder / "study.toml").read_text().replace("synthesis", "segmentation")
+    (folder / "study.toml").write_text(text)
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(SCORE_COLUMNS)
+        for patient, dice, empty in cases:
+            values = {"dice": dice} | ({"empty": empty} if empty else {})
+            for name, value in values.items():
+                row = (plan.name, plan.seed, "alder", patient, "1", "T1w->lesion", name, value, 10)
+                writer.writerow(row)
+    return folder
+
+
+EMPTIED = [("p1", 1.0, 1.0), ("p2", 1.0, 1.0), ("p3", 0.0, 0.5), ("p4", 0.6, 0.0), ("p5", 0.4, 0.0)]
+
+
+def test_cases_with_an_empty_structure_are_counted_and_scored_beside_the_others(tmp_path: Path):
+    """ivadomed/ms-challenge-2021#23: a Dice of 1 for rightly nothing says nothing of outlines."""
+    segmented(run_folder(tmp_path, "fedavg"), EMPTIED, FEDAVG)
+    all_empty = [("p1", 1.0, 1.0), ("p2", 0.0, 1.0)]
+    segmented(run_folder(tmp_path, "local-plain"), all_empty, ALONE_PLAIN)
+    write_arms(tmp_path, (FEDAVG, ALONE_PLAIN))
+    first, second = (arm.empty for arm in read_facts(tmp_path).arms)
+    assert first
+    assert (len(first.empty), first.total, first.mean) == (3, 5, pytest.approx(2 / 3))
+    assert first.mean_of_others == pytest.approx(0.5)
+    assert second
+    assert second.mean_of_others is None
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "<td>3 of 5</td><td>0.67</td><td>0.50</td>" in page
+    assert "<td>2 of 2</td><td>0.50</td><td>no case</td>" in page
+
+
+def test_seeds_are_put_together_where_cases_are_empty(tmp_path: Path):
+    for seed in (7, 8):
+        plan = replace(FEDAVG, seed=seed)
+        segmented(run_folder(tmp_path, "fedavg", seed), EMPTIED, plan)
+    write_arms(tmp_path, (FEDAVG,), seeds=(7, 8))
+    [arm] = read_facts(tmp_path).arms
+    assert arm.empty
+    assert (len(arm.empty.empty), arm.empty.total) == (6, 10)
+
+
+def test_a_page_without_empty_structures_speaks_of_none(tmp_path: Path):
+    segmented(tmp_path / "run", [("p1", 0.5, 0.0)], FEDAVG)
+    assert "empty structure" not in write_report(tmp_path / "run").read_text("utf-8")

@@ -12,6 +12,7 @@ import pytest
 
 from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import Event, Failed, RoundFinished, SiteTested, SiteTrained
+from grandrounds.core.extras import install_command
 from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.report.tracking.tracker import (
     check_trackers,
@@ -22,7 +23,7 @@ from grandrounds.report.tracking.tracker import (
     runs_in,
     tracked,
 )
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import example
 from tests.helpers.command import inside, loaded_by
 from tests.helpers.federation import rows, tiny
@@ -278,8 +279,9 @@ def test_a_run_without_a_site_has_a_name_of_its_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        ("wandb:home", "tracker 'wandb:home': write mlflow:sqlite:///PATH.db"),
+        ("aim:home", "tracker 'aim:home': write mlflow:sqlite:///PATH.db"),
         ("tensorboard", "tracker 'tensorboard': write mlflow:sqlite:///PATH.db"),
+        ("wandb:offline:", "tracker 'wandb:offline:': write mlflow:sqlite:///PATH.db"),
         ("mlflow:runs", "write mlflow:sqlite:///runs.db, or set MLFLOW_ALLOW_FILE_STORE=true"),
     ],
 )
@@ -288,7 +290,7 @@ def test_a_tracker_that_cannot_be_is_refused_in_one_sentence(uri: str, sentence:
         check_trackers([uri])
 
 
-@pytest.mark.parametrize("kind", ["mlflow", "tensorboard"])
+@pytest.mark.parametrize("kind", ["mlflow", "tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_names_what_to_install(
     kind: str,
     tmp_path: Path,
@@ -302,7 +304,7 @@ def test_a_tracker_that_is_not_installed_names_what_to_install(
     assert done.code == 2
     assert done.err == (
         f"grandrounds: tracker '{uri}': {kind} is not installed; "
-        f"pip install 'grandrounds[{kind}]' installs it\n"
+        f"install it with {install_command(kind)}\n"
     )
     assert not (tmp_path / "run").exists()
 
@@ -336,6 +338,6 @@ def test_an_address_is_shown_without_its_password():
 
 
 def test_trackers_are_loaded_only_where_they_are_asked_for():
-    heavy = {"torch", "mlflow", "tensorboard", "monai"}
+    heavy = {"torch", "mlflow", "tensorboard", "wandb", "monai"}
     assert not loaded_by("import grandrounds.report.tracking.tracker") & heavy
     assert not loaded_by("import grandrounds.cli") & heavy

@@ -12,7 +12,7 @@ from grandrounds.core.errors import BadFolder, BadStudy
 from grandrounds.core.events import Event, RunFinished, SiteTrained
 from grandrounds.runs.arms import ArmChoice, arms_of, check_equal, comparison_terms
 from grandrounds.runs.comparison import Comparison, ComparisonRun
-from grandrounds.study.file import example, read_table
+from grandrounds.study.file import example, parse_study, read_table, to_toml
 from tests.helpers.federation import synthesis_of
 
 TINY = read_table(example("tiny"))
@@ -39,6 +39,7 @@ def test_an_arm_leaves_the_others_alone():
     [
         ("fedavg", "FedAvg"),
         ("pflsynth:split=wide", "pFLSynth (wide)"),
+        ("fedavg:aggregation.cosines_every=2", "FedAvg"),
         ("local", "Local only (plain network)"),
         ("local:task.generator=personalised", "Local only (personalised network)"),
     ],
@@ -49,7 +50,9 @@ def test_an_arm_has_a_title_for_people(label: str, title: str):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(BadStudy, match="arm 'fedagv': no method 'fedagv'; known: fedavg"):
+    with pytest.raises(
+        BadStudy, match=r"arm 'fedagv': method\.kind = 'fedagv' is unknown; did you mean 'fedavg'"
+    ):
         ArmChoice("fedagv").study(TINY, [])
 
 
@@ -131,6 +134,16 @@ def test_seeds_and_left_out_sites_are_runs_of_their_own(tmp_path: Path):
         (),
         *((site,) for site in ("alder", "birch", "cedar", "elder")),
     }
+
+
+def test_a_relay_of_as_many_groups_as_sites_has_one_less_without_a_site(tmp_path: Path):
+    arms = arms_of(["pflsynth@relay:topology.groups=4", "pflsynth@relay:topology.groups=2"])
+    made = {arm: arm.study(TINY, []) for arm in arms}
+    cells = Comparison(tmp_path, made, leave_one_out=True).cells
+    groups = [study.topology.options["groups"] for study in cells.values()]
+    assert groups == [4, 3, 3, 3, 3, 2, 2, 2, 2, 2]
+    for study in cells.values():  # as whoever reads the run's folder again must be able to
+        assert parse_study(tomllib.loads(to_toml(study))) == study
 
 
 @pytest.mark.slow

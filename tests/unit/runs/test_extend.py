@@ -8,7 +8,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import State, save_state
 from grandrounds.runs.extend import Extension, extend, extension
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import read_study, to_toml
 from tests.helpers.federation import tiny
 

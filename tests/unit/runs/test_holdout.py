@@ -10,7 +10,7 @@ import torch
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.events import RunStarted
 from grandrounds.core.journal import read_journal
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.checks import notes
 from grandrounds.study.study import Study
 from grandrounds.tasks.synthesis.examples import ContrastPair, SiteTaskCode

@@ -23,6 +23,7 @@ from grandrounds.core.messages import (
     Merge,
     Reply,
     Request,
+    Survey,
     Tail,
     Train,
     Tune,
@@ -268,6 +269,7 @@ REFUSED: dict[str, tuple[StudyGuard, Request, tuple[str, ...]]] = {
         train(weights=MODEL | {"personal/body.weight": torch.ones(2, 3)}),
         (),
     ),
+    "statistics": (guard(), Survey(), ()),
     "what a task remembers": (
         guard(),
         train(weights=MODEL | {"memory/pool": torch.ones(2, 3)}),

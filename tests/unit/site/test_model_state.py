@@ -1,5 +1,7 @@
 """What a site keeps on its own disk."""
 
+from collections.abc import Generator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from grandrounds.core.errors import BadFolder
 from grandrounds.core.state import State
 from grandrounds.core.weights import Weights, digest
 from grandrounds.site import model_state as kept
-from grandrounds.site.model_state import PERSONAL, SiteStore
+from grandrounds.site.model_state import PERSONAL, ReadAhead, SiteStore
 from tests.helpers.damage import flip
 
 PRIVATE: Weights = {
@@ -106,3 +108,54 @@ def test_private_state_is_told_apart_by_its_names():
     personal = kept.personal_tensors(PRIVATE)
     assert list(personal) == ["generator.weight", "optimizer/generator/weight/step"]
     assert [t.item() for t in personal.values()] == [4.0, 5.0]
+
+
+@pytest.fixture
+def disk() -> Generator[Executor, None, None]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def reading(site: SiteStore, round: int, disk: Executor) -> ReadAhead:
+    ahead = ReadAhead()
+    ahead.begin(site.private, round, disk)
+    return ahead
+
+
+def test_what_was_read_ahead_is_taken_once(tmp_path: Path, disk: Executor):
+    site = SiteStore(tmp_path)
+    save(site, 1)
+    path = site.private.path(1)
+    ahead = reading(site, 1, disk)
+    read = ahead.take(path)
+    assert read is not None
+    assert digest(read) == digest(site.private.load(1)[0])
+    assert ahead.take(path) is None
+
+
+def test_what_was_read_ahead_is_left_where_the_round_was_saved_anew(tmp_path: Path, disk: Executor):
+    site = SiteStore(tmp_path)
+    save(site, 1)
+    ahead = reading(site, 1, disk)
+    other = {"w": tensor([1.0])}
+    site.save_private(1, other, digest(other), set())
+    assert ahead.take(site.private.path(1)) is None
+
+
+def test_another_round_is_not_taken_and_a_missing_one_not_read(tmp_path: Path, disk: Executor):
+    site = SiteStore(tmp_path)
+    save(site, 1, 2)
+    assert reading(site, 1, disk).take(site.private.path(2)) is None
+    assert reading(site, 3, disk).take(site.private.path(3)) is None
+
+
+def test_damage_that_was_read_ahead_is_told_when_it_is_needed(tmp_path: Path, disk: Executor):
+    site = SiteStore(tmp_path)
+    save(site, 1)
+    path = site.private.path(1)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    ahead = reading(site, 1, disk)
+    with pytest.raises(BadFolder, match="not what was saved"):
+        ahead.take(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from grandrounds.core.code import Code
 from grandrounds.core.errors import BadSite
 from grandrounds.study.acceptance import (
     Acceptance,
@@ -21,6 +22,11 @@ from grandrounds.study.acceptance import (
 from tests.helpers.certificates import Authority, new_key
 
 STUDY, ANOTHER = "a" * 64, "b" * 64
+CODE = (
+    Code("our_methods:MRMTL", "our-methods", "0.3.1", "5be1" * 16),
+    Code("monai.networks.nets:SegResNet", "monai", "1.6.1", "4337" * 16),
+)
+BEFORE = Path(__file__).with_name("accepted")  # as it was signed before code could be named
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +167,34 @@ def test_what_leaves_is_signed_in_words_and_a_changed_word_does_not_count(
     for changed in ((), policy[:1], (policy[0].replace("3", "9"), policy[1])):
         with pytest.raises(BadSite, match="not valid"):
             check_acceptance(replace(word, policy=changed), site="alder", study=STUDY, root=root)
+
+
+def test_an_acceptance_from_before_code_could_be_named_counts_and_is_written_to_the_same_bytes():
+    data = (BEFORE / "alder.json").read_bytes()
+    word = from_json(data)
+    check_acceptance(word, site="alder", study=STUDY, root=BEFORE / "rootCA.pem")
+    assert to_json(word) == data
+    assert word.statement.decode() == (
+        f"alder takes part in the study {STUDY} ({word.time})\n"
+        "in each of 3 rounds: the groups encoder\nno image, no path"
+    )
+
+
+def test_code_is_signed_in_words_and_other_code_does_not_count(
+    authority: Authority, root: Path, tmp_path: Path
+):
+    word = accept(STUDY, *authority.issue("alder", tmp_path), ("no image",), CODE)
+    assert word.statement.decode() == (
+        f"alder takes part in the study {STUDY} with\n"
+        f"  our_methods:MRMTL of our-methods 0.3.1 (SHA-256 {'5be1' * 16} of its files)\n"
+        f"  monai.networks.nets:SegResNet of monai 1.6.1 (SHA-256 {'4337' * 16} of its files)\n"
+        f"({word.time})\nno image"
+    )
+    assert from_json(to_json(word)) == word
+    check_acceptance(word, site="alder", study=STUDY, root=root)
+    for changed in ((), CODE[:1], CODE[::-1], (replace(CODE[0], version="0.3.2"), CODE[1])):
+        with pytest.raises(BadSite, match="not valid"):
+            check_acceptance(replace(word, code=changed), site="alder", study=STUDY, root=root)
 
 
 def test_acceptances_are_listed_and_one_is_withdrawn_by_its_first_digits(

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from grandrounds.algorithms.aggregation import Aggregation
 from grandrounds.core.errors import BadStudy
 from grandrounds.data.elements import Elements, Fractions
 from grandrounds.data.simulation.simulate import Patients, Scanner
@@ -170,11 +171,54 @@ METHODS: list[tuple[Study, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("study", "sentence"), [*COUNTS, *ELEMENTS, *SITES, *METHODS])
+def watched(
+    every: int = 5, method: str = "fedavg", topology: str = "star", sites: int = 2
+) -> Study:
+    each = tuple(replace(SITE, name=name) for name in ("alder", "birch")[:sites])
+    aggregation = Aggregation(cosines_every=every)
+    kinds = {"method": Choice(method), "topology": Choice(topology)}
+    return replace(STUDY, site=each, aggregation=aggregation, **kinds)  # pyright: ignore[reportArgumentType]
+
+
+COSINES: list[tuple[Study, str]] = [
+    (
+        watched(every=0),
+        "aggregation.cosines_every is 0; it must be 1 or more, or left out for never",
+    ),
+    (
+        watched(method="local"),
+        'aggregation.cosines_every would do nothing: method "local" sends no update; in a '
+        "comparison give it to the arms that do, for example fedavg:aggregation.cosines_every=5",
+    ),
+    *(
+        (
+            watched(topology=kind),
+            f'aggregation.cosines_every needs topology.kind = "star": over "{kind}" the '
+            "coordinator does not have the updates of all sites from one start side by side",
+        )
+        for kind in ("swarm", "cyclic")
+    ),
+    (
+        watched(sites=1),
+        "aggregation.cosines_every would do nothing: a single site has none to compare with",
+    ),
+]
+
+
+@pytest.mark.parametrize(("study", "sentence"), [*COSINES, *COUNTS, *ELEMENTS, *SITES, *METHODS])
 def test_a_study_is_refused_with_a_sentence(study: Study, sentence: str):
     with pytest.raises(BadStudy) as refused:
         complete(study)
     assert str(refused.value) == sentence
+
+
+def test_comparing_updates_is_no_other_way_to_average_and_a_note_says_that_it_is_done():
+    study = complete(watched(method="fedmedgan"))  # which refuses other aggregations for its option
+    best = replace(study, method=Choice("fedmedgan", {"broadcast": "best"}))
+    assert notes(complete(best))[0] == (
+        "the coordinator computes the cosines between the sites' updates, by parameter group, "
+        "every 5 rounds; they stand in the run folder and the report"
+    )
 
 
 def test_the_studies_that_the_refused_ones_differ_from_are_accepted():

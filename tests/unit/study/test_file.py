@@ -350,7 +350,7 @@ def variant(made: Table, rule: Table, value: Any) -> Table:
     if not found or not isinstance(value, dict):
         return rule
     kind = value.get("kind", "synthesis")
-    [named] = [v for v in found if v["properties"]["kind"]["const"] == kind]
+    [named] = [v for v in found if v["properties"]["kind"].get("const") == kind]
     return named
 
 
@@ -429,6 +429,14 @@ def test_a_window_survives_the_file_and_its_absence_leaves_the_fingerprint(tmp_p
     study = parse_study(table)
     (tmp_path / "study.toml").write_text(to_toml(study))
     assert read_study(tmp_path / "study.toml") == study
+
+
+def test_a_resolved_study_says_where_its_blocks_stand_if_it_has_any():
+    assert to_table(parse_study(base()))["task"]["block_place"] == "branch"
+    assert "block_place" not in to_table(parse_study(base(), ("method.kind=fedavg",)))["task"]
+    study = parse_study(base(), ("task.block_place=after",))
+    assert parse_study(tomllib.loads(to_toml(study))) == study
+    assert fingerprint(study) != fingerprint(parse_study(base()))
 
 
 @pytest.mark.parametrize("window", [[0], [0, 80, 100]])

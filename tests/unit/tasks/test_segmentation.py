@@ -16,7 +16,7 @@ from grandrounds.core.soundness import spoil_memory
 from grandrounds.core.weights import select
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import read_study
 from grandrounds.tasks import Segmentation
 from grandrounds.tasks.segmentation import (

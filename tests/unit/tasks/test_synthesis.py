@@ -10,6 +10,7 @@ from grandrounds.core.errors import BadSite
 from grandrounds.core.weights import digest, select
 from grandrounds.data.cohort import SPLITS, Cohort
 from grandrounds.data.elements import Elements
+from grandrounds.models.generator import GeneratorShape
 from grandrounds.site.training import Trainer
 from grandrounds.tasks import Synthesis
 from grandrounds.tasks.synthesis.examples import ContrastPair
@@ -334,6 +335,20 @@ def test_a_blank_batch_has_the_form_of_a_real_one():
         n: (t.shape, t.dtype) for n, t in real.items()
     }
     assert len(list(task.losses(task.build(1), blank))) == 2
+
+
+def shape_of_study(*overrides: str) -> GeneratorShape:
+    task = tiny(*overrides, sites=2).make_task()
+    assert isinstance(task, SynthesisTask)
+    assert isinstance(task.shape, GeneratorShape)
+    return task.shape
+
+
+def test_a_study_says_where_the_blocks_stand_and_parity_has_them_where_they_were_published():
+    assert shape_of_study().block_place == "branch"
+    assert shape_of_study("parity=true").block_place == "after"
+    assert shape_of_study("task.block_place=after").block_place == "after"
+    assert shape_of_study("parity=true", "task.block_place=branch").block_place == "branch"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from grandrounds.core.messages import CaseScore
 from grandrounds.core.weights import select
 from grandrounds.data.cohort import Cohort, Session
 from grandrounds.data.elements import Elements
-from grandrounds.runs.loop import run
+from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.site_data import open_sites
 from grandrounds.site.cut import cut_at
 from grandrounds.study.file import example, read_study

@@ -45,3 +45,6 @@ class Ditto(Method):
 
     def extra_work(self) -> str:
         return "each site trains two models, so twice the steps"
+
+    def epochs_at_site(self, epochs: int) -> int:
+        return 2 * epochs

@@ -9,9 +9,10 @@ from grandrounds.algorithms.method import Method, Need
 from grandrounds.core.state import State
 
 STEPS: Mapping[Need, str] = {  # what a step of the server's needs
-    "side by side": "its server step needs the mean of several updates, and here there is one "
-    "model and no mean",
+    "side by side": "its server steps by the mean of all sites' updates, and here no mean is of "
+    "sites that all train side by side",
     "whole network": "the server's part steps with every batch, and leaves no mean move to step by",
+    "rate of 1": "its server takes a step of its own",
     "common start": "its server steps from where all sites started",
 }
 

@@ -1,7 +1,7 @@
 """FedRep."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grandrounds.algorithms.method import LocalRound, Method, Need, Update, require_at_least
 from grandrounds.algorithms.sharing import Sharing
@@ -21,8 +21,9 @@ class FedRep(Method):
         return Sharing(private=("head",))
 
     def train(self, site: LocalRound) -> Update:
-        site.train(only="private", epochs=self.head_epochs)
-        return site.train(only="shared")
+        head = site.train(only="private", epochs=self.head_epochs)
+        rest = site.train(only="shared")
+        return replace(rest, steps=head.steps + rest.steps)  # one after the other, of one model
 
     def check(self) -> None:
         require_at_least(1, head_epochs=self.head_epochs)
@@ -36,3 +37,6 @@ class FedRep(Method):
     def extra_work(self) -> str:
         more = "1 more epoch" if self.head_epochs == 1 else f"{self.head_epochs} more epochs"
         return f"{more} in each round, of what stays alone"
+
+    def epochs_in_a_row(self, epochs: int) -> int:
+        return epochs + self.head_epochs

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from grandrounds.algorithms.aggregation import Rate
 from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.sharing import Sharing
 from grandrounds.core.errors import require
@@ -33,8 +34,11 @@ class PFLSynth(Method):
     patients, and `everything` these too; `share` names the parameter groups instead.
 
     site      as FedAvg
-    server    as FedAvg, of what is shared
+    server    w <- w + rate_g sum_k n_k / n (w_k - w), of what is shared; rate_g is measured for
+              each group of parameters (FedExP) where sites are averaged, and 1 elsewhere
     """
+
+    server_rate: ClassVar[Rate] = "measured"
 
     split: Literal["decoder", "paper", "bottleneck", "wide", "everything"] = "paper"
     share: tuple[str, ...] = ()

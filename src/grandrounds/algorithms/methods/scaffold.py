@@ -62,6 +62,7 @@ class Scaffold(Method):
             "to correct",
             "every site": "its control variates must hold every site's drift",
             "mean": "its control variates are means over the sites",
+            "rate of 1": "its server steps by method.rate",
         }
         if self.rate != 1:
             needs["common start"] = "its server steps from where all sites started"

@@ -135,6 +135,7 @@ def simulate_session(
         elements.contrasts,
         images,
         {name: mask.astype(np.uint8) for name, mask in masks.items()},
+        spacing=(2 * SLAB / max(slices - 1, 1), *elements.spacing),
     )
 
 

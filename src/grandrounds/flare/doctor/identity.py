@@ -42,12 +42,13 @@ def dates(party: Party) -> Finding:
     looks = party.kit.folder / LOOK / "startup" / "client.crt"
     others = [_certificate(looks)] if looks.exists() else []
     end = min(each.not_valid_after_utc for each in (own, authority, *others))
-    left = end - datetime.now(UTC)
+    now = datetime.now(UTC)
+    left = end - now
     if left.total_seconds() < 0:
         return bad(f"expired on {end:{_MINUTE}}", NEW_KIT)
     found = f"valid until {end:{_MINUTE}}, for {left.days} more days"
     if left < AHEAD:
-        all_end = end == authority.not_valid_after_utc
+        all_end = authority.not_valid_after_utc - now < AHEAD
         whole = "the authority's own ends: new kits for all (grandrounds federation provision)"
         return soon(found, whole if all_end else NEW_KIT)
     return ok(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from grandrounds.core.device import choose_device, num_cores, physical_memory
+from grandrounds.core.extras import install_command
 from grandrounds.flare.doctor.finding import GIB, Finding, Party, bad, ok, skipped
 from grandrounds.flare.job_store import BY_NVFLARE, store_of, stores
 from grandrounds.runs.costs import estimate, plan_run
@@ -26,7 +27,7 @@ def versions(_: Party) -> Finding:
     ours = [f"{name} {version(name)}" for name in ("grandrounds", "torch", "nvflare")]
     found = ", ".join([*ours, f"Python {platform.python_version()}"])
     if not version("nvflare").startswith(f"{NVFLARE}."):
-        return bad(found, "pip install 'grandrounds[flare]': it is made for nvflare 2.9")
+        return bad(found, f"{install_command('flare')}; it is made for nvflare {NVFLARE}")
     return ok(f"{found}; grandrounds and torch must be the same everywhere")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from grandrounds.core.code import check_signed_code
 from grandrounds.core.errors import BadSite
 from grandrounds.flare.doctor.finding import Finding, Party, bad, ok, skipped
 from grandrounds.flare.job import ALLOWED, REGISTRATION, SITE
@@ -12,6 +13,7 @@ from grandrounds.flare.provision import CODE
 from grandrounds.runs.site_data import open_sites
 from grandrounds.study.acceptance import check_acceptance, load_acceptance
 from grandrounds.study.file import fingerprint
+from grandrounds.study.installed import code_of_study
 from grandrounds.study.site_file import read_site
 from grandrounds.study.study import Study
 
@@ -74,7 +76,7 @@ def registration(party: Party) -> Finding:
 
 
 def acceptance(party: Party) -> Finding:
-    """Check that this site has signed this study. Raises `BadSite` for an invalid acceptance."""
+    """Check that this site has signed this study and the code that is here. Raises `BadSite`."""
     if excuse := _excuse(party):
         return excuse
     kit, study = party.kit, fingerprint(_study(party))
@@ -83,6 +85,7 @@ def acceptance(party: Party) -> Finding:
         mend = f"grandrounds site accept STUDY --kit {kit.folder}"
         return bad(f"study {study[:12]}... is not accepted", mend)
     check_acceptance(word, site=kit.name, study=study, root=party.authority)
+    check_signed_code(word.code, code_of_study(_study(party)), kit.name)
     return ok(f"study {study[:12]}... was accepted at {word.time}")
 
 

@@ -15,8 +15,10 @@ from typing import TypeAlias
 from grandrounds.core.events import RunStarted, SiteReady
 from grandrounds.core.names import POOLED
 from grandrounds.report.analysis.auc import Discrimination, merged
+from grandrounds.report.analysis.depth import Span, span
+from grandrounds.report.analysis.empty import EmptyCases, merged_empty
 from grandrounds.report.analysis.folder import ArmEntry, ArmRecord, StudyFile
-from grandrounds.report.analysis.metrics import METRICS, Metric
+from grandrounds.report.analysis.metrics import Metric, shown
 from grandrounds.report.analysis.run import Cell, Run, RunScores, run_of
 from grandrounds.report.analysis.statistics import Spread, interval, spread
 
@@ -59,7 +61,7 @@ class Arm:
         policy = next((run.policy for run in self.runs if run.policy), None)
         if policy is None or self.pooled:
             return False
-        return all(group.policy in ("private", "reset") for group in policy.groups)
+        return all(group.policy in ("private", "reset", "fixed") for group in policy.groups)
 
     @property
     def pooled(self) -> bool:
@@ -67,9 +69,19 @@ class Arm:
         return self.started.sites == (POOLED,)
 
     @property
+    def derived(self) -> bool:
+        """Tell whether the scores come from other arms' models, and nothing was trained."""
+        return self.runs[0].derived is not None
+
+    @property
+    def chosen(self) -> bool:
+        """Tell whether every site took the arm that validates best there."""
+        return any(run.derived and run.derived.chosen for run in self.runs)
+
+    @property
     def federated(self) -> bool:
         """Tell whether sites trained together, each with its own data."""
-        return not self.local and not self.pooled
+        return not self.local and not self.pooled and not self.derived
 
     @cached_property
     def ready(self) -> Mapping[str, SiteReady]:
@@ -92,8 +104,8 @@ class Arm:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics that were scored, the main one first."""
-        present = {metric for run in self.runs for *_, metric in run.scores}
-        return tuple(key for key in METRICS if key in present)
+        present = [metric for run in self.runs for *_, metric in run.scores]
+        return shown(present, own=self.study.own_task)
 
     def scored_tasks(self, site: str, metric: str) -> tuple[str, ...]:
         """Return the tasks of a site that have test scores."""
@@ -156,11 +168,44 @@ class Arm:
         found = {cell: [run.discrimination.get(cell) for run in self.runs] for cell in cells}
         return {cell: merged([one for one in each if one]) for cell, each in found.items()}
 
+    @cached_property
+    def empty(self) -> EmptyCases | None:
+        """Return the test cases with an empty structure, of all seeds; None where none has."""
+        return merged_empty([run.empty for run in self.runs])
+
     def auc(self, site: str) -> float | None:
         """Return a site's AUC, averaged over the tasks for which it is defined, or None."""
         found = [d.auc for (at, _), d in self.discrimination.items() if at == site]
         defined = [value for value in found if value is not None]
         return fmean(defined) if defined else None
+
+    @property
+    def local_steps(self) -> Span | None:
+        """Return a site's own steps for the tested model: the fewest and the most, all seeds."""
+        return span(n for run in self.runs for n in run.depth.local_steps.values())
+
+    @property
+    def steps_in_a_row(self) -> Span | None:
+        """Return the steps in a row of the tested model, over seeds; None where not known."""
+        return span(n for run in self.runs if (n := run.depth.in_a_row) is not None)
+
+    @property
+    def depth_allowed(self) -> int | None:
+        """Return how many steps in a row the arm's models may take; None where not known."""
+        found = [run.depth.allowed for run in self.runs]
+        return max((steps for steps in found if steps is not None), default=None)
+
+    @property
+    def wall_clock(self) -> float | None:
+        """Return the seconds of a run over sites, on average over seeds; None where not known."""
+        found = [run.depth.wall_clock for run in self.runs]
+        known = [seconds for seconds in found if seconds is not None]
+        return fmean(known) if known and len(known) == len(found) else None
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes that all sites sent and received, on average over seeds."""
+        return round(fmean(run.num_bytes for run in self.runs))
 
     @property
     def still_rising(self) -> bool:

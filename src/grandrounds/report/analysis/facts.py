@@ -10,7 +10,7 @@ from grandrounds.core.events import SiteReady
 from grandrounds.report.analysis.arm import Arm, arm_of
 from grandrounds.report.analysis.auc import Discrimination
 from grandrounds.report.analysis.folder import ArmEntry, read_runs
-from grandrounds.report.analysis.metrics import METRICS, Metric
+from grandrounds.report.analysis.metrics import Metric, metric_of, shown
 from grandrounds.report.analysis.statistics import Compared, PairedDifference, paired, together
 
 PLAIN = "FedAvg"  # the title of plain federated averaging in a journal
@@ -95,13 +95,15 @@ MANY = 6  # a chart has no room for more arms than these
 class Facts:
     """All numbers of a report, whose main arm is named `first`.
 
-    `arms` have started, `waiting` have not; `terms` are the terms of the comparison.
+    `arms` have started, `waiting` have not; `terms` are the terms of the comparison. Where the arms
+    are candidates of a `search`, and so not tested, its sentences say what was chosen.
     """
 
     arms: tuple[Arm, ...]
     waiting: tuple[ArmEntry, ...]
     first: str
     terms: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -142,8 +144,8 @@ class Facts:
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """Return the metrics of all arms, the main one first."""
-        present = set(chain.from_iterable(arm.metrics for arm in self.arms))
-        return tuple(metric for key, metric in METRICS.items() if key in present)
+        present = chain.from_iterable(arm.metrics for arm in self.arms)
+        return tuple(map(metric_of, shown(present, own=self.arms[0].study.own_task)))
 
     @property
     def main_metric(self) -> Metric | None:
@@ -202,14 +204,24 @@ class Facts:
             return None
         return spread.mean if metric.higher_is_better else -spread.mean
 
+    @property
+    def local_arms(self) -> tuple[Arm, ...]:
+        """Return the arms that training alone is judged by.
+
+        Where one was chosen by validation among the others, these are that one.
+        """
+        local = tuple(arm for arm in self.arms if arm.local)
+        return tuple(arm for arm in local if arm.chosen and arm.seeds) or local
+
     def best_local(self, site: str, metric: Metric) -> Arm | None:
         """Return the local-only arm with the best score at a site."""
+        arms = self.local_arms
         worth = {
             number: value
-            for number, arm in enumerate(self.arms)
-            if arm.local and (value := self.signed_mean(arm, site, metric)) is not None
+            for number, arm in enumerate(arms)
+            if (value := self.signed_mean(arm, site, metric)) is not None
         }
-        return self.arms[max(worth, key=lambda number: worth[number])] if worth else None
+        return arms[max(worth, key=lambda number: worth[number])] if worth else None
 
     def difference(self, arm: Arm, reference: Arm, site: str) -> PairedDifference | None:
         """Return how much better an arm is than another at a site, by the main metric."""
@@ -281,7 +293,7 @@ class Facts:
     @cached_property
     def best_local_arm(self) -> Arm | None:
         """Return the best local-only arm, by its mean over sites."""
-        return self._best([arm for arm in self.arms if arm.local])
+        return self._best(list(self.local_arms))
 
     def _best(self, arms: list[Arm]) -> Arm | None:
         metric = self.main_metric
@@ -296,6 +308,12 @@ class Facts:
             if None not in each
         }
         return arms[max(total, key=lambda number: total[number])] if total else None
+
+    @cached_property
+    def depths(self) -> Mapping[str, int]:
+        """Map the names of the tested arms to the steps in a row that their models may take."""
+        found = {arm.name: arm.depth_allowed for arm in self.arms if arm.steps_in_a_row}
+        return {name: steps for name, steps in found.items() if steps is not None}
 
     @cached_property
     def notable(self) -> tuple[Arm, ...]:
@@ -317,4 +335,4 @@ def read_facts(folder: Path) -> Facts:
     found = read_runs(folder)
     arms = tuple(arm_of(arm) for arm in found.arms if arm.runs)
     waiting = tuple(arm.entry for arm in found.arms if not arm.runs)
-    return Facts(arms, waiting, found.first, found.terms)
+    return Facts(arms, waiting, found.first, found.terms, found.search)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RunStarted
+from grandrounds.core.extensions import is_address
 from grandrounds.core.journal import Stamped, read_journal, without_superseded
 from grandrounds.core.names import check_name
 from grandrounds.core.quoting import original
@@ -96,6 +97,11 @@ class StudyFile:
     held_out: tuple[str, ...] = ()
     simulated: tuple[str, ...] = ()
 
+    @property
+    def own_task(self) -> bool:
+        """Tell whether the task is none of the house's, so that its scores have any name."""
+        return is_address(self.task)
+
     def is_variable(self, task: str) -> bool:
         """Tell whether a task's target is a variable of the patient, not drawn in the image."""
         return task.partition("->")[2] in self.variables
@@ -115,6 +121,23 @@ class CaseRow:
 
 
 @dataclass(frozen=True)
+class SiteChoice:
+    """The arm whose model a site took, and its validation score there, by which it was chosen."""
+
+    site: str
+    arm: str
+    validation: float | None
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How scores come from models of other arms; `chosen` is empty where no site had a choice."""
+
+    rule: str
+    chosen: tuple[SiteChoice, ...] = ()
+
+
+@dataclass(frozen=True)
 class ArmEntry:
     """An arm's name and title in a comparison."""
 
@@ -128,7 +151,8 @@ class RunRecord:
     """Everything that a report reads from one run's folder.
 
     `unseen` are scores at sites without which its model, or one trained for this purpose, was
-    trained; `crossed` maps a model's site to the model's scores at every site.
+    trained; `crossed` maps a model's site to the model's scores at every site. `derived` says where
+    the scores are from if nothing was trained for them.
     """
 
     study: StudyFile
@@ -140,6 +164,7 @@ class RunRecord:
     crossed: Mapping[str, tuple[CaseRow, ...]] = field(
         default_factory=dict[str, tuple[CaseRow, ...]]
     )
+    derived: Derivation | None = None
 
 
 @dataclass(frozen=True)
@@ -153,10 +178,14 @@ class ArmRecord:
 
 @dataclass(frozen=True)
 class Runs:
-    """The arms of a folder in order, and the `terms` of their comparison."""
+    """The arms of a folder in order, and the `terms` of their comparison.
+
+    Of a `search`, whose arms are not tested, these sentences say what was chosen, and by what.
+    """
 
     arms: tuple[ArmRecord, ...]
     terms: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
 
     @property
     def first(self) -> str:
@@ -166,11 +195,12 @@ class Runs:
 
 @dataclass(frozen=True)
 class Plan:
-    """The content of `arms.toml`: the arms, their seeds, and the terms."""
+    """The content of `arms.toml`: the arms, their seeds, the terms, and what a search says."""
 
     entries: tuple[ArmEntry, ...]
     seeds: tuple[int, ...]
     terms: tuple[str, ...]
+    search: tuple[str, ...] = ()
 
 
 def read_runs(folder: Path) -> Runs:
@@ -195,7 +225,7 @@ def _comparison(folder: ComparisonFolder) -> Runs:
         raise BadFolder(
             f"{folder.path / 'arms'}: none of the {len(plan.entries)} arms in arms.toml has started"
         )
-    return Runs(arms, plan.terms)
+    return Runs(arms, plan.terms, plan.search)
 
 
 def _arm(folder: ComparisonFolder, entry: ArmEntry, seeds: Iterable[int]) -> ArmRecord:
@@ -233,7 +263,7 @@ def read_plan(folder: ComparisonFolder) -> Plan:
         check_name(entry.name, f"{path}: arm", BadFolder)
     if not entries or not seeds:
         raise BadFolder(f"{path}: a comparison has at least one [[arm]] table and one seed")
-    return Plan(entries, seeds, tuple(table.get("terms", ())))
+    return Plan(entries, seeds, tuple(table.get("terms", ())), tuple(table.get("search", ())))
 
 
 def read_run(folder: RunFolder) -> RunRecord:
@@ -251,7 +281,25 @@ def read_run(folder: RunFolder) -> RunRecord:
         panels=tuple(panel for site in study.sites for panel in kept_panels(folder.site(site))),
         unseen=tuple(_cases(folder.unseen)),
         crossed=_crossed(folder.matrix),
+        derived=_derivation(folder.derived),
     )
+
+
+def _derivation(path: Path) -> Derivation | None:
+    """Read where a derived arm's scores are from; None for an arm that was trained."""
+    if not path.exists():
+        return None
+    try:
+        table = tomllib.loads(path.read_text())
+        chosen = tuple(
+            SiteChoice(str(site["name"]), str(site["title"]), site.get("validation"))
+            for site in table["site"]
+        )
+        return Derivation(str(table["rule"]), chosen)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise BadFolder(
+            f"{path}: cannot be read ({error}); remove it and give the comparison again"
+        ) from None
 
 
 def read_study_file(folder: RunFolder) -> StudyFile:

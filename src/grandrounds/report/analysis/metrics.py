@@ -1,5 +1,6 @@
 """The scores that a report can name, print and explain are listed here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -81,6 +82,23 @@ METRICS = {
 CASE_DATA = ("probability", "label")  # an AUC is computed from these; they are not scores
 WATCHED = ("log_score",)  # the negative log loss, which early stopping uses
 COUNTED = ("empty",)  # the share of a case's structures that its mask does not show
+
+
+def metric_of(key: str) -> Metric:
+    """Return what is known of a score; one of a task of one's own has its name alone."""
+    own = Metric(key, key, "", True, 0.005, "a score of the study's own task; higher is better.")
+    return METRICS.get(key, own)
+
+
+def shown(present: Iterable[str], *, own: bool) -> tuple[str, ...]:
+    """Return the scores that a page shows, the main one first.
+
+    Those of a task of one's `own` are in the order in which it gives them.
+    """
+    if own:
+        return tuple(dict.fromkeys(key for key in present if key not in CASE_DATA))
+    found = set(present)
+    return tuple(key for key in METRICS if key in found)
 
 
 def is_known(key: str) -> bool:

@@ -26,12 +26,15 @@ from grandrounds.core.events import (
     SiteValidated,
     StoppedEarly,
     TopologySet,
+    UpdatesCompared,
     WorkSet,
 )
 from grandrounds.core.journal import Traffic, absences, bytes_by_site
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.report.analysis.auc import Discrimination, discriminations
-from grandrounds.report.analysis.folder import CaseRow, KeptPanel, RunRecord, StudyFile
+from grandrounds.report.analysis.depth import Depth, depth_of
+from grandrounds.report.analysis.empty import EmptyCases, empty_cases
+from grandrounds.report.analysis.folder import CaseRow, Derivation, KeptPanel, RunRecord, StudyFile
 from grandrounds.report.analysis.metrics import METRICS, is_known
 
 
@@ -191,12 +194,16 @@ class Run:
     lost: tuple[RoundLost, ...]  # saved rounds that a resumed run could not use
     cycles: tuple[ForgettingCycle, ...]
     tuned: tuple[SiteTuned, ...]
+    compared: tuple[UpdatesCompared, ...]
+    depth: Depth
     scores: RunScores
     discrimination: Mapping[tuple[str, str], Discrimination]  # by (site, task)
+    empty: EmptyCases | None
     scored_rounds: tuple[int, ...]
     panels: tuple[KeptPanel, ...]
     unseen: RunScores
     crossed: Mapping[str, RunScores]
+    derived: Derivation | None
 
     @property
     def seed(self) -> int:
@@ -224,7 +231,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Return the sites' training time, added up."""
+        """Return the sites' training time, added up; `depth.wall_clock` is shorter."""
         return sum(work.seconds for work in self.work)
 
     @property
@@ -255,16 +262,20 @@ def run_of(folder: RunRecord) -> Run:
         absences=absences_of(events),
         lost=tuple(dict.fromkeys(_of(events, RoundLost))),
         cycles=cycles_of(_of(events, SiteMonitored), [number for number in rounds if number]),
+        depth=depth_of(events, folder.started.sites, planned=folder.started.rounds),
         tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
-        scores=_patient_means(folder.cases, folder.study.sites, RunFolder.scores),
+        compared=tuple(e for e in _of(events, UpdatesCompared) if e.round in rounds),
+        scores=_patient_means(folder, folder.cases, folder.study.sites, RunFolder.scores),
         discrimination=discriminations(folder.cases, folder.study),
+        empty=empty_cases(folder.cases),
         scored_rounds=tuple(sorted({case.round for case in folder.cases})),
         panels=folder.panels,
-        unseen=_patient_means(folder.unseen, everyone, RunFolder.unseen),
+        unseen=_patient_means(folder, folder.unseen, everyone, RunFolder.unseen),
         crossed={
-            model: _patient_means(cases, everyone, RunFolder.matrix)
+            model: _patient_means(folder, cases, everyone, RunFolder.matrix)
             for model, cases in folder.crossed.items()
         },
+        derived=folder.derived,
     )
 
 
@@ -294,11 +305,12 @@ def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
 
 
 def _patient_means(
-    cases: Iterable[CaseRow], sites: Sequence[str], table: str
+    folder: RunRecord, cases: Iterable[CaseRow], sites: Sequence[str], table: str
 ) -> dict[Cell, PatientScores]:
     values: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in cases:
-        if not is_known(case.metric) or case.site not in sites:
+        known = folder.study.own_task or is_known(case.metric)
+        if not known or case.site not in sites:
             raise BadFolder(
                 f"{table}: metric '{case.metric}' at site '{case.site}' is unknown; "
                 f"metrics: {', '.join(METRICS)}; sites of the study: {', '.join(sites)}"

@@ -19,9 +19,10 @@ from grandrounds.report.analysis.folder import (
     read_plan,
     read_run,
 )
-from grandrounds.report.analysis.metrics import METRICS, Metric
+from grandrounds.report.analysis.metrics import Metric, metric_of, shown
 from grandrounds.report.analysis.run import Run, RunScores, run_of
 from grandrounds.report.analysis.statistics import Spread, spread
+from grandrounds.report.prose.vocabulary import duration, own_steps, steps
 
 _Table: TypeAlias = Mapping[str, Any]
 
@@ -124,6 +125,22 @@ class CardFacts:
         return ending.digest if isinstance(ending, RunFinished) else "unknown"
 
     @property
+    def own_steps(self) -> str:
+        """Write a site's own steps for the tested model, from the fewest to the most."""
+        return own_steps(self.arm) if self.arm.local_steps else "unknown"
+
+    @property
+    def steps_in_a_row(self) -> str:
+        """Write how many steps the tested model took one after another."""
+        return steps(self.arm.steps_in_a_row) if self.arm.steps_in_a_row else "unknown"
+
+    @property
+    def wall_clock(self) -> str:
+        """Write how long the sites trained, side by side or in turn."""
+        seconds = self.arm.wall_clock
+        return "unknown" if seconds is None else duration(seconds)
+
+    @property
     def missed(self) -> Mapping[str, set[int]]:
         """Map each site that did not answer to the rounds that went on without it."""
         found: dict[str, set[int]] = {}
@@ -134,12 +151,12 @@ class CardFacts:
     @property
     def scores(self) -> list[Score]:
         """Return the test scores of every site, task and metric."""
-        return _scores(self.run.scores)
+        return self._scores(self.run.scores)
 
     @property
     def unseen(self) -> list[Score]:
         """Return the test scores of the sites that did not train."""
-        return _scores(self.run.unseen)
+        return self._scores(self.run.unseen)
 
     @cached_property
     def sites(self) -> Mapping[str, Score]:
@@ -160,19 +177,19 @@ class CardFacts:
         return found
 
     def _sites(self, arm: Arm) -> dict[str, Score]:
-        metric = METRICS[self.arm.metrics[0]] if self.arm.metrics else None
-        if metric is None:
+        if not self.arm.metrics:
             return {}
+        metric = metric_of(self.arm.metrics[0])
         found = {site: arm.site_spread(site, metric.key) for site in arm.study.sites}
         return {site: Score(site, "", metric, each) for site, each in found.items() if each}
 
-
-def _scores(scores: RunScores) -> list[Score]:
-    return [
-        Score(site, task, METRICS[key], spread(list(patients.values())))
-        for (site, task, key), patients in scores.items()
-        if key in METRICS
-    ]
+    def _scores(self, scores: RunScores) -> list[Score]:
+        told = shown((key for *_, key in scores), own=self.record.study.own_task)
+        return [
+            Score(site, task, metric_of(key), spread(list(patients.values())))
+            for (site, task, key), patients in scores.items()
+            if key in told
+        ]
 
 
 def totals(ready: Iterable[SiteReady], split: str) -> int:
@@ -219,5 +236,10 @@ def _finished(folder: RunFolder) -> RunRecord:
         raise BadFolder(
             f"{folder.path}: holds no finished run (no scores.csv), so there is nothing to put on "
             "a card; give a run's folder, or go on with the run (--resume) first"
+        )
+    if folder.derived.exists():
+        raise BadFolder(
+            f"{folder.path}: its scores are derived from other arms' models, so there is no model "
+            f"for a card; {folder.derived.name} names the arms"
         )
     return read_run(folder)

@@ -10,12 +10,13 @@ from grandrounds.core.files import write_text
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.analysis import cross_site
 from grandrounds.report.analysis.auc import MEANING
+from grandrounds.report.analysis.cosines import compared_updates
 from grandrounds.report.analysis.facts import MANY, Facts, read_facts
 from grandrounds.report.analysis.statistics import FEWEST, LEVEL
 from grandrounds.report.page import charts, style, tables
 from grandrounds.report.page.pictures import PanelRow, choices, panel_rows, panels_of, rule
 from grandrounds.report.page.tables import ArmRow
-from grandrounds.report.prose import generalisation, sentences, summary, vocabulary
+from grandrounds.report.prose import cosines, generalisation, sentences, summary, vocabulary
 from grandrounds.report.prose.sentences import no_pictures
 from grandrounds.report.prose.vocabulary import wording
 
@@ -69,6 +70,7 @@ def render_page(facts: Facts, *, include_images: bool = False) -> str:
         fewest=FEWEST,
         many=len(facts.arms) > MANY,
         auc_meaning=MEANING,
+        pieces="Items" if facts.arms[0].study.own_task else "Images",
         imaging=any(any(ready.slices.values()) for ready in facts.ready.values()),
         ramp=style.RAMP,
         tint=style.tint,
@@ -80,6 +82,11 @@ def render_page(facts: Facts, *, include_images: bool = False) -> str:
         standings=tables.standings(facts, metric) if metric else [],
         overview=tables.overview(facts, metric) if metric else [],
         costs=tables.costs(facts),
+        pulls=compared_updates(facts),
+        angles=cosines,
+        pull=style.pull,
+        full=style.FULL_PULL,
+        thinned=charts.thinned,
         generalisation=generalisation,
         cross_site=cross_site,
         crossings=cross_site.cross_site_matrices(facts),

@@ -17,6 +17,8 @@ from grandrounds.report.analysis.folder import Image, StoredPanel
 RAMP = ((255, 255, 255), (254, 224, 182), (241, 145, 75), (190, 54, 38), (84, 12, 36))
 ERROR_LIMITS = (0.1, 0.2, 0.3, 0.5, 1.0)
 TINT = (150, 198, 219)
+AGAINST = (244, 170, 112)
+FULL_PULL = 0.5  # the cosine from which on a background is as dark as it gets
 SAME = 1e-3  # closer greys are one structure
 WIDEST = 192  # pixels
 
@@ -61,8 +63,18 @@ def styles(facts: Facts) -> Mapping[str, Style]:
 
 def tint(share: float) -> str:
     """Return a background from white (0) to a blue (1) on which dark figures stay legible."""
-    red, green, blue = (round(255 + share * (end - 255)) for end in TINT)
+    return _between_white_and(TINT, share)
+
+
+def _between_white_and(colour: tuple[int, int, int], share: float) -> str:
+    red, green, blue = (round(255 + share * (end - 255)) for end in colour)
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def pull(cosine: float) -> str:
+    """Return a background from orange (against) over white (0) to blue (the same way)."""
+    end = TINT if cosine > 0 else AGAINST
+    return _between_white_and(end, min(1.0, abs(cosine) / FULL_PULL))
 
 
 def png(pixels: NDArray[np.uint8], palette: bytes = b"") -> str:

@@ -13,9 +13,12 @@ from grandrounds.report.page.style import Axis, axis
 from grandrounds.report.prose.vocabulary import (
     amount,
     display_name,
+    duration,
     level,
     operations,
+    own_steps,
     size,
+    steps,
     within,
 )
 
@@ -66,7 +69,10 @@ class Cost:
 
     arm: Arm
     parameters: str
+    local_steps: str
+    in_a_row: str
     moved: str
+    wall_clock: str
     seconds: float
     operations: str
 
@@ -182,7 +188,10 @@ def _cost(arm: Arm) -> Cost:
     return Cost(
         arm=arm,
         parameters=f"{parameters[0]:,}" if parameters else "not told",
-        moved=size(round(fmean(run.num_bytes for run in arm.runs))),
+        local_steps=own_steps(arm),
+        in_a_row=steps(arm.steps_in_a_row),
+        moved=size(arm.num_bytes),
+        wall_clock="not known" if arm.wall_clock is None else duration(arm.wall_clock),
         seconds=fmean(run.seconds for run in arm.runs),
         operations=operations(fmean(flops)) if flops else "not told",
     )

@@ -14,6 +14,8 @@ from grandrounds.report.paper.tables import (
     PaperRow,
     PaperRows,
     arms_table,
+    cost_row,
+    costs_table,
     pair_row,
     pairs_table,
     site_row,
@@ -54,6 +56,8 @@ def tables(facts: Facts) -> dict[str, bytes]:
         "arms.tex": arms_table(rows),
         "sites.tex": sites_table(rows),
         "pairs.tex": pairs_table(rows),
+        "costs.csv": _csv(cost_row(arm) for arm in rows.costs),
+        "costs.tex": costs_table(rows),
     }
     return {name: text.encode() for name, text in texts.items()}
 

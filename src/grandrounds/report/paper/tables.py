@@ -7,6 +7,7 @@ from itertools import combinations, groupby
 from typing import TypeAlias
 
 from grandrounds.report.analysis.arm import Arm, apart_by, worst_site
+from grandrounds.report.analysis.depth import Span
 from grandrounds.report.analysis.facts import Difference, Facts, against, arm_differences
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.statistics import (
@@ -81,6 +82,11 @@ class PaperRows:
         """Return every arm that is scored at all its sites, metric by metric."""
         return [row for metric in self.facts.metrics for row in _standings(self.facts, metric)]
 
+    @property
+    def costs(self) -> tuple[Arm, ...]:
+        """Return every arm that has started, as soon as one of them is scored."""
+        return self.facts.arms if self.facts.main_metric else ()
+
     @cached_property
     def sites(self) -> list[SiteScore]:
         """Return every arm's scores at every site and task, metric by metric."""
@@ -152,6 +158,7 @@ def standing_row(row: StandingRow) -> PaperRow:
         "best_minus_worst_site": row.apart,
         "sites_worse_than_local": row.worse_than_local,
         **_difference(row.behind),
+        **_depth(row.arm),
     }
 
 
@@ -181,6 +188,22 @@ def pair_row(row: ArmPair) -> PaperRow:
 
 def _named(arm: Arm) -> PaperRow:
     return {"arm": arm.name, "title": arm.title}
+
+
+def cost_row(arm: Arm) -> PaperRow:
+    """Return the columns of costs.csv; time and bytes are means over seeds."""
+    took = {"wall_clock_seconds": arm.wall_clock, "bytes": arm.num_bytes}
+    return {**_named(arm), **_depth(arm), **took}
+
+
+def _depth(arm: Arm) -> PaperRow:
+    own, row = arm.local_steps, arm.steps_in_a_row
+    return {
+        "local_steps_low": own.low if own else None,
+        "local_steps_high": own.high if own else None,
+        "steps_in_a_row_low": row.low if row else None,
+        "steps_in_a_row_high": row.high if row else None,
+    }
 
 
 def _ends(interval: Interval | None, prefix: str = "") -> PaperRow:
@@ -217,13 +240,16 @@ def arms_table(rows: PaperRows) -> str:
         *_worst(found, metric),
         _counts(found),
         *_behind(found),
+        [_steps(row.arm.local_steps) for row in found],
+        [_steps(row.arm.steps_in_a_row) for row in found],
     ]
     heads = ("Arm", f"Mean{_unit(metric)}", _INTERVAL, "SD over seeds", "Worst site", "Its mean")
     heads += ("Best $-$ worst", "Worse than local", "Difference", _INTERVAL, "$p$ (Holm)")
+    heads += ("Local steps", "Steps in a row")
     note = f"{NEEDS} Test {metric.label} over all sites, which count alike; {_better(metric)}."
     if hero := rows.facts.main_arm:
         note += f"\nDifference: {hero.title} minus the arm, above 0 the former is better."
-    return LatexTable("lrlrrlrrrlr", heads, tuple(zip(*columns, strict=True)), note).text()
+    return LatexTable("lrlrrlrrrlrrr", heads, tuple(zip(*columns, strict=True)), note).text()
 
 
 def _means(found: Sequence[StandingRow], metric: Metric) -> list[list[str]]:
@@ -263,6 +289,35 @@ def _behind(found: Sequence[StandingRow]) -> list[list[str]]:
         [interval_text(d.interval, decimals, signed=True) if d else "" for d in differences],
         [p_value_text(row.behind.corrected) if row.behind else "--" for row in found],
     ]
+
+
+def costs_table(rows: PaperRows) -> str:
+    """Write the steps of every arm's tested model, the wall-clock over sites and the bytes."""
+    if not rows.costs:
+        return ""
+    heads = ("Arm", "Local steps", "Steps in a row", "Wall-clock (s)", "Bytes (MB)")
+    note = (
+        f"{NEEDS} Steps: of the model tested, from the fewest to the most over sites and seeds.\n"
+        "Wall-clock: the slowest site of each group that trains side by side, all rounds; bytes: "
+        "sent and received\nby all sites. Both are means over seeds."
+    )
+    return LatexTable("lrrrr", heads, tuple(_cost(arm) for arm in rows.costs), note).text()
+
+
+def _cost(arm: Arm) -> tuple[str, ...]:
+    return (
+        escaped(arm.title),
+        _steps(arm.local_steps),
+        _steps(arm.steps_in_a_row),
+        "--" if arm.wall_clock is None else number(arm.wall_clock, 1),
+        number(arm.num_bytes / 1e6, 1),
+    )
+
+
+def _steps(found: Span | None) -> str:
+    if found is None:
+        return "--"
+    return str(found.low) if found.low == found.high else f"{found.low}--{found.high}"
 
 
 def sites_table(rows: PaperRows) -> str:

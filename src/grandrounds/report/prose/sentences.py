@@ -5,7 +5,9 @@ from statistics import fmean
 
 from grandrounds.core.events import Failed, Interrupted, RoundLost, RunFinished, StoppedEarly
 from grandrounds.report.analysis.arm import Arm
+from grandrounds.report.analysis.depth import span
 from grandrounds.report.analysis.facts import Facts
+from grandrounds.report.analysis.folder import Derivation, SiteChoice
 from grandrounds.report.analysis.metrics import Metric
 from grandrounds.report.analysis.run import Absence, Run, SiteWork
 from grandrounds.report.prose.vocabulary import (
@@ -17,6 +19,7 @@ from grandrounds.report.prose.vocabulary import (
     format_difference,
     join_words,
     level,
+    steps,
     wording,
 )
 
@@ -24,9 +27,15 @@ from grandrounds.report.prose.vocabulary import (
 def progress_sentence(arm: Arm) -> str:
     """Say how far an arm's runs are and how they ended, seed by seed where they differ."""
     said = [_progress(run) for run in arm.runs]
+    if arm.derived and len(set(said)) == 1 and not arm.waiting:
+        return said[0]
     if len(said) == 1 and not arm.waiting:
         return said[0]
-    if not arm.waiting and all(isinstance(run.ending, RunFinished) for run in arm.runs):
+    if (
+        not arm.waiting
+        and not arm.derived
+        and all(isinstance(run.ending, RunFinished) for run in arm.runs)
+    ):
         done = join_words([str(len(run.rounds)) for run in arm.runs])
         best = join_words([str(run.best_round) for run in arm.runs])
         return (
@@ -38,6 +47,8 @@ def progress_sentence(arm: Arm) -> str:
 
 
 def _progress(run: Run) -> str:
+    if run.derived:
+        return _derived(run, run.derived)
     rounds = f"{len(run.rounds)} of {counted(run.started.rounds, 'round')}"
     match run.ending:
         case RunFinished(best_round=best):
@@ -50,6 +61,22 @@ def _progress(run: Run) -> str:
             return f"Failed after {rounds}: {_failure(run.ending)}"
         case None:
             return f"Not finished: {rounds} done so far."
+
+
+def _derived(run: Run, found: Derivation) -> str:
+    """Say how scores come from other arms, and what each hospital took."""
+    said = [_taken(run, choice) for choice in found.chosen]
+    taken = f" {capital('; '.join(said))}." if said else ""
+    return f"Nothing was trained for it: {found.rule}.{taken}"
+
+
+def _taken(run: Run, choice: SiteChoice) -> str:
+    metric = wording(run.study.task).watched
+    if choice.validation is None:
+        why = "the first, as it has no patients to validate on"
+    else:
+        why = f"validation {level(choice.validation, metric)}"
+    return f"{display_name(choice.site)} took {choice.arm} ({why})"
 
 
 def unfinished(facts: Facts) -> list[str]:
@@ -79,6 +106,24 @@ def still_rising(facts: Facts) -> str:
         f"{few(titles)} validated best in the last round, so the scores were still rising when "
         "training ended. More rounds could change the result."
     )
+
+
+def unequal_depth(facts: Facts) -> str:
+    """Say that arms differ in the steps in a row that their models may take; empty if none do."""
+    depths = facts.depths
+    if len(set(depths.values())) < 2:
+        return ""
+    least, most = (_so_deep(facts, choose(depths.values())) for choose in (min, max))
+    return (
+        "The arms were not compared at equal depth. Steps in a row of the model tested: "
+        f"{least}; {most}. A model that takes more steps in a row may score better for that alone."
+    )
+
+
+def _so_deep(facts: Facts, depth: int) -> str:
+    arms = [arm for arm in facts.arms if facts.depths.get(arm.name) == depth]
+    found = span(end for a in arms if (s := a.steps_in_a_row) for end in (s.low, s.high))
+    return f"{steps(found)} with {few([arm.title for arm in arms], most=3)}"
 
 
 def simulated(facts: Facts) -> str:
@@ -139,12 +184,15 @@ POLICIES = {
     "shared": "Travels each round",
     "partly shared": "travels in part",
     "reset": "starts anew in every round, at each hospital",
+    "fixed": "is the same at every hospital and never changes",
     "private": "stays at the hospital",
 }
 
 
 def policy_sentence(arm: Arm) -> str:
     """Say which parts of the model travel, which stay, and which start anew."""
+    if arm.derived:
+        return ""
     if arm.local:
         return "Nothing travels: each hospital trains its own model."
     if arm.pooled:

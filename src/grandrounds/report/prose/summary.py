@@ -29,8 +29,11 @@ TESTS = "Wilcoxon signed-rank tests"
 def summary_sentences(facts: Facts) -> list[str]:
     """Say the result in plain words, then who gains, the worst site, and what stays open.
 
-    Before the main arm is tested at every site, they say how far each arm is.
+    Before the main arm is tested at every site, they say how far each arm is; of a search, whose
+    arms are never tested, what was chosen.
     """
+    if facts.search:
+        return list(facts.search)
     hero, metric = facts.main_arm, facts.main_metric
     if hero is None or metric is None or hero.overall(metric.key) is None:
         return ["There is no complete set of test scores yet.", *unfinished(facts)]

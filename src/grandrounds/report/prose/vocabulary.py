@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from grandrounds.core.extensions import is_address
+from grandrounds.report.analysis.arm import Arm
+from grandrounds.report.analysis.depth import Span
 from grandrounds.report.analysis.metrics import METRICS, Metric
 from grandrounds.report.analysis.statistics import LEVEL, Interval, PairedDifference
 
@@ -52,8 +55,8 @@ WORDINGS = {
 
 
 def wording(task: str) -> Wording:
-    """Return the words for a kind of task; plain ones where it has none of its own."""
-    return WORDINGS.get(task, Wording())
+    """Return the words for a kind of task; plain ones where it is none of the house's."""
+    return WORDINGS.get(task, Wording(pictures=not is_address(task)))
 
 
 TIED = "\u00a0"  # keeps a number and its unit on one line
@@ -101,6 +104,21 @@ def signed(difference: float, metric: Metric) -> str:
     rounded = f"{abs(difference):.{digits}f}"
     sign = "" if not float(rounded) else "+" if difference > 0 else MINUS
     return f"{sign}{rounded}"
+
+
+def steps(found: Span | None) -> str:
+    """Write a count of steps, or its range; "not known" where it is not."""
+    if found is None:
+        return "not known"
+    if found.low == found.high:
+        return f"{found.low:,}"
+    return f"{found.low:,} to {found.high:,}"
+
+
+def own_steps(arm: Arm) -> str:
+    """Write a hospital's own steps for the tested model; of pooled data there are all."""
+    found = steps(arm.local_steps)
+    return f"{found}, pooled" if arm.pooled and arm.local_steps else found
 
 
 def tick(value: float) -> str:

@@ -1,1 +1,1 @@
-"""Trackers log events to MLflow or TensorBoard, live or from a run's journal."""
+"""Trackers log events to MLflow, TensorBoard or W&B, live or from a run's journal."""

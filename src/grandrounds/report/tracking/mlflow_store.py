@@ -79,6 +79,9 @@ class MLflow:
         self._log_words({}, batch.tags)
         self._client.set_terminated(self._run, batch.status, _milliseconds(batch.moment))
 
+    def close(self) -> None:
+        """Do nothing: MLflow has all that it was sent."""
+
     def _log_words(self, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
         params = [Param(_allowed(name), word) for name, word in parameters.items()]
         for some in _in_parts(params, MOST_WORDS):

@@ -82,6 +82,9 @@ class TensorBoard:
         failed = {name: word for name, word in batch.tags.items() if name == "failed"}
         self._write(batch.round, batch.moment, Summary(), {"status": str(batch.status), **failed})
 
+    def close(self) -> None:
+        """Do nothing: each record was flushed."""
+
     def _write(self, round: int, moment: float, summary: Summary, texts: Mapping[str, str]) -> None:
         for name, word in texts.items():
             summary.MergeFrom(text_pb(name, word))

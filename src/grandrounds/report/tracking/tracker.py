@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias, cast
 
 from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import Event, Failed, Interrupted, RunStarted
+from grandrounds.core.extras import install_command
 from grandrounds.core.files import write_text
 from grandrounds.core.journal import Stamped, read_journal, without_superseded
 from grandrounds.core.names import check_name
@@ -27,7 +28,7 @@ _Tell: TypeAlias = Callable[[str], None]
 
 
 class Store(Protocol):
-    """A store of runs, such as MLflow or TensorBoard."""
+    """A store of runs, such as MLflow, TensorBoard or W&B."""
 
     def begin(self, beginning: Beginning) -> str:
         """Make a run, and return the key by which it is found again."""
@@ -43,6 +44,10 @@ class Store(Protocol):
 
     def end(self, batch: PointBatch) -> None:
         """Log how the run ended."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is open, if anything is."""
         ...
 
 
@@ -82,6 +87,10 @@ class Tracker:
 
     def close(self) -> bool:
         """Report what was not logged in the end; return whether all was."""
+        try:
+            self.store.close()
+        except Exception as error:  # as while it logs
+            self._warn(error)
         if self._waiting:
             self.tell(
                 f"{len(self._waiting)} rounds or results of {self.folder} are not in "
@@ -213,9 +222,16 @@ def _tensorboard(folder: str) -> Store:
     return TensorBoard(Path(folder))
 
 
+def _wandb(address: str) -> Store:
+    from grandrounds.report.tracking.wandb_store import WandB
+
+    return WandB(address)
+
+
 TRACKERS = {
     "mlflow": TrackerKind("mlflow:sqlite:///PATH.db or mlflow:http://HOST:PORT", _mlflow),
     "tensorboard": TrackerKind("tensorboard:DIR", _tensorboard),
+    "wandb": TrackerKind("wandb:PROJECT or wandb:offline:DIR", _wandb),
 }
 
 
@@ -223,13 +239,14 @@ def check_trackers(uris: Sequence[str]) -> None:
     """Raise `BadInput` for a tracker that is unknown or not installed; import nothing."""
     for uri in uris:
         kind, _, address = uri.partition(":")
-        if kind not in TRACKERS or not address:
+        if kind not in TRACKERS or not address or address == "offline:":
             known = "; ".join(each.example for each in TRACKERS.values())
             raise BadInput(f"tracker '{display_uri(uri)}': write {known}")
-        if find_spec(kind) is None:
+        found = find_spec(kind)
+        if found is None or found.origin is None:  # a folder of that name is no package
             raise BadInput(
                 f"tracker '{display_uri(uri)}': {kind} is not installed; "
-                f"pip install 'grandrounds[{kind}]' installs it"
+                f"install it with {install_command(kind)}"
             )
         _check_folder(uri, kind, address)
 
@@ -298,7 +315,7 @@ def runs_in(folder: Path) -> list[Path]:
     comparison = ComparisonFolder(folder)
     if not comparison.exists:
         return [folder]
-    found = [run.path for run in comparison.all_runs() if run.journal.exists()]
+    found = [run.path for run in comparison.all_trained() if run.journal.exists()]
     if not found:
         raise BadFolder(f"{folder}: none of its arms has begun, so there is nothing to track")
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -11,9 +11,14 @@ from torch import Generator, Tensor, nn
 
 from grandrounds.core.errors import BadSite, require
 from grandrounds.core.sentence import phrase
+from grandrounds.data.acquisition import ScanProtocol
 from grandrounds.data.cohort import Cohort
 from grandrounds.data.elements import Elements
+from grandrounds.data.protocol import NO_PROTOCOLS, Protocols
+from grandrounds.tasks.synthesis.protocol_code import SIZE, protocol_code
 from grandrounds.tasks.task import Batch, Case, Slice, check_contrasts, draw_index
+
+Codes: TypeAlias = Literal["both", "site", "task", "none", "protocol"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,16 @@ class SiteTaskCode:
     """Turns (site, pair) into the code that the mapper reads.
 
     It is the one-hots of site, source and target in a row. `codes` says which of them the network
-    gets; the others are zero. Dalmaz et al. 2024. With "direction" it is the one-hot of the pair
-    among `pairs`, without the site. The code of a site that is not among `sites` is the mean of
-    theirs; with a `reader`, that site's code is used for every site.
+    gets; the others are zero. Dalmaz et al. 2024. With "protocol" the codes of how source and
+    target were scanned stand in place of the site's, and a site's name plays no part. With
+    "direction" it is the one-hot of the pair among `pairs`, without the site. The code of a site
+    that is not among `sites` is the mean of theirs; with a `reader`, that site's code is used for
+    every site.
     """
 
     sites: tuple[str, ...]
     contrasts: tuple[str, ...]
-    codes: Literal["both", "site", "task", "none", "direction"] = "both"
+    codes: Codes | Literal["direction"] = "both"
     pairs: tuple[ContrastPair, ...] = ()
     reader: str = ""
 
@@ -58,18 +65,27 @@ class SiteTaskCode:
     def size(self) -> int:
         if self.codes == "direction":
             return len(self.pairs)
-        return len(self.sites) + 2 * len(self.contrasts)
+        return self._first + 2 * len(self.contrasts)
 
-    def code(self, site: str, pair: ContrastPair) -> Tensor:
-        """Return the code, (K,)."""
+    @property
+    def _first(self) -> int:
+        """Return how many values stand before the one-hots of source and target."""
+        return 2 * SIZE if self.codes == "protocol" else len(self.sites)
+
+    def code(self, site: str, pair: ContrastPair, protocols: Protocols = NO_PROTOCOLS) -> Tensor:
+        """Return the code, (K,); `protocols` say of contrasts how a session was scanned."""
         code = torch.zeros(self.size)
         if self.codes == "direction":
             code[self.pairs.index(pair)] = 1.0
         if self.codes in ("both", "site"):
             code[: len(self.sites)] = self._site_code(self.reader or site)
-        if self.codes in ("both", "task"):
-            code[len(self.sites) + self.contrasts.index(pair.source)] = 1.0
-            code[len(self.sites) + len(self.contrasts) + self.contrasts.index(pair.target)] = 1.0
+        if self.codes == "protocol":
+            scans = [protocols.get(c, ScanProtocol()) for c in (pair.source, pair.target)]
+            values = [value for scan in scans for value in protocol_code(scan)]
+            code[: self._first] = torch.tensor(values)
+        if self.codes in ("both", "task", "protocol"):
+            code[self._first + self.contrasts.index(pair.source)] = 1.0
+            code[self._first + len(self.contrasts) + self.contrasts.index(pair.target)] = 1.0
         return code
 
     def _site_code(self, site: str) -> Tensor:
@@ -188,7 +204,10 @@ class Slices:
             "source": images_BCHW[:, :1].contiguous(),
             "target": images_BCHW[:, 1:].contiguous(),
             "code": torch.stack(
-                [self.coding.code(s.visit.site, p) for s, p in zip(chosen, pairs, strict=True)]
+                [
+                    self.coding.code(s.visit.site, p, s.visit.session.protocols)
+                    for s, p in zip(chosen, pairs, strict=True)
+                ]
             ),
             "pair": torch.tensor(
                 [[contrasts.index(p.source), contrasts.index(p.target)] for p in pairs]

@@ -81,6 +81,7 @@ class ImagePool:
         return older
 
 
+Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # of images from their targets
 Translate: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # images and codes to images
 
 
@@ -135,18 +136,24 @@ class CycleLosses:
         yield "generator", total
 
 
+def absolute_distance(made: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute difference of images from their targets."""
+    return (made - target).abs().mean()
+
+
 @dataclass(frozen=True)
 class PairedLosses:
     """The weights of the two losses, and the guard of the generator's gradients from critics.
 
     `apart` gives a critic real and synthetic images in two batches, so that batch norm does not mix
-    their statistics.
+    their statistics. `distance` is what `l1` weighs.
     """
 
     adversarial: float
     l1: float
     guard: GradientGuard
     apart: bool
+    distance: Distance = absolute_distance
 
     def losses(
         self, critics: nn.ModuleDict, fake: Tensor, batch: Batch, judged: Mapping[str, Tensor]
@@ -159,7 +166,7 @@ class PairedLosses:
             yield f"critics.{name}", _critic_loss(*self._verdicts(critics[name], real, made))
         shown = torch.cat([source, self.guard(fake)], 1)
         adversarial = _realism_loss(critics, judged, shown)
-        distance = (to_float32(fake) - target).abs().mean()
+        distance = self.distance(to_float32(fake), target)
         yield "generator", self.adversarial * adversarial + self.l1 * distance
 
     def _verdicts(self, critic: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, name_in, name_starts
 from grandrounds.models.discriminator import Discriminator, build_discriminator
 from grandrounds.models.generator import Generator, GeneratorShape, build_generator
-from grandrounds.models.layers import Norm, batch_norm_names
+from grandrounds.models.imported import Imported
+from grandrounds.models.norms import Norm, batch_norm_names
 from grandrounds.models.translation_unet import (
     TranslationUNet,
     TranslationUNetShape,
@@ -59,7 +60,7 @@ def _rows(code_BK: Tensor) -> tuple[list[int], list[int]]:
     return [n for n, way in enumerate(there) if way], [n for n, way in enumerate(there) if not way]
 
 
-SynthesisNetwork: TypeAlias = Single | TwoWay
+SynthesisNetwork: TypeAlias = Single | TwoWay | Imported
 
 
 def build_network(shape: Shape, *, seed: int, two_way: bool) -> SynthesisNetwork:
@@ -94,6 +95,7 @@ class Translator(nn.Module):
 def groups_of(model: nn.Module) -> Mapping[str, Filter]:
     """Return the parameter groups of a translator; "all" excludes the critics."""
     assert isinstance(model, Translator)
+    assert not isinstance(model.generator, Imported), "its groups are the study's"
     head = list(model.generator.stages().values())[-1]
     groups = {name: name_starts(f"generator.{name}.") for name in GROUPS}
     critic = name_starts("critics.")

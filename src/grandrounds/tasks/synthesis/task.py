@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -10,15 +11,26 @@ from torch import Tensor, nn
 from grandrounds.core.device import to_float32
 from grandrounds.core.errors import require
 from grandrounds.core.messages import CaseScore
+from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights, name_starts
 from grandrounds.data.cohort import Cohort, SplitName
 from grandrounds.data.elements import Elements
-from grandrounds.models.generator import GeneratorShape
-from grandrounds.models.layers import Norm, own_statistics
+from grandrounds.models.generator import BlockPlace, GeneratorShape
+from grandrounds.models.imported import Imported
+from grandrounds.models.norms import Norm, own_statistics
 from grandrounds.models.translation_unet import TranslationUNetShape
 from grandrounds.tasks.metrics import gabor, mean_over_patients, nrmse, psnr, ssim
+from grandrounds.tasks.outside import (
+    Known,
+    Outside,
+    build_loss,
+    build_outside,
+    groups_from_outside,
+    loss_from_outside,
+)
 from grandrounds.tasks.synthesis.examples import (
     Augmentation,
+    Codes,
     ContrastPair,
     SiteTaskCode,
     Slices,
@@ -38,8 +50,9 @@ from grandrounds.tasks.synthesis.networks import (
     UNETS,
     Critics,
     Shape,
+    Single,
+    SynthesisNetwork,
     Translator,
-    TwoWay,
     build_network,
     groups_of,
     one_channel_each,
@@ -84,37 +97,47 @@ WEIGHTS = ("adversarial", "l1", "cycle", "identity", "critic_clip", "critic_nois
 
 
 @dataclass(frozen=True)
-class Synthesis:
+class Synthesis(Outside):
     """Options of the synthesis task; `model` = "small" changes the defaults to a network for CPUs.
 
     `generator` "auto" is the method's own: "personalised" for pflsynth, a U-Net for some, "plain"
     (the ResNet) for the others; `norm` "auto" is "batch" where a method is about batch norms.
-    `channel_weights` = false takes them out of the personalisation blocks. `critics` is one per
-    task or a single one; `adversarial` and `l1` weigh the generator's loss. `pairing` = "unpaired"
-    trains without pairs of images, by `cycle` and `identity` losses; a pool of `image_pool` older
-    images then stands in for half of the new ones that a critic is shown. `critic_clip` above 0
-    clips each image's gradient from its critic, and `critic_noise` adds noise to it (FedMed-GAN).
-    `masked` = "brain" scores inside the brain mask, too.
+    `channel_weights` = false takes them out of the personalisation blocks. `block_place` = "branch"
+    has the bottleneck's blocks in the residual branch, so that none normalises the residual sum;
+    in the published network ("after") each does. `codes` = "protocol" puts how source and target
+    were scanned (sequence, times, flip angle, field, voxels) in the place of the site's name, so
+    that equal protocols have equal codes. `critics` is one per task or a single one;
+    `adversarial` and `l1` weigh the generator's loss. `pairing` = "unpaired" trains without pairs
+    of images, by `cycle` and `identity` losses; a pool of `image_pool` older images then stands in
+    for half of the new ones that a critic is shown. `critic_clip` above 0 clips each image's
+    gradient from its critic, and `critic_noise` adds noise to it (FedMed-GAN). `masked` = "brain"
+    scores inside the brain mask, too.
     `equalised`, `dropout_at_evaluation` and `statistics_at_evaluation` are how the released
     pFLSynth code differs (`parity`): it never leaves training mode, so with "image" a batch norm
     normalises each image by its own statistics, and not by those that it has counted ("running").
+    `network` takes the place of the plain generator, beside the same critics, and `loss` that of
+    the mean absolute difference, which `l1` weighs.
     """
 
     metric: ClassVar[str] = "psnr"
     sizes: ClassVar[Mapping[str, Mapping[str, object]]] = {"small": SMALL_NETWORK}
+    replaced: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "network": ("width", "blocks", "padding", "dropout", "equalised", "dropout_at_evaluation")
+    }
 
     kind: Literal["synthesis"] = "synthesis"
     model: Literal["full", "small"] = "full"
     generator: Literal["auto", "personalised", "plain", "unet", "contrasts-unet", "coded-unet"] = (
         "auto"
     )
-    codes: Literal["both", "site", "task", "none"] = "both"
+    codes: Codes = "both"
     width: int = 64
     blocks: int = 9
     latent: int = 512
     mapper_layers: int = 6
     mapper_rate: float = 1.0
     channel_weights: bool = True
+    block_place: BlockPlace | None = None  # none: "branch", and "after" with parity
     unet_width: int = 32
     unet_levels: int = 4
     norm: Literal["auto", "instance", "batch"] = "auto"
@@ -147,6 +170,7 @@ class Synthesis:
         """Refuse options that no generator can be built with. Raises `BadStudy`."""
         require_counts(self, LEAST)
         check_shares(self, ("dropout", "flip"))
+        self._check_outside()
         for name in WEIGHTS:
             require(getattr(self, name) >= 0, f"task.{name} must be 0 or more")
         require(len(elements.contrasts) >= 2, "elements.contrasts must name two contrasts or more")
@@ -159,12 +183,34 @@ class Synthesis:
             {ContrastPair.parse(label) for labels in sites.values() for label in labels}
         )
 
+    def _check_outside(self) -> None:
+        require(
+            not self.network or (self.generator, self.pairing) == ("plain", "paired"),
+            'task.network takes the place of task.generator = "plain" with task.pairing = '
+            '"paired"; the other generators are built for their methods',
+        )
+        require(
+            not self.loss or self.pairing == "paired",
+            'task.loss needs task.pairing = "paired": without pairs there is no target',
+        )
+        self.check_outside(self.sizes.get(self.model))
+
     def _check_network(self, pairs: set[ContrastPair]) -> None:
         """Refuse options that exclude each other or have no effect."""
         require(
             self.channel_weights or self.generator == "personalised",
             "task.channel_weights = false would do nothing: only the personalised generator has "
             "channel weights",
+        )
+        require(
+            self.codes != "protocol" or self.generator == "personalised",
+            'task.codes = "protocol" would do nothing: only the personalised generator has a '
+            f'mapper that reads such a code, not "{self.generator}"',
+        )
+        require(
+            self.block_place is None or self.generator == "personalised",
+            f'task.block_place = "{self.block_place}" would do nothing: only the personalised '
+            f'generator has personalisation blocks in its bottleneck, not "{self.generator}"',
         )
         require(
             self.masked == "none" or self.crop == "none",
@@ -213,7 +259,7 @@ class Synthesis:
         if unpaired:
             distinct |= dict.fromkeys(pair.reversed for pair in distinct)
         coding = SiteTaskCode(tuple(sites), elements.contrasts, codes, tuple(distinct))
-        return SynthesisTask(self, coding, pairs, _parse(new_sites))
+        return SynthesisTask(self, coding, pairs, _parse(new_sites), size=tuple(elements.size))
 
 
 def _parse(sites: Labels) -> dict[str, tuple[ContrastPair, ...]]:
@@ -233,6 +279,7 @@ class SynthesisTask:
         default_factory=dict[str, tuple[ContrastPair, ...]]
     )
     pool: ImagePool = field(default_factory=lambda: ImagePool(0))
+    size: tuple[int, ...] = ()  # of a slice
 
     @property
     def metric(self) -> str:
@@ -255,14 +302,27 @@ class SynthesisTask:
     def norm(self) -> Norm:
         return "batch" if self.options.norm == "batch" else "instance"
 
+    @property
+    def known(self) -> Known:
+        return Known(2, 1, 1, self.size)
+
+    @property
+    def outside(self) -> Outside:
+        return self.options
+
     def build(self, seed: int) -> Translator:
-        two_way = self._unpaired and self.options.generator != CODED
-        generator = build_network(self.shape, seed=seed, two_way=two_way)
+        generator = self._generator(seed)
         o, names = self.options, self._critics()
         size = {"width": o.critic_width, "layers": o.critic_layers}
         return Translator(
             generator, self._critic_set.build(names, **size, norm=self.norm, seed=seed)
         )
+
+    def _generator(self, seed: int) -> SynthesisNetwork:
+        if self.options.network:
+            return build_outside(self.options, self.known, seed=seed_for(seed, "network"))
+        two_way = self._unpaired and self.options.generator != CODED
+        return build_network(self.shape, seed=seed, two_way=two_way)
 
     @property
     def _unpaired(self) -> bool:
@@ -330,7 +390,20 @@ class SynthesisTask:
     @property
     def _paired(self) -> PairedLosses:
         o = self.options
-        return PairedLosses(o.adversarial, o.l1, self._guard, apart=self.norm == "batch")
+        losses = PairedLosses(o.adversarial, o.l1, self._guard, apart=self.norm == "batch")
+        return replace(losses, distance=self._distance) if self._from_outside else losses
+
+    @cached_property
+    def _from_outside(self) -> nn.Module | None:
+        return build_loss(self.options)
+
+    def _distance(self, made: Tensor, target: Tensor) -> Tensor:
+        assert self._from_outside is not None, "only a study with a loss from outside asks for it"
+        return loss_from_outside(self.options, self._from_outside, made, target)
+
+    def distance(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the study's loss from outside."""
+        return self._distance(output, batch["target"])
 
     @property
     def _guard(self) -> GradientGuard:
@@ -356,6 +429,7 @@ class SynthesisTask:
     def stages(self, model: nn.Module) -> Mapping[str, Filter]:
         """Return the generator's stages, each with its personalisation block."""
         assert isinstance(model, Translator)
+        assert not isinstance(model.generator, Imported), "refused by the study's checks"
         stages = model.generator.stages()
         return {
             n: name_starts(*(f"generator.{p}" for p in prefixes)) for n, prefixes in stages.items()
@@ -368,7 +442,7 @@ class SynthesisTask:
 
     def run(self, model: nn.Module, stages: Sequence[str], carried: Weights) -> Weights:
         assert isinstance(model, Translator)
-        assert not isinstance(model.generator, TwoWay), "refused by the study's checks"
+        assert isinstance(model.generator, Single), "refused by the study's checks"
         return model.generator.run(stages, carried)
 
     def score(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -398,12 +472,17 @@ class SynthesisTask:
 
     def groups(self, model: nn.Module) -> Mapping[str, Filter]:
         """Return the parameter groups; critics belong to a site's tasks, so "all" excludes them."""
+        if isinstance(model, Translator) and isinstance(model.generator, Imported):
+            critic = {"critic": name_starts("critics.")}
+            return {**critic, **groups_from_outside(self.options, model.generator, "generator.")}
         return groups_of(model)
 
     def uses(self, site: str) -> Filter:
         """Return the filter of the generator and the critics of a site's tasks."""
         critics = self._critic_set.names(self._known.get(site, sum(self.pairs.values(), ())))
-        return name_starts("generator.", *(f"critics.{name}." for name in critics))
+        uses = name_starts("generator.", *(f"critics.{name}." for name in critics))
+        changes = self.options.changes
+        return lambda name: uses(name) and changes(name.removeprefix("generator."))
 
     def viewed_by(self, site: str) -> Self:
         """Return the task with this site's code for every case."""
@@ -455,6 +534,7 @@ def shape_of(options: Synthesis, coding: SiteTaskCode, norm: Norm) -> Shape:
         dropout=options.dropout,
         equalised=options.equalised,
         channel_weights=options.channel_weights,
+        block_place=options.block_place or "branch",
     )
 
 

@@ -1,13 +1,14 @@
-"""Progress bars on stderr show how far runs are; events update them."""
+"""Progress bars on stderr or in a notebook show how far runs are; events update them.
 
-from collections.abc import Generator
-from contextlib import contextmanager
+What is printed is printed as it is: rich reads brackets as markup and `:a:` as an emoji; a path or
+a name that is data may hold both.
+"""
+
 from dataclasses import fields
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,7 +19,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from grandrounds.core.errors import FailureCard, Stopped
+from grandrounds.api.notebook import NotebookProgress
+from grandrounds.core.errors import FailureCard
 from grandrounds.core.events import (
     Event,
     Failed,
@@ -50,41 +52,65 @@ VERBS: dict[type, str] = {
 _AT_ONCE = 6  # with more runs than these, only those that run are shown
 
 
-@contextmanager
-def resumable_interrupt(how: str) -> Generator[None, None, None]:
-    """Turn Ctrl-C into a sentence that says how to go on. Raises `Stopped`."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped; every finished round is saved. Give the same command again {how} to go on."
-        ) from None
+def plain_console(
+    *,
+    stderr: bool = False,
+    quiet: bool = False,
+    file: IO[str] | None = None,
+    width: int | None = None,
+) -> Console:
+    """Return a console that prints data as it is: no markup, no emoji, no colours of its own."""
+    return Console(
+        stderr=stderr,
+        quiet=quiet,
+        file=file,
+        width=width,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
 
 
 def warn(sentence: str) -> None:
     """Print a warning on stderr, even with --quiet."""
-    Console(stderr=True).print(f"warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    plain_console(stderr=True).print(f"warning: {sentence}", style="yellow", soft_wrap=True)
+
+
+def _column(text: str, *, style: str = "none", fold: bool = False) -> TextColumn:
+    """Return a column whose text is data, and so no markup."""
+    return TextColumn(
+        text,
+        style=style,
+        markup=False,
+        table_column=Column(overflow="fold") if fold else None,
+    )
 
 
 class ProgressBars:
     """One bar for each run: rounds done, time left, what runs, and the score so far.
 
     With more than a few `runs`, those that run are shown, below a bar for all of them. Nothing is
-    shown before something happens, so that no empty bar stands above a refusal.
+    shown before something happens, so that no empty bar stands above a refusal. A `silent` one
+    shows nothing at all, and warns of nothing.
     """
 
-    def __init__(self, console: Console, *, runs: int = 1) -> None:
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}", table_column=Column(overflow="fold")),
+    def __init__(self, console: Console, *, runs: int = 1, silent: bool = False) -> None:
+        kind = NotebookProgress if console.is_jupyter else Progress
+        self._progress = kind(
+            _column("{task.description}", style="bold", fold=True),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
+            _column("{task.fields[unit]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[score]}"),
-            TextColumn("[dim]{task.fields[doing]}"),
+            _column("{task.fields[score]}"),
+            _column("{task.fields[doing]}", style="dim"),
             console=console,
+            disable=silent,
         )
+        self._silent = silent
+        self._long = not console.is_jupyter  # lines that a terminal folds by itself
         self._rows: dict[str, TaskID] = {}
+        self._rounds: dict[str, int] = {}
         self._preparing: dict[str, TaskID] = {}
         self._scores: dict[str, str] = {}
         self._done: dict[str, int] = {}
@@ -114,14 +140,22 @@ class ProgressBars:
         self._progress.live.transient = not shown
         (self._progress if shown else self._progress.live).stop()  # the former adds a line
 
+    def note(self, sentence: str) -> None:
+        """Print what is allowed but may surprise."""
+        self._progress.console.print(f"note: {sentence}", style="yellow", soft_wrap=self._long)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=self._long)
+
     def prepare(self, site: str, done: int, total: int) -> None:
         """Show how many of a site's patients are prepared; where nobody looks, only say so."""
         if site not in self._preparing:
             title = f"preparing patients of {site}"
-            if not self._progress.console.is_terminal:
-                self._progress.console.print(title, markup=False, highlight=False)
+            if not (console := self._progress.console).is_terminal and not console.is_jupyter:
+                console.print(title)
             self._preparing[site] = self._progress.add_task(
-                escape(title), total=total, unit="patients", score="", doing=""
+                title, total=total, unit="patients", score="", doing=""
             )
         self._progress.update(self._preparing[site], completed=done, visible=done < total)
         self._progress.start()
@@ -129,7 +163,7 @@ class ProgressBars:
     def add(self, arm: str, title: str, rounds: int, *, done: bool = False) -> None:
         """Add an arm's bar before it starts, or as done already."""
         doing = "done before" if done else "waiting"
-        self._scores[arm], self._done[arm] = "", 0
+        self._scores[arm], self._done[arm], self._rounds[arm] = "", 0, rounds
         self._rows[arm] = self._progress.add_task(
             title,
             unit="rounds",
@@ -159,9 +193,9 @@ class ProgressBars:
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
                 self._count(arm, event.round)
             case PolicySet() | SiteMissed() | SiteJoined() | RoundLost():
-                self._say(arm, event)
+                self._tell(arm, event)
             case SiteReady():
-                self._note(event)
+                self._remark(event)
             case RoundFinished():
                 if event.score is not None:
                     self._scores[arm] = f"score {event.score:.4g}"
@@ -171,7 +205,7 @@ class ProgressBars:
                 self._progress.update(row, doing="done", visible=self._all is None)
                 self._progress.stop_task(row)
                 self._finished += 1
-                self._count(arm, int(self._progress.tasks[row].total or 0))
+                self._count(arm, self._rounds[arm])
             case _:
                 self._progress.update(row, doing=_doing(event))
 
@@ -186,27 +220,29 @@ class ProgressBars:
             self._progress.update(row, visible=True)
         self._progress.start()
 
-    def _say(self, arm: str, event: PolicySet | SiteMissed | SiteJoined | RoundLost) -> None:
+    def _tell(self, arm: str, event: PolicySet | SiteMissed | SiteJoined | RoundLost) -> None:
         """Print what is more than progress; that a round was lost is said even with --quiet."""
         match event:
             case PolicySet():
                 said = f"{arm}: {policy_line(event)}"
-                self._progress.console.print(said, markup=False, soft_wrap=True)
+                self._progress.console.print(said, soft_wrap=self._long)
             case SiteMissed():
-                self._progress.console.print(missed(event), style="yellow", markup=False)
+                self._progress.console.print(missed(event), style="yellow")
             case SiteJoined():
                 words = f"{event.site} joins in round {event.round}"
-                self._progress.console.print(words, markup=False)
-            case RoundLost():
+                self._progress.console.print(words)
+            case RoundLost() if not self._silent:
                 warn(f"{arm}: {lost(event)}")
+            case _:
+                pass
 
-    def _note(self, event: SiteReady) -> None:
+    def _remark(self, event: SiteReady) -> None:
         """Print once what is missing or odd at a site with data of its own."""
         for note in () if event.simulated else event.notes:
             if (event.site, note) not in self._noted:
                 self._noted.add((event.site, note))
                 words = f"site '{event.site}': {note}"
-                self._progress.console.print(words, style="yellow", markup=False, soft_wrap=True)
+                self._progress.console.print(words, style="yellow", soft_wrap=self._long)
 
     def _count(self, arm: str, round: int) -> None:
         """Advance the bar of all runs by the rounds that a run has done since."""
@@ -215,6 +251,14 @@ class ProgressBars:
         self._progress.advance(self._all, round - self._done[arm])
         self._done[arm] = round
         self._progress.update(self._all, doing=f"{self._finished} done")
+
+
+def progress_bars(progress: bool | Console, *, runs: int = 1) -> ProgressBars:
+    """Return the bars that a caller asked for: none, of a terminal or notebook, or on a console."""
+    if isinstance(progress, Console):
+        return ProgressBars(progress, runs=runs)
+    console = plain_console(stderr=True, quiet=not progress)
+    return ProgressBars(console, runs=runs, silent=not progress)
 
 
 def _doing(event: Event) -> str:

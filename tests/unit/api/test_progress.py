@@ -1,11 +1,15 @@
 """What people see while a run goes on."""
 
 import io
+import sys
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from grandrounds.cli.progress import ProgressBars
+from grandrounds.api.progress import ProgressBars, progress_bars
 from grandrounds.core.errors import BadSite
 from grandrounds.core.events import (
     Event,
@@ -13,6 +17,7 @@ from grandrounds.core.events import (
     GroupPolicy,
     PolicySet,
     RoundFinished,
+    RoundLost,
     SiteExchanged,
     SiteMissed,
     SiteMonitored,
@@ -32,7 +37,7 @@ def shown(*events: Event, colour: bool = False) -> str:
     file = io.StringIO()
     system = "truecolor" if colour else None
     with ProgressBars(
-        Console(file=file, width=200, force_terminal=colour, color_system=system)
+        Console(file=file, width=200, force_terminal=colour, color_system=system, markup=False)
     ) as bars:
         bars.add("arm", "FedAvg", 3)
         for event in events:
@@ -143,3 +148,99 @@ def test_a_bar_is_whole_at_80_columns():
     assert "\u2026" not in said
     assert "14/40 rounds" in said
     assert "elder trained" in said
+
+
+def finished(bars: ProgressBars) -> None:
+    with bars:
+        bars.note("odd")
+        bars.prepare("alder", 0, 2)
+        bars.add("arm", "FedAvg", 3)
+        bars.show("arm", RoundFinished(3, "ab", 0.5, 3, 0.1))
+        bars.show("arm", RoundLost("coordinator", 3, "its file is damaged"))
+
+
+def test_without_bars_nothing_is_printed_nor_warned_of(capfd: pytest.CaptureFixture[str]):
+    finished(progress_bars(False))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bars_are_printed_on_stderr(capfd: pytest.CaptureFixture[str]):
+    finished(progress_bars(True))
+    out, err = capfd.readouterr()
+    assert out == ""
+    for words in ("note: odd", "preparing patients of alder", "3/3 rounds", "is damaged"):
+        assert words in err
+
+
+def test_a_console_of_ones_own_is_printed_on():
+    file = io.StringIO()
+    finished(progress_bars(Console(file=file, width=100)))
+    assert "3/3 rounds" in file.getvalue()
+
+
+class Cell:
+    """What a notebook's cell shows: outputs, one of which may be drawn anew."""
+
+    def __init__(self) -> None:
+        self.outputs = list[dict[str, str]]()
+        self.drawn = 0
+
+    def display(self, shown: Any, *, raw: bool = False, display_id: bool = False) -> "Output":
+        self.outputs.append(shown if raw else shown._repr_mimebundle_([], []))
+        return Output(self, len(self.outputs) - 1)
+
+
+@dataclass(frozen=True)
+class Output:
+    cell: Cell
+    place: int
+
+    def update(self, shown: dict[str, str], *, raw: bool) -> None:
+        self.cell.outputs[self.place] = shown
+        self.cell.drawn += 1
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
+    """A cell of a notebook in which this process seems to run."""
+    cell = Cell()
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=cell.display))  # pyright: ignore[reportArgumentType]
+    return cell
+
+
+def test_a_notebook_has_one_output_of_bars_without_widgets_and_control_codes(
+    cell: Cell, capfd: pytest.CaptureFixture[str]
+):
+    finished(progress_bars(True))
+    [bars] = [each for each in cell.outputs if "FedAvg" in each["text/plain"]]
+    assert "3/3 rounds" in bars["text/plain"]
+    assert bars["text/html"].startswith("<pre")
+    assert not any("\x1b" in text for text in bars.values())
+    others = [each["text/plain"] for each in cell.outputs if each is not bars]
+    assert len(others) == 2
+    assert "odd" in others[0]
+    assert "is damaged" in others[1]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bars_of_a_notebook_are_drawn_a_few_times_a_second(cell: Cell):
+    with progress_bars(True) as bars:
+        bars.add("arm", "FedAvg", 1000)
+        for round in range(1, 1001):
+            bars.show("arm", RoundFinished(round, "ab", 0.5, 3, 0.1))
+    assert "1000/1000 rounds" in cell.outputs[0]["text/plain"]
+    assert 0 < cell.drawn < 100
+
+
+def test_a_notebook_is_left_empty_above_a_refusal_after_patients_were_prepared(cell: Cell):
+    with progress_bars(True) as bars:
+        bars.prepare("alder", 0, 2)
+        assert "preparing patients of alder" in cell.outputs[0]["text/plain"]
+    assert cell.outputs == [{"text/plain": ""}]
+
+
+def test_without_bars_a_notebook_shows_nothing(cell: Cell):
+    finished(progress_bars(False))
+    assert cell.outputs == []

@@ -1,0 +1,1 @@
+"""This package is the public Python API; `import grandrounds` has its names."""

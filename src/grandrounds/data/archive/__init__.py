@@ -1,0 +1,1 @@
+"""From a hospital's archive to a flat folder of volumes; nothing here leaves the site."""

@@ -1,0 +1,1 @@
+"""A site's volumes are prepared for training: one bias field less, one space, one grid."""

@@ -1,0 +1,35 @@
+"""The consortium's page in a real browser: it loads nothing, and lets everyone read it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from grandrounds.report.page.consortium import write_consortium
+from tests.helpers.browser import OVERFLOW, barriers, launched, opened
+from tests.unit.report.test_consortium import three, told
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = three(cedar=told("cedar", (12, 13), echo=10.0))
+    return write_consortium(found, tmp_path_factory.mktemp("page") / "page.html")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_overflows_and_axe_finds_no_barrier(browser: Browser, page: Path, width: int):
+    with opened(browser, page.as_uri(), width=width) as seen:
+        assert seen.page.evaluate(OVERFLOW) == 0
+        assert barriers(seen.page) == []
+        assert seen.complaints == []
+        assert [url for url in seen.requests if not url.startswith("data:")] == [page.as_uri()]
+        assert seen.page.locator("script").count() == 0
