@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-rest test-all quick nemesis check golden results results-check docs clean
+.PHONY: demo test test-rest test-again test-all quick nemesis check golden results results-check docs clean
 # Every process of a federation would compile the package anew where an image forbids to keep that.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -13,6 +13,9 @@ test: .venv/dev  # what any machine can run: files, processes, sockets, a browse
 
 test-rest: .venv/dev  # what test leaves out: whole grids, fault schedules, more federations, which wait
 	$(PYTEST) -n 3 -m "full and not gpu" --durations=60 --durations-min=1
+
+test-again: .venv/dev  # the tests that failed in the last run, one after the other
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not gpu" -rpfE
 
 test-all: .venv/dev
 	$(PYTEST) -m "not gpu" --durations=60 --durations-min=1

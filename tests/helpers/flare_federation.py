@@ -73,6 +73,7 @@ def made_once(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
+            assert not unfinished.exists(), f"{name} failed in another process, which says why"
             unfinished.mkdir()
             make(unfinished)
             unfinished.rename(folder)
@@ -91,7 +92,14 @@ def took_part(folder: Path) -> list[tuple[str, str, str]]:
     return [(row["round"], row["site"], row["took_part"]) for row in rows(folder / "rounds.csv")]
 
 
-def simulated(job: Path, study: Study, folder: Path, classes: Sequence[str] = ALLOWED) -> Path:
+def simulated(
+    job: Path,
+    study: Study,
+    folder: Path,
+    classes: Sequence[str] = ALLOWED,
+    *,
+    seconds: float = LONG,
+) -> Path:
     """Play a job by NVFlare's own `nvflare simulator`, and give the server's folder of runs."""
     allowed = folder / "local" / "resources.json"
     allowed.parent.mkdir(parents=True)
@@ -107,16 +115,17 @@ def simulated(job: Path, study: Study, folder: Path, classes: Sequence[str] = AL
             cwd=folder.parent,
             start_new_session=True,
         )
-        ended(process)
+        ended(process, seconds)
     return folder / SERVER / RUNS
 
 
-def ended(process: "subprocess.Popen[bytes]") -> None:
+def ended(process: "subprocess.Popen[bytes]", seconds: float = LONG) -> None:
     """Wait until a process has ended well; kill it and its descendants if it does not."""
     try:
-        assert process.wait(timeout=LONG) == 0, process.args
+        assert process.wait(timeout=seconds) == 0, process.args
     except subprocess.TimeoutExpired:
         killed(process.pid)
+        process.wait()
         raise
 
 

@@ -38,6 +38,7 @@ AS_THE_STAR = [  # within a group a relay asks what a star asks; a method of eac
     arm for arm in ARMS if arm.endswith("@relay") and arm not in ("fedavg@relay", "fedbn@relay")
 ]
 IN_THE_GRID = [arm for arm in STUDIES if arm not in (*BY_COMMAND, *POOLED, *AS_THE_STAR)]
+SECONDS_EACH = 15.0  # on a busy machine; a study takes about two
 CLASSES = {
     CONTROLLER: "tests.helpers.flare_grid.GridController",
     EXECUTOR: "tests.helpers.flare_grid.GridExecutor",
@@ -66,7 +67,8 @@ def play_the_grid(folder: Path) -> None:
     (config / "studies").mkdir()
     for arm in IN_THE_GRID:
         (config / "studies" / f"{arm}.toml").write_text(to_toml(small(*STUDIES[arm])))
-    simulated(job, small(), folder / "played", list(CLASSES.values()))
+    seconds = SECONDS_EACH * len(IN_THE_GRID)
+    simulated(job, small(), folder / "played", list(CLASSES.values()), seconds=seconds)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.sentence import Reason, phrase
@@ -15,6 +18,10 @@ from grandrounds.core.serialization import from_plain
 from grandrounds.data.cohort import Extent, Session
 
 DESCRIPTION = "session.json"
+_HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _CUT = "the disk took a part of a file alone, as a full one does"
 
 
@@ -25,7 +32,7 @@ def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Sessio
     """
     folder = cache / key
     entry = _intact(folder) or _store(make(), folder)
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in entry.digests}
+    arrays = {name: mapped(folder / f"{name}.npy") for name in entry.digests}
     images = arrays.pop("images")
     known = cache_key(*sorted(f"{name}={digest}" for name, digest in entry.digests.items()))
     return Session(
@@ -40,6 +47,23 @@ def cached_session(cache: Path, key: str, make: Callable[[], Session]) -> Sessio
         extents=entry.extents,
         spacing=entry.spacing,
     )
+
+
+def mapped(path: Path) -> NDArray[Any]:
+    """Return a `.npy` file's array, read-only, from a memory map that keeps no file open.
+
+    Each map of `numpy.load` holds a descriptor, of which a process often has no more than 1,024: a
+    hospital with some hundred sessions would have none left.
+    """
+    with path.open("rb") as stream:
+        version = np.lib.format.read_magic(stream)
+        shape, by_column, dtype = _HEADERS[version](stream)
+        start = stream.tell()
+    size = path.stat().st_size
+    whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    array = whole.numpy()[start:].view(dtype).reshape(shape, order="F" if by_column else "C")
+    array.flags.writeable = False
+    return array
 
 
 def cache_key(*parts: str) -> str:

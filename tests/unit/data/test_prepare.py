@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from grandrounds.core.errors import BadFolder
@@ -127,10 +128,14 @@ def test_a_cohort_is_split_by_patient_and_serves_what_each_session_has(site: Pat
     assert [len(cohort.splits[split]) for split in ("train", "validation", "test")] == [2, 0, 1]
 
 
-def test_prepared_arrays_are_read_only_memory_maps(site: Path, tmp_path: Path):
+def test_prepared_arrays_are_read_only_memory_maps_that_keep_no_file_open(
+    site: Path, tmp_path: Path
+):
+    before = psutil.Process().num_fds()
     cohort = prepare_cohort("alder", site, ELEMENTS, cache=tmp_path / "cache")
+    assert psutil.Process().num_fds() == before
     for session in cohort:
-        assert isinstance(session.images, np.memmap)
+        assert not session.images.flags.owndata
         with pytest.raises(ValueError, match="read-only"):
             session.images[0] = 0
 

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import IO, Any, NoReturn, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,17 +94,21 @@ class Parser:
                 self._end()
 
     def _next(self, waiting: deque[_Asked], sent: deque[_Asked]) -> Mapping[str, Any]:
-        """Return the answer for the oldest file that was sent; a process that failed is ended."""
+        """Return the answer for the oldest file that was sent; a process that failed is ended.
+
+        One that has died may have answered before, so what it wrote is read to its end.
+        """
         try:
-            process = self._running()
+            process = self._running(fresh=not sent)
             deadline = time.monotonic() + self._limits.wall
-            while waiting and len(sent) < _AT_ONCE:
-                sent.append(waiting.popleft())
-                _send(process, self._request(*sent[-1]), deadline)
+            with suppress(BrokenPipeError):
+                while waiting and len(sent) < _AT_ONCE:
+                    sent.append(waiting.popleft())
+                    _send(process, self._request(*sent[-1]), deadline)
             answer = _plain(self._line(process, deadline))
         except TimeoutError:
             answer = {"trouble": "time", "numbers": {"most": self._limits.wall}, "tired": True}
-        except (EOFError, BrokenPipeError):
+        except EOFError:
             answer = self._death()
         except (ValueError, RecursionError):
             answer = {"trouble": "answer", "tired": True}
@@ -142,8 +146,9 @@ class Parser:
             return {"trouble": "killed", "numbers": {"signal": -status}, "tired": True}
         return {"trouble": "ended", "tired": True}
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is not None:
+    def _running(self, *, fresh: bool) -> subprocess.Popen[bytes]:
+        """Return the process; one that has died is replaced where nothing was asked of it yet."""
+        if fresh and self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
             self._process = _start(self._limits, self._voxels.fileno())
@@ -173,8 +178,7 @@ class Parser:
         assert process.stdout is not None
         parts, length = [self._read], len(self._read)
         while b"\n" not in parts[-1]:
-            ready, _, _ = select.select([process.stdout], [], [], _left(deadline))
-            if not ready:
+            if not _ready(process.stdout, select.POLLIN, deadline):
                 continue
             parts.append(os.read(process.stdout.fileno(), 1 << 20))
             length += len(parts[-1])
@@ -211,9 +215,15 @@ def _send(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> Non
     left = memoryview(line)
     os.set_blocking(process.stdin.fileno(), False)
     while left:
-        _, ready, _ = select.select([], [process.stdin], [], _left(deadline))
-        if ready:
+        if _ready(process.stdin, select.POLLOUT, deadline):
             left = left[os.write(process.stdin.fileno(), left) :]
+
+
+def _ready(stream: IO[bytes], event: int, deadline: float) -> bool:
+    """Wait until a pipe can be read or written; unlike select, however many files are open."""
+    waiting = select.poll()
+    waiting.register(stream.fileno(), event)
+    return bool(waiting.poll(1000 * _left(deadline)))
 
 
 def _left(deadline: float) -> float:

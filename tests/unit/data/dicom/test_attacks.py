@@ -1,12 +1,15 @@
 """Files made to crash, hang or grow the parser cost themselves, with one sentence, and no more."""
 
 import os
+import resource
 import signal
 import struct
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from pydicom.uid import UID
 from grandrounds.core.errors import BadImage
 from grandrounds.data.dicom.instance import Instance, RefusedFile
 from grandrounds.data.dicom.parse import DicomReader
-from grandrounds.data.dicom.parser import Limits
+from grandrounds.data.dicom.parser import Limits, Parser
 from grandrounds.data.dicom.series import Series, find_series
 from tests.helpers.dicom_files import ramp, slice_dataset, write_series
 
@@ -160,13 +163,60 @@ def test_a_parser_that_sleeps_is_ended(tmp_path: Path, good: Path, monkeypatch: 
     assert found == ["read", "keeps its parser busy for longer than 2 seconds", "read"]
 
 
+def test_answers_stay_with_their_files_where_a_parser_dies_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It has answered some of what it was asked, and is dead before anyone asks again."""
+    put_in_pydicoms_place(tmp_path, monkeypatch, ["os._exit(0)"])
+    paths = write_series(tmp_path / "many", ramp((4, 4, 30)))
+    evil = paths[5].rename(tmp_path / "evil0")
+    with closing(Parser(LIMITS)) as parser:
+        asked = [(path, {"do": "header"}) for path in (*paths[:5], evil, *paths[6:])]
+        answers = parser.ask(asked)
+        found = [next(answers)]
+        time.sleep(0.5)
+        found += answers
+    assert isinstance(found[5], RefusedFile)
+    del found[5], asked[5]
+    with DicomReader(LIMITS) as reader:
+        alone = [each for each in reader.headers(p for p, _ in asked) if isinstance(each, Instance)]
+    told = [cast("dict[str, Any]", each)["sop_uid"] for each in found]
+    assert told == [each.sop_uid for each in alone]
+
+
+def test_a_parser_is_heard_however_many_files_are_open(reader: DicomReader, good: Path):
+    """What select() cannot name: descriptors from 1,024 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    null = os.open(os.devnull, os.O_RDONLY)
+    held = [null, *(os.dup(null) for _ in range(1100))]
+    try:
+        with DicomReader(LIMITS) as late:
+            [found] = late.headers([good])
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert isinstance(found, Instance)
+
+
 def attacked(
     tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, evil: list[str], wall: float
 ) -> list[str]:
-    """What is said of a good file, an evil one, a good one, and so on.
+    """What is said of a good file, an evil one, a good one, and so on."""
+    put_in_pydicoms_place(tmp_path, monkeypatch, evil)
+    paths = [good]
+    for number in range(len(evil)):
+        paths += [tmp_path / f"evil{number}", good]
+        paths[-2].write_bytes(good.read_bytes())
+    limits = Limits(memory=1 << 30, seconds=0.2, wall=wall, processes=1)
+    with DicomReader(limits) as reader:
+        found = list(reader.headers(paths))
+    return [str(each.reason) if isinstance(each, RefusedFile) else "read" for each in found]
 
-    Code that fails so is put in pydicom's place, in the process that parses.
-    """
+
+def put_in_pydicoms_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: list[str]) -> None:
+    """Let the process that parses run code that fails, for a file with the code's number."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(f"""
 import os, signal, time, pydicom
@@ -180,14 +230,6 @@ def dcmread(file, **options):
 pydicom.dcmread = dcmread
 """)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    paths = [good]
-    for number in range(len(evil)):
-        paths += [tmp_path / f"evil{number}", good]
-        paths[-2].write_bytes(good.read_bytes())
-    limits = Limits(memory=1 << 30, seconds=0.2, wall=wall, processes=1)
-    with DicomReader(limits) as reader:
-        found = list(reader.headers(paths))
-    return [str(each.reason) if isinstance(each, RefusedFile) else "read" for each in found]
 
 
 def test_a_pipe_and_a_device_and_a_link_do_not_hang(
