@@ -1,8 +1,8 @@
 """What compressed updates cost in image quality, and what they save in bytes.
 
 A study is trained with each form of `[exchange]` and without, for each seed. Bytes are those of the
-sites' updates (`bytes_up` over `bytes_full` of rounds.csv); the score is the mean over the test
-patients, the sites weighing alike, and the difference is paired by seed.
+sites' updates (`bytes_up` over `bytes_full` of rounds.csv, in a star); the score is the mean over
+the test patients, the sites weighing alike, and the difference is paired by seed.
 
     python benchmarks/exchange.py [STUDY] [--seeds 3] [--rounds N] [--set key=value ...] [--json]
 
