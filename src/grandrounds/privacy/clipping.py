@@ -49,7 +49,7 @@ class ClipAndNoise:
         single = "its noise is that of a mean of all sites, and here one site's update stands alone"
         return {
             "side by side": single,
-            "one mean": single,
+            "one mean": "its noise is that of a mean of all sites, and here means are of groups",
             "mean": "its noise is worked out for a mean",
             "uniform shares": "one site may move the mean by clip / N at most, so all count alike",
             "rate of 1": "a measured rate reads each site's own update",
