@@ -41,6 +41,7 @@ from grandrounds.runs.joining import (
     scored_anew,
     with_awaited,
 )
+from grandrounds.runs.ledgers import coordinator_ledger
 from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.resume import VERSIONS, changes_since, check_same, find_start
 from grandrounds.runs.site_data import Preparing, nobody_told, open_sites
@@ -86,7 +87,8 @@ def run_study(
     machine = study.machine(processes=processes)
     locked = lock_folder(folder, study, resume=resume, extends=True, accepts=accept_changes)
     with locked, deterministic(machine):
-        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
+        ledger = coordinator_ledger(study, folder)
+        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study, ledger)
         built = build_federation(plan, site_data, folder, machine, bus)
         with distribute(
             built, study, files, folder, bus, processes=processes, devices=devices
