@@ -19,6 +19,7 @@ def site_ledger(study: Study, folder: Path, site: str, identity: Identity | None
         party=site,
         study=fingerprint(study),
         key=identity.key if identity else None,
+        guards=tuple(guard.word for guard in study.build_method().guards.steps),
         about={"run": folder.name, "version": __version__},
     )
 

@@ -27,12 +27,13 @@ from grandrounds.core.ledger import (
     line_content,
     signed_statement,
 )
-from grandrounds.core.messages import Reply, Request, message_digest
+from grandrounds.core.messages import Reply, Request, Train, message_digest
 from grandrounds.core.site_statistics import statistics_bytes
 from grandrounds.core.weights import Weights, digest, num_bytes
 
 REFUSALS = 1000  # refused letters that are written down, for each process
 LONGEST_WORD = 200  # characters of a word in a line
+TRAINED = Train.__name__.lower()  # what is asked for an update that guards touch
 _NAMED = ("split", "cases", "epochs", "steps", "step", "after", "tuned", "since", "leader", "last")
 
 Recorder: TypeAlias = Callable[[LedgerEntry], LedgerHead | None]
@@ -58,7 +59,6 @@ def ledger_entry(
     left: Reply | None = None,
     to: Sequence[str] = (),
     receipt: Reply | None = None,
-    guards: Sequence[str] = (),
     epsilon: float | None = None,
     refused: str = "",
     failed: str = "",
@@ -91,7 +91,6 @@ def ledger_entry(
         to=tuple(to) if sent else (),
         named=names_and_shapes(sent),
         message=message_digest(receipt or left, "" if receipt else fingerprint),
-        guards=tuple(guards),
         epsilon=epsilon,
     )
 
@@ -144,6 +143,7 @@ class Ledger:
     line that says so (`about` it), and how much of an unfinished line it cut off before. The names
     of tensors are written once, as a listing that other lines name. At most `REFUSALS` refused
     letters are written down, and each delivery of a peer once, so that nobody fills the disk.
+    `guards` are those of the study, which touched every update of a round.
     """
 
     path: Path
@@ -151,6 +151,7 @@ class Ledger:
     study: str = ""
     key: LedgerKey | None = None
     private: bool = True
+    guards: tuple[str, ...] = ()
     about: dict[str, str] = field(default_factory=dict[str, str])
     _number: int = field(default=0, init=False)
     _before: str = field(default=FIRST, init=False)
@@ -215,7 +216,8 @@ class Ledger:
         if listing not in self._listed:
             self._write(LedgerEntry(self.party, LISTING, listing=listing, named=entry.named))
             self._listed.add(listing)
-        return replace(entry, named={}, listing=listing)
+        guards = self.guards if entry.asked == TRAINED and entry.message else ()
+        return replace(entry, named={}, listing=listing, guards=guards)
 
     def _write(self, entry: LedgerEntry) -> LedgerHead:
         number, moment = self._number + 1, time.time()

@@ -73,12 +73,12 @@ def test_a_line_counts_scores_and_holds_none():
 
 
 def test_a_line_names_the_guards_and_the_epsilon_of_what_left(tmp_path: Path):
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = Ledger(tmp_path / "ledger.jsonl", guards=("clip",))
     for epsilon in (0.0, 1.5, None):
-        asked = Train(round=2, since=1)
-        ledger(ledger_entry("server", asked, left=REPLY, guards=("clip",), epsilon=epsilon))
+        ledger(ledger_entry("server", Train(round=2, since=1), left=REPLY, epsilon=epsilon))
+    ledger(ledger_entry("server", ASKED, left=Reply(site="alder", round=2)))
     told = [(entry.guards, entry.epsilon) for entry in entries(ledger.path)]
-    assert told == [(("clip",), 0.0), (("clip",), 1.5), (("clip",), None)]
+    assert told == [(("clip",), 0.0), (("clip",), 1.5), (("clip",), None), ((), None)]
 
 
 def test_the_coordinator_s_line_tells_of_the_same_message_as_the_site_s():
