@@ -69,6 +69,31 @@ def verify(
         print_checked(found)
 
 
+@app.command()
+def dossier(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A new folder.", show_default="RUN/dossier")
+    ] = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Write one folder for the data officer: what left, from whom, and the proof of it."""
+    from grandrounds.cli.output import print_json
+    from grandrounds.core.run_folder import RunFolder
+    from grandrounds.report.dossier.write import PAGE, write_dossier
+
+    place = out or RunFolder(folder).dossier
+    told = write_dossier(folder, place, partial(_signed_by, root=root or _root_near(folder)))
+    if json:
+        left = {site.name: {"messages": site.messages, "bytes": site.bytes} for site in told.sites}
+        print_json({"dossier": str(place), "intact": not told.broken, "left": left})
+        return
+    print(f"dossier: {place / PAGE}")
+    if told.broken:
+        print(f"not intact: {told.broken}")
+
+
 def _files(path: Path, site: str) -> list[Path]:
     """Return the ledgers that a command is about. Raises `BadFolder`."""
     from grandrounds.core.errors import BadFolder

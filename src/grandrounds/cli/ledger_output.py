@@ -19,13 +19,13 @@ def print_ledger(path: Path, lines: Sequence[LedgerLine]) -> None:
     party = lines[0].entry.who if lines else ""
     words = f"{path}: ledger of {party or 'an unknown party'}, {len(lines)} lines"
     console.print(Text(words), soft_wrap=True)
-    table = Table("line", "time (UTC)", "who", "asked", Column("round", justify="right"), "what")
+    table = Table(Column("line", justify="right"), "time (UTC)", "asked, round", "what left")
     for line in lines:
         if line.entry.asked not in NOTES:
             when = f"{datetime.fromtimestamp(line.time, UTC):%m-%d %H:%M:%S}"
             entry = line.entry
-            asked, round = entry.asked, str(entry.round)
-            cells = (str(line.number), when, entry.who, asked, round, what_left(entry))
+            asked = f"{entry.who}: {entry.asked} {entry.round}"
+            cells = (str(line.number), when, asked, what_left(entry))
             table.add_row(*(Text(cell) for cell in cells))
     print_table(table, console)
     for digest, named in listings(lines).items():

@@ -97,6 +97,7 @@ class RunFolder(ResultFolder):
     digests = Entry("digests.csv")
     forgetting = Entry("forgetting.csv")
     tracking = Entry("tracking.json")
+    dossier = Entry("dossier")
     derived = Entry(
         "derived.toml"
     )  # of an arm without models of its own: where its scores are from
