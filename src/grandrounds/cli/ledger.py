@@ -81,7 +81,7 @@ def dossier(
     """Write one folder for the data officer: what left, from whom, and the proof of it."""
     from grandrounds.cli.output import print_json
     from grandrounds.core.run_folder import RunFolder
-    from grandrounds.report.dossier.write import PAGE, write_dossier
+    from grandrounds.report.dossier.write import DOSSIER_PAGE, write_dossier
 
     place = out or RunFolder(folder).dossier
     told = write_dossier(folder, place, partial(_signed_by, root=root or _root_near(folder)))
@@ -89,7 +89,7 @@ def dossier(
         left = {site.name: {"messages": site.messages, "bytes": site.bytes} for site in told.sites}
         print_json({"dossier": str(place), "intact": not told.broken, "left": left})
         return
-    print(f"dossier: {place / PAGE}")
+    print(f"dossier: {place / DOSSIER_PAGE}")
     if told.broken:
         print(f"not intact: {told.broken}")
 

@@ -17,8 +17,8 @@ from grandrounds.report.dossier.crate import METADATA, crate_metadata
 from grandrounds.report.dossier.facts import Dossier, read_dossier
 from grandrounds.report.prose import vocabulary
 
-PAGE = "index.html"
-SUMS = "sha256.txt"
+DOSSIER_PAGE = "index.html"
+_SUMS = "sha256.txt"
 _COLUMNS = (
     *("ledger", "line", "time", "other_party", "asked", "round", "tensors", "bytes", "scores"),
     *("to", "guards", "epsilon", "digest", "listing", "refused", "failed"),
@@ -46,10 +46,13 @@ def write_dossier(folder: Path, out: Path, verify: VerifySignature) -> Dossier:
         (path / "tensors.csv").write_text(_tensors(dossier), "utf-8")
         files["departures.csv"] = "Every message of every ledger here, one row each"
         files["tensors.csv"] = "The name, type and shape of every tensor that left"
-        (path / PAGE).write_text(render_dossier(dossier, files), "utf-8")
-        described = {PAGE: "The dossier as a page to read; opens without a network", **files}
+        (path / DOSSIER_PAGE).write_text(render_dossier(dossier, files), "utf-8")
+        described = {
+            DOSSIER_PAGE: "The dossier as a page to read; opens without a network",
+            **files,
+        }
         (path / METADATA).write_text(crate_metadata(dossier, path, described), "utf-8")
-        (path / SUMS).write_text(_sums(path), "utf-8")
+        (path / _SUMS).write_text(_sums(path), "utf-8")
     return dossier
 
 
