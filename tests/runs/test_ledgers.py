@@ -82,6 +82,7 @@ def federation(study: Study, kits: Kits, run: str) -> Generator[Call, None, None
         yield call
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_between_machines_each_message_is_signed_and_told_by_both_sides(tmp_path: Path):
     """A swarm: tensors go from site to site, and receipts to the coordinator."""
@@ -109,10 +110,10 @@ def test_between_machines_each_message_is_signed_and_told_by_both_sides(tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_and_workers_write_into_one_chain(tmp_path: Path):
-    study = tiny("method.kind=fedavg", "rounds=1", sites=2)
+    study = tiny("method.kind=fedavg", "training.schedule=constant", "rounds=1", sites=2)
     folder = tmp_path / "run"
     run_study(study, folder, tests=False)
-    longer = tiny("method.kind=fedavg", "rounds=2", sites=2)
+    longer = tiny("method.kind=fedavg", "training.schedule=constant", "rounds=2", sites=2)
     shutil.copytree(folder, tmp_path / "before")
     run_study(longer, folder, resume=True, workers=2)
     found = check_ledgers(folder, signer_then)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from statistics import median as middle
+from typing import cast
 
 import torch
 
@@ -39,7 +40,7 @@ def krum_chosen(updates: Sequence[Weights], faulty: int) -> list[int]:
             f"{count} came; lower aggregation.faulty, or let more sites take part"
         )
     apart, scores = _squared_distances(updates), list[float]()
-    for number, row in enumerate(apart.tolist()):
+    for number, row in enumerate(cast(list[list[float]], apart.tolist())):  # pyright: ignore[reportUnknownMemberType]
         others = sorted(row[:number] + row[number + 1 :])
         scores.append(sum(others[: count - faulty - 2]))
     nearest = sorted(range(count), key=lambda number: (scores[number], number))
@@ -74,7 +75,7 @@ def _norm(before: Weights, after: Weights) -> float:
     for name, old in select(before, after.__contains__).items():
         if old.is_floating_point():
             move = (after[name] - old).ravel()
-            total += float(torch.linalg.vector_norm(move, dtype=torch.float64)) ** 2
+            total += float(move.double().square().sum())
     return total**0.5
 
 

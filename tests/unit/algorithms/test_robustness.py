@@ -1,6 +1,6 @@
 """One site of seven sends harmful updates: the mean breaks, the robust aggregations hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -49,7 +49,7 @@ class Hospitals:
         self,
         requests: Mapping[str, Request],
         *,
-        deliver_to: tuple[str, ...] = (),
+        deliver_to: Sequence[str] = (),
         quorum: Quorum = EVERYONE,
     ) -> list[Reply]:
         return [self.trained(name, request) for name, request in requests.items()]

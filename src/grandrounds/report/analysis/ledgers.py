@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from grandrounds.core.errors import BadFolder, LedgerBroken
 from grandrounds.core.events import (
@@ -217,4 +218,5 @@ def _check_told(journal: Path, coordinator: CheckedLedger) -> None:
 
 
 def _key(event: Event) -> tuple[int, str, tuple[str, ...]]:
-    return event.round, getattr(event, "site", ""), _TOLD_AS[type(event)]
+    told = cast(SiteTrained, event)  # all of `_TOLD_AS` have a round and a site
+    return told.round, told.site, _TOLD_AS[type(event)]
