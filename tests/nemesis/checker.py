@@ -22,9 +22,9 @@ from grandrounds.core.events import (
     SiteTrained,
 )
 from grandrounds.core.journal import absences, read_journal, without_superseded
+from grandrounds.core.ledger import LedgerEntry, read_ledger
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import load_state, saved_rounds
-from grandrounds.site.audit import AuditEntry, read_audit
 from grandrounds.site.model_state import SiteStore
 from grandrounds.study.study import Study
 from tests.helpers.federation import digests, rows
@@ -220,7 +220,7 @@ def wrong_logs(story: Story, events: Sequence[Event], study: Study) -> Iterator[
 
 
 def _wrong_update(
-    site: str, number: int, left: Sequence[AuditEntry], counted: Counted, led: int, turn: str
+    site: str, number: int, left: Sequence[LedgerEntry], counted: Counted, led: int, turn: str
 ) -> Iterator[str]:
     if not left:
         yield f"round {number}: '{site}' is counted, and its log has no update of it"
@@ -238,9 +238,9 @@ def _wrong_update(
         yield f"round {number}: the server counted other bits of '{site}' than left it"
 
 
-def _log_of(story: Story, site: str) -> list[AuditEntry]:
-    path = RunFolder(story.folders[site]).site(site).audit
-    return [entry for _, entry in read_audit(path)]
+def _log_of(story: Story, site: str) -> list[LedgerEntry]:
+    path = RunFolder(story.folders[site]).site(site).ledger
+    return [line.entry for line in read_ledger(path)]
 
 
 def _was_damaged(story: Story, site: str) -> bool:

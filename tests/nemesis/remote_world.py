@@ -21,12 +21,11 @@ from typing import Any, TypeAlias, cast
 from grandrounds.core.errors import BadInput, RunFailed
 from grandrounds.core.failures import Disclosure
 from grandrounds.core.processes import end_with_parent
-from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.weights import digest
 from grandrounds.engines.remote import RemoteEngine, Timeouts
 from grandrounds.engines.remote_site import SiteAgent
+from grandrounds.runs.ledgers import site_ledger
 from grandrounds.runs.remote import identity_of, run_remotely, serve_site, study_guard
-from grandrounds.site.audit import AuditLog
 from grandrounds.study.acceptance import accept, save_acceptance
 from grandrounds.study.file import fingerprint
 from grandrounds.study.study import Study
@@ -113,6 +112,7 @@ def be_site(place: Place, link: Link) -> None:
     """Answer for one site until the link is closed, as an NVFlare executor does."""
     place.settle()
     study, site = place.study, place.party
+    identity = identity_of(fingerprint(study), place.folder, place.root, "client")
 
     def mail(peer: str, letter: bytes) -> bytes:
         return carried(place.line, (MAIL, peer, letter), 3.0)
@@ -122,10 +122,10 @@ def be_site(place: Place, link: Link) -> None:
             serve_site(study, site, (), place.folder, place.accepted),
             mail,
             Disclosure(site, study.names),
-            identity=identity_of(fingerprint(study), place.folder, place.root, "client"),
+            identity=identity,
             coordinator=SERVER,
             guard=partial(study_guard, study),
-            audit=AuditLog(RunFolder(place.folder).site(site).audit),
+            ledger=site_ledger(study, place.folder, site, identity),
         )
         Thread(target=_answer_all, args=(listener, agent), daemon=True).start()
         link.send(cast(tuple[str, int], listener.address)[1])

@@ -91,7 +91,7 @@ def play(schedule: Schedule, world: World) -> Story:
 def _attempted(world: World, *, resume: bool, damaged: bool = False) -> Attempt:
     journal = _lines(RunFolder(world.folders[SERVER]).journal)
     logs = {
-        party: _lines(RunFolder(folder).site(party).audit)
+        party: _lines(RunFolder(folder).site(party).ledger)
         for party, folder in world.folders.items()
         if party != SERVER
     }
@@ -160,7 +160,7 @@ def _target(file: str, folders: Mapping[str, Path]) -> Path | None:
         case "journal":
             return run.journal
         case "log":
-            return at_site.audit if at_site else None
+            return at_site.ledger if at_site else None
         case "newest state" | "oldest state":
             state = at_site.state if at_site else run.state
         case "newest merged":

@@ -65,7 +65,7 @@ def log(change: Callable[[list[dict[str, object]]], Sequence[dict[str, object]]]
     """Change what birch's own log tells."""
 
     def act(story: Story) -> Story:
-        path = RunFolder(story.folders["birch"]).site("birch").audit
+        path = RunFolder(story.folders["birch"]).site("birch").ledger
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
         return story
@@ -151,7 +151,7 @@ def counted(change: Callable[[dict[str, object]], Sequence[dict[str, object]]]) 
 
 
 def log_broken(story: Story) -> Story:
-    path = RunFolder(story.folders["birch"]).site("birch").audit
+    path = RunFolder(story.folders["birch"]).site("birch").ledger
     path.write_text("{" + path.read_text())
     return story
 
@@ -208,7 +208,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a damaged log": (
         log_broken,
-        "audit.jsonl: line 1 is damaged",
+        "ledger.jsonl: line 1 is damaged",
     ),
     "a damaged state of the server": (state_flipped(SERVER), "is not what was saved"),
     "a damaged state of a site": (

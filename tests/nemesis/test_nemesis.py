@@ -143,7 +143,7 @@ def test_an_update_of_an_earlier_round_in_place_of_this_one_is_not_merged(nemesi
     fault = Trouble("alder", "mail", 3, "older instead")
     story, problems = nemesis.judge(Schedule(4500, "remote", "swarm of two", (fault,)))
     assert problems == [], told(story, problems)
-    log = RunFolder(story.folders["alder"]).site("alder").audit.read_text()
+    log = RunFolder(story.folders["alder"]).site("alder").ledger.read_text()
     refused = "an update of round 1; this site is at round 3" in log
     assert refused or "no update of birch was delivered" in story.run.journal.read_text()
 

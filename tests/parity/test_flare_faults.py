@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 from grandrounds.core.events import Failed, RunFinished, RunResumed
+from grandrounds.core.ledger import read_ledger
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.state import RoundStore
 from grandrounds.runs.loop import run_study as run
-from grandrounds.site.audit import read_audit
 from grandrounds.study.acceptance import FOLDER
 from grandrounds.study.file import fingerprint
 from grandrounds.study.study import Study
@@ -493,8 +493,8 @@ def test_a_hospital_with_a_changed_program_gets_nothing_from_another(town: Town,
     assert told.pop("noise") == ["damaged", 0]
     assert len(told) == 6
     assert {name: answer for name, answer in told.items() if answer != ["refused", 0]} == {}
-    log = RunFolder(town.run(study, "alder")).site("alder").audit
-    lines = [entry for _, entry in read_audit(log)]
+    log = RunFolder(town.run(study, "alder")).site("alder").ledger
+    lines = [line.entry for line in read_ledger(log)]
     refused = [entry for entry in lines if entry.refused]
     assert len(refused) == 6
     assert all(not entry.tensors and not entry.bytes for entry in refused)

@@ -14,11 +14,11 @@ from threading import Lock
 import pytest
 
 from grandrounds.core.failures import Disclosure
+from grandrounds.core.ledger import LedgerEntry
 from grandrounds.engines.remote import Call, Timeouts
 from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.remote import run_remotely, serve_site, study_guard
-from grandrounds.site.audit import AuditEntry
 from grandrounds.study.checks import complete
 from grandrounds.study.study import Study
 from tests.golden.test_golden import ARMS
@@ -76,7 +76,7 @@ CASES = {name: ARMS[name] for name in ARM} | FURTHER
 
 
 @contextmanager
-def guarded(study: Study, folder: Path, heard: list[AuditEntry]) -> Generator[Call, None, None]:
+def guarded(study: Study, folder: Path, heard: list[LedgerEntry]) -> Generator[Call, None, None]:
     """The sites of a study, each behind its guard, and the way to them."""
     agents, alone = dict[str, SiteAgent](), Lock()
 
@@ -92,7 +92,7 @@ def guarded(study: Study, folder: Path, heard: list[AuditEntry]) -> Generator[Ca
             host = serve_site(study, site, (), folder / site)
             told = Disclosure(site, study.names)
             guard = partial(study_guard, study)
-            agents[site] = SiteAgent(host, mail, told, guard=guard, audit=heard.append)
+            agents[site] = SiteAgent(host, mail, told, guard=guard, ledger=heard.append)
             agents[site]._answer.result()
         yield call
     finally:
@@ -102,7 +102,7 @@ def guarded(study: Study, folder: Path, heard: list[AuditEntry]) -> Generator[Ca
 
 @pytest.mark.full
 def test_a_site_that_joins_is_asked_from_its_round_on(tmp_path: Path):
-    study, heard = tiny("method.kind=ditto", "rounds=3", sites=3), list[AuditEntry]()
+    study, heard = tiny("method.kind=ditto", "rounds=3", sites=3), list[LedgerEntry]()
     alder, birch, cedar = study.site
     study = complete(replace(study, site=(alder, birch, replace(cedar, joins=2))))
     with guarded(study, tmp_path / "sites", heard) as call:
@@ -114,7 +114,7 @@ def test_a_site_that_joins_is_asked_from_its_round_on(tmp_path: Path):
 
 @pytest.mark.parametrize("name", with_representatives(list(CASES), KEPT))
 def test_guards_let_a_study_pass_and_change_no_bit_of_it(name: str, tmp_path: Path):
-    study, heard = tiny(*CASES[name], "rounds=2", sites=2), list[AuditEntry]()
+    study, heard = tiny(*CASES[name], "rounds=2", sites=2), list[LedgerEntry]()
     with guarded(study, tmp_path / "sites", heard) as call:
         run_remotely(study, tmp_path / "run", call, patience=PATIENT)
     run(study, tmp_path / "plain")

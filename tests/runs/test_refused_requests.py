@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from grandrounds.core.failures import Disclosure
+from grandrounds.core.ledger import NOTES, LedgerEntry, read_ledger
 from grandrounds.core.messages import (
     Adopt,
     Backward,
@@ -39,7 +40,7 @@ from grandrounds.engines.envelope import (
 )
 from grandrounds.engines.remote_site import SiteAgent
 from grandrounds.runs.remote import serve_site, study_guard
-from grandrounds.site.audit import AuditEntry, AuditLog, read_audit
+from grandrounds.site.ledger import Ledger
 from grandrounds.site.site import Site
 from grandrounds.study.study import Study
 from tests.helpers.federation import built, tiny
@@ -74,7 +75,7 @@ class Attacked:
 
     def traces(self) -> dict[str, str]:
         """Everything that a request could change: files but the log, weights, random numbers."""
-        log = SiteFolder(self.folder / "sites" / "alder").audit
+        log = SiteFolder(self.folder / "sites" / "alder").ledger
         files = [path for path in self.folder.rglob("*") if path.is_file() and path != log]
         site = site_of(self.agent)
         held = without_prefix("", site.trainer.model.state_dict())
@@ -87,9 +88,9 @@ class Attacked:
             "mailbox": str(vars(site.mailbox)),
         }
 
-    def log(self) -> list[AuditEntry]:
-        path = SiteFolder(self.folder / "sites" / "alder").audit
-        return [entry for _, entry in read_audit(path)]
+    def log(self) -> list[LedgerEntry]:
+        path = SiteFolder(self.folder / "sites" / "alder").ledger
+        return [line.entry for line in read_ledger(path) if line.entry.asked not in NOTES]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
             nowhere,
             Disclosure("alder", study.names),
             guard=partial(study_guard, study),
-            audit=AuditLog(SiteFolder(folder / "sites" / "alder").audit),
+            ledger=Ledger(SiteFolder(folder / "sites" / "alder").ledger),
         )
         stack.callback(agent.close)
         agent._answer.result()

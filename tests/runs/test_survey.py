@@ -12,6 +12,7 @@ import pytest
 
 from grandrounds.core.errors import BadFolder, BadSite, SiteFailed
 from grandrounds.core.failures import Disclosure
+from grandrounds.core.ledger import OPEN, LedgerEntry
 from grandrounds.core.messages import Describe, Reply, Survey, Train
 from grandrounds.core.site_statistics import SiteStatistics
 from grandrounds.engines.remote import Timeouts
@@ -29,7 +30,6 @@ from grandrounds.runs.survey import (
     survey_sites,
     write_statistics,
 )
-from grandrounds.site.audit import AuditEntry
 from grandrounds.site.guard import Refused, SurveyGuard
 from grandrounds.study.acceptance import Acceptance, save_acceptance
 from grandrounds.study.file import fingerprint, read_study
@@ -199,7 +199,7 @@ def test_data_that_cannot_be_read_are_told_in_one_sentence(study: Study, tmp_pat
 def asked_of(
     study: Study,
     folder: Path,
-    log: list[AuditEntry],
+    log: list[LedgerEntry],
     change: Callable[[SiteStatistics], SiteStatistics] = lambda told: told,
 ) -> tuple[SiteStatistics, ...]:
     """Ask agents of both sites, without keys; one of them may change its answer."""
@@ -219,7 +219,7 @@ def agent_of(
     study: Study,
     folder: Path,
     name: str,
-    log: list[AuditEntry],
+    log: list[LedgerEntry],
     change: Callable[[SiteStatistics], SiteStatistics],
 ) -> SiteAgent:
     plan = plan_statistics(study, name)
@@ -233,7 +233,7 @@ def agent_of(
         lambda peer, data: data,
         Disclosure(name, study.names),
         guard=lambda _: SurveyGuard(problem),
-        audit=log.append,
+        ledger=log.append,
     )
 
 
@@ -278,8 +278,9 @@ def test_a_coordinator_gets_what_the_sites_tell_here_and_each_logs_it(
 ):
     files = [read_site(hospitals / f"{name}.toml") for name in study.trainers]
     here = tuple(site.answer for site in survey_sites(study, files, study.trainers))
-    log: list[AuditEntry] = []
+    log: list[LedgerEntry] = []
     assert asked_of(study, hospitals, log) == here
+    log = [entry for entry in log if entry.asked != OPEN]
     assert [(entry.asked, entry.bytes > 500, len(entry.digest)) for entry in log] == [
         *(("survey", True, 64), ("survey", True, 64)),
     ]

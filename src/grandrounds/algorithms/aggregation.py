@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import inf
 from operator import itemgetter
 from typing import Literal, TypeAlias
@@ -9,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from grandrounds.algorithms.robustness import krum_chosen
 from grandrounds.algorithms.server_rate import extended
 from grandrounds.core.errors import RunFailed, require
 from grandrounds.core.messages import Reply
@@ -33,7 +35,9 @@ class Aggregation:
     """How updates become one.
 
     `kind`: the mean, or coordinate by coordinate the "median" or the mean "trimmed" by the share
-    `trim` at both ends, in which every site counts alike. `shares` of the mean: by training
+    `trim` at both ends, in which every site counts alike; "krum" is the mean, in which every site
+    counts alike, of all but the `faulty` updates (1 where it is not said) that are farthest from
+    the others (multi-Krum, Blanchard et al. 2017). `shares` of the mean: by training
     "cases" (n_k / n), "uniform", or "given" with each site. `rate`: how far the model goes along
     the mean move of the sites; 1.0 is the mean itself, "measured" gives back, by parameter group,
     what averaging took from moves that point apart (`server_rate`). Where it is not said, it is
@@ -41,11 +45,17 @@ class Aggregation:
     cosines between the sites' updates; None for never.
     """
 
-    kind: Literal["mean", "median", "trimmed"] = "mean"
+    kind: Literal["mean", "median", "trimmed", "krum"] = "mean"
     trim: float = 0.1
     shares: Literal["cases", "uniform", "given"] = "cases"
     rate: Rate | None = None
     cosines_every: int | None = None
+    faulty: int | None = None
+
+    @property
+    def num_faulty(self) -> int:
+        """Return how many updates multi-Krum leaves out of each round."""
+        return 1 if self.faulty is None else self.faulty
 
     @property
     def is_plain(self) -> bool:
@@ -148,6 +158,8 @@ class Averaging:
                 return median(updates)
             case "trimmed":
                 return trimmed_mean(updates, self.aggregation.dropped(len(updates)))
+            case "krum":  # of those that count: `Updates.counted`
+                return mean(updates, [1.0] * len(updates))
 
     def _share(self, reply: Reply) -> float:
         match self.aggregation.shares:
@@ -174,20 +186,38 @@ class Updates:
         """Map each site, in roster order, to its tensors of a set; empty where it sent none."""
         return {reply.site: _set(name, reply.weights) for reply in self.replies}
 
+    @cached_property
+    def counted(self) -> Sequence[Reply]:
+        """Return the replies that are averaged: all, or those that multi-Krum chooses.
+
+        It chooses by the model, and for every set that travels beside it. Raises `RunFailed`.
+        """
+        aggregation = self.averaging.aggregation
+        if aggregation.kind != "krum":
+            return self.replies
+        models = [_set("", reply.weights) for reply in self.replies]
+        return [self.replies[chosen] for chosen in krum_chosen(models, aggregation.num_faulty)]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Return the sites whose updates are not averaged."""
+        counted = {reply.site for reply in self.counted}
+        return tuple(reply.site for reply in self.replies if reply.site not in counted)
+
     def average(self, name: str = "") -> Weights:
         """Average a set over the sites, each tensor over those that use it.
 
         What nobody uses stays as it was in the last round.
         """
-        sets = [_set(name, reply.weights) for reply in self.replies]
+        sets = [_set(name, reply.weights) for reply in self.counted]
         old = {} if name else self.state.weights
         start = None if name else self.state.weights
         if self.averaging.uses is None:
-            return self.averaging(sets, self.replies, start)
+            return self.averaging(sets, self.counted, start)
         names = old or {n: t for tensors in sets for n, t in tensors.items()}
         average = dict(old)
         for users, used in self._by_users(names).items():
-            chosen = [(r, s) for r, s in zip(self.replies, sets, strict=True) if r.site in users]
+            chosen = [(r, s) for r, s in zip(self.counted, sets, strict=True) if r.site in users]
             parts = [select(tensors, used.__contains__) for _, tensors in chosen]
             replies = [reply for reply, _ in chosen]
             average |= self.averaging(parts, replies, start) if parts else {}
@@ -195,7 +225,7 @@ class Updates:
 
     def _by_users(self, names: Weights) -> dict[frozenset[str], set[str]]:
         """Group the names of tensors by the sites that use them."""
-        used = {r.site: set(self.averaging.of_site(names, r.site)) for r in self.replies}
+        used = {r.site: set(self.averaging.of_site(names, r.site)) for r in self.counted}
         by_users: dict[frozenset[str], set[str]] = {}
         for name in names:
             users = frozenset(site for site, own in used.items() if name in own)

@@ -41,6 +41,7 @@ from grandrounds.core.events import (
     SiteTuned,
     SiteValidated,
     StoppedEarly,
+    UpdatesJudged,
 )
 
 VERBS: dict[type, str] = {
@@ -192,7 +193,7 @@ class ProgressBars:
             case RunResumed():
                 self._progress.update(row, completed=event.round, doing=f"from round {event.round}")
                 self._count(arm, event.round)
-            case PolicySet() | SiteMissed() | SiteJoined() | RoundLost():
+            case PolicySet() | SiteMissed() | SiteJoined() | RoundLost() | UpdatesJudged():
                 self._tell(arm, event)
             case SiteReady():
                 self._remark(event)
@@ -220,7 +221,9 @@ class ProgressBars:
             self._progress.update(row, visible=True)
         self._progress.start()
 
-    def _tell(self, arm: str, event: PolicySet | SiteMissed | SiteJoined | RoundLost) -> None:
+    def _tell(
+        self, arm: str, event: PolicySet | SiteMissed | SiteJoined | RoundLost | UpdatesJudged
+    ) -> None:
         """Print what is more than progress; that a round was lost is said even with --quiet."""
         match event:
             case PolicySet():
@@ -231,6 +234,10 @@ class ProgressBars:
             case SiteJoined():
                 words = f"{event.site} joins in round {event.round}"
                 self._progress.console.print(words)
+            case UpdatesJudged():
+                for site, why in event.unusual.items():
+                    words = f"{site} in round {event.round}: {why}"
+                    self._progress.console.print(words, style="yellow", soft_wrap=self._long)
             case RoundLost() if not self._silent:
                 warn(f"{arm}: {lost(event)}")
             case _:

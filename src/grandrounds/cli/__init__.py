@@ -6,6 +6,7 @@ import sys
 from grandrounds.cli import archive as archive
 from grandrounds.cli import federation as federation
 from grandrounds.cli import keys as keys
+from grandrounds.cli import ledger as ledger
 from grandrounds.cli import new as new
 from grandrounds.cli import results as results
 from grandrounds.cli import site as site

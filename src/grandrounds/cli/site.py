@@ -97,15 +97,16 @@ def log(kit: SiteKit, json: Json = False) -> None:
     """Print what was asked of a site by whom, what left it, and what it refused."""
     need_flare()
     from grandrounds.cli.output import print_json
-    from grandrounds.cli.study_output import print_audit
-    from grandrounds.flare.kit import Kit, audit_logs
-    from grandrounds.site.audit import read_audit
+    from grandrounds.cli.study_output import print_requests
+    from grandrounds.core.ledger import NOTES, read_ledger
+    from grandrounds.flare.kit import Kit, ledgers_of
 
-    lines = [line for path in audit_logs(Kit(kit)) for line in read_audit(path)]
+    found = [line for path in ledgers_of(Kit(kit)) for line in read_ledger(path)]
+    lines = [line for line in found if line.entry.asked not in NOTES]
     if json:
-        print_json([{"time": moment, **asdict(entry)} for moment, entry in lines])
+        print_json([{"time": line.time, **asdict(line.entry)} for line in lines])
     else:
-        print_audit(lines)
+        print_requests(lines)
 
 
 @at_site.command()

@@ -12,6 +12,7 @@ from grandrounds.api.progress import plain_console
 from grandrounds.cli.tables import print_table
 from grandrounds.core.code import Code
 from grandrounds.core.events import TopologySet
+from grandrounds.core.ledger import DELIVER, OPEN, LedgerEntry, LedgerLine
 from grandrounds.data.availability import SiteSummary
 from grandrounds.runs.costs import (
     Estimate,
@@ -23,7 +24,6 @@ from grandrounds.runs.costs import (
     planned_steps,
     topologies,
 )
-from grandrounds.site.audit import AuditEntry
 from grandrounds.study.acceptance import Acceptance
 from grandrounds.study.checks import advice_on_groups, notes
 from grandrounds.study.file import fingerprint, to_table, to_toml
@@ -235,23 +235,28 @@ def print_acceptances(acceptances: Sequence[Acceptance]) -> None:
             plain_console().print(Text(words), soft_wrap=True)
 
 
-def print_audit(lines: Sequence[tuple[float, AuditEntry]]) -> None:
+def print_requests(lines: Sequence[LedgerLine]) -> None:
     """Print what was asked of a site, and what left it: whole on a terminal of 80 columns."""
     console = plain_console()
     if not lines:
         console.print("nothing was asked of this site yet")
-    for moment, entry in lines:
+    for line in lines:
+        entry = line.entry
         what = " ".join((entry.asked, *(f"{name}={v}" for name, v in entry.what.items())))
-        when = f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}"
+        when = f"{datetime.fromtimestamp(line.time, UTC):%Y-%m-%d %H:%M:%S}"
         console.print(Text(f"{when}  {entry.who}: {what}, round {entry.round}"), soft_wrap=True)
-        for line in _left(entry):
-            console.print(Text(f"    {line}"), soft_wrap=True)
+        for words in _left(entry):
+            console.print(Text(f"    {words}"), soft_wrap=True)
 
 
-def _left(entry: AuditEntry) -> list[str]:
+def _left(entry: LedgerEntry) -> list[str]:
     """Say what left a site in answer to a request, or why nothing did."""
     if entry.refused or entry.failed:
         return [f"refused: {entry.refused}" if entry.refused else f"failed: {entry.failed}"]
+    if entry.asked == OPEN:
+        return [f"versions and the signed acceptance left, {entry.bytes:,} bytes"]
+    if entry.asked == DELIVER:
+        return [f"{entry.tensors:,} tensors arrived, {entry.bytes:,} bytes"]
     to = f", to {', '.join(entry.to)}" if entry.to else ""
     if entry.asked == "survey":
         return [f"statistics left, {entry.bytes:,} bytes", f"SHA-256 {entry.digest}"]

@@ -6,6 +6,7 @@
     │   ├── BadSite          a site file, or a site that cannot deliver the common data elements
     │   ├── BadImage         an image file
     │   └── BadFolder        a run folder that is missing, incomplete or of another study
+    ├── LedgerBroken         a ledger is not what was written; exit code 1
     └── RunFailed            the run stopped; exit code 1
         ├── SiteFailed       ... because of one site; carries the failure card
         ├── Stopped          ... because a person stopped it
@@ -57,6 +58,10 @@ class BadImage(BadInput):
 
 class BadFolder(BadInput):
     """A run folder is missing, incomplete, or belongs to another study."""
+
+
+class LedgerBroken(GrandRoundsError):  # noqa: N818 - reads as what it says
+    """A line of a ledger was changed, removed, moved, repeated or cut, or ledgers disagree."""
 
 
 class RunFailed(GrandRoundsError):  # noqa: N818 - reads as what it says

@@ -210,6 +210,21 @@ class UpdatesCompared:
 
 
 @dataclass(frozen=True)
+class UpdatesJudged:
+    """The coordinator found updates of a round unusual, or left some out of what was averaged.
+
+    `norms` maps each site to the L2 norm of its update; `unusual` those whose norm is far from the
+    others' or from its own of earlier rounds to a sentence; `left_out` names those that multi-Krum
+    did not choose.
+    """
+
+    round: int
+    norms: Mapping[str, float]
+    unusual: Mapping[str, str] = field(default_factory=dict[str, str])
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RoundFinished:
     """The aggregate of a round is computed; it is saved next.
 
@@ -297,6 +312,7 @@ Event: TypeAlias = (
     | RoundLost
     | SiteJoined
     | UpdatesCompared
+    | UpdatesJudged
 )
 Listener: TypeAlias = Callable[[Event], None]
 EVENT_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}

@@ -1,14 +1,16 @@
 """A coordinator sends requests to sites and gets replies; both are encoded, never pickled."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TypeAlias, get_args
+from hashlib import sha256
+from typing import Any, TypeAlias, cast, get_args
 
 from safetensors.torch import load, save
 from torch import Tensor
 
 from grandrounds.core.events import SiteReady
+from grandrounds.core.ledger import LedgerHead
 from grandrounds.core.names import check_name
 from grandrounds.core.serialization import from_plain
 from grandrounds.core.site_statistics import SiteStatistics
@@ -175,6 +177,7 @@ class Reply:
     the model that the site just trained, where the method asks for it and the site has such cases.
     `changed` says that the site's data is not what it trained on when it saved the last of its
     `rounds`. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
+    `ledger` is where the site's ledger stands after the line of this reply.
     """
 
     site: str
@@ -197,6 +200,7 @@ class Reply:
     changed: bool = False
     weights: Weights = field(default_factory=dict[str, Tensor])
     statistics: SiteStatistics | None = None
+    ledger: LedgerHead | None = None
 
     def receipt(self, num_peers: int) -> "Reply":
         """Return the reply without its tensors, which went to `num_peers` other sites."""
@@ -215,10 +219,31 @@ def encode(message: Message) -> bytes:
     weights: Weights = getattr(message, "weights", {})
     fields = asdict(replace(message, weights={}) if weights else message)
     fields.pop("weights", None)
-    if fields.get("statistics") is None:
-        fields.pop("statistics", None)
+    for name in ("statistics", "ledger"):
+        if fields.get(name) is None:
+            fields.pop(name, None)
     header = {"kind": type(message).__name__, "fields": fields}
     return save(weights, {"message": json.dumps(header)})
+
+
+def message_digest(reply: Reply, of_weights: str) -> str:
+    """Return the SHA-256, in hex, of all that is in a reply, whichever party computes it.
+
+    `of_weights` is the digest of its tensors, empty where it has none; where the ledger stands is
+    no part of it. Numbers count by their value: JSON does not tell 1 from 1.0 of a float.
+    """
+    fields = asdict(replace(reply, weights={}, ledger=None))
+    text = json.dumps(_by_value(fields) | {"weights": of_weights}, sort_keys=True)
+    return sha256(text.encode()).hexdigest()
+
+
+def _by_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        items = cast(Mapping[str, Any], value).items()
+        return {name: _by_value(item) for name, item in items}
+    if isinstance(value, list | tuple):
+        return [_by_value(item) for item in cast(Sequence[Any], value)]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def decode(data: bytes) -> Message:

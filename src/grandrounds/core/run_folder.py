@@ -48,7 +48,8 @@ class SiteFolder:
     tuned = Entry("tuned.safetensors")
     panels = Entry("panels.npz")
     protocols = Entry("protocols.json")  # how the site usually scans, if its network reads that
-    audit = Entry("audit.jsonl")  # what was asked of the site from elsewhere, and what left
+    ledger = Entry("ledger.jsonl")  # what was asked of the site, and every message that left
+    older_log = Entry("audit.jsonl")  # what stood in the ledger's place in older versions
     profile = Entry("profile.json")  # what its training images look like
     validation = Entry("validation.jsonl")  # its validation scores by round and task
 
@@ -86,6 +87,7 @@ class RunFolder(ResultFolder):
 
     study = Entry("study.toml")
     journal = Entry("journal.jsonl")
+    ledger = Entry("ledger.jsonl")  # the coordinator's: every message that it received
     lock = Entry(".lock")
     state = Entry("state")  # the coordinator's, round by round
     shared = Entry("model/shared.safetensors")  # of the tested model
@@ -95,6 +97,7 @@ class RunFolder(ResultFolder):
     digests = Entry("digests.csv")
     forgetting = Entry("forgetting.csv")
     tracking = Entry("tracking.json")
+    dossier = Entry("dossier")
     derived = Entry(
         "derived.toml"
     )  # of an arm without models of its own: where its scores are from

@@ -6,15 +6,17 @@ next is read.
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from grandrounds.algorithms.topology import EVERYONE, Links, Quorum
 from grandrounds.core.errors import BadInput, SiteFailed
 from grandrounds.core.failures import failure_card, log_failure
+from grandrounds.core.ledger import COORDINATOR
 from grandrounds.core.messages import Reply, Request
 from grandrounds.core.weights import first_not_finite
 from grandrounds.engines.replies import OnFailure, OnReply, ReplyCollector, fail_if_missing
+from grandrounds.site.ledger import Recorder, ledger_entry
 from grandrounds.site.site import Promise, Site
 
 PendingReply: TypeAlias = tuple[Site, Request, Promise]
@@ -25,12 +27,14 @@ class InProcessEngine:
     """The sites of a study in one process.
 
     `on_reply` is called with every reply as it arrives, `on_failure` with the card of every site
-    that a quorum continues without.
+    that a quorum continues without. `ledgers` hear, by site, of what leaves it; who hosts a site
+    for others to ask writes that down itself, and gives none.
     """
 
     sites: tuple[Site, ...]
     on_reply: OnReply
     on_failure: OnFailure = fail_if_missing
+    ledgers: Mapping[str, Recorder] = field(default_factory=dict[str, Recorder])
 
     links = Links.MESH
 
@@ -79,17 +83,39 @@ class InProcessEngine:
         deliver_to: Sequence[str],
     ) -> None:
         with collector.call():
-            reply = self._deliver(_finished(site, request, promise), deliver_to)
-            collector.note(request, reply)
+            reply, receipt = self._recorded(site, request, promise, deliver_to)
+            if receipt:
+                for peer in self.sites:
+                    if peer.name in deliver_to:
+                        peer.receive(reply)
+            collector.note(request, receipt or reply)
 
-    def _deliver(self, reply: Reply, deliver_to: Sequence[str]) -> Reply:
-        """Put the tensors into the peers' mailboxes, and return the receipt."""
-        if not deliver_to:
-            return reply
-        for site in self.sites:
-            if site.name in deliver_to:
-                site.receive(reply)
-        return reply.receipt(num_peers=len(set(deliver_to) - {reply.site}))
+    def answered_by(
+        self, name: str, request: Request, deliver_to: Sequence[str]
+    ) -> tuple[Reply, Reply | None]:
+        """Let one site answer; return its reply, and its receipt if the tensors go to peers.
+
+        Raises `SiteFailed`.
+        """
+        [site] = [site for site in self.sites if site.name == name]
+        return self._recorded(*_begin(site, request), deliver_to)
+
+    def _recorded(
+        self, site: Site, request: Request, promise: Promise, deliver_to: Sequence[str]
+    ) -> tuple[Reply, Reply | None]:
+        """Write a reply into its site's ledger; return it and its receipt, with where that stands.
+
+        Without a ledger both are returned as they are.
+        """
+        reply = _finished(site, request, promise)
+        peers = set(deliver_to) - {reply.site}
+        receipt = reply.receipt(num_peers=len(peers)) if deliver_to else None
+        if reply.site not in self.ledgers:
+            return reply, receipt
+        entry = ledger_entry(COORDINATOR, request, left=reply, to=deliver_to, receipt=receipt)
+        with _errors_as_cards(site, request):
+            head = self.ledgers[reply.site](entry)
+        return replace(reply, ledger=head), receipt and replace(receipt, ledger=head)
 
 
 def _begin(site: Site, request: Request) -> PendingReply:

@@ -154,13 +154,13 @@ def _do(sites: InProcessEngine, task: WorkerRequest | WorkerDelivery, link: Link
 
 def _result_of(sites: InProcessEngine, order: WorkerRequest) -> WorkerReply | Exception:
     try:
-        [reply] = sites.ask({order.site: cast(Request, decode(order.request))})
+        request = cast(Request, decode(order.request))
+        reply, receipt = sites.answered_by(order.site, request, order.deliver_to)
     except (SiteFailed, BadInput) as failure:
         return failure
-    if not order.deliver_to:
+    if receipt is None:
         return WorkerReply(encode(reply))
-    peers = set(order.deliver_to) - {order.site}
-    return WorkerReply(encode(reply.receipt(num_peers=len(peers))), encode(reply))
+    return WorkerReply(encode(receipt), encode(reply))
 
 
 def assign_sites(examples: Mapping[str, int], workers: int) -> tuple[Assignment, ...]:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from secrets import token_hex
 from threading import Event as ThreadEvent
 from threading import Lock
@@ -22,6 +23,7 @@ from grandrounds.core.errors import (
     WrongSignature,
 )
 from grandrounds.core.failures import Disclosure, failure_card, log_failure
+from grandrounds.core.ledger import DELIVER, OPEN, LedgerEntry
 from grandrounds.core.messages import Describe, Message, Reply, Request, decode, encode
 from grandrounds.core.names import check_name
 from grandrounds.core.sentence import Name, phrase
@@ -36,8 +38,8 @@ from grandrounds.engines.envelope import (
     RequestEnvelope,
     Seal,
 )
-from grandrounds.site.audit import Audit, AuditEntry, audit_entry, unaudited
 from grandrounds.site.guard import Refused, RequestGuard
+from grandrounds.site.ledger import Recorder, delivered_entry, ledger_entry, unrecorded
 
 
 class HostedSite(Protocol):
@@ -80,7 +82,7 @@ class SiteAgent:
     `host` opens the site, and returns what the coordinator should know before round 1;
     `send_to_peer` sends a packed envelope to another site and returns the packed answer, or raises
     `ConnectionError`. Only the `coordinator`, by its signature, may ask; `guard` makes what holds
-    each request against the accepted study, and `audit` hears of each. `learn` is told what comes
+    each request against the accepted study, and `ledger` hears of each. `learn` is told what comes
     with the opening of a session, and raises `WrongSignature` where it does not count. A request
     that arrives again gets the stored answer. What goes wrong leaves as `disclosure` tells it, and
     stands as it is in the site's log.
@@ -92,7 +94,7 @@ class SiteAgent:
     identity: Identity = field(default_factory=Identity)
     coordinator: str = ""
     guard: Callable[[Any], RequestGuard] | None = None
-    audit: Audit = unaudited
+    ledger: Recorder = unrecorded
     learn: Callable[[bytes], object] = bytes
     _nonce: str = field(default_factory=partial(token_hex, 16), init=False)
     _guard: RequestGuard | None = field(default=None, init=False)
@@ -113,7 +115,7 @@ class SiteAgent:
         except CorruptEnvelope:
             return self._said("damaged", self.coordinator)
         except ForgedEnvelope as forgery:
-            self._note(AuditEntry("unknown", "ask", refused=str(forgery)))
+            self._note(LedgerEntry("unknown", "ask", refused=str(forgery)))
             return self._said("refused", self.coordinator)
         return self.identity.pack(self._answer_to(envelope), self.coordinator, session)
 
@@ -151,7 +153,7 @@ class SiteAgent:
         except CorruptEnvelope:
             return self._said("damaged", self.coordinator)
         except ForgedEnvelope as forgery:
-            self._note(AuditEntry("unknown", "deliver", refused=str(forgery)))
+            self._note(LedgerEntry("unknown", DELIVER, refused=str(forgery)))
             return self._said("refused", self.coordinator)
         if not self._is_open.is_set():
             return self._said("refused", stamp.sender)
@@ -160,10 +162,10 @@ class SiteAgent:
             if self._guard:
                 self._guard.check_peer(stamp.sender or update.site, update)
         except Refused as refusal:
-            self._note(AuditEntry(stamp.sender, "deliver", refused=str(refusal)))
+            self._note(LedgerEntry(stamp.sender, DELIVER, refused=str(refusal)))
             return self._said("refused", stamp.sender)
         self._site.receive(update)
-        self._note(AuditEntry(stamp.sender or update.site, "deliver", round=update.round))
+        self._note(delivered_entry(stamp.sender or update.site, update))
         return self._said("done", stamp.sender)
 
     def close(self) -> None:
@@ -200,6 +202,8 @@ class SiteAgent:
         self._guard = self.guard(site) if self.guard else None
         self._site, self._engine, self.disclosure = site, engine, site.disclosure
         self._is_open.set()
+        digest, size = sha256(description).hexdigest(), len(description)
+        self._note(LedgerEntry(self.coordinator, OPEN, bytes=size, digest=digest))
         return ReplyEnvelope(number=READY, state="done", body=description)
 
     def _do(self, envelope: RequestEnvelope) -> ReplyEnvelope:
@@ -212,30 +216,32 @@ class SiteAgent:
                 self._guard.check(request, envelope.deliver_to)
             reply = encode(self._reply(request, envelope.deliver_to))
         except Refused as refusal:
-            self._note(audit_entry(self.coordinator, request, refused=str(refusal)))
+            self._note(ledger_entry(self.coordinator, request, refused=str(refusal)))
             # It speaks of the request and the study alone, which the coordinator has.
             card = failure_card(self._site.name, request, refusal, str(refusal))
             return _failure(envelope.number, card)
         except BadInput as error:
             self._log_if_untold(error)
-            self._note(audit_entry(self.coordinator, request, failed=type(error).__name__))
+            self._note(ledger_entry(self.coordinator, request, failed=type(error).__name__))
             stage = type(request).__name__.lower()
             words = f"refuses in round {request.round} ({stage})"
             return self._refusal(envelope.number, words, error)
         except _NotDelivered as failure:
-            self._note(audit_entry(self.coordinator, request, failed=failure.card.error))
+            self._note(ledger_entry(self.coordinator, request, failed=failure.card.error))
             return _failure(envelope.number, failure.card)
         except Exception as error:
             cause = error.__cause__ if isinstance(error, SiteFailed) else None
             self._log_if_untold(cause or error)
-            self._note(audit_entry(self.coordinator, request, failed=type(cause or error).__name__))
+            self._note(
+                ledger_entry(self.coordinator, request, failed=type(cause or error).__name__)
+            )
             return _failure(envelope.number, self.disclosure.card(request, cause or error))
         return ReplyEnvelope(number=envelope.number, state="done", body=reply)
 
-    def _note(self, entry: AuditEntry) -> None:
+    def _note(self, entry: LedgerEntry) -> None:
         """Write down that nothing left; where the disk refuses, the process's own log tells it."""
         try:
-            self.audit(entry)
+            self.ledger(entry)
         except DiskFailed as error:
             log_failure(self.disclosure.site, error)
 
@@ -254,14 +260,17 @@ class SiteAgent:
         if self._guard:
             self._guard.check_reply(request, reply)
         check_texts(reply, self.disclosure)
-        self.audit(audit_entry(self.coordinator, request, left=reply, to=deliver_to))
-        if not deliver_to:
-            return reply
         peers = [name for name in deliver_to if name != self._site.name]
+        receipt = reply.receipt(num_peers=len(peers)) if deliver_to else None
+        entry = ledger_entry(self.coordinator, request, left=reply, to=deliver_to, receipt=receipt)
+        head = self.ledger(entry)
+        reply = replace(reply, ledger=head)
+        if receipt is None:
+            return reply
         self._deliver(request, reply, peers)
         if len(peers) < len(deliver_to):
             self._site.receive(reply)
-        return reply.receipt(num_peers=len(peers))
+        return replace(receipt, ledger=head)
 
     def _deliver(self, request: Request, reply: Reply, peers: Sequence[str]) -> None:
         """Send an update to the peers. Raises `SiteFailed` where one cannot be reached."""

@@ -1,13 +1,17 @@
 """A coordinator believes no reply: each is held against the study before it counts."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
 from grandrounds.algorithms.policy import TensorPolicy
-from grandrounds.core.messages import CaseScore, Reply, Request, Train
+from grandrounds.core.ledger import TURN_STEPS
+from grandrounds.core.messages import CaseScore, Reply, Request, Train, message_digest
+from grandrounds.core.weights import digest
 
 _MOST = 10**9  # of anything that a site counts
+_DIGEST, _SIGNATURE = re.compile("[0-9a-f]{64}"), re.compile("[A-Za-z0-9+/=]{0,1400}")
 _BYTES = ("sent", "received", "full")
 _LONGEST = 200  # characters of a word of a site's: a task, a pseudonym, a metric
 
@@ -17,12 +21,15 @@ class ReplyGuard:
     """Holds sites' replies against the study; `policies` says what tensors each one may send.
 
     How many training examples a site has it says in its first reply; another number later is
-    refused, since it weighs the site's update.
+    refused, since it weighs the site's update. Where the site's ledger stands must come along with
+    every reply, `signed` in a federation, name this very message, and go on from where it stood.
     """
 
     rounds: int
     policies: Mapping[str, TensorPolicy]
+    signed: bool = False
     _examples: dict[str, int] = field(default_factory=dict[str, int], init=False)
+    _stood: dict[str, int] = field(default_factory=dict[str, int], init=False)
 
     def __call__(self, request: Request, reply: Reply, delivered: bool) -> str:
         """Return what is wrong with a reply; empty if nothing."""
@@ -34,7 +41,24 @@ class ReplyGuard:
             or self.policies[reply.site].problem_in_reply(
                 request, reply.weights, delivered=delivered
             )
+            or self._wrong_head(request, reply)
         )
+
+    def _wrong_head(self, request: Request, reply: Reply) -> str:
+        """Return what is wrong with where a site says that its ledger stands."""
+        head, stood = reply.ledger, self._stood.get(reply.site, 0)
+        if head is None:
+            return "it does not say where its ledger stands" if self.signed else ""
+        if not (_DIGEST.fullmatch(head.sum) and _SIGNATURE.fullmatch(head.signature)):
+            return "what it says of its ledger is no digest and signature"
+        if self.signed and not head.signature and type(request).__name__.lower() not in TURN_STEPS:
+            return "the line of its ledger is not signed"
+        if not stood < head.number <= _MOST:
+            return f"its ledger stood at line {stood}, and now at line {head.number}"
+        if head.message != message_digest(reply, digest(reply.weights) if reply.weights else ""):
+            return "its ledger tells of another message than it sent"
+        self._stood[reply.site] = head.number
+        return ""
 
     def _wrong_count(self, request: Request, reply: Reply) -> str:
         known = self._examples.setdefault(reply.site, reply.examples)

@@ -22,7 +22,6 @@ from nvflare.apis.signal import Signal
 from grandrounds.core.errors import BadInput
 from grandrounds.core.failures import Disclosure
 from grandrounds.core.processes import end_when_orphaned
-from grandrounds.core.run_folder import RunFolder
 from grandrounds.data.statistics import problem_in_statistics
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Timeouts
@@ -32,9 +31,9 @@ from grandrounds.flare.kit import Kit
 from grandrounds.flare.transport import ASK, MAIL, SERVER, SMALL, Transport
 from grandrounds.models.pretrained import look_up_files_in
 from grandrounds.runs.costs import largest_letter
+from grandrounds.runs.ledgers import site_ledger
 from grandrounds.runs.remote import closed_site, identity_of, serve_site, study_guard
 from grandrounds.runs.survey import plan_statistics, serve_statistics
-from grandrounds.site.audit import AuditLog
 from grandrounds.site.guard import SurveyGuard
 from grandrounds.study.file import fingerprint, read_study
 from grandrounds.study.installed import read_accepted
@@ -91,6 +90,7 @@ class SiteExecutor(Executor):
             return self._refuse(context, paths, name, refusal)
         if self.survey:
             return self._answer_survey(context, paths, name, study)
+        identity = identity_of(fingerprint(study), paths.run, paths.root, "client")
         parties, largest = (SERVER, *study.trainers), largest_letter(study)
         transport = Transport(context, name, parties=parties, largest=largest)
 
@@ -101,10 +101,10 @@ class SiteExecutor(Executor):
             open_site_of_kit(study, name, paths),
             mail,
             Disclosure(name, study.names),
-            identity=identity_of(fingerprint(study), paths.run, paths.root, "client"),
+            identity=identity,
             coordinator=_coordinator(paths),
             guard=partial(study_guard, study),
-            audit=AuditLog(RunFolder(paths.run).site(name).audit),
+            ledger=site_ledger(study, paths.run, name, identity),
             learn=partial(keep_list, root=paths.root) if paths.root else bytes,
         )
         transport.answer(ASK, agent.answer)
@@ -116,16 +116,17 @@ class SiteExecutor(Executor):
     ) -> SiteAgent:
         """Answer with the site's statistics, which the accepted study lists, and nothing else."""
         plan = plan_statistics(study, name)
+        identity = identity_of(fingerprint(study), paths.run, paths.root, "client")
         agent = SiteAgent(
             serve_statistics(
                 study, name, partial(_files, paths), paths.local if paths.root else None
             ),
             _to_nobody,
             Disclosure(name, study.names),
-            identity=identity_of(fingerprint(study), paths.run, paths.root, "client"),
+            identity=identity,
             coordinator=_coordinator(paths),
             guard=lambda _: SurveyGuard(partial(problem_in_statistics, plan=plan, site=name)),
-            audit=AuditLog(RunFolder(paths.run).site(name).audit),
+            ledger=site_ledger(study, paths.run, name, identity),
             learn=partial(keep_list, root=paths.root) if paths.root else bytes,
         )
         transport = Transport(context, name, parties=(SERVER,), largest=SMALL)

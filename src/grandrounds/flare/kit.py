@@ -149,9 +149,11 @@ def check_kit(study: Study, kit: Kit) -> None:
         raise BadSite(f"{kit.folder}: is not the kit of a site of this study; it has {known}")
 
 
-def audit_logs(kit: Kit) -> list[Path]:
-    """List the logs of what was asked of a kit's site, one for each run, the oldest first."""
-    found = kit.folder.glob(f"{RUNS}/*/{RunFolder.sites}/{kit.name}/{SiteFolder.audit}")
+def ledgers_of(kit: Kit) -> list[Path]:
+    """List the ledgers of a kit's site, and the logs of older versions; the oldest first."""
+    at_site = f"{RUNS}/*/{RunFolder.sites}/{kit.name}"
+    names = (SiteFolder.older_log, SiteFolder.ledger)
+    found = [path for name in names for path in kit.folder.glob(f"{at_site}/{name}")]
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RoundFinished, RunFinished, RunStarted, SiteMissed
 from grandrounds.core.journal import Stamped, bytes_by_site, read_journal
+from grandrounds.core.ledger import NOTES, read_ledger
 from grandrounds.core.names import check_name
 from grandrounds.core.run_folder import RunFolder, SiteFolder
 from grandrounds.flare.kit import RUNS, Kit
-from grandrounds.site.audit import read_audit
 
 _PREFIX = "grandrounds_"
 
@@ -108,23 +108,26 @@ def _server(files: RunFolder, run: Mapping[str, str]) -> Iterator[Sample]:
 
 
 def _site(kit: Kit, files: RunFolder, run: Mapping[str, str]) -> Iterator[Sample]:
-    """Yield what a site's log of what it was asked tells."""
-    lines = list(read_audit(SiteFolder(files.sites / kit.name).audit))
-    asked = Counter(entry.asked for _, entry in lines)
+    """Yield what a site's ledger tells; where it has none, its log of an older version."""
+    folder = SiteFolder(files.sites / kit.name)
+    path = folder.ledger if folder.ledger.exists() else folder.older_log
+    lines = [line for line in read_ledger(path) if line.entry.asked not in NOTES]
+    entries = [line.entry for line in lines]
+    asked = Counter(entry.asked for entry in entries)
     for kind, count in sorted(asked.items()):
         about = "Requests to the site, and deliveries, by kind."
         yield Sample("site_requests_total", about, count, {**run, "asked": kind})
-    refused = sum(bool(entry.refused) for _, entry in lines)
+    refused = sum(bool(entry.refused) for entry in entries)
     yield Sample("site_refused_total", "Requests that the site refused.", refused, run)
-    failed = sum(bool(entry.failed) for _, entry in lines)
+    failed = sum(bool(entry.failed) for entry in entries)
     yield Sample("site_failed_total", "Requests that failed at the site.", failed, run)
-    left = sum(entry.bytes for _, entry in lines)
+    left = sum(entry.bytes for entry in entries if entry.tensors and entry.left)
     yield Sample("site_bytes_left_total", "Bytes of tensors that left the site.", left, run)
-    current = max((entry.round for _, entry in lines), default=0)
+    current = max((entry.round for entry in entries), default=0)
     yield Sample("site_round", "The newest round that was asked for.", current, run)
     if lines:
         about = "Seconds since the site was last asked."
-        yield Sample("site_seconds_since_last_request", about, _ago(lines[-1][0]), run)
+        yield Sample("site_seconds_since_last_request", about, _ago(lines[-1].time), run)
 
 
 def _ago(moment: float) -> float:

@@ -1,6 +1,6 @@
 """What finished jobs leave behind in a kit is listed here, with the reason why it goes or stays.
 
-Nothing is removed unasked. A job that is not over, a run that can be resumed, a site's audit log
+Nothing is removed unasked. A job that is not over, a run that can be resumed, a ledger
 and what lies behind a link are never removed.
 """
 
@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +127,7 @@ def _transfers(kit: Kit) -> Iterator[Leftover]:
 
 
 def _runs(kit: Kit, *, asked: bool) -> Iterator[Leftover]:
-    """List the runs of a kit; a site's log of what it was asked is no part of them."""
+    """List the runs of a kit; ledgers are no part of them."""
     if link := _first_link(kit, RUNS):
         yield link
         return
@@ -135,7 +135,7 @@ def _runs(kit: Kit, *, asked: bool) -> Iterator[Leftover]:
     for path in sorted((kit.folder / RUNS).glob("*")):
         stays = _why_run_stays(kit, path, in_use) or ("" if asked else "only with --runs")
         found = _leftover(kit, path, "run", stays)
-        if found.bytes or not _audit_of(kit, path).exists():
+        if found.bytes or not any(kept.exists() for kept in _records_of(kit, path)):
             yield found
 
 
@@ -167,8 +167,10 @@ def _run_names(job: Path) -> Iterator[str]:
                 yield str(part.get("executor", part)["args"]["run"])
 
 
-def _audit_of(kit: Kit, run: Path) -> Path:
-    return SiteFolder(RunFolder(run).sites / kit.name).audit
+def _records_of(kit: Kit, run: Path) -> tuple[Path, ...]:
+    """Return the files of a run that stay for ever: ledgers, and the log of an older version."""
+    at_site = SiteFolder(RunFolder(run).sites / kit.name)
+    return at_site.ledger, at_site.older_log, RunFolder(run).ledger
 
 
 def _first_link(kit: Kit, inside: str) -> Leftover | None:
@@ -185,10 +187,10 @@ def _leftover(kit: Kit, path: Path, what: str, stays: str) -> Leftover:
     where = str(path.relative_to(kit.folder))
     if path.is_symlink():
         return Leftover(where, what, 0, 0.0, _LINK)
-    kept = _audit_of(kit, path) if what == "run" else None
+    kept = _records_of(kit, path) if what == "run" else ()
     size, newest = 0, path.lstat().st_mtime
     for file in _below(path):
-        if file != kept:
+        if file not in kept:
             status = file.lstat()
             size, newest = size + status.st_size, max(newest, status.st_mtime)
     return Leftover(where, what, size, max(0.0, time.time() - newest) / DAY, stays)
@@ -214,7 +216,7 @@ def _removed(kit: Kit, found: Leftover) -> bool:
         return False
     try:
         if found.what == "run":
-            return _remove_run(path, _audit_of(kit, path))
+            return _remove_run(path, _records_of(kit, path))
         _remove(path)
     except OSError as error:
         raise DiskFailed(f"{path}: cannot be removed ({error.strerror})") from error
@@ -228,8 +230,8 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _remove_run(path: Path, kept: Path) -> bool:
-    """Remove a run but for its log of what was asked, while no other process can begin it."""
+def _remove_run(path: Path, kept: Collection[Path]) -> bool:
+    """Remove a run but for its ledgers, while no other process can begin it."""
     with _locked(RunFolder(path).lock) as is_ours:
         if is_ours:
             _remove_but(path, kept)
@@ -244,13 +246,14 @@ def _locked(lock: Path) -> Generator[bool, None, None]:
         os.close(held)
 
 
-def _remove_but(path: Path, kept: Path) -> None:
+def _remove_but(path: Path, kept: Collection[Path]) -> None:
+    above = {folder for each in kept if each.exists() for folder in each.parents}
     for child in path.iterdir():
-        if child == kept:
+        if child in kept:
             continue
-        if child in kept.parents and not child.is_symlink():
+        if child in above and not child.is_symlink():
             _remove_but(child, kept)
         else:
             _remove(child)
-    with suppress(OSError):  # the log is in it
+    with suppress(OSError):  # a ledger is in it
         path.rmdir()

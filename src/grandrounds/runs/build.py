@@ -35,6 +35,7 @@ from grandrounds.engines.process_pool import (
     start_workers,
 )
 from grandrounds.runs.costs import RunPlan, plan_run, round_cost, workload
+from grandrounds.runs.ledgers import ledgers_here
 from grandrounds.runs.listeners import ReplyListener, SilentListener
 from grandrounds.runs.site_data import SiteData, open_sites, pool_sites
 from grandrounds.runs.split_server import SplitServer
@@ -193,7 +194,7 @@ def build_federation(
     """Build a run's federation in this process from opened sites. Raises `BadStudy`."""
     blueprint, holdout = make_blueprint(plan, machine), plan.study.holdout_sites
     trainers = {name: each for name, each in site_data.items() if name not in holdout}
-    sites = build_sites(blueprint, trainers, folder, listener)
+    sites = build_sites(blueprint, trainers, folder, listener, records=True)
     make = partial(blueprint.site, folder=folder, disk=ThreadPoolExecutor(2))
     holdouts = (each for name, each in site_data.items() if name in holdout)
     return make_federation(blueprint, sites, tuple(map(make, holdouts)))
@@ -204,13 +205,20 @@ def build_sites(
     site_data: Mapping[str, SiteData],
     folder: Path,
     listener: ReplyListener,
+    *,
+    records: bool,
 ) -> InProcessEngine:
-    """Build the sites that train in this process; pooled data are one."""
+    """Build the sites that train in this process; pooled data are one.
+
+    The engine `records` what leaves them in their ledgers, unless whoever hosts them does.
+    """
     pooled = blueprint.plan.method.sharing().pooled
     members = [pool_sites(site_data)] if pooled else list(site_data.values())
     make = partial(blueprint.site, folder=folder, disk=ThreadPoolExecutor(2))
     hosts = tuple(with_site_part(blueprint.topology, make(member)) for member in members)
-    return InProcessEngine(hosts, listener.on_reply, listener.on_missing)
+    names = [host.name for host in hosts] if records else []
+    ledgers = ledgers_here(blueprint.plan.study, folder, names)
+    return InProcessEngine(hosts, listener.on_reply, listener.on_missing, ledgers)
 
 
 def make_federation(
@@ -323,11 +331,20 @@ def _on_own_device(
 
 @contextmanager
 def host_sites(
-    study: Study, files: Sequence[SiteSource], folder: Path, processes: int, share: Assignment
+    study: Study,
+    files: Sequence[SiteSource],
+    folder: Path,
+    processes: int,
+    share: Assignment,
+    *,
+    records: bool = True,
 ) -> Generator[InProcessEngine, None, None]:
-    """Open the sites assigned to one of several processes. Raises `BadInput`."""
+    """Open the sites assigned to one of several processes, as `build_sites` does.
+
+    Raises `BadInput`.
+    """
     machine = study.machine(processes=processes)
     site_data = open_sites(study, files, only=share)
     with deterministic(machine):
         blueprint = make_blueprint(plan_run(study), machine)
-        yield build_sites(blueprint, site_data, folder, SilentListener())
+        yield build_sites(blueprint, site_data, folder, SilentListener(), records=records)

@@ -33,6 +33,7 @@ from grandrounds.core.messages import (
 )
 from grandrounds.core.weights import num_bytes
 from grandrounds.engines.replies import fail_if_missing
+from grandrounds.site.ledger import Recorder, received_entry, unrecorded
 from grandrounds.study.study import Study
 
 
@@ -61,10 +62,14 @@ class SilentListener:
 
 @dataclass(frozen=True)
 class EventBus:
-    """Turns an engine's replies into events, and passes them to all listeners."""
+    """Turns an engine's replies into events, and passes them to all listeners.
+
+    The coordinator's `ledger` hears of a reply before anyone else does.
+    """
 
     listeners: Sequence[Listener]
     study: Study
+    ledger: Recorder = unrecorded
 
     def emit(self, event: Event) -> None:
         """Pass an event to all listeners."""
@@ -72,7 +77,9 @@ class EventBus:
             listener(event)
 
     def on_reply(self, request: Request, reply: Reply) -> None:
-        """Emit the event of a site's reply, if it is one."""
+        """Record a site's reply, and emit its event, if it is one. Raises `DiskFailed`."""
+        if self.ledger is not unrecorded:
+            self.ledger(received_entry(reply.site, request, reply))
         event = event_for_reply(request, reply, self.study.task.metric)
         if event:
             self.emit(event)

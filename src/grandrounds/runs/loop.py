@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 
 from grandrounds import __version__
+from grandrounds.algorithms.aggregation import Updates
 from grandrounds.algorithms.cosines import update_cosines
+from grandrounds.algorithms.robustness import NormWatch, update_norms
+from grandrounds.algorithms.star import Star
 from grandrounds.algorithms.topology import Sites
 from grandrounds.core.device import Machine, deterministic, peak_memory
 from grandrounds.core.errors import RunFailed, SiteFailed
@@ -24,6 +27,7 @@ from grandrounds.core.events import (
     SiteJoined,
     StoppedEarly,
     UpdatesCompared,
+    UpdatesJudged,
 )
 from grandrounds.core.journal import Journal, read_journal, without_superseded
 from grandrounds.core.messages import CaseScore, Describe, Evaluate, Finish, Reply, Tune
@@ -41,6 +45,7 @@ from grandrounds.runs.joining import (
     scored_anew,
     with_awaited,
 )
+from grandrounds.runs.ledgers import coordinator_ledger
 from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.resume import VERSIONS, changes_since, check_same, find_start
 from grandrounds.runs.site_data import Preparing, nobody_told, open_sites
@@ -86,7 +91,8 @@ def run_study(
     machine = study.machine(processes=processes)
     locked = lock_folder(folder, study, resume=resume, extends=True, accepts=accept_changes)
     with locked, deterministic(machine):
-        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
+        ledger = coordinator_ledger(study, folder)
+        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study, ledger)
         built = build_federation(plan, site_data, folder, machine, bus)
         with distribute(
             built, study, files, folder, bus, processes=processes, devices=devices
@@ -136,6 +142,7 @@ class RunLoop:
     accepts_changes: bool = False
     tests: bool = True
     reached: int = field(default=0, init=False)
+    _watch: NormWatch = field(default_factory=NormWatch, init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
 
     def follow(self) -> State:
@@ -192,6 +199,7 @@ class RunLoop:
         sites = joined_sites(study, number, federation.sites)
         outcome = federation.topology.round(scored_anew(state, study), sites, federation.method)
         self._compare_updates(state, outcome.replies)
+        self._judge_updates(state, outcome.replies)
         state, score = self._validated(with_awaited(outcome.state, study))
         seconds = time.perf_counter() - started
         digest_of_all, best = _digest_of_all(state, outcome.replies), state.best_round
@@ -213,6 +221,22 @@ class RunLoop:
             whole = self.federation.method.guards.admit(replies, before)
             cosines = update_cosines(before.weights, whole, self.federation.compared)
             self.bus.emit(UpdatesCompared(number, cosines))
+
+    def _judge_updates(self, before: State, replies: Sequence[Reply]) -> None:
+        """Emit which updates of a round are unusual, and which were not averaged.
+
+        Over other topologies than a star the coordinator has no updates to judge.
+        """
+        method, number = self.federation.method, before.round + 1
+        if not (isinstance(self.federation.topology, Star) and method.sharing().federates):
+            return
+        updates = Updates(method.guards.admit(replies, before), before, method.averaging)
+        if len(updates.replies) < len(replies):  # a guard let their sum through, and no single one
+            return
+        norms = update_norms(before.weights, updates.replies) if before.weights else {}
+        unusual = self._watch.unusual(norms)
+        if unusual or updates.left_out:
+            self.bus.emit(UpdatesJudged(number, norms, unusual, updates.left_out))
 
     def _validated(self, state: State) -> tuple[State, float | None]:
         """Validate the aggregate at every site, and record the best round."""

@@ -29,6 +29,7 @@ from grandrounds.engines.reply_guard import ReplyGuard
 from grandrounds.runs.build import Blueprint, host_sites, make_blueprint, make_federation
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import lock_folder
+from grandrounds.runs.ledgers import coordinator_ledger
 from grandrounds.runs.listeners import EventBus
 from grandrounds.runs.loop import RunLoop, run_recorded
 from grandrounds.site.cut import cut_model
@@ -91,9 +92,10 @@ def run_remotely(
         study, connections, root
     )  # before the folder exists: a refused study can be resubmitted
     with lock_folder(folder, study, resume=resume), deterministic(machine):
-        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study)
+        ledger = coordinator_ledger(study, folder, identity)
+        bus = EventBus((Journal(RunFolder(folder).journal), *listeners), study, ledger)
         blueprint = make_blueprint(plan_run(study), machine)
-        check = reply_guard(blueprint)
+        check = reply_guard(blueprint, signed=identity.key is not None)
         remote = RemoteEngine(connections, bus.on_reply, bus.on_missing, check)
         federation = make_federation(blueprint, remote)
         loop = RunLoop(study, folder, federation, machine, bus, resume, accept_changes)
@@ -121,8 +123,8 @@ def identity_of(
     return Identity(common_name(own), run, sealing)
 
 
-def reply_guard(blueprint: Blueprint) -> ReplyGuard:
-    """Return what holds the sites' replies against the study."""
+def reply_guard(blueprint: Blueprint, *, signed: bool = False) -> ReplyGuard:
+    """Return what holds the sites' replies against the study, and their ledgers, if `signed`."""
     plan, topology = blueprint.plan, blueprint.topology
     cut = cut_model(topology, plan.task, plan.model) if isinstance(topology, Split) else None
     travels = cut.at_site(plan.travels) if cut else plan.travels
@@ -139,7 +141,7 @@ def reply_guard(blueprint: Blueprint) -> ReplyGuard:
         )
         for name in plan.study.trainers
     }
-    return ReplyGuard(plan.study.rounds, policies)
+    return ReplyGuard(plan.study.rounds, policies, signed=signed)
 
 
 def study_guard(study: Study, site: Site) -> StudyGuard:
@@ -246,7 +248,7 @@ def serve_site(
     facts = signed_handshake(study, site, accepted)
     with (
         lock_folder(folder, study, resume=True),
-        host_sites(study, files, folder, 1, (site,)) as engine,
+        host_sites(study, files, folder, 1, (site,), records=False) as engine,
     ):
         yield engine, json.dumps(asdict(facts)).encode()
 

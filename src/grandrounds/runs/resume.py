@@ -11,13 +11,13 @@ from grandrounds import __version__
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import RoundLost
 from grandrounds.core.journal import finished_rounds
+from grandrounds.core.ledger import COORDINATOR
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.sentence import phrase
 from grandrounds.core.state import State, load_state, saved_rounds, versions_of
 from grandrounds.runs.joining import with_awaited
 from grandrounds.study.study import Study
 
-COORDINATOR = "coordinator"
 VERSIONS: Mapping[str, str] = {"grandrounds": __version__, "torch": str(torch.__version__)}
 Holdings: TypeAlias = Mapping[str, tuple[int, ...]]  # site -> the rounds that it holds intact
 

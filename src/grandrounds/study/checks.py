@@ -21,6 +21,7 @@ from grandrounds.study.compatibility import (
     check_split,
     cosine_problems,
     joining_problems,
+    krum_problems,
     need_problems,
     pair_problems,
     rate_problems,
@@ -322,6 +323,7 @@ def check_pairs(study: Study) -> None:
         aggregation_problems(method, study.aggregation, sites),
         rate_problems(study, topology, sites),
         cosine_problems(study, method, topology),
+        krum_problems(study, topology),
         protection_problems(study, method, topology, statistics=has_running_statistics(study)),
     )
     for sentence in problems:

@@ -11,6 +11,7 @@ from grandrounds.algorithms.aggregation import MEASURED, Aggregation
 from grandrounds.algorithms.cyclic import Cyclic
 from grandrounds.algorithms.method import Method, Need
 from grandrounds.algorithms.relay import Relay
+from grandrounds.algorithms.robustness import fewest_updates
 from grandrounds.algorithms.sharing import UNIONS, sharing_filter
 from grandrounds.algorithms.split import Split
 from grandrounds.algorithms.star import Star
@@ -72,10 +73,33 @@ def aggregation_problems(method: Method, aggregation: Aggregation, sites: int) -
             "every site counts alike"
         )
     yield from _rate_problems(aggregation)
+    yield from _krum_problems(aggregation, sites)
     if kind == "trimmed" and not 0 < aggregation.dropped(sites) * 2 < sites:
         yield (
             f"aggregation.trim is {trim:g}, which drops {aggregation.dropped(sites)} of {sites} "
             "sites at each end; it must drop one or more and leave one or more"
+        )
+
+
+def _krum_problems(aggregation: Aggregation, sites: int) -> Problems:
+    kind, faulty = aggregation.kind, aggregation.num_faulty
+    if kind != "krum" and aggregation.faulty is not None:
+        yield f'aggregation.faulty would do nothing: with kind = "{kind}" no update is left out'
+    if kind == "krum" and faulty < 1:
+        yield f'aggregation.faulty is {faulty}; with kind = "krum" it must be 1 or more'
+    if kind == "krum" and sites < fewest_updates(faulty):
+        yield (
+            f"multi-Krum needs 2 f + 3 = {fewest_updates(faulty)} sites where f = {faulty} may be "
+            f'faulty, and this study has {sites}: choose kind = "median", or more sites'
+        )
+
+
+def krum_problems(study: Study, topology: Topology) -> Problems:
+    """Yield why multi-Krum cannot choose among updates as the study says."""
+    if study.aggregation.kind == "krum" and not isinstance(topology, Star):
+        yield (
+            'aggregation.kind = "krum" needs topology.kind = "star": over '
+            f'"{study.topology.kind}" the coordinator, which tells who was left out, has no updates'
         )
 
 

@@ -1,5 +1,6 @@
 """A party signs with its own key; a certificate of the federation lets others verify that."""
 
+from base64 import b64decode, b64encode
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +57,35 @@ def signer(certificate: str, signature: bytes, statement: bytes, root: Path) -> 
         public.verify(signature, statement, padding.PKCS1v15(), SHA256())
     except (InvalidSignature, TypeError, AttributeError):
         raise WrongSignature("the signature is not by the key of its certificate") from None
+    return common_name(proof)
+
+
+def signer_then(
+    certificate: str, signature: str, statement: bytes, moment: float, root: Path | None = None
+) -> str:
+    """Return the name in a certificate (PEM) whose key signed a statement at a moment (unix).
+
+    It must have been valid then; with `root`, issued by the federation's authority. Without, it
+    proves that one key signed all, not whose. Raises `WrongSignature`.
+    """
+    try:
+        proof = (
+            _issued(certificate, root.read_bytes())
+            if root
+            else x509.load_pem_x509_certificate(certificate.encode())
+        )
+        raw = b64decode(signature, validate=True)
+        if b64encode(raw).decode() != signature:  # spare bits: the same signature, written apart
+            raise ValueError
+        public = cast(RSAPublicKey, proof.public_key())
+        public.verify(raw, statement, padding.PKCS1v15(), SHA256())
+    except WrongSignature:
+        raise
+    except (InvalidSignature, ValueError, TypeError, AttributeError):
+        raise WrongSignature("the signature is not by the key of its certificate") from None
+    then = datetime.fromtimestamp(moment, UTC)
+    if not proof.not_valid_before_utc <= then <= proof.not_valid_after_utc:
+        raise WrongSignature(f"the certificate was not valid on {then:%Y-%m-%d %H:%M} UTC")
     return common_name(proof)
 
 

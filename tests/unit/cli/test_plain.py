@@ -20,7 +20,7 @@ from grandrounds.cli.federation_output import (
 from grandrounds.cli.output import print_adaptation, print_line, print_means, print_patients
 from grandrounds.cli.study_output import (
     print_acceptances,
-    print_audit,
+    print_requests,
     print_site,
 )
 from grandrounds.cli.study_output import (
@@ -28,10 +28,10 @@ from grandrounds.cli.study_output import (
 )
 from grandrounds.cli.tables import print_table
 from grandrounds.core.events import SiteTrained
+from grandrounds.core.ledger import LedgerEntry, LedgerLine
 from grandrounds.core.sentence import Name, phrase
 from grandrounds.data.availability import Count, SiteSummary
 from grandrounds.flare.retention import Leftover
-from grandrounds.site.audit import AuditEntry
 from grandrounds.study.acceptance import Acceptance
 
 ODD = "[red]a[/red] [1] [/] :b:"
@@ -63,7 +63,7 @@ def _columns() -> None:
         (lambda: print_findings({ODD: {"verdict": "bad", "found": ODD, "mend": ODD}}), 3),
         (lambda: print_jobs([ODD], [(ODD, ODD, ODD, ODD, ODD)]), 6),
         (lambda: print_acceptances([Acceptance("a", ODD[:16], ODD, "", policy=(ODD,))]), 2),
-        (lambda: print_audit([(0.0, AuditEntry(ODD, ODD, refused=ODD))]), 3),
+        (lambda: print_requests([LedgerLine(1, 0.0, LedgerEntry(ODD, ODD, refused=ODD))]), 3),
         (lambda: print_dealt(ODD, {ODD: {ODD: 1}}), 3),
         (lambda: print_means({ODD: {ODD: {ODD: 1.0}}}, metric=ODD, title=ODD), 4),
         (lambda: print_adaptation(ODD, {ODD: 1}, {ODD: {ODD: 1.0}}), 3),

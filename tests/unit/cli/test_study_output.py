@@ -3,16 +3,16 @@
 import pytest
 
 from grandrounds.cli.federation_output import print_jobs
-from grandrounds.cli.study_output import print_audit
-from grandrounds.site.audit import AuditEntry
+from grandrounds.cli.study_output import print_requests
+from grandrounds.core.ledger import LedgerEntry, LedgerLine
 
 DIGEST, JOB = "0123456789abcdef" * 4, "f8bf27a1-768b-41b1-9e43-13815a268c28"
 ENTRIES = [
-    AuditEntry("localhost", "train", 2, {"since": "1"}, 98, 1_234_567_890, DIGEST, 0, ("birch",)),
-    AuditEntry("localhost", "evaluate", 3, {"split": "test", "cases": "True"}, scores=144),
-    AuditEntry("localhost", "describe"),
-    AuditEntry("unknown", "ask", refused="a letter of an unknown sender: [bold]it is not signed"),
-    AuditEntry("localhost", "train", 3, failed="FloatingPointError"),
+    LedgerEntry("localhost", "train", 2, {"since": "1"}, 98, 1_234_567_890, DIGEST, 0, ("birch",)),
+    LedgerEntry("localhost", "evaluate", 3, {"split": "test", "cases": "True"}, scores=144),
+    LedgerEntry("localhost", "describe"),
+    LedgerEntry("unknown", "ask", refused="a letter of an unknown sender: [bold]it is not signed"),
+    LedgerEntry("localhost", "train", 3, failed="FloatingPointError"),
 ]
 
 
@@ -20,7 +20,7 @@ def test_an_entry_of_a_site_s_log_is_whole_and_no_line_is_longer_than_a_terminal
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("COLUMNS", "80")
-    print_audit([(1796025018.6, entry) for entry in ENTRIES])
+    print_requests([LedgerLine(1, 1796025018.6, entry) for entry in ENTRIES])
     said = capsys.readouterr().out
     assert said == (
         "2026-11-30 07:50:18  localhost: train since=1, round 2\n"
@@ -40,12 +40,12 @@ def test_an_entry_of_a_site_s_log_is_whole_and_no_line_is_longer_than_a_terminal
 
 def test_a_long_reason_is_not_cut_nor_broken_in_a_pipe(capsys: pytest.CaptureFixture[str]):
     reason = "it is refused " * 20
-    print_audit([(0.0, AuditEntry("localhost", "train", 1, refused=reason))])
+    print_requests([LedgerLine(1, 0.0, LedgerEntry("localhost", "train", 1, refused=reason))])
     assert f"    refused: {reason}\n" in capsys.readouterr().out
 
 
 def test_an_empty_log_says_so(capsys: pytest.CaptureFixture[str]):
-    print_audit([])
+    print_requests([])
     assert capsys.readouterr().out == "nothing was asked of this site yet\n"
 
 

@@ -12,8 +12,18 @@ from grandrounds.algorithms.sharing import Sharing
 from grandrounds.algorithms.topology import EVERYONE, Quorum
 from grandrounds.core.errors import FailureCard, SiteFailed
 from grandrounds.core.events import SiteReady
-from grandrounds.core.messages import CaseScore, Describe, Evaluate, Reply, Request, Train, encode
-from grandrounds.core.weights import Weights
+from grandrounds.core.ledger import LedgerHead
+from grandrounds.core.messages import (
+    CaseScore,
+    Describe,
+    Evaluate,
+    Reply,
+    Request,
+    Train,
+    encode,
+    message_digest,
+)
+from grandrounds.core.weights import Weights, digest
 from grandrounds.engines.envelope import ReplyEnvelope, RequestEnvelope, pack, unpack
 from grandrounds.engines.remote import RemoteEngine, SiteConnection, Timeouts
 from grandrounds.engines.reply_guard import ReplyGuard
@@ -240,3 +250,38 @@ def test_without_a_quorum_it_stops_the_round():
     built = engine(BODIES["NaN"], quorum=True)
     with pytest.raises(SiteFailed, match="alder"):
         built.ask(dict.fromkeys(("alder", "birch"), TRAIN), quorum=EVERYONE)
+
+
+def headed(reply: Reply, number: int = 5, **changed: str) -> Reply:
+    """A reply with where its site's ledger stands."""
+    words = {"sum": "a" * 64, "message": message_digest(reply, digest(reply.weights))} | changed
+    return replace(reply, ledger=LedgerHead(number, **{"signature": "QUJD", **words}))
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        (HONEST, "it does not say where its ledger stands"),
+        (headed(HONEST, message="b" * 64), "its ledger tells of another message than it sent"),
+        (replace(headed(HONEST), steps=3), "its ledger tells of another message than it sent"),
+        (headed(HONEST, signature=""), "the line of its ledger is not signed"),
+        (headed(HONEST, signature="<script>"), "is no digest and signature"),
+        (headed(HONEST, sum="no digest"), "is no digest and signature"),
+        (headed(HONEST, number=4), "its ledger stood at line 4, and now at line 4"),
+        (headed(HONEST, number=10**12), "its ledger stood at line 4, and now at line 10000000000"),
+    ],
+)
+def test_a_ledger_that_tells_of_another_message_goes_back_or_is_not_signed_is_refused(
+    reply: Reply, problem: str
+):
+    guard = ReplyGuard(3, {"alder": POLICY}, signed=True)
+    assert guard(TRAIN, headed(HONEST, number=4), False) == ""
+    assert problem in guard(TRAIN, reply, False)
+    assert guard(TRAIN, headed(HONEST), False) == ""
+
+
+def test_without_keys_a_reply_may_lack_a_ledger_and_may_not_lie_of_it():
+    guard = ReplyGuard(3, {"alder": POLICY})
+    assert guard(TRAIN, HONEST, False) == ""
+    assert guard(TRAIN, headed(HONEST, signature=""), False) == ""
+    assert "another message" in guard(TRAIN, headed(HONEST, number=6, message="b" * 64), False)

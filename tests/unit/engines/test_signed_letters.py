@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grandrounds.core.errors import BadSite, DiskFailed, SiteFailed
+from grandrounds.core.ledger import OPEN, LedgerEntry
 from grandrounds.core.messages import Reply, encode
 from grandrounds.engines.envelope import (
     READY,
@@ -25,7 +26,6 @@ from grandrounds.engines.envelope import (
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import RemoteEngine, SiteConnection, ready
 from grandrounds.engines.remote_site import SiteAgent
-from grandrounds.site.audit import AuditEntry
 from grandrounds.site.site import Site
 from grandrounds.study.identity import load_key, sign, signer
 from grandrounds.study.revocation import keep_list, known_list
@@ -136,15 +136,20 @@ class Opened:
 
     agent: SiteAgent
     counted: Counted
-    lines: list[AuditEntry] = field(default_factory=list[AuditEntry])
+    lines: list[LedgerEntry] = field(default_factory=list[LedgerEntry])
 
     def call(self, site: str, packed: bytes, timeout: float) -> bytes:
         return self.agent.answer(packed)
 
 
+def noting(lines: list[LedgerEntry]) -> Callable[[LedgerEntry], None]:
+    """Return a ledger that keeps what it hears, but for the opening of a session."""
+    return lambda entry: None if entry.asked == OPEN else lines.append(entry)
+
+
 def opened(party: Parties, sites: Mapping[str, Site]) -> Opened:
     """Open the site alder anew, as every job does."""
-    counted, lines = Counted(), list[AuditEntry]()
+    counted, lines = Counted(), list[LedgerEntry]()
     engine = InProcessEngine((odd(sites["alder"], counted),), ignore)
     agent = SiteAgent(
         nullcontext((engine, b"alder")),
@@ -152,7 +157,7 @@ def opened(party: Parties, sites: Mapping[str, Site]) -> Opened:
         sites["alder"].disclosure,
         identity=party("alder"),
         coordinator="server",
-        audit=lines.append,
+        ledger=noting(lines),
     )
     return Opened(agent, counted, lines)
 
@@ -304,11 +309,11 @@ def test_another_site_cannot_ask_and_an_unsigned_update_is_refused(party: Partie
 
 
 def test_nothing_leaves_that_could_not_be_written_down(party: Parties, sites: Mapping[str, Site]):
-    def full(entry: AuditEntry) -> None:
+    def full(entry: LedgerEntry) -> None:
         raise DiskFailed("the log cannot be written")
 
     site = opened(party, sites)
-    site.agent.audit = full
+    site.agent.ledger = full
     with closing(site.agent):
         engine = asking(party, site.call)
         ready(engine.connections)
@@ -354,14 +359,14 @@ def revoking(party: Parties, tmp_path: Path) -> Revoking:
 @pytest.fixture
 def learning(revoking: Revoking, sites: Mapping[str, Site]) -> Iterator[Opened]:
     """The site alder, which learns at the opening what was revoked."""
-    counted, lines = Counted(), list[AuditEntry]()
+    counted, lines = Counted(), list[LedgerEntry]()
     agent = SiteAgent(
         nullcontext((InProcessEngine((odd(sites["alder"], counted),), ignore), b"alder")),
         nowhere,
         sites["alder"].disclosure,
         identity=revoking("alder"),
         coordinator="server",
-        audit=lines.append,
+        ledger=noting(lines),
         learn=partial(keep_list, root=revoking.root("alder")),
     )
     with closing(agent):

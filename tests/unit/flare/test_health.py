@@ -18,8 +18,9 @@ import pytest
 from grandrounds.core import loopback
 from grandrounds.core.events import RoundFinished, RunFinished, SiteMissed
 from grandrounds.core.journal import Journal
+from grandrounds.core.ledger import LedgerEntry
 from grandrounds.core.loopback import serving
-from grandrounds.site.audit import AuditEntry, AuditLog
+from grandrounds.site.ledger import Ledger
 from tests.helpers.certificates import Authority, new_key
 from tests.helpers.command import Done, inside
 from tests.helpers.flare_federation import needs_flare
@@ -265,12 +266,12 @@ def test_a_server_s_journal_is_counted_what_was_repeated_included(tmp_path: Path
 
 def test_a_site_s_log_is_counted_and_a_damaged_one_is_said_so(tmp_path: Path):
     kit = kit_of("client", tmp_path)
-    path = kit.folder / "grandrounds" / RUN / "sites" / "alder" / "audit.jsonl"
-    log = AuditLog(path)
-    log(AuditEntry("localhost", "describe"))
-    log(AuditEntry("localhost", "train", round=2, tensors=3, bytes=500, digest="ab"))
-    log(AuditEntry("unknown", "ask", refused="it is not signed"))
-    log(AuditEntry("localhost", "evaluate", round=2, failed="ValueError"))
+    path = kit.folder / "grandrounds" / RUN / "sites" / "alder" / "ledger.jsonl"
+    log = Ledger(path)
+    log(LedgerEntry("localhost", "describe"))
+    log(LedgerEntry("localhost", "train", round=2, tensors=3, bytes=500, digest="ab"))
+    log(LedgerEntry("unknown", "ask", refused="it is not signed"))
+    log(LedgerEntry("localhost", "evaluate", round=2, failed="ValueError"))
     found = values(kit)
     assert found["site_refused_total"] == found["site_failed_total"] == 1
     assert (found["site_bytes_left_total"], found["site_round"]) == (500, 2)

@@ -74,7 +74,7 @@ def site(tmp_path: Path) -> Kit:
     kit, own = kit_of("client", tmp_path / "alder"), f"grandrounds/{RUN}/sites/alder"
     job_folder(kit)
     put(kit, f"{own}/private.safetensors", f"{own}/state/round-000003.safetensors")
-    put(kit, f"{own}/audit.jsonl", f"grandrounds/{RUN}/study.toml", "local/site.toml", "log.txt")
+    put(kit, f"{own}/ledger.jsonl", f"grandrounds/{RUN}/study.toml", "local/site.toml", "log.txt")
     aged(kit)
     return kit
 
@@ -123,7 +123,7 @@ def test_a_site_s_job_goes_and_its_run_stays_unless_it_is_asked_for(site: Kit, c
 
 
 def test_of_a_site_s_run_the_log_of_what_it_was_asked_always_stays(site: Kit, clean: Clean):
-    log = site.folder / "grandrounds" / RUN / "sites" / "alder" / "audit.jsonl"
+    log = site.folder / "grandrounds" / RUN / "sites" / "alder" / "ledger.jsonl"
     text = log.read_text()
     done = clean("site", "clean", "--kit", site.folder, "--runs", "--json")
     told = json.loads(done.out)
@@ -131,7 +131,7 @@ def test_of_a_site_s_run_the_log_of_what_it_was_asked_always_stays(site: Kit, cl
     assert told["bytes"] > 4000
     assert log.read_text() == text
     assert [path for path in files(site) if "grandrounds" in path] == [
-        f"grandrounds/{RUN}/sites/alder/audit.jsonl"
+        f"grandrounds/{RUN}/sites/alder/ledger.jsonl"
     ]
     assert {"local/site.toml", "log.txt", "startup/rootCA.pem"} <= files(site)
     assert reasons(site, runs=True) == {}

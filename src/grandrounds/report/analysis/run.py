@@ -27,6 +27,7 @@ from grandrounds.core.events import (
     StoppedEarly,
     TopologySet,
     UpdatesCompared,
+    UpdatesJudged,
     WorkSet,
 )
 from grandrounds.core.journal import Traffic, absences, bytes_by_site
@@ -200,6 +201,7 @@ class Run:
     cycles: tuple[ForgettingCycle, ...]
     tuned: tuple[SiteTuned, ...]
     compared: tuple[UpdatesCompared, ...]
+    judged: tuple[UpdatesJudged, ...]  # rounds with updates that were unusual, or left out
     depth: Depth
     scores: RunScores
     discrimination: Mapping[tuple[str, str], Discrimination]  # by (site, task)
@@ -270,6 +272,7 @@ def run_of(folder: RunRecord) -> Run:
         depth=depth_of(events, folder.started.sites, planned=folder.started.rounds),
         tuned=tuple({event.site: event for event in _of(events, SiteTuned)}.values()),
         compared=tuple(e for e in _of(events, UpdatesCompared) if e.round in rounds),
+        judged=tuple(e for e in _of(events, UpdatesJudged) if e.round in rounds),
         scores=_patient_means(folder, folder.cases, folder.study.sites, RunFolder.scores),
         discrimination=discriminations(folder.cases, folder.study),
         empty=empty_cases(folder.cases),

@@ -1,5 +1,6 @@
 """Sentences on a run are written here: how far it is, who took part, what was shared."""
 
+from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
 
@@ -22,6 +23,8 @@ from grandrounds.report.prose.vocabulary import (
     steps,
     wording,
 )
+
+_MOST_ODD = 5  # unusual updates that are told one by one
 
 
 def progress_sentence(arm: Arm) -> str:
@@ -153,8 +156,24 @@ def _took_part(run: Run) -> str:
     absences = [said for work in run.work for said in (_joined(work), _absence(run, work))]
     found = [absence for absence in absences if absence]
     if found:
-        return f"{'; '.join(found)}."
-    return f"Every hospital took part in every round ({len(run.rounds)})."
+        return f"{'; '.join(found)}.{_judged(run)}"
+    return f"Every hospital took part in every round ({len(run.rounds)}).{_judged(run)}"
+
+
+def _judged(run: Run) -> str:
+    """Say whose updates were left out of the mean, and whose were unusually long or short."""
+    left = Counter(site for event in run.judged for site in event.left_out)
+    odd = [(site, e.round, why) for e in run.judged for site, why in e.unusual.items()]
+    said = ""
+    if left:
+        of = len(run.rounds)
+        who = join_words([f"{display_name(s)} in {n} of {of} rounds" for s, n in left.items()])
+        said += f" Multi-Krum left out, as farthest from the others: {who}."
+    if odd:
+        told = "; ".join(f"{display_name(s)} in round {n}: {why}" for s, n, why in odd[:_MOST_ODD])
+        more = f"; and {len(odd) - _MOST_ODD} more in the journal" if len(odd) > _MOST_ODD else ""
+        said += f" Unusual updates, used unless the aggregation left them out: {told}{more}."
+    return said
 
 
 def _joined(work: SiteWork) -> str:
