@@ -49,6 +49,8 @@ class SiteFolder:
     panels = Entry("panels.npz")
     protocols = Entry("protocols.json")  # how the site usually scans, if its network reads that
     audit = Entry("audit.jsonl")  # what was asked of the site from elsewhere, and what left
+    findings = Entry("audit.json")  # what attacks on its part of the run found: counts and rates
+    findings_page = Entry("audit.html")  # the same as a page, with pictures where the site allows
     profile = Entry("profile.json")  # what its training images look like
     validation = Entry("validation.jsonl")  # its validation scores by round and task
 
