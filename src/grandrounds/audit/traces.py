@@ -29,6 +29,7 @@ from grandrounds.audit.inversion import (
 from grandrounds.audit.subject import AuditedSite
 from grandrounds.core.messages import Train
 from grandrounds.core.seeds import seed_for
+from grandrounds.core.state import State
 from grandrounds.core.weights import Weights, select
 from grandrounds.models.layers import Dropout
 from grandrounds.runs.build import make_blueprint
@@ -172,7 +173,10 @@ def noise_like(tensors: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def first_update(site: AuditedSite) -> tuple[Weights, Weights]:
-    """Train the site's round 1 once more; return the weights it started from, and what it sent."""
+    """Train the site's round 1 once more; return where it started, and what a receiver makes of it.
+
+    Guards have protected what is sent, and the receiver undoes what it can undo.
+    """
     plan, machine = site.scorer.plan, site.scorer.machine
     blueprint = make_blueprint(plan, machine)
     start = blueprint.start.weights
@@ -182,4 +186,6 @@ def first_update(site: AuditedSite) -> tuple[Weights, Weights]:
     ):
         member = blueprint.site(site.data, Path(scratch), disk)
         reply = member.answer(Train(round=1, since=0, weights=start))
-    return select(member.first_weights(), member.uses) | start, reply.weights
+    own = select(member.first_weights(), member.uses)
+    (seen,) = plan.method.guards.admit([reply], State(own | start, 0))
+    return own | start, seen.weights

@@ -118,6 +118,8 @@ def _nothing_sent(site: AuditedSite) -> str:
         return "All data were in one place, so nothing was sent"
     if sharing.alone:
         return "Every site trains alone, so nothing is sent"
+    if study.privacy.secure_sum:
+        return "Updates are masked (secure_sum), and nobody sees a site's own"
     if study.topology.kind == "split":
         return "A split network sends activations; see the attack on these"
     return ""

@@ -27,9 +27,10 @@ from grandrounds.core.events import PolicySet, TopologySet, WorkSet
 from grandrounds.core.names import POOLED
 from grandrounds.core.weights import Filter, Weights, num_bytes, select
 from grandrounds.models.layer_groups import NamedNetwork
+from grandrounds.privacy.guard import bytes_of, layout_of
 from grandrounds.site.cut import case_bytes, cut_model
 from grandrounds.site.training import Training, isolated_rng
-from grandrounds.study.checks import complete, how_often
+from grandrounds.study.checks import complete, guard_words, how_often
 from grandrounds.study.study import Choice, SiteSpec, Study
 from grandrounds.tasks import Segmentation, SupervisedTask, Tabular
 from grandrounds.tasks.outside import Outside, without_loss, without_weights
@@ -60,18 +61,33 @@ class RunPlan:
     @property
     def policy(self) -> PolicySet:
         """Return which parameter groups are shared, private or reset."""
-        return describe_sharing(
+        policy = describe_sharing(
             self.model,
             self.task.groups(self.model),
             self.travels,
             norm_buffers=self.study.training.norm_buffers,
             validate_every=self.study.stop.validate_every,
         )
+        return replace(policy, bytes_per_round=policy.bytes_per_round - saved_bytes(self))
 
     @property
     def compared(self) -> Mapping[str, frozenset[str]]:
         """Return the tensors by parameter group in which the sites' updates can be compared."""
         return trained_groups(self.model, self.task.groups(self.model), self.travels)
+
+
+def update_bytes(plan: RunPlan) -> list[tuple[int, int]]:
+    """Return the bytes of each site's update in a round, without guards and with the study's."""
+    method = plan.method
+    shared = select(plan.model.state_dict(), plan.travels)
+    full = [layout_of(method.averaging.of_site(shared, name)) for name in plan.study.trainers]
+    return [(bytes_of(each), bytes_of(method.guards.layout(each))) for each in full]
+
+
+def saved_bytes(plan: RunPlan) -> int:
+    """Return how many bytes of a site's update guards save, on average over the sites."""
+    by_site = update_bytes(plan)
+    return sum(full - guarded for full, guarded in by_site) // len(by_site)
 
 
 def plan_run(study: Study, **new_sites: tuple[str, ...]) -> RunPlan:
@@ -89,10 +105,21 @@ def plan_run(study: Study, **new_sites: tuple[str, ...]) -> RunPlan:
     averaging = method.averaging
     if any(_leaves_out(task.uses(name), model, travels) for name in study.trainers):
         averaging = replace(averaging, uses=task.uses)
+        _check_all_sent(method)
     if study.server_rate == MEASURED:
         averaging = replace(averaging, groups=group_names(model, task.groups(model)))
     method = replace(method, averaging=averaging)
     return RunPlan(study, task, method, model, travels)
+
+
+def _check_all_sent(method: Method) -> None:
+    """Refuse guards for which every site must send every tensor. Raises `BadStudy`."""
+    for guard in method.guards.steps:
+        if reason := guard.needs().get("all tensors"):
+            raise BadStudy(
+                f"{guard.word} makes no sense where some site does not use all of the network that "
+                f"is shared: {reason}"
+            )
 
 
 def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
@@ -104,6 +131,7 @@ def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
 class Estimate:
     """The memory of one process that simulates all sites, in bytes, and the traffic of a run.
 
+    `update` and `update_full` are a site's update of a round with the study's guards and without.
     `weights`: the model, its gradients, Adam's moments, the state of the coordinator and of one
     site; `activations`: what autograd saves for one batch, in fp32; an upper bound.
     """
@@ -113,6 +141,8 @@ class Estimate:
     rounds: int
     weights: int
     activations: int
+    update: int
+    update_full: int
 
     @property
     def memory(self) -> int:
@@ -131,12 +161,15 @@ class Estimate:
 def estimate(plan: RunPlan) -> Estimate:
     """Estimate what a study costs from its model, and one batch without data."""
     study = plan.study
+    full, guarded = zip(*update_bytes(plan), strict=True)
     return Estimate(
         policy=plan.policy,
         topology=round_cost(plan, study),
         rounds=study.rounds,
         weights=8 * num_bytes(plan.model.state_dict()),
         activations=_activations(plan),
+        update=sum(guarded) // len(guarded),
+        update_full=sum(full) // len(full),
     )
 
 
@@ -245,6 +278,7 @@ def leaving_words(study: Study) -> tuple[str, ...]:
     return (
         f"in each of {study.rounds} rounds, about {mib:,.1f} MiB both ways: the groups {groups}",
         *beside_words(plan),
+        *guard_words(study),
         *(f"seen by {who}: {what}" for who, what in cost.topology.sees.items()),
         *_cosine_words(plan),
         *_protocol_words(plan),
@@ -349,7 +383,7 @@ def round_cost(plan: RunPlan, study: Study) -> TopologySet:
         one_way,
         validations=1 / study.stop.validate_every,
         crossing=cut_traffic(plan, topology) if isinstance(topology, Split) else None,
-        extra_up=len(sharing.sends) * one_way,
+        extra_up=len(sharing.sends) * one_way - saved_bytes(plan),
         extra_down=len(sharing.receives) * one_way * (sites if sharing.shows_updates else 1),
         reveals=sharing.shows_updates,
     )
