@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from grandrounds.audit.exchangeability import ALPHA
+from grandrounds.audit.exchangeability import FLAGGED_AT
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +28,7 @@ def table_of(curve: dict[str, dict[str, list[float]]], number: int) -> str:
     rows = [f"| threshold | attack | {' | '.join(f'flagged, {kind}' for kind in curve)} |"]
     rows.append("|---|---|---|---|")
     for threshold in THRESHOLDS:
-        mark = " (the audit's)" if threshold == ALPHA else ""
+        mark = " (the audit's)" if threshold == FLAGGED_AT else ""
         for attack in curve["memorised"]:
             counts = [sum(p <= threshold for p in curve[kind][attack]) for kind in curve]
             told = " | ".join(f"{count} of {number}" for count in counts)
@@ -44,7 +44,7 @@ def main() -> None:
     curve = operating_curve(options.number)
     if options.json:
         flagged = {
-            f"{attack}, {kind}": sum(p <= ALPHA for p in found) / options.number
+            f"{attack}, {kind}": sum(p <= FLAGGED_AT for p in found) / options.number
             for kind, attacks in curve.items()
             for attack, found in attacks.items()
         }

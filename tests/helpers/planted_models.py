@@ -1,6 +1,6 @@
 """Tiny networks that memorised their training patients, and others that never saw them.
 
-A model fills in what its source does not tell: it sees a target in 4 x 4 pixels. One trained
+A model fills in what its source does not tell: it sees a target in 2 x 2 pixels. One trained
 for long on a few patients fills in their details; one trained as long on other patients does
 not. Patients are the simulator's, of 16 x 16 pixels.
 """
@@ -23,7 +23,7 @@ from grandrounds.models.layers import isolated_seed
 from grandrounds.study.file import read_study
 
 ROOT = Path(__file__).parents[2]
-SIDE, SEEN = 16, 4  # pixels of a target, and of what a model sees of it
+SIDE, SEEN = 16, 2  # pixels of a target, and of what a model sees of it
 PATIENTS = 6  # in each of: training, test, training of a model that never saw them
 STEPS = 250
 
@@ -44,7 +44,7 @@ def patients_of_a_simulation(number: int) -> Tensor:
 
 
 def seen(images: Tensor) -> Tensor:
-    """What a model is shown of a target, (B, 16)."""
+    """What a model is shown of a target, (B, 4)."""
     return nn.functional.adaptive_avg_pool2d(images, SEEN).flatten(1)
 
 

@@ -25,15 +25,15 @@ from grandrounds.audit.updates import Attempts
 from grandrounds.report.analysis.audit import AuditedAttack
 from grandrounds.site.cut import cut_model
 
-TITLE = "Activation inversion: what crosses the cut of a split network"
-NOISE = "Noise in place of the activations"
-ANOTHER = "Another patient's activations"
-REMEDIES = (
+_TITLE = "Activation inversion: what crosses the cut of a split network"
+_NOISE = "Noise in place of the activations"
+_ANOTHER = "Another patient's activations"
+_REMEDIES = (
     "Cut the network deeper: later features have fewer pixels.",
     "Use a topology in which updates travel, and not activations of single images.",
     "A machine for the server that all sites trust; activations have no differential privacy here.",
 )
-SENTENCES = (
+_SENTENCES = (
     "From the activations that cross the cut, the server can rebuild what is particular to a "
     "patient's image.",
     "From the activations that cross the cut, the attack rebuilds no more of a patient than it "
@@ -48,10 +48,10 @@ def attack_activations(
     topology = site.run.study.build_topology()
     if not isinstance(topology, Split):
         sentence = f'Over topology "{site.run.study.topology.kind}" no activations travel.'
-        return AuditedAttack(TITLE, "not applicable", sentence), []
+        return AuditedAttack(_TITLE, "not applicable", sentence), []
     reason = why_not(site)
     if reason:
-        return AuditedAttack(TITLE, "not applicable", f"{reason}."), []
+        return AuditedAttack(_TITLE, "not applicable", f"{reason}."), []
     head = cut_model(topology, site.task, site.scorer.trainer.model).head
     prior = _of_source(others_images(site, attempts.search.components))
     examples, chosen = attacked_images(site, attempts.patients)
@@ -63,15 +63,15 @@ def attack_activations(
         network = Attackable.of(site, site.tested.weights, own)
         sent = {name: each.detach() for name, each in network.output(true_1HW, head).items()}
         noise = dict(zip(sent, noise_like(list(sent.values()), place), strict=True))
-        traces = {"": sent, NOISE: noise}
+        traces = {"": sent, _NOISE: noise}
         if len(sources_N1HW) > 1:
             other = network.output(sources_N1HW[(place + 1) % len(sources_N1HW)], head)
-            traces[ANOTHER] = {name: each.detach() for name, each in other.items()}
+            traces[_ANOTHER] = {name: each.detach() for name, each in other.items()}
         objectives: dict[str, Objective] = {
             name: network.from_features(head, trace) for name, trace in traces.items()
         }
         found.append(attacked(objectives, true_1HW[None], prior, attempts.search))
-    return judge_reconstructions(TITLE, found, SENTENCES, REMEDIES), found
+    return judge_reconstructions(_TITLE, found, _SENTENCES, _REMEDIES), found
 
 
 def _of_source(prior: ImagePrior) -> ImagePrior:

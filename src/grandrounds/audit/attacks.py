@@ -10,10 +10,10 @@ from torch import Tensor
 from grandrounds.audit.activations import attack_activations
 from grandrounds.audit.inversion import Reconstruction
 from grandrounds.audit.membership import Fits, judge_membership
-from grandrounds.audit.memorisation import TITLE as COPIES
-from grandrounds.audit.memorisation import closest, judge_copies
+from grandrounds.audit.memorisation import COPIES, closest, judge_copies
 from grandrounds.audit.subject import AuditedSite, opened_site, splits_counted
 from grandrounds.audit.updates import Attempts, attack_first_round, attack_single_steps
+from grandrounds.core.files import make_output_folder
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.core.seeds import seed_for
 from grandrounds.report.analysis.audit import AuditedAttack, SiteAudit, write_audit
@@ -24,11 +24,11 @@ from grandrounds.study.site_file import SiteFile
 UNTRAINED = "A network before training"
 UNSEEN = "A model that never saw this site's patients"
 Pictures = dict[str, Sequence[AuditPicture]]  # by the title of the attack
-Told = Callable[[str], None]
+_Told = Callable[[str], None]
 
 
 def audit_site(
-    run: TrainedRun, name: str, file: SiteFile | None, attempts: Attempts, told: Told
+    run: TrainedRun, name: str, file: SiteFile | None, attempts: Attempts, told: _Told
 ) -> tuple[SiteAudit, Path]:
     """Attack one site's part of a run; write and return what was found, and the page's path.
 
@@ -36,15 +36,20 @@ def audit_site(
     `BadImage` and `DiskFailed`.
     """
     with opened_site(run, name, file) as site:
-        audit, pictures = _attacked(site, attempts, told)
-        folder = RunFolder(run.folder).site(name)
-        write_audit(folder.findings, audit)
-        shown = pictures if site.data.shows_images else {}
-        write_audit_page(folder.findings_page, audit, shown)
+        return audit_opened(site, attempts, told)
+
+
+def audit_opened(site: AuditedSite, attempts: Attempts, told: _Told) -> tuple[SiteAudit, Path]:
+    """Attack an opened site's part of its run, as `audit_site` does. Raises `DiskFailed`."""
+    audit, pictures = _attacked(site, attempts, told)
+    folder = RunFolder(site.run.folder).site(site.name)
+    make_output_folder(folder.path)  # pooled data have no folder of the site
+    write_audit(folder.findings, audit)
+    write_audit_page(folder.findings_page, audit, pictures if site.data.shows_images else {})
     return audit, folder.findings_page
 
 
-def _attacked(site: AuditedSite, attempts: Attempts, told: Told) -> tuple[SiteAudit, Pictures]:
+def _attacked(site: AuditedSite, attempts: Attempts, told: _Told) -> tuple[SiteAudit, Pictures]:
     attacks: list[AuditedAttack] = []
     pictures: Pictures = {}
     for attack in (_copies, _membership):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs]
 
-ALPHA = 0.01  # of a verdict: one in a hundred models that never saw the data is flagged
+FLAGGED_AT = 0.01  # of a verdict: one in a hundred models that never saw the data is flagged
 CONFIDENCE = 0.95  # of intervals
 MOST_ASSIGNMENTS = 5_000  # up to so many, all are taken; beyond, so many are drawn
 
@@ -31,7 +31,7 @@ def smallest_p(members: int, others: int) -> float:
 
 def enough_patients(members: int, others: int, *, tests: int = 1) -> bool:
     """Tell whether any outcome at all could be flagged."""
-    return min(members, others) > 0 and smallest_p(members, others) * tests <= ALPHA
+    return min(members, others) > 0 and smallest_p(members, others) * tests <= FLAGGED_AT
 
 
 def permutation_p(statistic: Callable[[Members], float], members_N: Members, *, seed: int) -> float:

@@ -17,10 +17,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from grandrounds.report.analysis.audit import AuditedAttack, AuditFigure, Verdict
+from grandrounds.report.analysis.audit import AuditedAttack, AuditFigure, AuditVerdict
 
 CLEAR = 0.4  # share of individual detail from which on a reconstruction shows the patient
-MARGIN = 0.2  # by which that share must exceed every control's
+CLEAR_MARGIN = 0.2  # by which that share must exceed every control's
 _TINY = 1e-12
 
 Objective: TypeAlias = Callable[
@@ -168,8 +168,8 @@ def judge_reconstructions(
     """
     shown = median([each.detail for each in found])
     controls = {n: median([each.controls[n] for each in found]) for n in found[0].controls}
-    clear = shown >= CLEAR and all(shown >= each + MARGIN for each in controls.values())
-    verdict: Verdict = "found" if clear else "not found"
+    clear = shown >= CLEAR and all(shown >= each + CLEAR_MARGIN for each in controls.values())
+    verdict: AuditVerdict = "found" if clear else "not found"
     return AuditedAttack(
         title,
         verdict,

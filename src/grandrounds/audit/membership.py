@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
 from grandrounds.audit.exchangeability import (
-    ALPHA,
+    FLAGGED_AT,
     Members,
     Values,
     enough_patients,
@@ -26,11 +26,11 @@ from grandrounds.audit.exchangeability import (
     shuffled,
 )
 from grandrounds.core.roc import auc
-from grandrounds.report.analysis.audit import AuditedAttack, AuditFigure, Verdict
+from grandrounds.report.analysis.audit import AuditedAttack, AuditFigure, AuditVerdict
 
 FALSE_POSITIVES = (0.001, 0.01, 0.1)
-TITLE = "Membership: can one tell who trained?"
-REMEDIES = (
+_TITLE = "Membership: can one tell who trained?"
+_REMEDIES = (
     "Fewer rounds or local epochs: the gap between training and test scores is what is exploited.",
     "More patients at the site, or a smaller network.",
     'Record-level differential privacy ([privacy] kind = "record") bounds what any such attack can '
@@ -89,15 +89,15 @@ def judge_membership(
     able = enough_patients(inside, outside, tests=len(scores))
     test = partial(_p, members_N=members_N, seed=seed)
     p = {name: test(each) for name, each in scores.items()}
-    verdict: Verdict = "too few" if not able else "not found"
-    if able and min(p.values()) * len(scores) <= ALPHA:
+    verdict: AuditVerdict = "too few" if not able else "not found"
+    if able and min(p.values()) * len(scores) <= FLAGGED_AT:
         verdict = "found"
     best = max(scores, key=lambda name: _auc(scores[name], members_N))
     mixed = shuffled(members_N, seed)
     controls = {**controls, "the same model, patients' labels shuffled": fits.values}
     labels = dict.fromkeys(controls, members_N) | {list(controls)[-1]: mixed}
     return AuditedAttack(
-        TITLE,
+        _TITLE,
         verdict,
         _sentence(verdict, inside, outside, _auc(scores[best], members_N)),
         tuple(each for n, s in scores.items() for each in _figures(n, s, members_N, p[n])),
@@ -105,7 +105,7 @@ def judge_membership(
             AuditFigure(f"{name}: area under the curve", _auc(each, labels[name]))
             for name, each in controls.items()
         ),
-        REMEDIES,
+        _REMEDIES,
         roc_points(scores[best], members_N),
     )
 
@@ -135,7 +135,7 @@ def _figures(name: str, scores_N: Values, members_N: Members, p: float) -> Seque
     return found
 
 
-def _sentence(verdict: Verdict, inside: int, outside: int, area: float) -> str:
+def _sentence(verdict: AuditVerdict, inside: int, outside: int, area: float) -> str:
     match verdict:
         case "found":
             return (

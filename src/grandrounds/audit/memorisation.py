@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grandrounds.audit.exchangeability import (
-    ALPHA,
+    FLAGGED_AT,
     Members,
     enough_patients,
     permutation_p,
     shuffled,
 )
-from grandrounds.report.analysis.audit import AuditedAttack, AuditFigure, Verdict
+from grandrounds.report.analysis.audit import AuditedAttack, AuditFigure, AuditVerdict
 from grandrounds.tasks.metrics import WAVELENGTHS, gabor_magnitudes
 
 POOLED_SIDE = 8  # rows and columns of the features' maps
 SPACES = ("images", "features")
-TITLE = "Memorisation: are synthetic images copies of training images?"
-REMEDIES = (
+COPIES = "Memorisation: are synthetic images copies of training images?"
+_REMEDIES = (
     "More patients at the site, or fewer rounds and local epochs: stop where validation stops "
     "improving.",
     "A smaller network, or more augmentation and dropout.",
@@ -135,7 +135,7 @@ def copy_test(
     return CopyTest(np.array([trained[name] for name in patients]), spaces)
 
 
-def joined(tests: Sequence[CopyTest]) -> CopyTest:
+def joined_tests(tests: Sequence[CopyTest]) -> CopyTest:
     """Join the tests of one site's tasks; each task's distances are relative to their mean."""
     spaces = {
         name: Neighbours(
@@ -175,13 +175,13 @@ def judge_copies(test: CopyTest, controls: Mapping[str, CopyTest], *, seed: int)
     inside, outside = int(members.sum()), int((~members).sum())
     able = enough_patients(inside, outside, tests=len(SPACES)) and outside > 1
     p = test.p(members, seed)
-    verdict: Verdict = "too few" if not able else "not found"
-    if able and min(p.values()) * len(SPACES) <= ALPHA:
+    verdict: AuditVerdict = "too few" if not able else "not found"
+    if able and min(p.values()) * len(SPACES) <= FLAGGED_AT:
         verdict = "found"
     label = {name: controlled.p(members, seed) for name, controlled in controls.items()}
     label["the same model, patients' labels shuffled"] = test.p(shuffled(members, seed), seed)
     return AuditedAttack(
-        TITLE,
+        COPIES,
         verdict,
         _sentence(verdict, inside, outside),
         tuple(_figures(test, p)),
@@ -189,11 +189,11 @@ def judge_copies(test: CopyTest, controls: Mapping[str, CopyTest], *, seed: int)
             AuditFigure(f"{name}: smaller p of both spaces", min(found.values()))
             for name, found in label.items()
         ),
-        REMEDIES,
+        _REMEDIES,
     )
 
 
-def _sentence(verdict: Verdict, inside: int, outside: int) -> str:
+def _sentence(verdict: AuditVerdict, inside: int, outside: int) -> str:
     match verdict:
         case "found":
             return (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from grandrounds.audit.exchangeability import Members, Values
-from grandrounds.audit.memorisation import CopyTest, copy_test, joined
+from grandrounds.audit.memorisation import CopyTest, copy_test, joined_tests
 from grandrounds.core.errors import BadSite
 from grandrounds.core.messages import CaseScore
 from grandrounds.core.names import POOLED
@@ -34,7 +34,7 @@ from grandrounds.tasks.synthesis.task import SynthesisTask
 from grandrounds.tasks.task import Task
 
 Images: TypeAlias = dict[str, dict[str, Tensor]]  # of a task's label, of a patient
-MOST_SLICES = 6  # of a patient and task whose synthetic images are compared, evenly chosen
+COMPARED_SLICES = 6  # of a patient and task whose synthetic images are compared, evenly chosen
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class AuditedSite:
     def copies(self, made: Images, real: Images) -> CopyTest:
         """Compare synthetic images with real ones. Raises `BadSite` where patients lack a task."""
         tests = [copy_test(made[label], real[label], self._serving(real[label])) for label in made]
-        return joined(tests)
+        return joined_tests(tests)
 
     def _serving(self, real: Mapping[str, Tensor]) -> Mapping[str, bool]:
         lacking = [name for name in self.trained if name not in real]
@@ -168,7 +168,7 @@ def _thinned(found: Mapping[str, Mapping[str, list[Tensor]]]) -> Images:
 
 
 def _evenly(images: Sequence[Tensor]) -> list[Tensor]:
-    chosen = np.linspace(0, len(images) - 1, min(len(images), MOST_SLICES)).round()
+    chosen = np.linspace(0, len(images) - 1, min(len(images), COMPARED_SLICES)).round()
     return [images[int(place)] for place in chosen]
 
 

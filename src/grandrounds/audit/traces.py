@@ -39,7 +39,7 @@ from grandrounds.tasks.task import Batch, Examples
 
 SOFT = 0.05  # errors below this do not count by their sign alone, in [-1, 1]
 IMAGES = ("source", "target")
-PART = "generator"
+GENERATOR_PART = "generator"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Attackable:
     def shared(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the generator whose updates leave the site."""
         named = self.model.named_parameters()
-        return {n: p for n, p in named if n.startswith(f"{PART}.") and self.travels(n)}
+        return {n: p for n, p in named if n.startswith(f"{GENERATOR_PART}.") and self.travels(n)}
 
     def output(self, images_CHW: Tensor, stages: Sequence[str] = ()) -> dict[str, Tensor]:
         """Run the network, or its first stages, on the source."""
@@ -90,7 +90,9 @@ class Attackable:
     def true_gradient(self, images_CHW: Tensor) -> list[Tensor]:
         """Return the gradient by which the study itself trains, with its critics' part."""
         batch = {**self.known, "source": images_CHW[None, :1], "target": images_CHW[None, 1:]}
-        losses = (loss for part, loss in self.task.losses(self.model, batch) if part == PART)
+        losses = (
+            loss for part, loss in self.task.losses(self.model, batch) if part == GENERATOR_PART
+        )
         shared = list(self.shared.values())
         found = torch.autograd.grad(next(losses), shared, allow_unused=True)
         pairs = zip(found, shared, strict=True)

@@ -24,22 +24,22 @@ from grandrounds.audit.traces import (
 )
 from grandrounds.report.analysis.audit import AuditedAttack
 
-WORST = "Update inversion, worst case: one image, one step"
-OWN = "Update inversion, the study's own setting: round 1 as it was sent"
-NOISE = "Noise in place of the update"
-ANOTHER = "Another patient's update"
-REMEDIES = (
+SINGLE_STEP = "Update inversion, worst case: one image, one step"
+FIRST_ROUND = "Update inversion, the study's own setting: round 1 as it was sent"
+_NOISE = "Noise in place of the update"
+_ANOTHER = "Another patient's update"
+_REMEDIES = (
     "Larger batches and more local steps before a site sends: an update then mixes more patients.",
     "Secure sum ([privacy] secure_sum = true): nobody sees a site's own update, only the sum.",
     'Client-level differential privacy ([privacy] kind = "client"): clipped updates with noise.',
 )
-WORST_SENTENCES = (
+_WORST_SENTENCES = (
     "From the gradient of a single image the attack rebuilds what is particular to the patient: a "
     "study must not send such updates unprotected.",
     "Even from the gradient of a single image the attack rebuilds no more of a patient than it "
     "does from noise.",
 )
-OWN_SENTENCES = (
+_OWN_SENTENCES = (
     "From the update that the site sent in round 1 the attack rebuilds what is particular to one "
     "of its patients.",
     "From the update that the site sent in round 1 the attack rebuilds no more of any patient than "
@@ -59,9 +59,9 @@ def attack_single_steps(
     site: AuditedSite, attempts: Attempts
 ) -> tuple[AuditedAttack, list[Reconstruction]]:
     """Attack the gradients of single images of some training patients, at the tested weights."""
-    reason = why_not(site)
+    reason = _no_update(site) or why_not(site)
     if reason:
-        return AuditedAttack(WORST, "not applicable", f"{reason}."), []
+        return AuditedAttack(SINGLE_STEP, "not applicable", f"{reason}."), []
     prior = others_images(site, attempts.search.components)
     examples, chosen = attacked_images(site, attempts.patients)
     known = examples.batch(chosen, None)
@@ -75,17 +75,17 @@ def attack_single_steps(
             network, observed, images_NCHW, place
         )
         found.append(attacked(objectives, true_CHW[None], prior, attempts.search))
-    return judge_reconstructions(WORST, found, WORST_SENTENCES, REMEDIES), found
+    return judge_reconstructions(SINGLE_STEP, found, _WORST_SENTENCES, _REMEDIES), found
 
 
 def _controls(
     network: Attackable, observed: list[Tensor], images_NCHW: Tensor, place: int
 ) -> dict[str, Objective]:
     """Return what an attacker has who knows nothing of a patient: noise, or another's update."""
-    found = {NOISE: network.from_update(noise_like(observed, place))}
+    found = {_NOISE: network.from_update(noise_like(observed, place))}
     if len(images_NCHW) > 1:
         other = network.true_gradient(images_NCHW[(place + 1) % len(images_NCHW)])
-        found[ANOTHER] = network.from_update(other)
+        found[_ANOTHER] = network.from_update(other)
     return found
 
 
@@ -93,9 +93,9 @@ def attack_first_round(
     site: AuditedSite, attempts: Attempts
 ) -> tuple[AuditedAttack, list[Reconstruction]]:
     """Attack the update that the site sent in round 1, guards included, made once more."""
-    reason = _nothing_sent(site) or why_not(site)
+    reason = _no_update(site) or _not_seen(site) or why_not(site)
     if reason:
-        return AuditedAttack(OWN, "not applicable", f"{reason}."), []
+        return AuditedAttack(FIRST_ROUND, "not applicable", f"{reason}."), []
     start, sent = first_update(site)
     prior = others_images(site, attempts.search.components)
     examples, every = attacked_images(site, len(site.trained))
@@ -103,21 +103,26 @@ def attack_first_round(
     observed = [start[name].float() - sent[name].float() for name in network.shared]
     objectives = {
         "": network.from_update(observed),
-        NOISE: network.from_update(noise_like(observed, 0)),
+        _NOISE: network.from_update(noise_like(observed, 0)),
     }
     true_NCHW = torch.cat([pairs_of(examples.batch([index], None)) for index in every])
     found = [attacked(objectives, true_NCHW, prior, attempts.search)]
-    return judge_reconstructions(OWN, found, OWN_SENTENCES, REMEDIES), found
+    return judge_reconstructions(FIRST_ROUND, found, _OWN_SENTENCES, _REMEDIES), found
 
 
-def _nothing_sent(site: AuditedSite) -> str:
-    """Say why a site of the run sent no update that could be attacked; empty where it did."""
-    study = site.run.study
-    sharing = study.build_method().sharing()
+def _no_update(site: AuditedSite) -> str:
+    """Say why no update of the run could leave a site; empty where one does."""
+    sharing = site.run.study.build_method().sharing()
     if sharing.pooled:
         return "All data were in one place, so nothing was sent"
     if sharing.alone:
         return "Every site trains alone, so nothing is sent"
+    return ""
+
+
+def _not_seen(site: AuditedSite) -> str:
+    """Say why nobody sees a site's own update of a round; empty where somebody does."""
+    study = site.run.study
     if study.privacy.secure_sum:
         return "Updates are masked (secure_sum), and nobody sees a site's own"
     if study.topology.kind == "split":

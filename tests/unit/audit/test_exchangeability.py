@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grandrounds.audit.exchangeability import (
-    ALPHA,
+    FLAGGED_AT,
     enough_patients,
     permutation_p,
     rate_interval,
@@ -26,7 +26,7 @@ def test_many_patients_are_drawn_and_no_p_is_0():
     members = values >= 20
     p = permutation_p(lambda m: values[m].mean(), members, seed=0)
     assert p == pytest.approx(smallest_p(20, 20))
-    assert 0 < p < ALPHA
+    assert 0 < p < FLAGGED_AT
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grandrounds.audit.exchangeability import ALPHA
+from grandrounds.audit.exchangeability import FLAGGED_AT
 from grandrounds.audit.membership import Fits, judge_membership, likelihood_ratio
 from grandrounds.audit.memorisation import judge_copies
 from tests.helpers.planted_models import operating_curve, planted
@@ -18,8 +18,8 @@ def test_twenty_memorising_models_are_flagged_and_twenty_that_never_saw_the_pati
     curve = operating_curve(NUMBER)
     assert set(curve["memorised"]) == {"memorisation", "membership"}
     for attack in curve["memorised"]:
-        assert sum(p <= ALPHA for p in curve["memorised"][attack]) >= 19, attack
-        assert sum(p <= ALPHA for p in curve["never saw them"][attack]) == 0, attack
+        assert sum(p <= FLAGGED_AT for p in curve["memorised"][attack]) >= 19, attack
+        assert sum(p <= FLAGGED_AT for p in curve["never saw them"][attack]) <= 1, attack
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_a_planted_model_gets_the_sentences_of_a_leak_and_its_controls_do_not():
     assert copies.verdict == "found"
     assert "memorised" in copies.sentence
     assert copies.controls[0].value is not None
-    assert copies.controls[0].value > ALPHA
+    assert copies.controls[0].value > FLAGGED_AT
     told = judge_membership(model.fits(), model.members, {"other": control.fits().values}, seed=1)
     assert told.verdict == "found"
     assert judge_copies(control.copies(), {}, seed=1).verdict == "not found"

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.files import write_text
 
-Verdict: TypeAlias = Literal["found", "not found", "too few", "not applicable"]
-VERDICTS: tuple[Verdict, ...] = ("found", "not found", "too few", "not applicable")
+AuditVerdict: TypeAlias = Literal["found", "not found", "too few", "not applicable"]
+VERDICTS: tuple[AuditVerdict, ...] = ("found", "not found", "too few", "not applicable")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AuditedAttack:
     """
 
     title: str
-    verdict: Verdict
+    verdict: AuditVerdict
     sentence: str
     figures: tuple[AuditFigure, ...] = ()
     controls: tuple[AuditFigure, ...] = ()

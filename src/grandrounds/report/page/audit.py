@@ -6,20 +6,20 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from grandrounds.core.files import write_text
+from grandrounds.core.files import write_bytes
 from grandrounds.core.run_folder import SiteFolder
 from grandrounds.report.analysis.audit import (
     AuditedAttack,
     AuditFigure,
+    AuditVerdict,
     SiteAudit,
-    Verdict,
     read_site_audit,
 )
 from grandrounds.report.analysis.folder import Image
 from grandrounds.report.page.style import grey
 
 SIDE = 200  # of the chart of rates
-VERDICT_WORDS: Mapping[Verdict, str] = {
+VERDICT_WORDS: Mapping[AuditVerdict, str] = {
     "found": "The attack succeeded",
     "not found": "The attack failed",
     "too few": "Too few patients to say",
@@ -43,7 +43,7 @@ class AuditPicture:
 def write_audit_page(
     path: Path, audit: SiteAudit, pictures: Mapping[str, Sequence[AuditPicture]]
 ) -> None:
-    """Write the page, whole or not at all. Raises `DiskFailed`.
+    """Write the page for its owner alone, whole or not at all. Raises `DiskFailed`.
 
     `pictures` are by the attack's title, and empty where the site allows none.
     """
@@ -62,7 +62,8 @@ def write_audit_page(
         curve=curve_points,
         side=SIDE,
     )
-    write_text(path, page, refusal="{path}: the page cannot be written: {reason}")
+    refusal = "{path}: the page cannot be written: {reason}"
+    write_bytes(path, page.encode(), refusal=refusal, private=True)
 
 
 def said(figure: AuditFigure) -> str:
