@@ -56,9 +56,9 @@ class Fits:
 
     def scores(self) -> dict[str, Values]:
         """Return each attack's score of each patient; a higher one says "member"."""
-        found = {"loss threshold": self.values}
+        found = {"Loss threshold": self.values}
         if len(self.unseen):
-            found["likelihood ratio"] = likelihood_ratio(self.values, self.unseen)
+            found["Likelihood ratio"] = likelihood_ratio(self.values, self.unseen)
         return found
 
 
@@ -94,7 +94,7 @@ def judge_membership(
         verdict = "found"
     best = max(scores, key=lambda name: _auc(scores[name], members_N))
     mixed = shuffled(members_N, seed)
-    controls = {**controls, "the same model, patients' labels shuffled": fits.values}
+    controls = {**controls, "The same model, patients' labels shuffled": fits.values}
     labels = dict.fromkeys(controls, members_N) | {list(controls)[-1]: mixed}
     return AuditedAttack(
         _TITLE,

@@ -179,7 +179,7 @@ def judge_copies(test: CopyTest, controls: Mapping[str, CopyTest], *, seed: int)
     if able and min(p.values()) * len(SPACES) <= FLAGGED_AT:
         verdict = "found"
     label = {name: controlled.p(members, seed) for name, controlled in controls.items()}
-    label["the same model, patients' labels shuffled"] = test.p(shuffled(members, seed), seed)
+    label["The same model, patients' labels shuffled"] = test.p(shuffled(members, seed), seed)
     return AuditedAttack(
         COPIES,
         verdict,
