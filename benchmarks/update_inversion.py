@@ -11,6 +11,8 @@ patients, from which it starts.
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,13 @@ from tests.helpers.inverted_updates import attack  # noqa: E402 - it lies beside
 PAGE = ROOT / "docs/reference/privacy.md"
 PICTURE = PAGE.parent / "update-inversion.png"
 BEGIN, END = "<!-- update_inversion: begin -->", "<!-- update_inversion: end -->"
-NOISES = (0.0, 0.01, 0.1, 0.5)  # times the clipped norm, added to each value
+NOISES = (0.0, 0.01, 0.1)  # times the clipped norm, added to each value
 ENLARGED = 4
+
+
+def attack_at(noise: float) -> Reconstruction:
+    torch.set_num_threads(1)
+    return attack(noise=noise)
 
 
 def table_of(found: dict[float, Reconstruction]) -> str:
@@ -55,7 +62,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = {noise: attack(noise=noise) for noise in NOISES}
+    with ProcessPoolExecutor(len(NOISES), get_context("spawn")) as pool:
+        found = dict(zip(NOISES, pool.map(attack_at, NOISES), strict=True))
     if options.json:
         print(
             json.dumps({f"detail_at_noise_{noise}": each.detail for noise, each in found.items()})

@@ -21,7 +21,7 @@ from grandrounds.study.file import read_study
 
 ROOT = Path(__file__).parents[2]
 OTHERS, SLICES = 36, 4  # patients of the attacker, and slices of each
-SEARCH = Search(steps=130)
+SEARCH = Search(steps=100)
 CODE = torch.zeros(1, 0)
 
 

@@ -21,6 +21,7 @@ from grandrounds.report.analysis.audit import AuditedAttack, AuditFigure, AuditV
 
 CLEAR = 0.4  # share of individual detail from which on a reconstruction shows the patient
 CLEAR_MARGIN = 0.2  # by which that share must exceed every control's
+_SILENT = 1e-4  # of the largest root mean square of an update's tensors
 _TINY = 1e-12
 
 Objective: TypeAlias = Callable[
@@ -69,12 +70,15 @@ def total_variation(images_CHW: Tensor) -> Tensor:
 def update_distance(found: Sequence[Tensor | None], observed: Sequence[Tensor]) -> Tensor:
     """Return the mean over tensors of 1 less the cosine between two updates, from 0 to 2.
 
-    Tensors that the observed update leaves as they are say nothing and do not count.
+    Tensors that the observed update leaves as they are do not count: a bias before a norm has no
+    gradient but rounding errors, whose direction is chance.
     """
+    sizes = [float(other.norm()) / other.numel() ** 0.5 for other in observed]
+    silent = _SILENT * max(sizes)
     pairs = [
         (one.flatten(), other.flatten())
-        for one, other in zip(found, observed, strict=True)
-        if one is not None and float(other.norm()) > _TINY
+        for one, other, size in zip(found, observed, sizes, strict=True)
+        if one is not None and size > silent
     ]
     cosines = [torch.dot(one, other) / (one.norm() * other.norm() + _TINY) for one, other in pairs]
     return 1 - torch.stack(cosines).mean()
