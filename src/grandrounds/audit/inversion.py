@@ -34,7 +34,7 @@ class Search:
     """How long an attacker seeks, in steps of Adam, and how smooth it thinks images are."""
 
     steps: int = 150
-    rate: float = 0.2
+    rate: float = 0.1
     smoothness: float = 1e-3
     components: int = 20
 
