@@ -9,7 +9,7 @@ import grandrounds
 
 HOUSE = Path(grandrounds.__file__).parent
 PACKAGES = (
-    *("algorithms", "api", "cli", "core", "data", "engines", "flare", "inference"),
+    *("algorithms", "api", "audit", "cli", "core", "data", "engines", "flare", "inference"),
     *("models", "privacy", "report", "runs", "site", "study", "tasks", "testing"),
 )
 CEILING = 600  # lines

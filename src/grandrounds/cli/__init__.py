@@ -4,6 +4,7 @@ import signal
 import sys
 
 from grandrounds.cli import archive as archive
+from grandrounds.cli import audit as audit
 from grandrounds.cli import federation as federation
 from grandrounds.cli import keys as keys
 from grandrounds.cli import ledger as ledger

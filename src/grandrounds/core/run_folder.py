@@ -50,6 +50,8 @@ class SiteFolder:
     protocols = Entry("protocols.json")  # how the site usually scans, if its network reads that
     ledger = Entry("ledger.jsonl")  # what was asked of the site, and every message that left
     older_log = Entry("audit.jsonl")  # what stood in the ledger's place in older versions
+    findings = Entry("audit.json")  # what attacks on its part of the run found: counts and rates
+    findings_page = Entry("audit.html")  # the same as a page, with pictures where the site allows
     profile = Entry("profile.json")  # what its training images look like
     validation = Entry("validation.jsonl")  # its validation scores by round and task
 

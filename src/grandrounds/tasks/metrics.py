@@ -44,13 +44,14 @@ def gabor(prediction_B1HW: Tensor, target_B1HW: Tensor) -> Tensor:
 
 
 def _distance(prediction_B1HW: Tensor, target_B1HW: Tensor, wavelength: float) -> Tensor:
-    predicted_BOHW = _magnitudes(prediction_B1HW, wavelength)
-    target_BOHW = _magnitudes(target_B1HW, wavelength)
+    predicted_BOHW = gabor_magnitudes(prediction_B1HW, wavelength)
+    target_BOHW = gabor_magnitudes(target_B1HW, wavelength)
     error_B = (predicted_BOHW - target_BOHW).square().flatten(1).mean(1).sqrt()
     return error_B / target_BOHW.square().flatten(1).mean(1).sqrt().clamp_min(WEAKEST)
 
 
-def _magnitudes(image_B1HW: Tensor, wavelength: float) -> Tensor:
+def gabor_magnitudes(image_B1HW: Tensor, wavelength: float) -> Tensor:
+    """Return the magnitudes of the responses to complex Gabor filters, (B, O, H, W)."""
     height, width = image_B1HW.shape[-2:]
     filters_OHW = _filters(height, width, wavelength).to(image_B1HW)
     varying_B1HW = image_B1HW - image_B1HW.mean((-2, -1), keepdim=True)

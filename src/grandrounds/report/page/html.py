@@ -1,19 +1,20 @@
 """The report is written here as one HTML file that opens offline and loads nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from grandrounds.core.files import write_text
-from grandrounds.core.run_folder import ResultFolder
+from grandrounds.core.run_folder import ComparisonFolder, ResultFolder
 from grandrounds.report.analysis import cross_site
 from grandrounds.report.analysis.auc import MEANING
 from grandrounds.report.analysis.cosines import compared_updates
 from grandrounds.report.analysis.facts import MANY, Facts, read_facts
 from grandrounds.report.analysis.statistics import FEWEST, LEVEL
 from grandrounds.report.page import charts, style, tables
+from grandrounds.report.page.audit import VERDICT_WORDS, Annex, annexes
 from grandrounds.report.page.pictures import PanelRow, choices, panel_rows, panels_of, rule
 from grandrounds.report.page.tables import ArmRow
 from grandrounds.report.prose import cosines, generalisation, sentences, summary, vocabulary
@@ -37,14 +38,21 @@ def write_report(folder: Path, *, include_images: bool = False) -> Path:
     `include_images` shows the pictures that real sites saved, too. Raises `BadFolder` and
     `DiskFailed`.
     """
-    page = render_page(read_facts(folder), include_images=include_images)
+    comparison = ComparisonFolder(folder)
+    runs = [run.path for run in comparison.runs()] if comparison.exists else [folder]
+    page = render_page(
+        read_facts(folder), include_images=include_images, audits=annexes(folder, runs)
+    )
     path = ResultFolder(folder).report
     write_text(path, page, refusal="{path}: the report cannot be written: {reason}")
     return path
 
 
-def render_page(facts: Facts, *, include_images: bool = False) -> str:
-    """Return the page of these facts. Raises `BadFolder` where a picture cannot be read."""
+def render_page(facts: Facts, *, include_images: bool = False, audits: Sequence[Annex] = ()) -> str:
+    """Return the page of these facts, with audits as its annex.
+
+    Raises `BadFolder` where a picture cannot be read.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -93,6 +101,8 @@ def render_page(facts: Facts, *, include_images: bool = False) -> str:
         left_out=cross_site.left_out(facts, facts.notable),
         folded_left_out=cross_site.left_out(facts, facts.others),
         blocks=blocks(facts, panel_rows(facts, chosen, limit)),
+        annexes=audits,
+        audit_words=VERDICT_WORDS,
     )
 
 
