@@ -59,17 +59,19 @@ class MaskKeys:
     masking: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, repr=False)
 
     def advertise(
-        self, site: str, weight: int, study: str, round: int, signer: KeySigner
+        self, study: str, round: int, site: str, weight: int, *, signer: KeySigner
     ) -> Advertisement:
-        """Return the public keys and the weight, signed."""
+        """Return the public keys, signed with the study, the round, the site and its weight."""
         own = Advertisement(
+            study,
+            round,
             site,
             weight,
             self.sealing.public_key().public_bytes_raw(),
             self.masking.public_key().public_bytes_raw(),
             signer.certificate,
         )
-        return replace(own, signature=signer.sign(own.statement(study, round)))
+        return replace(own, signature=signer.sign(own.statement))
 
 
 def mask_key(own: bytes, roster: MaskRoster, site: str, peer: str) -> bytes:

@@ -40,9 +40,12 @@ class KeySigner:
 class Advertisement:
     """A site's public keys of one attempt at a round, and its weight in the mean, signed.
 
-    `sealing` is for shares that others send the site, `masking` for masks.
+    `study` is the study's SHA-256. `sealing` is for shares that others send the site, `masking` for
+    masks.
     """
 
+    study: str
+    round: int
     site: str
     weight: int
     sealing: bytes
@@ -50,9 +53,11 @@ class Advertisement:
     certificate: bytes = b""
     signature: bytes = b""
 
-    def statement(self, study: str, round: int) -> bytes:
+    @property
+    def statement(self) -> bytes:
         """Return what the site signs."""
-        facts = (study, round, self.site, self.weight, self.sealing.hex(), self.masking.hex())
+        keys = (self.sealing.hex(), self.masking.hex())
+        facts = (self.study, self.round, self.site, self.weight, *keys)
         return b"grandrounds secure sum keys " + json.dumps(facts).encode()
 
 
@@ -60,9 +65,15 @@ class Advertisement:
 class MaskRoster:
     """The sites of one attempt at a round, with their keys and weights, in the study's order."""
 
-    study: str
-    round: int
     members: tuple[Advertisement, ...]
+
+    @property
+    def study(self) -> str:
+        return self.members[0].study
+
+    @property
+    def round(self) -> int:
+        return self.members[0].round
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,26 +87,28 @@ class MaskRoster:
     @property
     def fingerprint(self) -> bytes:
         """Return the SHA-256 of all that the members advertise."""
-        statements = [member.statement(self.study, self.round).hex() for member in self.members]
+        statements = [member.statement.hex() for member in self.members]
         return sha256(json.dumps(statements).encode()).digest()
 
     def of(self, site: str) -> Advertisement:
         return self.members[self.names.index(site)]
 
-    def check(self, allowed: Sequence[str], verify: Callable[[bytes, bytes, bytes], str]) -> None:
+    def check(
+        self,
+        own: Advertisement,
+        allowed: Sequence[str],
+        verify: Callable[[bytes, bytes, bytes], str],
+    ) -> None:
         """Refuse a roster that is not of the study's sites, each with keys that it signed itself.
 
-        `allowed` are the sites of the study in its order. Raises `SecureSumRefused`.
+        `own` is what the site itself advertised; `allowed` are the sites of the study in its order.
+        Raises `SecureSumRefused`.
         """
-        names = self.names
         refuse_unless(
-            len(names) >= FEWEST,
-            phrase("a secure sum of fewer than three sites would show a site's update"),
+            own in self.members,
+            phrase("the keys that this site advertised are not among those that came back"),
         )
-        refuse_unless(
-            names == tuple(name for name in allowed if name in names),
-            phrase("the sites of a secure sum are not those of the study, each once and in order"),
-        )
+        self._check_names(allowed)
         keys = [key for member in self.members for key in (member.sealing, member.masking)]
         refuse_unless(
             len(set(keys)) == len(keys) and all(len(key) == KEY_BYTES for key in keys),
@@ -106,20 +119,32 @@ class MaskRoster:
             phrase("the weights of the sites of a secure sum are not from 1 to 2^31 in all"),
         )
         for member in self.members:
-            self._check_signature(member, verify)
+            _check_signature(member, own, verify)
 
-    def _check_signature(
-        self, member: Advertisement, verify: Callable[[bytes, bytes, bytes], str]
-    ) -> None:
-        statement = member.statement(self.study, self.round)
-        try:
-            signed = verify(member.certificate, member.signature, statement) == member.site
-        except ValueError:
-            signed = False
+    def _check_names(self, allowed: Sequence[str]) -> None:
+        names = self.names
         refuse_unless(
-            signed,
-            phrase(
-                "the keys of site '{site}' for this round's secure sum are not signed by that site",
-                site=Name(member.site),
-            ),
+            len(names) >= FEWEST,
+            phrase("a secure sum of fewer than three sites would show a site's update"),
         )
+        refuse_unless(
+            names == tuple(name for name in allowed if name in names),
+            phrase("the sites of a secure sum are not those of the study, each once and in order"),
+        )
+
+
+def _check_signature(
+    member: Advertisement, own: Advertisement, verify: Callable[[bytes, bytes, bytes], str]
+) -> None:
+    try:
+        signer = verify(member.certificate, member.signature, member.statement)
+    except ValueError:
+        signer = ""
+    same = (member.study, member.round, signer) == (own.study, own.round, member.site)
+    refuse_unless(
+        same,
+        phrase(
+            "the keys of site '{site}' for this round's secure sum are not signed by that site",
+            site=Name(member.site),
+        ),
+    )

@@ -50,15 +50,24 @@ class MaskingSession:
     def roster(self) -> MaskRoster:
         """Return the sites for which this one masks. Raises `SecureSumRefused` before it knows."""
         if self._roster is None:
-            sentence = phrase("the keys of this round's secure sum were not exchanged")
-            raise SecureSumRefused(str(sentence), safe=sentence)
+            raise _not_exchanged()
         return self._roster
+
+    @property
+    def weight(self) -> int:
+        """Return this site's weight in the mean."""
+        return self.roster.of(self.site).weight
+
+    @property
+    def total(self) -> int:
+        """Return the weights of all sites of the attempt."""
+        return self.roster.total
 
     def advertise(self, weight: int) -> Advertisement:
         """Return the site's public keys and its weight in the mean, signed."""
         if self._advertised is None:
             self._advertised = self._keys.advertise(
-                self.site, weight, self.study, self.round, self.signer
+                self.study, self.round, self.site, weight, signer=self.signer
             )
         return self._advertised
 
@@ -68,12 +77,10 @@ class MaskingSession:
             self._roster is None,
             phrase("the keys of a secure sum are shared once; a new attempt draws new ones"),
         )
-        roster = MaskRoster(self.study, self.round, tuple(members))
-        refuse_unless(
-            self._advertised is not None and self._advertised in roster.members,
-            phrase("the keys that this site advertised are not among those that came back"),
-        )
-        roster.check(self.allowed, self.signer.verify)
+        if self._advertised is None:
+            raise _not_exchanged()
+        roster = MaskRoster(tuple(members))
+        roster.check(self._advertised, self.allowed, self.signer.verify)
         names = roster.names
         needed = threshold_of(len(names))
         masking = split_secret(self._keys.masking.private_bytes_raw(), needed, len(names))
@@ -142,3 +149,8 @@ class MaskingSession:
                 "other survivors were named before: both keys of a site would show its own update"
             ),
         )
+
+
+def _not_exchanged() -> SecureSumRefused:
+    sentence = phrase("the keys of this round's secure sum were not exchanged")
+    return SecureSumRefused(str(sentence), safe=sentence)

@@ -1,0 +1,87 @@
+"""A site's part in secure sums: a session for each attempt at a round, in memory alone."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, assert_never
+
+from grandrounds.core.errors import BadStudy
+from grandrounds.core.extras import install_command
+from grandrounds.core.messages import AdvertiseKeys, KeyRequest, ShareKeys, Unmask
+from grandrounds.core.sentence import phrase
+from grandrounds.core.weights import Weights
+from grandrounds.privacy.secure_sum.roster import KeySigner, SecureSumRefused
+from grandrounds.privacy.secure_sum.wire import (
+    REVEALED,
+    SHARES,
+    bytes_by_site,
+    bytes_to_tensors,
+    keys_from_tensors,
+    keys_to_tensors,
+)
+
+if TYPE_CHECKING:  # whoever masks nothing needs no cryptography
+    from grandrounds.privacy.secure_sum.session import MaskingSession
+
+
+@dataclass
+class SiteMasking:
+    """Answers what a site is asked about its keys, and keeps the session that masks its update.
+
+    `study` is the study's SHA-256, `roster` its sites in order, and `signer` signs the site's keys.
+    A new attempt at a round forgets the one before.
+    """
+
+    site: str
+    study: str
+    roster: tuple[str, ...]
+    signer: KeySigner
+    _session: "MaskingSession | None" = field(default=None, init=False, repr=False)
+
+    def answer(self, request: KeyRequest, weight: int) -> Weights:
+        """Return what leaves in answer to a request, `weight` being the site's in the mean.
+
+        Raises `SecureSumRefused`.
+        """
+        match request:
+            case AdvertiseKeys():
+                return keys_to_tensors(self._begin(request.round).advertise(weight))
+            case ShareKeys():
+                members = keys_from_tensors(request.weights, self.roster)
+                sealed = self.session_of(request.round).share(members)
+                return bytes_to_tensors(SHARES, sealed)
+            case Unmask():
+                sealed = bytes_by_site(SHARES, request.weights)
+                session = self.session_of(request.round)
+                return bytes_to_tensors(REVEALED, session.reveal(request.survivors, sealed))
+            case _:
+                assert_never(request)
+
+    def session_of(self, round: int) -> "MaskingSession":
+        """Return the session of the newest attempt at a round. Raises `SecureSumRefused`."""
+        if self._session is None or self._session.round != round:
+            sentence = phrase("no keys were asked for to mask an update of this round")
+            raise SecureSumRefused(str(sentence), safe=sentence)
+        return self._session
+
+    def _begin(self, round: int) -> "MaskingSession":
+        session = masking_session()
+        self._session = session(self.site, self.study, round, self.roster, self.signer)
+        return self._session
+
+
+def signer_of_simulation(study: str, site: str) -> KeySigner:
+    """Return the signer of a simulated site. Raises `BadStudy` without the package it needs."""
+    masking_session()
+    from grandrounds.privacy.secure_sum.keys import simulated_signer
+
+    return simulated_signer(study, site)
+
+
+def masking_session() -> "type[MaskingSession]":
+    """Import what masks. Raises `BadStudy` where the package that it needs is not installed."""
+    try:
+        from grandrounds.privacy.secure_sum.session import MaskingSession
+    except ModuleNotFoundError as error:
+        raise BadStudy(
+            f"privacy.secure_sum needs the package {error.name}: {install_command('privacy')}"
+        ) from None
+    return MaskingSession
