@@ -83,7 +83,7 @@ class Star:
             load.of_star,
             "the slowest site's time",
             {
-                "server": "every site's own update, and the model",
+                "server": f"{load.updates}, and the model",
                 "sites": f"the model, and {others}",
             },
             groups=self.in_a_row(load.sites),

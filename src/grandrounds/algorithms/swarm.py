@@ -113,12 +113,15 @@ class Swarm:
     def account(self, load: RoundLoad) -> RoundCost:
         """Return the cost of updates to the leader and the merged model back; scoring is free."""
         others = ", and other sites' own updates" if load.reveals else ""
+        carried = (
+            "public keys, sealed shares; no tensor of the model" if load.masked else "no tensor"
+        )
         return RoundCost(
             (load.sites - 1) * load.both_ways,
             "the slowest site's time, and the leader's merging",
             {
-                "coordinator": "receipts only: digests, counts, metrics; no tensor",
-                "leader of the round": "every site's own update, and the merged model",
+                "coordinator": f"receipts only: digests, counts, metrics; {carried}",
+                "leader of the round": f"{load.updates}, and the merged model",
                 "sites": f"the merged model{others}",
             },
             groups=self.in_a_row(load.sites),

@@ -50,6 +50,7 @@ class SiteFolder:
     protocols = Entry("protocols.json")  # how the site usually scans, if its network reads that
     audit = Entry("audit.jsonl")  # what was asked of the site from elsewhere, and what left
     profile = Entry("profile.json")  # what its training images look like
+    unmasked = Entry("unmasked.json")  # whose sum it helped to unmask, by round
     validation = Entry("validation.jsonl")  # its validation scores by round and task
 
     def private(self, version: str = "") -> Path:

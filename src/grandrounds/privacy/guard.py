@@ -30,6 +30,7 @@ Demand: TypeAlias = Literal[
     "counted shares",
     "full exchange",
     "three sites",
+    "star or swarm",
 ]
 
 

@@ -100,17 +100,17 @@ class Blueprint:
             disclosure=site_data.disclosure,
             protocols=_usual(study, site_data),
             pixel=study.elements.spacing,
-            masking=self._masking(site_data.name),
+            masking=self._masking(site_data.name, RunFolder(folder)),
         )
 
-    def _masking(self, site: str) -> SiteMasking | None:
-        """Return a site's part in secure sums. Raises `BadStudy` where nothing can sign."""
+    def _masking(self, site: str, run: RunFolder) -> SiteMasking | None:
+        """Return a site's part in secure sums. Raises `BadStudy` without what masks."""
         study = self.plan.study
         if not self.plan.method.guards.masks:
             return None
         hashed = fingerprint(study)
         signer = self.signer or signer_of_simulation(hashed, site)
-        return SiteMasking(site, hashed, study.trainers, signer)
+        return SiteMasking(site, hashed, study.trainers, signer, run.site(site).path)
 
 
 def _usual(study: Study, site_data: SiteData) -> str:

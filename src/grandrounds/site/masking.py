@@ -1,14 +1,18 @@
 """A site's part in secure sums: a session for each attempt at a round, in memory alone."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.extras import install_command
+from grandrounds.core.files import write_bytes
 from grandrounds.core.messages import AdvertiseKeys, KeyRequest, ShareKeys, Unmask
+from grandrounds.core.run_folder import SiteFolder
 from grandrounds.core.sentence import phrase
 from grandrounds.core.weights import Weights
-from grandrounds.privacy.secure_sum.roster import KeySigner, SecureSumRefused
+from grandrounds.privacy.secure_sum.roster import KeySigner, SecureSumRefused, refuse_unless
 from grandrounds.privacy.secure_sum.wire import (
     REVEALED,
     SHARES,
@@ -27,13 +31,16 @@ class SiteMasking:
     """Answers what a site is asked about its keys, and keeps the session that masks its update.
 
     `study` is the study's SHA-256, `roster` its sites in order, and `signer` signs the site's keys.
-    A new attempt at a round forgets the one before.
+    A new attempt at a round forgets the one before. Only whose sum was unmasked is written into
+    `folder`: the difference of two sums of one round would be the updates of the sites in which
+    they differ.
     """
 
     site: str
     study: str
     roster: tuple[str, ...]
     signer: KeySigner
+    folder: Path
     _session: "MaskingSession | None" = field(default=None, init=False, repr=False)
 
     def answer(self, request: KeyRequest, weight: int) -> Weights:
@@ -49,9 +56,7 @@ class SiteMasking:
                 sealed = self.session_of(request.round).share(members)
                 return bytes_to_tensors(SHARES, sealed)
             case Unmask():
-                sealed = bytes_by_site(SHARES, request.weights)
-                session = self.session_of(request.round)
-                return bytes_to_tensors(REVEALED, session.reveal(request.survivors, sealed))
+                return bytes_to_tensors(REVEALED, self._reveal(request))
             case _:
                 assert_never(request)
 
@@ -61,6 +66,24 @@ class SiteMasking:
             sentence = phrase("no keys were asked for to mask an update of this round")
             raise SecureSumRefused(str(sentence), safe=sentence)
         return self._session
+
+    def _reveal(self, request: Unmask) -> dict[str, bytes]:
+        """Reveal shares for one sum of a round, whatever attempt, process or resumption it is."""
+        path, number = SiteFolder(self.folder).unmasked, str(request.round)
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+        refuse_unless(
+            known.get(number, [*request.survivors]) == [*request.survivors],
+            phrase(
+                "round {round} was unmasked before with other survivors: the difference of the two "
+                "sums would show the updates of single sites; repeat it with the same sites",
+                round=request.round,
+            ),
+        )
+        sealed = bytes_by_site(SHARES, request.weights)
+        revealed = self.session_of(request.round).reveal(request.survivors, sealed)
+        known[number] = [*request.survivors]
+        write_bytes(path, json.dumps(known).encode(), private=True)
+        return revealed
 
     def _begin(self, round: int) -> "MaskingSession":
         session = masking_session()

@@ -34,6 +34,7 @@ class SecureSum:
         return {
             "side by side": alone,
             "one mean": alone,
+            "star or swarm": "sites exchange keys with a server or a leader that waits for all",
             "mean": own,
             "counted shares": "it adds up updates times whole numbers of examples",
             "rate of 1": own,
