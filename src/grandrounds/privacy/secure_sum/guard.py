@@ -12,6 +12,7 @@ from grandrounds.core.state import State
 from grandrounds.core.weights import Weights
 from grandrounds.privacy.guard import GUARD, Demand, Departure, Layout
 from grandrounds.privacy.secure_sum.fixed_point import FixedPoint, signed, unsigned
+from grandrounds.privacy.secure_sum.secret_sharing import threshold_of
 
 SUM, TOTAL = f"{GUARD}sum", f"{GUARD}total"  # a vector of integers; the weights of all who masked
 
@@ -27,6 +28,13 @@ class SecureSum:
     @property
     def word(self) -> str:
         return "privacy.secure_sum"
+
+    def told(self, sites: int) -> str:
+        return (
+            "privacy: a site's update leaves masked, in fixed point, and whoever merges the updates "
+            f"reads their sum alone; {threshold_of(sites)} of {sites} sites together can take the "
+            "masks off it; losses, scores and counts are not masked"
+        )
 
     def needs(self) -> Mapping[Demand, str]:
         alone = "masks cancel in one sum of all sites' updates, and here there is none"
