@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, assert_never, cast
 
-from grandrounds.core.errors import BadStudy
+from grandrounds.core.errors import BadFolder, BadStudy
 from grandrounds.core.extras import install_command
 from grandrounds.core.files import write_bytes
 from grandrounds.core.messages import AdvertiseKeys, KeyRequest, ShareKeys, Unmask
@@ -70,9 +70,9 @@ class SiteMasking:
     def _reveal(self, request: Unmask) -> dict[str, bytes]:
         """Reveal shares for one sum of a round, whatever attempt, process or resumption it is."""
         path, number = SiteFolder(self.folder).unmasked, str(request.round)
-        known = json.loads(path.read_bytes()) if path.exists() else {}
+        known, survivors = _unmasked(path), list(request.survivors)
         refuse_unless(
-            known.get(number, [*request.survivors]) == [*request.survivors],
+            known.get(number, survivors) == survivors,
             phrase(
                 "round {round} was unmasked before with other survivors: the difference of the two "
                 "sums would show the updates of single sites; repeat it with the same sites",
@@ -81,14 +81,25 @@ class SiteMasking:
         )
         sealed = bytes_by_site(SHARES, request.weights)
         revealed = self.session_of(request.round).reveal(request.survivors, sealed)
-        known[number] = [*request.survivors]
-        write_bytes(path, json.dumps(known).encode(), private=True)
+        write_bytes(path, json.dumps(known | {number: survivors}).encode(), private=True)
         return revealed
 
     def _begin(self, round: int) -> "MaskingSession":
         session = masking_session()
         self._session = session(self.site, self.study, round, self.roster, self.signer)
         return self._session
+
+
+def _unmasked(path: Path) -> dict[str, list[str]]:
+    """Read whose sums were unmasked, by round. Raises `BadFolder` for a damaged file."""
+    try:
+        return cast(dict[str, list[str]], json.loads(path.read_bytes())) if path.exists() else {}
+    except ValueError:
+        raise BadFolder(
+            f"{path}: is damaged, so nobody knows whose updates were unmasked; put it back from a "
+            "copy",
+            safe=phrase("the file that says whose updates were unmasked is damaged"),
+        ) from None
 
 
 def signer_of_simulation(study: str, site: str) -> KeySigner:
