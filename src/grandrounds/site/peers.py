@@ -7,7 +7,7 @@ from grandrounds.algorithms.method import broadcast, merge_updates
 from grandrounds.algorithms.secure_round import combine_masked
 from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import Adopt, Merge, Reply, Train
-from grandrounds.core.sentence import Name, phrase
+from grandrounds.core.sentence import Name, Sentence, phrase
 from grandrounds.core.state import State, from_tensors, to_tensors
 from grandrounds.core.weights import num_bytes
 from grandrounds.privacy.secure_sum.wire import REVEALED
@@ -32,24 +32,11 @@ class Mailbox:
 
     def updates(self, peers: Sequence[str], round: int) -> list[Reply]:
         """Remove and return these peers' updates of a round, in their order. Raises `BadUpdate`."""
-        return self._taken(self._updates, peers, round)
+        return _taken(self._updates, peers, round, phrase("update"))
 
     def revealed(self, peers: Sequence[str], round: int) -> list[Reply]:
         """Remove and return the shares of keys that these peers revealed. Raises `BadUpdate`."""
-        return self._taken(self._revealed, peers, round)
-
-    def _taken(self, box: dict[str, Reply], peers: Sequence[str], round: int) -> list[Reply]:
-        updates = {name: box.get(name) for name in peers}
-        missing = [n for n, update in updates.items() if update is None or update.round != round]
-        if missing:
-            raise BadUpdate(
-                f"no update of {', '.join(missing)} was delivered to this leader",
-                safe=phrase(
-                    "no update of {peers} was delivered to this leader",
-                    peers=tuple(Name(name) for name in missing),
-                ),
-            )
-        return [box.pop(name) for name in peers]
+        return _taken(self._revealed, peers, round, phrase("share of a key"))
 
     def adopted(self, leader: str, round: int) -> Reply:
         """Empty the mailbox, and return a leader's merged model. Raises `BadUpdate` without one."""
@@ -70,6 +57,22 @@ class Mailbox:
                 ),
             )
         return merged
+
+
+def _taken(box: dict[str, Reply], peers: Sequence[str], round: int, what: Sentence) -> list[Reply]:
+    """Remove and return what these peers delivered for a round. Raises `BadUpdate`."""
+    updates = {name: box.get(name) for name in peers}
+    missing = [n for n, update in updates.items() if update is None or update.round != round]
+    if missing:
+        raise BadUpdate(
+            f"no {what} of {', '.join(missing)} was delivered to this leader",
+            safe=phrase(
+                "no {what} of {peers} was delivered to this leader",
+                what=what,
+                peers=tuple(Name(name) for name in missing),
+            ),
+        )
+    return [box.pop(name) for name in peers]
 
 
 def reveals(update: Reply) -> bool:

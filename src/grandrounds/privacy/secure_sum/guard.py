@@ -31,7 +31,7 @@ class SecureSum:
 
     def told(self, sites: int) -> str:
         return (
-            "privacy: a site's update leaves masked, in fixed point, and whoever merges the updates "
+            "privacy: a site's update leaves masked, in fixed point; whoever merges the updates "
             f"reads their sum alone; {threshold_of(sites)} of {sites} sites together can take the "
             "masks off it; losses, scores and counts are not masked"
         )
