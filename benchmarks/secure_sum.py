@@ -23,7 +23,12 @@ import torch
 
 from grandrounds.core.messages import Reply, decode, encode
 from grandrounds.core.weights import Weights, mean
-from grandrounds.privacy.secure_sum.fixed_point import FixedPoint, MaskedVector, signed, unsigned
+from grandrounds.privacy.secure_sum.fixed_point import (
+    FixedPoint,
+    MaskedVector,
+    tensor_of,
+    vector_of,
+)
 from grandrounds.privacy.secure_sum.guard import SUM
 from grandrounds.privacy.secure_sum.keys import simulated_signer
 from grandrounds.privacy.secure_sum.recovery import recover_sum
@@ -97,7 +102,7 @@ def secure(start: Weights, updates: Sequence[Weights]) -> tuple[Weights, Cost]:
     roster = sessions[names[0]].roster
 
     def merged() -> Weights:
-        vectors = {name: unsigned(read(message)) for name, message in messages.items()}
+        vectors = {name: vector_of(read(message)) for name, message in messages.items()}
         total = recover_sum(roster, vectors, revealed)
         return FixedPoint.of(start).decode(total, roster.total)[0]
 
@@ -114,7 +119,7 @@ def secure(start: Weights, updates: Sequence[Weights]) -> tuple[Weights, Cost]:
 def masked(session: MaskingSession, start: Weights, update: Weights) -> bytes:
     vector: MaskedVector = FixedPoint.of(start).encode(update, session.weight, session.total)
     session.mask(vector)
-    return encode(Reply(site=session.site, round=1, weights={SUM: signed(vector)}))
+    return encode(Reply(site=session.site, round=1, weights={SUM: tensor_of(vector)}))
 
 
 def read(message: bytes) -> torch.Tensor:

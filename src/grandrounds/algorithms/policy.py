@@ -20,7 +20,7 @@ from grandrounds.core.messages import (
 )
 from grandrounds.core.weights import OPTIMIZER, Filter, Weights, first_not_finite, num_bytes
 from grandrounds.privacy.guard import Guards, Layout, bytes_of
-from grandrounds.privacy.secure_sum.wire import KEYS, REVEALED, SHARES, problem_in_bytes
+from grandrounds.privacy.secure_sum.wire import PUBLIC, REVEALED, SHARES, problem_in_bytes
 
 CUT, LABEL = "cut/", "label/"  # before the names of what crosses the cut, and of labels that go up
 NOTHING_MASKED = "no update is masked in this study"
@@ -85,7 +85,7 @@ class TensorPolicy:
         if not self.guards.masks:
             return NOTHING_MASKED
         if isinstance(request, AdvertiseKeys):
-            return problem_in_bytes(weights, KEYS, self.sites)
+            return problem_in_bytes(weights, PUBLIC, self.sites)
         prefix = SHARES if isinstance(request, ShareKeys) else REVEALED
         return problem_in_bytes(weights, prefix, self.sites)
 
@@ -95,7 +95,7 @@ class TensorPolicy:
             return NOTHING_MASKED
         if isinstance(request, AdvertiseKeys):
             return ""
-        prefix = KEYS if isinstance(request, ShareKeys) else SHARES
+        prefix = PUBLIC if isinstance(request, ShareKeys) else SHARES
         return problem_in_bytes(request.weights, prefix, self.sites)
 
     def problem_revealed(self, weights: Mapping[str, Tensor]) -> str:

@@ -11,16 +11,16 @@ from grandrounds.core.errors import BadUpdate
 from grandrounds.core.messages import AdvertiseKeys, Reply, ShareKeys, Unmask
 from grandrounds.core.state import State
 from grandrounds.core.weights import Weights
-from grandrounds.privacy.secure_sum.fixed_point import signed, unsigned
+from grandrounds.privacy.secure_sum.fixed_point import tensor_of, vector_of
 from grandrounds.privacy.secure_sum.guard import SUM, TOTAL
-from grandrounds.privacy.secure_sum.roster import FEWEST, MaskRoster
+from grandrounds.privacy.secure_sum.roster import FEWEST_MASKED, MaskRoster
 from grandrounds.privacy.secure_sum.secret_sharing import threshold_of
 from grandrounds.privacy.secure_sum.wire import (
-    KEYS,
+    PUBLIC,
     REVEALED,
     SHARES,
-    bytes_by_site,
     keys_from_tensors,
+    tensors_to_bytes,
 )
 
 KEY_KINDS = (AdvertiseKeys, ShareKeys, Unmask)
@@ -73,11 +73,11 @@ def exchange_keys(
     Raises `SiteFailed` where those who answer are too few.
     """
     while True:
-        few = _at_least(FEWEST, quorum)
+        few = _at_least(FEWEST_MASKED, quorum)
         advertised = sites.ask({name: AdvertiseKeys(round=round) for name in names}, quorum=few)
         names = names_of(advertised)
         for reply in advertised:
-            _check_complete(reply, {f"{KEYS}{reply.site}"})
+            _check_complete(reply, {f"{PUBLIC}{reply.site}"})
         keys = {name: tensor for reply in advertised for name, tensor in reply.weights.items()}
         share = ShareKeys(round=round, weights=keys)
         shared = sites.ask(dict.fromkeys(names, share), quorum=few)
@@ -133,8 +133,8 @@ def combine_masked(roster: MaskRoster, masked: Sequence[Reply], revealed: Sequen
 
     total = recover_sum(
         roster,
-        {reply.site: unsigned(reply.weights[SUM]) for reply in masked},
-        {reply.site: bytes_by_site(REVEALED, reply.weights) for reply in revealed},
+        {reply.site: vector_of(reply.weights[SUM]) for reply in masked},
+        {reply.site: tensors_to_bytes(REVEALED, reply.weights) for reply in revealed},
     )
     weight = sum(roster.of(reply.site).weight for reply in masked)
     if int(total[-1]) != weight:
@@ -142,5 +142,5 @@ def combine_masked(roster: MaskRoster, masked: Sequence[Reply], revealed: Sequen
             "the masked updates do not add up to the weights of their sites: a site has masked "
             "for other sites or another attempt"
         )
-    weights = {SUM: signed(total), TOTAL: torch.tensor(roster.total)}
+    weights = {SUM: tensor_of(total), TOTAL: torch.tensor(roster.total)}
     return replace(masked[0], examples=sum(each.examples for each in masked), weights=weights)

@@ -16,10 +16,10 @@ from grandrounds.privacy.secure_sum.roster import KeySigner, SecureSumRefused, r
 from grandrounds.privacy.secure_sum.wire import (
     REVEALED,
     SHARES,
-    bytes_by_site,
     bytes_to_tensors,
     keys_from_tensors,
     keys_to_tensors,
+    tensors_to_bytes,
 )
 
 if TYPE_CHECKING:  # whoever masks nothing needs no cryptography
@@ -79,7 +79,7 @@ class SiteMasking:
                 round=request.round,
             ),
         )
-        sealed = bytes_by_site(SHARES, request.weights)
+        sealed = tensors_to_bytes(SHARES, request.weights)
         revealed = self.session_of(request.round).reveal(request.survivors, sealed)
         write_bytes(path, json.dumps(known | {number: survivors}).encode(), private=True)
         return revealed

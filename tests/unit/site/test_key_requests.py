@@ -38,14 +38,14 @@ def octets(number: int) -> torch.Tensor:
     return torch.zeros(number, dtype=torch.uint8)
 
 
-KEYS: Weights = {f"keys/{name}": octets(900) for name in ROSTER}
+PUBLIC: Weights = {f"keys/{name}": octets(900) for name in ROSTER}
 SHARES: Weights = {f"shares/{name}": octets(82) for name in ROSTER[1:]}
 REVEALED: Weights = {f"revealed/{name}": octets(33) for name in ROSTER}
 UNMASK = Unmask(round=2, survivors=ROSTER, weights=SHARES)
 
 
 @pytest.mark.parametrize(
-    "request_", [AdvertiseKeys(round=3), ShareKeys(round=3, weights=KEYS), UNMASK]
+    "request_", [AdvertiseKeys(round=3), ShareKeys(round=3, weights=PUBLIC), UNMASK]
 )
 def test_the_protocol_s_own_requests_pass(request_: Request):
     guard().check(request_)
@@ -57,7 +57,7 @@ def test_the_protocol_s_own_requests_pass(request_: Request):
     ("request_", "site", "to", "words"),
     [
         (AdvertiseKeys(round=3), guard(Guards()), (), "no update is masked"),
-        (ShareKeys(round=3, weights=KEYS), guard(Guards()), (), "no update is masked"),
+        (ShareKeys(round=3, weights=PUBLIC), guard(Guards()), (), "no update is masked"),
         (UNMASK, guard(Guards()), (), "no update is masked"),
         (AdvertiseKeys(round=5), guard(), (), "this site's next is 3"),
         (AdvertiseKeys(round=6), guard(), (), "not one of the study's 5"),

@@ -99,7 +99,7 @@ class FixedPoint:
         mean, position = Weights(), 0
         for name, (shape, dtype) in self.layout.items():
             end = position + shape.numel()
-            numbers = signed(vector[position:end]).double()
+            numbers = tensor_of(vector[position:end]).double()
             mean[name] = (numbers * (self.step(name) * (total / weight))).to(dtype).view(shape)
             position = end
         return mean, weight
@@ -133,12 +133,12 @@ class FixedPoint:
             )
 
 
-def signed(vector: MaskedVector) -> Tensor:
+def tensor_of(vector: MaskedVector) -> Tensor:
     """Return the vector as a tensor of int32 in the same memory, in which form it travels."""
     return torch.from_numpy(vector.view(np.int32))  # pyright: ignore[reportUnknownMemberType]
 
 
-def unsigned(tensor: Tensor) -> MaskedVector:
+def vector_of(tensor: Tensor) -> MaskedVector:
     """Return a tensor of int32 as a vector in the same memory."""
     return tensor.numpy().view(np.uint32)
 
@@ -162,7 +162,7 @@ def _check_weight(weight: int, total: int) -> None:
 
 def _round_into(vector: MaskedVector, flat: Tensor, scale: float) -> None:
     """Round block by block, so that a block's float64 fits in the cache."""
-    integers = signed(vector)
+    integers = tensor_of(vector)
     for start in range(0, len(vector), _BLOCK):
         block = slice(start, start + _BLOCK)
         integers[block] = (flat[block].double() * scale).round_().to(torch.int32)

@@ -11,7 +11,7 @@ from grandrounds.core.messages import Reply
 from grandrounds.core.state import State
 from grandrounds.core.weights import Weights
 from grandrounds.privacy.guard import GUARD, Demand, Departure, Layout
-from grandrounds.privacy.secure_sum.fixed_point import FixedPoint, signed, unsigned
+from grandrounds.privacy.secure_sum.fixed_point import FixedPoint, tensor_of, vector_of
 from grandrounds.privacy.secure_sum.secret_sharing import threshold_of
 
 SUM, TOTAL = f"{GUARD}sum", f"{GUARD}total"  # a vector of integers; the weights of all who masked
@@ -63,7 +63,7 @@ class SecureSum:
         encoding = FixedPoint.of(departure.start)
         vector = encoding.encode(departure.update, masking.weight, masking.total)
         masking.mask(vector)
-        return replace(departure, update={SUM: signed(vector)})
+        return replace(departure, update={SUM: tensor_of(vector)})
 
     def admit(self, replies: Sequence[Reply], state: State) -> Sequence[Reply]:
         """Return the mean for which the sum stands, as the one update that there is."""
@@ -81,5 +81,5 @@ class SecureSum:
 
 def decoded(weights: Weights, start: Weights) -> Weights:
     """Return the weighted mean that a sum without masks stands for. Raises `BadUpdate`."""
-    mean, _ = FixedPoint.of(start).decode(unsigned(weights[SUM]), int(weights[TOTAL]))
+    mean, _ = FixedPoint.of(start).decode(vector_of(weights[SUM]), int(weights[TOTAL]))
     return mean

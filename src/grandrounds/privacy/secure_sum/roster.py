@@ -10,7 +10,7 @@ from grandrounds.core.sentence import Name, Sentence, phrase
 from grandrounds.privacy.secure_sum.fixed_point import LARGEST_TOTAL
 
 KEY_BYTES = 32
-FEWEST = 3  # sites: of two, each gets the other's update by taking its own off the sum
+FEWEST_MASKED = 3  # sites: of two, each gets the other's update by taking its own off the sum
 
 
 class SecureSumRefused(RunFailed):
@@ -124,7 +124,7 @@ class MaskRoster:
     def _check_names(self, allowed: Sequence[str]) -> None:
         names = self.names
         refuse_unless(
-            len(names) >= FEWEST,
+            len(names) >= FEWEST_MASKED,
             phrase("a secure sum of fewer than three sites would show a site's update"),
         )
         refuse_unless(

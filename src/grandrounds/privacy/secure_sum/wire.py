@@ -12,9 +12,9 @@ from grandrounds.core.serialization import from_plain
 from grandrounds.core.weights import Weights, with_prefix, without_prefix
 from grandrounds.privacy.secure_sum.roster import Advertisement, SecureSumRefused
 
-KEYS, SHARES, REVEALED = "keys/", "shares/", "revealed/"  # before the names of sites
+PUBLIC, SHARES, REVEALED = "keys/", "shares/", "revealed/"  # before the names of sites
 _SIZES: Mapping[str, tuple[int, int]] = {
-    KEYS: (1, 2**14),  # bytes at least and at most: a certificate goes along
+    PUBLIC: (1, 2**14),  # bytes at least and at most: a certificate goes along
     SHARES: (82, 82),  # two shares of 33 bytes and the tag of 16
     REVEALED: (33, 33),
 }
@@ -37,12 +37,12 @@ class _Words:
 def keys_to_tensors(own: Advertisement) -> Weights:
     """Return what a site advertises as one tensor under its name."""
     words = {n: v.hex() if isinstance(v, bytes) else v for n, v in asdict(own).items()}
-    return with_prefix(KEYS, {own.site: _tensor(json.dumps(words).encode())})
+    return with_prefix(PUBLIC, {own.site: _tensor(json.dumps(words).encode())})
 
 
 def keys_from_tensors(weights: Weights, roster: Sequence[str]) -> tuple[Advertisement, ...]:
     """Return what sites advertised, in roster order. Raises `SecureSumRefused`."""
-    by_site = bytes_by_site(KEYS, weights)
+    by_site = tensors_to_bytes(PUBLIC, weights)
     members = [_advertisement(by_site[name]) for name in roster if name in by_site]
     named = [name for name in roster if name in by_site]
     if len(members) < len(by_site) or [member.site for member in members] != named:
@@ -70,7 +70,7 @@ def bytes_to_tensors(prefix: str, by_site: Mapping[str, bytes]) -> Weights:
     return with_prefix(prefix, {name: _tensor(data) for name, data in by_site.items()})
 
 
-def bytes_by_site(prefix: str, weights: Weights) -> dict[str, bytes]:
+def tensors_to_bytes(prefix: str, weights: Weights) -> dict[str, bytes]:
     """Return the bytes for each site among tensors with this prefix."""
     found = without_prefix(prefix, weights)
     return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
