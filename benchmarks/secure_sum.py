@@ -190,7 +190,7 @@ def table(costs: Mapping[int, Mapping[str, Cost]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sites", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--mebibytes", type=float, default=25.0)
