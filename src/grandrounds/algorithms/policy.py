@@ -7,11 +7,23 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from grandrounds.algorithms.sharing import Sharing
-from grandrounds.core.messages import Backward, Forward, Merge, Request, Tail, Train
+from grandrounds.core.messages import (
+    AdvertiseKeys,
+    Backward,
+    Forward,
+    KeyRequest,
+    Merge,
+    Request,
+    ShareKeys,
+    Tail,
+    Train,
+)
 from grandrounds.core.weights import OPTIMIZER, Filter, Weights, first_not_finite, num_bytes
 from grandrounds.privacy.guard import Guards, Layout, bytes_of
+from grandrounds.privacy.secure_sum.wire import PUBLIC, REVEALED, SHARES, problem_in_bytes
 
 CUT, LABEL = "cut/", "label/"  # before the names of what crosses the cut, and of labels that go up
+NOTHING_MASKED = "no update is masked in this study"
 SLACK = 2**16  # bytes that sets may have beyond the model's own size, for a few numbers
 
 
@@ -55,6 +67,8 @@ class TensorPolicy:
 
         With `delivered` they went to other sites, and none are left in the receipt.
         """
+        if isinstance(request, KeyRequest) and not delivered:
+            return self._problem_of_keys(request, weights)
         trains = isinstance(request, Train) or (isinstance(request, Backward) and request.last)
         if delivered or not (trains or isinstance(request, Forward | Tail | Merge)):
             odd = next(iter(weights), "")
@@ -65,6 +79,30 @@ class TensorPolicy:
         if isinstance(request, Merge):
             return self.problem_merged(weights)
         return self.problem_in_update(weights)
+
+    def _problem_of_keys(self, request: KeyRequest, weights: Mapping[str, Tensor]) -> str:
+        """Return what is wrong with what a site sends of the keys of a secure sum."""
+        if not self.guards.masks:
+            return NOTHING_MASKED
+        if isinstance(request, AdvertiseKeys):
+            return problem_in_bytes(weights, PUBLIC, self.sites)
+        prefix = SHARES if isinstance(request, ShareKeys) else REVEALED
+        return problem_in_bytes(weights, prefix, self.sites)
+
+    def problem_of_key_request(self, request: KeyRequest) -> str:
+        """Return what is wrong with a request about the keys of a secure sum; empty if nothing."""
+        if not self.guards.masks:
+            return NOTHING_MASKED
+        if isinstance(request, AdvertiseKeys):
+            return ""
+        prefix = PUBLIC if isinstance(request, ShareKeys) else SHARES
+        return problem_in_bytes(request.weights, prefix, self.sites)
+
+    def problem_revealed(self, weights: Mapping[str, Tensor]) -> str:
+        """Return what is wrong with shares that a peer reveals to a leader; empty if nothing."""
+        if not self.guards.masks:
+            return NOTHING_MASKED
+        return problem_in_bytes(weights, REVEALED, self.sites)
 
     def problem_in_update(self, weights: Mapping[str, Tensor]) -> str:
         """Return what is wrong with a site's update of a round; empty if nothing."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from grandrounds.algorithms.method import Method, Need, merge_updates
+from grandrounds.algorithms.secure_round import KEY_KINDS, train_masked
 from grandrounds.algorithms.topology import (
     Links,
     Quorum,
@@ -55,16 +56,20 @@ class Star:
         self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
     ) -> str:
         return (
-            unasked(request, (Train, Tune), "star")
+            unasked(request, (Train, Tune, *KEY_KINDS), "star")
             or undeliverable(deliver_to)
             or untimely(request)
         )
 
     def round(self, state: State, sites: Sites, method: Method) -> RoundResult:
         """Broadcast, let every site train, combine in roster order."""
-        replies = train_side_by_side(state, sites.names, sites, method, quorum=self.quorum)
+        if method.guards.masks:
+            replies, combined = train_masked(state, sites, method, quorum=self.quorum)
+        else:
+            replies = train_side_by_side(state, sites.names, sites, method, quorum=self.quorum)
+            combined = replies
         seen = state.missed_by(sites.names, {reply.site for reply in replies})
-        merged = replace(merge_updates(method, state, replies), seen=seen)
+        merged = replace(merge_updates(method, state, combined), seen=seen)
         return RoundResult(merged, replies, (names_of(replies),))
 
     def evaluate(self, sites: Sites, orders: Mapping[str, Evaluate]) -> list[Reply]:
@@ -78,7 +83,7 @@ class Star:
             load.of_star,
             "the slowest site's time",
             {
-                "server": "every site's own update, and the model",
+                "server": f"{load.updates}, and the model",
                 "sites": f"the model, and {others}",
             },
             groups=self.in_a_row(load.sites),

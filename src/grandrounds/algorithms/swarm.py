@@ -6,6 +6,7 @@ from random import Random
 from typing import Literal
 
 from grandrounds.algorithms.method import Method, Need
+from grandrounds.algorithms.secure_round import KEY_KINDS, exchange_keys
 from grandrounds.algorithms.topology import (
     EVERYONE,
     Links,
@@ -19,7 +20,17 @@ from grandrounds.algorithms.topology import (
     untimely,
 )
 from grandrounds.core.errors import BadUpdate, RunFailed
-from grandrounds.core.messages import Adopt, Describe, Evaluate, Merge, Reply, Request, Train, Tune
+from grandrounds.core.messages import (
+    Adopt,
+    Describe,
+    Evaluate,
+    Merge,
+    Reply,
+    Request,
+    Train,
+    Tune,
+    Unmask,
+)
 from grandrounds.core.seeds import seed_for
 from grandrounds.core.state import State
 
@@ -56,7 +67,7 @@ class Swarm:
         self, request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ...]
     ) -> str:
         return (
-            unasked(request, (Train, Merge, Adopt, Tune), "swarm")
+            unasked(request, (Train, Merge, Adopt, Tune, *KEY_KINDS), "swarm")
             or untimely(request)
             or _astray(request, deliver_to, roster)
         )
@@ -71,6 +82,7 @@ class Swarm:
             dict.fromkeys(sites.names, request),
             Merge(round=number, since=state.round, peers=sites.names),
             deliver_to=sites.names,
+            masks=method.guards.masks,
         )
         held = adopted_by_all(sites, leader, merged, keep=state.best_round)
         state = replace(state, round=number, held=held)
@@ -101,12 +113,15 @@ class Swarm:
     def account(self, load: RoundLoad) -> RoundCost:
         """Return the cost of updates to the leader and the merged model back; scoring is free."""
         others = ", and other sites' own updates" if load.reveals else ""
+        carried = (
+            "public keys, sealed shares; no tensor of the model" if load.masked else "no tensor"
+        )
         return RoundCost(
             (load.sites - 1) * load.both_ways,
             "the slowest site's time, and the leader's merging",
             {
-                "coordinator": "receipts only: digests, counts, metrics; no tensor",
-                "leader of the round": "every site's own update, and the merged model",
+                "coordinator": f"receipts only: digests, counts, metrics; {carried}",
+                "leader of the round": f"{load.updates}, and the merged model",
                 "sites": f"the merged model{others}",
             },
             groups=self.in_a_row(load.sites),
@@ -119,7 +134,7 @@ def _astray(request: Request, deliver_to: tuple[str, ...], roster: tuple[str, ..
     An update goes to one leader, any site in line; a merged model goes to all.
     """
     match request:
-        case Train():
+        case Train() | Unmask():
             right = len(deliver_to) == 1 and deliver_to[0] in roster
         case Merge():
             right = deliver_to == roster == request.peers
@@ -137,13 +152,19 @@ def led(
     merge: Merge,
     *,
     deliver_to: Sequence[str],
+    masks: bool = False,
 ) -> tuple[str, Reply, list[Reply]]:
     """Let sites train, the first in line that can merge, and deliver what was merged.
 
-    Returns the leader, its receipt, and the sites' receipts. Raises `RunFailed` where none can.
+    Where updates leave with `masks`, every attempt has fresh ones, and the sites reveal to the
+    leader what takes them off the sum. Returns the leader, its receipt, and the sites' receipts.
+    Raises `RunFailed` where none can.
     """
     for leader in line:
+        exchange = exchange_keys(sites, tuple(requests), merge.round) if masks else None
         replies = sites.ask(requests, deliver_to=(leader,))
+        if exchange:
+            sites.ask(exchange.unmasking(exchange.names), deliver_to=(leader,))
         merged = sites.ask({leader: merge}, deliver_to=deliver_to, quorum=_NOBODY)
         if merged:
             return leader, merged[0], replies

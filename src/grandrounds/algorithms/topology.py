@@ -107,7 +107,7 @@ class RoundLoad:
     `model` is what a site and the server exchange one way, `extra_up` and `extra_down` what a
     method and guards add to it, below 0 where guards take away; `validations` says how often the
     model of a round is scored; `crossing` is a split network's. With `reveals`, sites are sent the
-    uploads of others.
+    uploads of others; updates that are `masked` are seen in their sum alone.
     """
 
     sites: int
@@ -117,6 +117,12 @@ class RoundLoad:
     extra_up: int = 0
     extra_down: int = 0
     reveals: bool = False
+    masked: bool = False
+
+    @property
+    def updates(self) -> str:
+        """Return what of the sites' updates is seen by whoever merges them."""
+        return "the sum of the sites' updates" if self.masked else "every site's own update"
 
     @property
     def both_ways(self) -> int:

@@ -135,6 +135,36 @@ class Backward:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdvertiseKeys:
+    """Asks a site for fresh public keys, with which it will mask its update of a round.
+
+    Each one begins a new attempt at the round; keys of an earlier one are forgotten.
+    """
+
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareKeys:
+    """Asks a site for shares of its private keys, sealed for each of the sites whose keys come."""
+
+    round: int
+    weights: Weights = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmask:
+    """Asks a site for the shares that take the masks off the sum of the survivors' updates.
+
+    `weights` are what the others sealed for this site when keys were shared.
+    """
+
+    round: int
+    survivors: tuple[str, ...]
+    weights: Weights = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finish:
     """Asks a site to write its models of the best round, and of the last one it took part in."""
 
@@ -149,8 +179,20 @@ class Survey:
     round: int = 0
 
 
+KeyRequest: TypeAlias = AdvertiseKeys | ShareKeys | Unmask
 Request: TypeAlias = (
-    Describe | Train | Merge | Adopt | Tune | Evaluate | Forward | Tail | Backward | Finish | Survey
+    Describe
+    | Train
+    | Merge
+    | Adopt
+    | Tune
+    | Evaluate
+    | Forward
+    | Tail
+    | Backward
+    | Finish
+    | Survey
+    | KeyRequest
 )
 
 
@@ -271,6 +313,8 @@ def _sites_named(message: Message) -> set[str]:
             return {*message.peers, message.after} - {""}
         case Adopt():
             return {message.leader}
+        case Unmask():
+            return set(message.survivors)
         case Train() | Evaluate():
             return {message.after} - {""}
         case _:

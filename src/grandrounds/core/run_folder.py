@@ -53,6 +53,7 @@ class SiteFolder:
     findings = Entry("audit.json")  # what attacks on its part of the run found: counts and rates
     findings_page = Entry("audit.html")  # the same as a page, with pictures where the site allows
     profile = Entry("profile.json")  # what its training images look like
+    unmasked = Entry("unmasked.json")  # whose sum it helped to unmask, by round
     validation = Entry("validation.jsonl")  # its validation scores by round and task
 
     def private(self, version: str = "") -> Path:

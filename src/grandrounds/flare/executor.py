@@ -181,5 +181,6 @@ def open_site_of_kit(
     """Open the site with its site file; the coordinator hears of one that cannot be read, too."""
     files = _files(paths)
     accepted = paths.local if paths.root else None
-    with serve_site(study, name, files, paths.run, accepted) as hosted:
+    key = identity_of(fingerprint(study), paths.run, paths.root, "client").key
+    with serve_site(study, name, files, paths.run, accepted, key) as hosted:
         yield hosted

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from grandrounds.privacy.clipping import ClipAndNoise
 from grandrounds.privacy.compression import Compression
 from grandrounds.privacy.guard import Guard, Guards
+from grandrounds.privacy.secure_sum.guard import SecureSum
 from grandrounds.privacy.settings import Exchange, Privacy
 
 
@@ -19,4 +20,7 @@ def guards_of(privacy: Privacy, exchange: Exchange, joins: Mapping[str, int]) ->
         steps.append(ClipAndNoise(privacy.clip or 0.0, privacy.noise or 0.0))
     if exchange.kind != "full" or exchange.sends_moves:
         steps.append(Compression(exchange))
-    return Guards(tuple(steps), joins)
+    if not privacy.secure_sum:
+        return Guards(tuple(steps), joins)
+    on_dropout = privacy.on_dropout or "recover"
+    return Guards((*steps, SecureSum()), joins, on_dropout)

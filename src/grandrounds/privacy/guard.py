@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Size, Tensor, dtype
 
 from grandrounds.core.messages import Reply
@@ -25,7 +27,29 @@ Demand: TypeAlias = Literal[
     "all tensors",
     "no statistics",
     "no cosines",
+    "counted shares",
+    "full exchange",
+    "three sites",
+    "star or swarm",
 ]
+
+
+class Masking(Protocol):
+    """What a site and the others of its round agreed on, to mask one update."""
+
+    @property
+    def weight(self) -> int:
+        """Return the site's weight in the mean."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Return the weights of all sites of the round."""
+        ...
+
+    def mask(self, vector: NDArray[np.uint32]) -> None:
+        """Mask a vector of integers modulo 2^32, in place; once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,8 @@ class Departure:
     are the shared tensors from which the site trained. `kept` is what guards kept at the site after
     the round that this one follows, and, once they are done, what they keep for the next; each name
     starts with that of its guard. `seed` is the study's; a `simulated` site draws from it even what
-    must be secret elsewhere, so that its numbers can be computed again.
+    must be secret elsewhere, so that its numbers can be computed again. `masking` is what the sites
+    of the round agreed on, where the study masks updates.
     """
 
     site: str
@@ -49,6 +74,7 @@ class Departure:
     kept: Weights = field(default_factory=dict[str, Tensor])
     seed: int = 0
     simulated: bool = False
+    masking: Masking | None = None
 
 
 def layout_of(weights: Weights) -> Layout:
@@ -113,11 +139,18 @@ class Guards:
     """The guards of a study, in the order in which they touch an update; none by default.
 
     They clip and add noise, then compress, then mask. `joins` maps each site that trains, in roster
-    order, to its first round.
+    order, to its first round. `on_dropout` says what becomes of a round whose updates are masked
+    when a site falls silent; empty where they are not masked.
     """
 
     steps: tuple[Guard, ...] = ()
     joins: Mapping[str, int] = field(default_factory=dict[str, int])
+    on_dropout: Literal["", "recover", "repeat"] = ""
+
+    @property
+    def masks(self) -> bool:
+        """Tell whether updates leave masked, for which sites exchange keys first."""
+        return bool(self.on_dropout)
 
     def __bool__(self) -> bool:
         return bool(self.steps)

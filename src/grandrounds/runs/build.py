@@ -34,14 +34,17 @@ from grandrounds.engines.process_pool import (
     assign_sites,
     start_workers,
 )
+from grandrounds.privacy.secure_sum.roster import KeySigner
 from grandrounds.runs.costs import RunPlan, plan_run, round_cost, workload
 from grandrounds.runs.ledgers import ledgers_here
 from grandrounds.runs.listeners import ReplyListener, SilentListener
 from grandrounds.runs.site_data import SiteData, open_sites, pool_sites
 from grandrounds.runs.split_server import SplitServer
 from grandrounds.site.cut import cut_model
+from grandrounds.site.masking import SiteMasking, signer_of_simulation
 from grandrounds.site.site import Site
 from grandrounds.site.training import Trainer
+from grandrounds.study.file import fingerprint
 from grandrounds.study.site_file import SiteDataset, SiteSource
 from grandrounds.study.study import Study
 
@@ -52,13 +55,15 @@ Engine = TypeVar("Engine", bound=Sites, covariant=True)
 class Blueprint:
     """A run's plan on one machine, as the server and every site build it.
 
-    `trainer` holds the plan's model; all sites of this process share it.
+    `trainer` holds the plan's model; all sites of this process share it. `signer` signs the keys
+    with which a site masks its updates; without it the sites sign as simulated ones.
     """
 
     plan: RunPlan
     machine: Machine
     topology: Topology
     trainer: Trainer
+    signer: KeySigner | None = None
 
     @property
     def start(self) -> State:
@@ -96,7 +101,17 @@ class Blueprint:
             disclosure=site_data.disclosure,
             protocols=_usual(study, site_data),
             pixel=study.elements.spacing,
+            masking=self._masking(site_data.name, RunFolder(folder)),
         )
+
+    def _masking(self, site: str, run: RunFolder) -> SiteMasking | None:
+        """Return a site's part in secure sums. Raises `BadStudy` without what masks."""
+        study = self.plan.study
+        if not self.plan.method.guards.masks:
+            return None
+        hashed = fingerprint(study)
+        signer = self.signer or signer_of_simulation(hashed, site)
+        return SiteMasking(site, hashed, study.trainers, signer, run.site(site).path)
 
 
 def _usual(study: Study, site_data: SiteData) -> str:
@@ -336,15 +351,18 @@ def host_sites(
     folder: Path,
     processes: int,
     share: Assignment,
+    signer: KeySigner | None = None,
     *,
     records: bool = True,
 ) -> Generator[InProcessEngine, None, None]:
     """Open the sites assigned to one of several processes, as `build_sites` does.
+
+    `signer` is a real site's.
 
     Raises `BadInput`.
     """
     machine = study.machine(processes=processes)
     site_data = open_sites(study, files, only=share)
     with deterministic(machine):
-        blueprint = make_blueprint(plan_run(study), machine)
+        blueprint = replace(make_blueprint(plan_run(study), machine), signer=signer)
         yield build_sites(blueprint, site_data, folder, SilentListener(), records=records)

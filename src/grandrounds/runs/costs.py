@@ -386,6 +386,7 @@ def round_cost(plan: RunPlan, study: Study) -> TopologySet:
         extra_up=len(sharing.sends) * one_way - saved_bytes(plan),
         extra_down=len(sharing.receives) * one_way * (sites if sharing.shows_updates else 1),
         reveals=sharing.shows_updates,
+        masked=method.guards.masks,
     )
     account = topology.account(load)
     steps = sorted(planned_steps(study).values(), reverse=True)

@@ -18,6 +18,7 @@ from grandrounds.core.events import (
 )
 from grandrounds.core.messages import (
     Adopt,
+    AdvertiseKeys,
     Backward,
     Describe,
     Evaluate,
@@ -26,10 +27,12 @@ from grandrounds.core.messages import (
     Merge,
     Reply,
     Request,
+    ShareKeys,
     Survey,
     Tail,
     Train,
     Tune,
+    Unmask,
 )
 from grandrounds.core.weights import num_bytes
 from grandrounds.engines.replies import fail_if_missing
@@ -94,7 +97,7 @@ def event_for_reply(request: Request, reply: Reply, metric: str) -> Event | None
     match request:
         case Train() | Backward():
             return _trained(request, reply)
-        case Merge() | Adopt():
+        case Merge() | Adopt() | AdvertiseKeys() | ShareKeys() | Unmask():
             stage = type(request).__name__.lower()
             sent, received = reply.sent, reply.received
             return SiteExchanged(reply.round, reply.site, stage, reply.seconds, sent, received)

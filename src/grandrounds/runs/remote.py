@@ -26,6 +26,7 @@ from grandrounds.engines.envelope import Identity, SealingKey
 from grandrounds.engines.in_process import InProcessEngine
 from grandrounds.engines.remote import Call, RemoteEngine, SiteConnection, Timeouts, ready
 from grandrounds.engines.reply_guard import ReplyGuard
+from grandrounds.privacy.secure_sum.roster import KeySigner
 from grandrounds.runs.build import Blueprint, host_sites, make_blueprint, make_federation
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.folder import lock_folder
@@ -121,6 +122,15 @@ def identity_of(
         certificate.read_text(), partial(sign, key=load_key(key)), partial(signer, root=root)
     )
     return Identity(common_name(own), run, sealing)
+
+
+def mask_signer(key: SealingKey) -> KeySigner:
+    """Return what signs a site's keys for secure sums, with the key of its kit."""
+
+    def verify(certificate: bytes, signature: bytes, statement: bytes) -> str:
+        return key.verify(certificate.decode(), signature, statement)
+
+    return KeySigner(key.certificate.encode(), key.sign, verify)
 
 
 def reply_guard(blueprint: Blueprint, *, signed: bool = False) -> ReplyGuard:
@@ -239,16 +249,20 @@ def serve_site(
     files: Sequence[SiteSource],
     folder: Path,
     accepted: Path | None = None,
+    key: SealingKey | None = None,
 ) -> Generator[tuple[InProcessEngine, bytes], None, None]:
     """Open one site of a run whose private state lies in `folder`; yield its engine and handshake.
 
     With `accepted`, the folder of its acceptances, it opens only for a study that it accepted, and
-    whose code is what it accepted. Raises `BadInput`.
+    whose code is what it accepted. With `key` it signs, too, with what it masks its updates.
+    Raises `BadInput`.
     """
     facts = signed_handshake(study, site, accepted)
     with (
         lock_folder(folder, study, resume=True),
-        host_sites(study, files, folder, 1, (site,), records=False) as engine,
+        host_sites(
+            study, files, folder, 1, (site,), key and mask_signer(key), records=False
+        ) as engine,
     ):
         yield engine, json.dumps(asdict(facts)).encode()
 

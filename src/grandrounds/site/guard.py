@@ -9,21 +9,26 @@ from grandrounds.algorithms.topology import Topology
 from grandrounds.core.errors import RunFailed
 from grandrounds.core.messages import (
     Adopt,
+    AdvertiseKeys,
     Backward,
     Describe,
     Evaluate,
     Finish,
     Forward,
+    KeyRequest,
     Merge,
     Reply,
     Request,
+    ShareKeys,
     Survey,
     Tail,
     Train,
     Tune,
+    Unmask,
 )
 from grandrounds.core.site_statistics import SiteStatistics
 from grandrounds.core.weights import Weights
+from grandrounds.site.peers import reveals
 
 SCORED = ("validation", "test")
 
@@ -124,6 +129,8 @@ class StudyGuard:
             self._check_turn(request)
         elif isinstance(request, Evaluate):
             self._check_evaluation(request)
+        elif isinstance(request, AdvertiseKeys | ShareKeys | Unmask):
+            self._check_keys(request)
         elif not isinstance(request, Describe):
             self._check_round(request)
 
@@ -141,12 +148,38 @@ class StudyGuard:
                 self._check_held(request.round)
                 self._check_held(request.best)
 
+    def _check_keys(self, request: KeyRequest) -> None:
+        """Refuse keys for a round that cannot be trained, and to unmask any but the last one.
+
+        What the keys themselves allow, the session of the round holds against the protocol.
+        """
+        _refuse(self.policy.problem_of_key_request(request))
+        if isinstance(request, Unmask):
+            if request.round < 1 or request.round != self.last:
+                raise Refused(
+                    f"round {request.round} cannot be unmasked here; the last is {self.last}"
+                )
+            if not set(request.survivors) <= set(self.roster):
+                raise Refused("a survivor was named who is not in this study")
+        else:
+            self._check_trainable(request.round)
+
     def _check_next(self, round: int, since: int, keep: int) -> None:
         """Refuse a round that is neither the next nor one of the last two, or after the test.
 
         The coordinator may have lost the newest round that it saved, while this site trained one
         more: a resumed run then repeats both.
         """
+        self._check_trainable(round)
+        misses = self.topology.quorum.least is not None
+        before = since < round if misses else since == (0 if round == self.joins else round - 1)
+        if since < 0 or not before:
+            raise Refused(f"round {round} cannot follow round {since} in this study")
+        self._check_held(since)
+        if not 0 <= keep < round:
+            raise Refused(f"round {keep} cannot be the best before round {round}")
+
+    def _check_trainable(self, round: int) -> None:
         if self._tested:
             raise Refused("test cases were scored, which ends the training of a run")
         last, misses = self.last, self.topology.quorum.least is not None
@@ -154,12 +187,6 @@ class StudyGuard:
         following = round >= next if misses else round == next
         if round < self.joins or not (following or round in (last - 1, last)):
             raise Refused(f"round {round} was asked for; this site's next is {next}")
-        before = since < round if misses else since == (0 if round == self.joins else round - 1)
-        if since < 0 or not before:
-            raise Refused(f"round {round} cannot follow round {since} in this study")
-        self._check_held(since)
-        if not 0 <= keep < round:
-            raise Refused(f"round {keep} cannot be the best before round {round}")
 
     def _check_held(self, round: int) -> None:
         if round and round not in self.held():
@@ -265,7 +292,9 @@ class StudyGuard:
             raise Refused("an update bears another name than its sender's")
         if not max(1, self.last - 1) <= update.round <= self.last + 1:
             raise Refused(f"an update of round {update.round}; this site is at round {self.last}")
-        if update.merged:
+        if reveals(update):
+            _refuse(self.policy.problem_revealed(update.weights))
+        elif update.merged:
             _refuse(self.peers[""].problem_merged(update.weights))
         else:
             _refuse(self.peers[sender].problem_in_update(update.weights))

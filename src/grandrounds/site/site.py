@@ -11,24 +11,29 @@ from grandrounds.core.events import SiteReady
 from grandrounds.core.failures import Disclosure
 from grandrounds.core.messages import (
     Adopt,
+    AdvertiseKeys,
     Backward,
     Describe,
     Evaluate,
     Finish,
     Forward,
+    KeyRequest,
     Merge,
     Reply,
     Request,
+    ShareKeys,
     Survey,
     Tail,
     Train,
     Tune,
+    Unmask,
 )
 from grandrounds.core.weights import Weights, digest, num_bytes, unaliased, with_prefix
 from grandrounds.data.profile import has_images, make_profile
-from grandrounds.privacy.guard import GUARD
+from grandrounds.privacy.guard import GUARD, Departure
 from grandrounds.site.evaluation import Evaluator
 from grandrounds.site.local_round import SiteRound
+from grandrounds.site.masking import SiteMasking
 from grandrounds.site.model_state import SiteModel
 from grandrounds.site.peers import Mailbox, PeerExchange
 from grandrounds.site.setup import SiteSetup
@@ -44,13 +49,15 @@ class Site(SiteSetup):
     """A site that answers requests; its private state stays on its own disk.
 
     `disk` saves private state and computes its digest while the site, or another one, computes.
-    `disclosure` says what others are told of a failure.
+    `disclosure` says what others are told of a failure. `masking` is there where the study masks
+    updates.
     """
 
     ready: SiteReady
     disk: Executor
     disclosure: Disclosure
     mailbox: Mailbox = field(default_factory=Mailbox)
+    masking: SiteMasking | None = None
 
     @property
     def tells_all(self) -> bool:
@@ -99,6 +106,8 @@ class Site(SiteSetup):
             return self._train_round(request)
         if isinstance(request, Forward | Tail | Backward):
             return self._take_turn(request)
+        if isinstance(request, AdvertiseKeys | ShareKeys | Unmask):
+            return partial(_return, self._answer_about_keys(request))
         assert not isinstance(request, Survey), "a site that trains is never asked for statistics"
         return partial(_return, self._answer(request))
 
@@ -139,7 +148,7 @@ class Site(SiteSetup):
 
     @property
     def _peers(self) -> PeerExchange:
-        return PeerExchange(self._site_model, self.mailbox)
+        return PeerExchange(self._site_model, self.mailbox, self.masking)
 
     @cached_property
     def _turns(self) -> SplitTurns:
@@ -155,6 +164,13 @@ class Site(SiteSetup):
         picture = turn.pictures.__getitem__
         return turn.traffic.complete(evaluator.report(request, turn.examples, turn.scores, picture))
 
+    def _answer_about_keys(self, request: KeyRequest) -> Reply:
+        assert self.masking is not None, "only a study that masks updates asks for this"
+        uniform = self.method.averaging.aggregation.shares == "uniform"
+        weights = self.masking.answer(request, 1 if uniform else len(self.training_examples))
+        received = 0 if isinstance(request, AdvertiseKeys) else num_bytes(request.weights)
+        return Reply(site=self.name, round=request.round, received=received, weights=weights)
+
     def _train_round(self, request: Train) -> Promise:
         received = 0
         if request.after:
@@ -163,7 +179,7 @@ class Site(SiteSetup):
         self.trainer.set_rate(self.learning_rate(request.round))
         local_round = SiteRound(self._site_model, request)
         update = self.method.train(local_round)
-        leaves = replace(local_round.departure(update), simulated=self.ready.simulated)
+        leaves = self._departing(local_round.departure(update))
         guarded = self.method.guards.protect(leaves)
         reply = Reply(
             site=self.name,
@@ -177,6 +193,11 @@ class Site(SiteSetup):
         )
         stays = local_round.staying(update) | with_prefix(GUARD, guarded.kept)
         return self._save_private(reply, unaliased(stays), {request.keep, request.since})
+
+    def _departing(self, departure: Departure) -> Departure:
+        """Return a departure with what the site alone adds to it."""
+        masking = self.masking.session_of(departure.round) if self.masking else None
+        return replace(departure, simulated=self.ready.simulated, masking=masking)
 
     def _save_private(self, reply: Reply, private: Weights, keep: set[int]) -> Promise:
         """Promise a round's reply for when its private state is on the disk."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from grandrounds.algorithms.aggregation import MEASURED
 from grandrounds.algorithms.method import Method
 from grandrounds.algorithms.relay import Relay
+from grandrounds.algorithms.star import Star
+from grandrounds.algorithms.swarm import Swarm
 from grandrounds.algorithms.topology import Topology
 from grandrounds.privacy.guard import Demand
 from grandrounds.privacy.settings import Exchange, Privacy
@@ -23,11 +25,15 @@ UNSERVED: Mapping[Demand, str] = {  # what is said where a study does not offer 
     "common start": "{guard} needs training.first_broadcast = true: {reason}",
     "the mean alone": f"{_WITH}",
     "no statistics": '{guard} needs training.norm_buffers = "private" or "reset": {reason}',
+    "star or swarm": '{guard} is not built over topology "{topology}": {reason}; choose '
+    'topology.kind = "star" or "swarm"',
+    "counted shares": '{guard} needs aggregation.shares = "cases" or "uniform": {reason}',
+    "full exchange": '{guard} needs exchange.kind = "full": {reason}',
+    "three sites": "{guard} needs three sites or more that train: {reason}",
     "no cosines": "{guard} makes no sense with aggregation.cosines_every: {reason}",
 }
 UNBUILT: Mapping[str, Callable[[Privacy], bool]] = {
     'privacy.kind = "record"': lambda privacy: privacy.kind == "record",
-    "privacy.secure_sum": lambda privacy: bool(privacy.secure_sum),
 }
 
 
@@ -78,6 +84,10 @@ def _lacking(
         "common start": not study.training.first_broadcast,
         "the mean alone": reads,
         "no statistics": statistics and not stays,
+        "star or swarm": not isinstance(topology, Star | Swarm),
+        "counted shares": aggregation.shares == "given",
+        "full exchange": (study.exchange or Exchange()).kind != "full",
+        "three sites": len(study.trainers) < 3,
         "no cosines": aggregation.cosines_every is not None,
     }
     return frozenset(demand for demand, lacks in found.items() if lacks)

@@ -11,6 +11,7 @@ from grandrounds.core.events import SiteReady
 from grandrounds.core.messages import (
     MESSAGE_KINDS,
     Adopt,
+    AdvertiseKeys,
     Backward,
     CaseScore,
     Describe,
@@ -20,10 +21,12 @@ from grandrounds.core.messages import (
     Merge,
     Message,
     Reply,
+    ShareKeys,
     Survey,
     Tail,
     Train,
     Tune,
+    Unmask,
     decode,
     encode,
 )
@@ -68,6 +71,9 @@ MESSAGES: list[Message] = [
     Backward(round=2, step=3, last=True, losses={"generator": 1 / 3}, weights=WEIGHTS),
     Finish(round=9, best=4),
     Survey(),
+    AdvertiseKeys(round=3),
+    ShareKeys(round=3, weights=WEIGHTS),
+    Unmask(round=3, survivors=("alder", "birch"), weights=WEIGHTS),
     Reply(site="alder", round=0, rounds=(1, 2), ready=READY),
     Reply(site="alder", round=0, statistics=TOLD),
     Reply(

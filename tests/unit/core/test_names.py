@@ -109,6 +109,7 @@ def first_line(function: Callable[..., object]) -> str:
 REQUESTS = [
     *("Describe", "Train", "Merge", "Adopt", "Tune", "Evaluate"),
     *("Forward", "Tail", "Backward", "Finish", "Survey"),
+    *("AdvertiseKeys", "ShareKeys", "Unmask"),
 ]
 
 
