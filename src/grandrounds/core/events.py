@@ -128,6 +128,7 @@ class SiteTrained:
     bytes_down: int
     losses: Mapping[str, float] = field(default_factory=dict[str, float])
     score: float | None = None  # validation score of the site's model, where the method asks for it
+    epsilon: float | None = None  # of the run so far, where the study has differential privacy
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,14 @@ class StoppedEarly:
 
 
 @dataclass(frozen=True)
+class BudgetReached:
+    """The privacy budget of this site's data allows no further round, which ends the training."""
+
+    site: str
+    round: int
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """A person stopped the run after this round; it can be resumed."""
 
@@ -286,6 +295,7 @@ Event: TypeAlias = (
     | SiteTuned
     | RoundFinished
     | StoppedEarly
+    | BudgetReached
     | Interrupted
     | Failed
     | SiteTested

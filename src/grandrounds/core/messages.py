@@ -173,7 +173,9 @@ class Reply:
     tensors that travelled between sites or to the coordinator. `score` is the validation score of
     the model that the site just trained, where the method asks for it and the site has such cases.
     `changed` says that the site's data is not what it trained on when it saved the last of its
-    `rounds`. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
+    `rounds`. `epsilon` is what the site's part of the run revealed so far, and `exhausted` says that
+    the privacy budget of its data allows no further round; a study without differential privacy has
+    neither. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
     """
 
     site: str
@@ -193,6 +195,8 @@ class Reply:
     rounds: tuple[int, ...] = ()
     ready: SiteReady | None = None
     changed: bool = False
+    epsilon: float | None = None
+    exhausted: bool = False
     weights: Weights = field(default_factory=dict[str, Tensor])
     statistics: SiteStatistics | None = None
 
@@ -213,8 +217,11 @@ def encode(message: Message) -> bytes:
     weights: Weights = getattr(message, "weights", {})
     fields = asdict(replace(message, weights={}) if weights else message)
     fields.pop("weights", None)
-    if fields.get("statistics") is None:
-        fields.pop("statistics", None)
+    for name in ("statistics", "epsilon"):
+        if fields.get(name) is None:
+            fields.pop(name, None)
+    if not fields.get("exhausted"):
+        fields.pop("exhausted", None)
     header = {"kind": type(message).__name__, "fields": fields}
     return save(weights, {"message": json.dumps(header)})
 

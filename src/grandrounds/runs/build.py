@@ -37,6 +37,7 @@ from grandrounds.engines.process_pool import (
 from grandrounds.runs.costs import RunPlan, plan_run, round_cost, workload
 from grandrounds.runs.listeners import ReplyListener, SilentListener
 from grandrounds.runs.site_data import SiteData, open_sites, pool_sites
+from grandrounds.runs.site_privacy import site_privacy
 from grandrounds.runs.split_server import SplitServer
 from grandrounds.site.cut import cut_model
 from grandrounds.site.site import Site
@@ -95,6 +96,13 @@ class Blueprint:
             disclosure=site_data.disclosure,
             protocols=_usual(study, site_data),
             pixel=study.elements.spacing,
+            privacy=site_privacy(
+                study,
+                site_data.name,
+                folder,
+                site_data.budget,
+                simulated=site_data.ready.simulated,
+            ),
         )
 
 

@@ -29,6 +29,7 @@ from grandrounds.core.weights import Filter, Weights, num_bytes, select
 from grandrounds.models.layer_groups import NamedNetwork
 from grandrounds.site.cut import case_bytes, cut_model
 from grandrounds.site.training import Training, isolated_rng
+from grandrounds.runs.site_privacy import lots_per_round, simulated_patients
 from grandrounds.study.checks import complete, how_often
 from grandrounds.study.study import Choice, SiteSpec, Study
 from grandrounds.tasks import Segmentation, SupervisedTask, Tabular
@@ -373,6 +374,8 @@ def planned_steps(study: Study) -> dict[str, int]:
     topology, sites = study.build_topology(), study.trainers
     if isinstance(topology, Cyclic) and topology.turn == "steps":
         return {} if topology.proportional else dict.fromkeys(sites, topology.length)
+    if study.privacy.kind == "record":
+        return {n: lots_per_round(study, count) for n, count in simulated_patients(study).items()}
     examples = _examples(study)
     if study.build_method().sharing().pooled and examples:
         examples = {POOLED: sum(examples.values())}

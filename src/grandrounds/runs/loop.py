@@ -14,6 +14,7 @@ from grandrounds.algorithms.topology import Sites
 from grandrounds.core.device import Machine, deterministic, peak_memory
 from grandrounds.core.errors import RunFailed, SiteFailed
 from grandrounds.core.events import (
+    BudgetReached,
     Failed,
     Interrupted,
     Listener,
@@ -136,6 +137,7 @@ class RunLoop:
     accepts_changes: bool = False
     tests: bool = True
     reached: int = field(default=0, init=False)
+    _exhausted: str = field(default="", init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
 
     def follow(self) -> State:
@@ -192,6 +194,7 @@ class RunLoop:
         sites = joined_sites(study, number, federation.sites)
         outcome = federation.topology.round(scored_anew(state, study), sites, federation.method)
         self._compare_updates(state, outcome.replies)
+        self._exhausted = next((reply.site for reply in outcome.replies if reply.exhausted), "")
         state, score = self._validated(with_awaited(outcome.state, study))
         seconds = time.perf_counter() - started
         digest_of_all, best = _digest_of_all(state, outcome.replies), state.best_round
@@ -230,6 +233,9 @@ class RunLoop:
         return state, score
 
     def _is_over(self, state: State) -> bool:
+        if self._exhausted:
+            self.bus.emit(BudgetReached(self._exhausted, state.round))
+            return True
         patience = self.study.stop.patience
         if not patience or state.round - state.best_round < patience:
             return False

@@ -169,6 +169,8 @@ class Site(SiteSetup):
             received=received,
             score=update.score,
             metrics=update.losses,
+            epsilon=local_round.epsilon,
+            exhausted=local_round.exhausted,
             weights=local_round.leaving(update),
         )
         return self._save_private(reply, local_round.staying(update), {request.keep, request.since})

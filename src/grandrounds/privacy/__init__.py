@@ -1,0 +1,1 @@
+"""What an update reveals is limited here, and counted."""
