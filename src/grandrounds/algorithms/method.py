@@ -24,6 +24,7 @@ from grandrounds.core.weights import (
     with_prefix,
     without_prefix,
 )
+from grandrounds.privacy.guard import Guards
 
 Need: TypeAlias = Literal[
     "side by side",
@@ -33,6 +34,7 @@ Need: TypeAlias = Literal[
     "rate of 1",
     "no aggregation",
     "common start",
+    "own updates",
 ]
 
 
@@ -170,11 +172,12 @@ class LocalRound(Protocol):
 class Method:
     """FedAvg, and the base of all methods: what they do not say is as here.
 
-    Fields are options of the study file. `averaging` is none: a run fills it in, as the study says.
-    McMahan et al. 2017.
+    Fields are options of the study file. `averaging` and `guards` are none: a run fills them in, as
+    the study says. McMahan et al. 2017.
     """
 
     averaging: Averaging = field(default_factory=Averaging, kw_only=True, repr=False)
+    guards: Guards = field(default_factory=Guards, kw_only=True, repr=False)
     server_rate: ClassVar[Rate] = 1.0  # where the study says none and sites are averaged
 
     @property
@@ -220,6 +223,7 @@ class Method:
             needs["side by side"] = "it combines updates of sites that train side by side"
             needs["common start"] = "it combines updates of sites that start from one model"
             needs["rate of 1"] = "it combines updates by a rule of its own"
+            needs["own updates"] = "it combines updates by a rule of its own"
         return needs
 
     def prefers(self) -> Mapping[str, str]:
@@ -272,9 +276,10 @@ def broadcast(method: Method, state: State, site: str, *, moments: bool = False)
 def merge_updates(method: Method, state: State, replies: Sequence[Reply]) -> State:
     """Return the next round's state, from the sites' replies in the order given.
 
-    Raises `BadUpdate` where finite updates do not make a finite model.
+    What guards did to the updates is undone first. Raises `BadUpdate` where finite updates do not
+    make a finite model.
     """
-    updates = Updates(replies, state, method.averaging)
+    updates = Updates(method.guards.admit(replies, state), state, method.averaging)
     combined = method.combine(state, updates)
     odd = first_not_finite(combined.weights)
     if odd:

@@ -1,13 +1,15 @@
 """Which tensors may cross between a site and the others: names, shapes, types and bytes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from torch import Size, Tensor, dtype, nn
+from torch import Tensor, nn
 
 from grandrounds.algorithms.sharing import Sharing
 from grandrounds.core.messages import Backward, Forward, Merge, Request, Tail, Train
 from grandrounds.core.weights import OPTIMIZER, Filter, Weights, first_not_finite, num_bytes
+from grandrounds.privacy.guard import Guards, Layout, bytes_of
 
 CUT, LABEL = "cut/", "label/"  # before the names of what crosses the cut, and of labels that go up
 SLACK = 2**16  # bytes that sets may have beyond the model's own size, for a few numbers
@@ -20,15 +22,16 @@ class TensorPolicy:
     `model` maps the tensors that travel to their shapes and types, `private` names those that stay.
     `sharing` names the sets that travel beside the model; `moments` tells whether the optimiser's
     state does. `sites` is the roster: what other sites sent bears their names. `labels` tells
-    whether labels go up with what crosses a cut.
+    whether labels go up with what crosses a cut. `guards` say in what form the model leaves a site.
     """
 
-    model: Mapping[str, tuple[Size, dtype]]
+    model: Layout
     private: frozenset[str]
     sharing: Sharing
     moments: bool = False
     sites: tuple[str, ...] = ()
     labels: bool = False
+    guards: Guards = field(default_factory=Guards)
 
     def problem_down(self, weights: Mapping[str, Tensor]) -> str:
         """Return what is wrong with tensors that a site is sent to train from; empty if nothing."""
@@ -65,8 +68,37 @@ class TensorPolicy:
 
     def problem_in_update(self, weights: Mapping[str, Tensor]) -> str:
         """Return what is wrong with a site's update of a round; empty if nothing."""
-        missing = next((name for name in self.model if name not in weights), "")
-        return f"'{missing}' is missing" if missing else self.problem_up(weights)
+        missing = next((name for name in self.leaving if name not in weights), "")
+        if missing:
+            return f"'{missing}' is missing"
+        return self._problem_guarded(weights) if self.guards else self.problem_up(weights)
+
+    @cached_property
+    def leaving(self) -> Layout:
+        """Return the shapes and types in which the model's tensors leave a site."""
+        return self.guards.layout(self.model)
+
+    def _problem_guarded(self, weights: Mapping[str, Tensor]) -> str:
+        """Return what is wrong with an update that guards changed: all of `leaving` is there."""
+        sets = {name: tensor for name, tensor in weights.items() if name not in self.leaving}
+        guarded = {name: weights[name] for name in self.leaving}
+        odd = next(
+            (name for name, t in guarded.items() if (t.shape, t.dtype) != self.leaving[name]), ""
+        )
+        if odd:
+            (shape, kind), found = self.leaving[odd], guarded[odd]
+            return (
+                f"'{odd}' is {tuple(found.shape)} of {found.dtype}; it must be {tuple(shape)} of "
+                f"{kind}, as the study's guards send it"
+            )
+        alone = next((name for name in sets if "/" not in name), "")
+        if alone:
+            return f"'{alone}' is no tensor of this study's network that leaves a site"
+        return (
+            self.problem_up(sets)
+            or _not_finite(guarded)
+            or self.guards.problem(guarded, self.model)
+        )
 
     def problem_merged(self, weights: Mapping[str, Tensor]) -> str:
         """Return what is wrong with a state that a leader merged; empty if nothing."""
@@ -161,7 +193,7 @@ class TensorPolicy:
     @property
     def bytes_of_model(self) -> int:
         """Return the bytes of the tensors that travel."""
-        return sum(shape.numel() * kind.itemsize for shape, kind in self.model.values())
+        return bytes_of(self.model)
 
     @property
     def bytes_of_sets(self) -> int:
@@ -191,9 +223,10 @@ def policy_of(
     moments: bool,
     sites: tuple[str, ...],
     labels: bool = False,
+    guards: Guards | None = None,
 ) -> TensorPolicy:
     """Return the policy of a site, which uses some tensors of the network."""
     state = network.state_dict()
     model = {n: (t.shape, t.dtype) for n, t in state.items() if uses(n) and travels(n)}
     private = frozenset(name for name in state if not travels(name))
-    return TensorPolicy(model, private, sharing, moments, sites, labels)
+    return TensorPolicy(model, private, sharing, moments, sites, labels, guards or Guards())

@@ -105,8 +105,9 @@ class RoundLoad:
     """What a round transmits, in bytes.
 
     `model` is what a site and the server exchange one way, `extra_up` and `extra_down` what a
-    method adds to it; `validations` says how often the model of a round is scored; `crossing` is a
-    split network's. With `reveals`, sites are sent the uploads of others.
+    method and guards add to it, below 0 where guards take away; `validations` says how often the
+    model of a round is scored; `crossing` is a split network's. With `reveals`, sites are sent the
+    uploads of others.
     """
 
     sites: int

@@ -40,7 +40,7 @@ _WORDS: Mapping[str, Mapping[str, type]] = {
     "topology": TOPOLOGIES,
     "task": TASKS,
 }  # a section of these is a word and its options; another word has other options
-_WITH_KIND = (*_WORDS, "aggregation", "privacy")
+_WITH_KIND = (*_WORDS, "aggregation", "privacy", "exchange")
 _DECIDING = {"method", "task", "parity"}  # what decides options that a study leaves open
 _NO_WORDS = ("true", "false", "inf", "nan")  # what TOML reads otherwise
 _PLAIN = (bool, int, float, str, Path)

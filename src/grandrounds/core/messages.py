@@ -170,11 +170,12 @@ class Reply:
     `examples` is n_k, the site's training examples, in every reply; `cases` counts what was scored;
     `digest` fingerprints the site's private state, which itself stays; `shared` the model that a
     leader merged from as many updates as `merged` says; `sent` and `received` count the bytes of
-    tensors that travelled between sites or to the coordinator. `score` is the validation score of
+    tensors that travelled between sites or to the coordinator; `full` those of the site's update
+    before guards touched it, 0 where it has none. `score` is the validation score of
     the model that the site just trained, where the method asks for it and the site has such cases.
     `changed` says that the site's data is not what it trained on when it saved the last of its
-    `rounds`. `epsilon` is what the site's part of the run revealed so far, and `exhausted` says that
-    the privacy budget of its data allows no further round; a study without differential privacy has
+    `rounds`. `epsilon` is what the site's part of the run revealed so far, `exhausted` says that the
+    privacy budget of its data allows no further round; without differential privacy there is
     neither. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
     """
 
@@ -188,6 +189,7 @@ class Reply:
     merged: int = 0
     sent: int = 0
     received: int = 0
+    full: int = 0
     seconds: float = 0.0
     score: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])

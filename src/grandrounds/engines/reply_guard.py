@@ -8,6 +8,7 @@ from grandrounds.algorithms.policy import TensorPolicy
 from grandrounds.core.messages import CaseScore, Reply, Request, Train
 
 _MOST = 10**9  # of anything that a site counts
+_BYTES = ("sent", "received", "full")
 _LONGEST = 200  # characters of a word of a site's: a task, a pseudonym, a metric
 
 
@@ -50,11 +51,10 @@ class ReplyGuard:
 
 def _wrong_number(reply: Reply) -> str:
     counts = {
-        name: getattr(reply, name)
-        for name in ("examples", "cases", "steps", "merged", "sent", "received")
+        name: getattr(reply, name) for name in ("examples", "cases", "steps", "merged", *_BYTES)
     }
     for name, count in counts.items():
-        if not 0 <= count <= _MOST * (1000 if name in ("sent", "received") else 1):
+        if not 0 <= count <= _MOST * (1000 if name in _BYTES else 1):
             return f"its {name} is {count}"
     if reply.epsilon is not None and not (isfinite(reply.epsilon) and reply.epsilon >= 0):
         return f"its epsilon is {reply.epsilon}"

@@ -1,1 +1,1 @@
-"""What an update reveals is limited here, and counted."""
+"""Guards are the last code that touches an update before it leaves a site."""

@@ -7,7 +7,7 @@ never leaves it, and never twice for two different results: their difference wou
 import hmac
 import os
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import sha256, shake_256
 from pathlib import Path
 
 import torch
@@ -39,10 +39,23 @@ class NoiseSource:
         text = "\x1f".join(repr(fact) for fact in facts)
         return hmac.new(self.secret, text.encode(), sha256).hexdigest()
 
+    def key(self, release: str, *purpose: str | int) -> bytes:
+        """Return the key of one purpose of a release, from which `gaussian` and `uniform` draw."""
+        return bytes.fromhex(self.release(release, *purpose))
+
     def generator(self, release: str, *purpose: str | int) -> torch.Generator:
-        """Return the generator of one purpose of a release, on the CPU."""
-        seed = int(self.release(release, *purpose)[:16], 16) >> 1
-        return torch.Generator().manual_seed(seed)
+        """Return the generator of what need not be secret in a release, on the CPU.
+
+        Its state follows from 32 bits, which anyone can try out: it draws no noise.
+        """
+        return torch.Generator().manual_seed(int(self.release(release, *purpose)[:16], 16) >> 1)
+
+
+def uniform(key: bytes, count: int) -> list[float]:
+    """Return numbers from 0 to below 1 that follow from a key, from SHAKE-256."""
+    stream = shake_256(key).digest(8 * count)
+    words = (stream[first : first + 8] for first in range(0, len(stream), 8))
+    return [(int.from_bytes(word, "big") >> 11) / 2**53 for word in words]
 
 
 def simulated_noise(seed: int, site: str) -> NoiseSource:

@@ -27,9 +27,10 @@ from grandrounds.core.events import PolicySet, TopologySet, WorkSet
 from grandrounds.core.names import POOLED
 from grandrounds.core.weights import Filter, Weights, num_bytes, select
 from grandrounds.models.layer_groups import NamedNetwork
+from grandrounds.privacy.guard import bytes_of, layout_of
+from grandrounds.runs.site_privacy import lots_per_round, simulated_patients
 from grandrounds.site.cut import case_bytes, cut_model
 from grandrounds.site.training import Training, isolated_rng
-from grandrounds.runs.site_privacy import lots_per_round, simulated_patients
 from grandrounds.study.checks import complete, how_often
 from grandrounds.study.study import Choice, SiteSpec, Study
 from grandrounds.tasks import Segmentation, SupervisedTask, Tabular
@@ -61,18 +62,30 @@ class RunPlan:
     @property
     def policy(self) -> PolicySet:
         """Return which parameter groups are shared, private or reset."""
-        return describe_sharing(
+        policy = describe_sharing(
             self.model,
             self.task.groups(self.model),
             self.travels,
             norm_buffers=self.study.training.norm_buffers,
             validate_every=self.study.stop.validate_every,
         )
+        return replace(policy, bytes_per_round=policy.bytes_per_round - saved_bytes(self))
 
     @property
     def compared(self) -> Mapping[str, frozenset[str]]:
         """Return the tensors by parameter group in which the sites' updates can be compared."""
         return trained_groups(self.model, self.task.groups(self.model), self.travels)
+
+
+def saved_bytes(plan: RunPlan) -> int:
+    """Return how many bytes of a site's update the study's guards save, on average over sites.
+
+    Below 0 where they add some.
+    """
+    method, study = plan.method, plan.study
+    shared = select(plan.model.state_dict(), plan.travels)
+    full = [layout_of(method.averaging.of_site(shared, name)) for name in study.trainers]
+    return sum(bytes_of(each) - bytes_of(method.guards.layout(each)) for each in full) // len(full)
 
 
 def plan_run(study: Study, **new_sites: tuple[str, ...]) -> RunPlan:
@@ -90,10 +103,21 @@ def plan_run(study: Study, **new_sites: tuple[str, ...]) -> RunPlan:
     averaging = method.averaging
     if any(_leaves_out(task.uses(name), model, travels) for name in study.trainers):
         averaging = replace(averaging, uses=task.uses)
+        _check_all_sent(method)
     if study.server_rate == MEASURED:
         averaging = replace(averaging, groups=group_names(model, task.groups(model)))
     method = replace(method, averaging=averaging)
     return RunPlan(study, task, method, model, travels)
+
+
+def _check_all_sent(method: Method) -> None:
+    """Refuse guards for which every site must send every tensor. Raises `BadStudy`."""
+    for guard in method.guards.steps:
+        if reason := guard.needs().get("all tensors"):
+            raise BadStudy(
+                f"{guard.word} makes no sense where some site does not use all of the network that "
+                f"is shared: {reason}"
+            )
 
 
 def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
@@ -350,7 +374,7 @@ def round_cost(plan: RunPlan, study: Study) -> TopologySet:
         one_way,
         validations=1 / study.stop.validate_every,
         crossing=cut_traffic(plan, topology) if isinstance(topology, Split) else None,
-        extra_up=len(sharing.sends) * one_way,
+        extra_up=len(sharing.sends) * one_way - saved_bytes(plan),
         extra_down=len(sharing.receives) * one_way * (sites if sharing.shows_updates else 1),
         reveals=sharing.shows_updates,
     )

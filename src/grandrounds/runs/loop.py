@@ -213,7 +213,8 @@ class RunLoop:
         every, number = self.study.aggregation.cosines_every, before.round + 1
         asked = every and (number % every == 0 or number == self.study.rounds)
         if asked and before.weights:
-            cosines = update_cosines(before.weights, replies, self.federation.compared)
+            whole = self.federation.method.guards.admit(replies, before)
+            cosines = update_cosines(before.weights, whole, self.federation.compared)
             self.bus.emit(UpdatesCompared(number, cosines))
 
     def _validated(self, state: State) -> tuple[State, float | None]:

@@ -135,6 +135,7 @@ def reply_guard(blueprint: Blueprint) -> ReplyGuard:
             moments=topology.moments_travel,
             sites=plan.study.trainers,
             labels=isinstance(topology, Split) and topology.labels == "server",
+            guards=plan.method.guards,
         )
         for name in plan.study.trainers
     }
@@ -154,6 +155,7 @@ def study_guard(study: Study, site: Site) -> StudyGuard:
             moments=topology.moments_travel,
             sites=study.trainers,
             labels=isinstance(topology, Split) and topology.labels == "server",
+            guards=site.method.guards,
         )
 
     uses = [site.task.uses(name) for name in study.trainers]

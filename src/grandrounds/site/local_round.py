@@ -20,6 +20,7 @@ from grandrounds.core.weights import (
     with_prefix,
     without_prefix,
 )
+from grandrounds.privacy.guard import GUARD, Departure
 from grandrounds.site.evaluation import Evaluator
 from grandrounds.site.model_state import (
     MEMORY,
@@ -176,6 +177,22 @@ class SiteRound:
             leaves |= with_prefix(f"{name}/", tensors)
         return unaliased(leaves)
 
+    def departure(self, update: Update) -> Departure:
+        """Return what leaves the site, with all that guards need to protect it."""
+        site, guards = self._site_model.site, self._site_model.site.method.guards
+        leaving = self.leaving(update)
+        return Departure(
+            site=site.name,
+            round=self.round,
+            roster=guards.roster(self.round),
+            examples=len(site.training_examples),
+            update=leaving,
+            start=select(self.start, leaving.__contains__),
+            kept=without_prefix(GUARD, self._private),
+            seed=site.seed,
+            secret=site.privacy.source.secret if site.privacy else b"",
+        )
+
     def _check_set(self, name: str, tensors: Weights) -> None:
         method, network = self._site_model.site.method, self.network.state_dict()
         who = type(method).__name__
@@ -198,7 +215,7 @@ class SiteRound:
         stays = select(model_tensors(update.model), lambda name: not travels(name))
         stays |= optimizer_tensors(update.model) | with_prefix(MEMORY, self._task.memory)
         for name, tensors in update.kept.items():
-            if f"{name}/" in (MEMORY, OPTIMIZER, SPENT):
+            if f"{name}/" in (MEMORY, OPTIMIZER, GUARD, SPENT):
                 who = type(self._site_model.site.method).__name__
                 raise BadUpdate(f"{who} would keep a set '{name}', a name of the house's own")
             stays |= with_prefix(f"{name}/", tensors)

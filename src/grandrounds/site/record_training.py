@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from grandrounds.algorithms.method import GradientTerm
 from grandrounds.core.errors import BadUpdate
 from grandrounds.core.weights import Filter, digest, to_cpu
+from grandrounds.privacy.clipping import gaussian
+from grandrounds.privacy.noise import uniform
 from grandrounds.site.releases import RoundReleases
 from grandrounds.site.training import Trainer, TrainingResult
 from grandrounds.tasks.task import Batch, Examples, Task
@@ -56,10 +58,10 @@ class PatientLots:
         """Return how many lots so many epochs have."""
         return epochs * lots_per_epoch(len(self.patients), self.size)
 
-    def draw(self, generator: torch.Generator) -> list[int]:
-        """Draw a lot; it may be empty."""
-        drawn = torch.rand(len(self.patients), generator=generator, dtype=torch.float64)
-        return [number for number, each in enumerate(drawn) if float(each) < self.sampling]
+    def draw(self, key: bytes) -> list[int]:
+        """Draw a lot; it may be empty. Who is in it must stay secret, or sampling hides nobody."""
+        drawn = uniform(key, len(self.patients))
+        return [number for number, each in enumerate(drawn) if each < self.sampling]
 
 
 def lots_per_epoch(patients: int, size: int) -> int:
@@ -96,7 +98,7 @@ class PatientGradients:
             parameter.grad = None
 
     def noisy_mean(
-        self, expected: int, noise: float, generator: torch.Generator
+        self, expected: int, noise: float, key: bytes
     ) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield each parameter with its sum and noise, divided by the expected patients of a lot.
 
@@ -107,8 +109,8 @@ class PatientGradients:
         for name, parameter in self.parameters.items():
             total = self.sums.get(name, torch.zeros_like(parameter))
             if deviation:
-                drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                total = total + drawn.to(total) * deviation
+                drawn = gaussian(key, name, parameter).to(total)
+                total = total + drawn * deviation
             yield parameter, total / expected
 
 
@@ -143,15 +145,15 @@ class RecordLoop:
         self.trainer.model.train()
         for self._step in range(count):
             self._steps += 1
-            drawn = self.lots.draw(self._generator("lot"))
+            drawn = self.lots.draw(self._key("lot"))
             yield {_DRAWN: torch.tensor(drawn, dtype=torch.int64)}
 
     def _start(self) -> str:
         moments = self.trainer.optimizer_state(lambda _: True)
         return digest(to_cpu(self.trainer.model.state_dict()) | moments)
 
-    def _generator(self, purpose: str) -> torch.Generator:
-        return self.releases.privacy.source.generator(self._release, purpose, self._step)
+    def _key(self, purpose: str) -> bytes:
+        return self.releases.privacy.source.key(self._release, purpose, self._step)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Compute the gradient of every patient of a lot, then yield the trained part.
@@ -162,7 +164,8 @@ class RecordLoop:
         part = self._part()
         self._gradients = PatientGradients(self._trained(part), self.releases.privacy.clip)
         self._gradients.clear()
-        generator = self._generator("augmentation")
+        source = self.releases.privacy.source
+        generator = source.generator(self._release, "augmentation", self._step)
         for examples in drawn:
             self._backward(part, examples, generator)
             self._gradients.add()
@@ -205,8 +208,8 @@ class RecordLoop:
         self._loss = self._gradients = None
         optimizer = self.trainer.optimizer(part)
         optimizer.zero_grad()
-        generator = self._generator("noise")
-        for parameter, mean in gradients.noisy_mean(self.lots.expected, privacy.noise, generator):
+        means = gradients.noisy_mean(self.lots.expected, privacy.noise, self._key("noise"))
+        for parameter, mean in means:
             parameter.grad = mean
         for term in terms:
             term(self.trainer.parameters(part))

@@ -38,8 +38,9 @@ class SitePrivacy:
 class RoundReleases:
     """The releases of one round of training; each is charged before anything is computed.
 
-    `data` is the digest of the site's data, `before` what the run revealed up to this round. `start` is the digest of all that training starts from and that came with the request: a round
-    that is repeated from the same start repeats its noise, and counts once.
+    `data` is the digest of the site's data, `before` what the run revealed so far. `start` is the
+    digest of all that training starts from and that came with the request: a round that is
+    repeated from the same start repeats its noise, and counts once.
     """
 
     privacy: SitePrivacy

@@ -61,7 +61,7 @@ class SiteSetup:
 
     @cached_property
     def lots(self) -> PatientLots:
-        """Return the site's patients, of whom some are drawn for each step of a private training."""
+        """Return the site's patients, of whom some are drawn for each step of private training."""
         return PatientLots.of(self.training_examples, self.training.batch_size)
 
     def cases(self, split: SplitName) -> Examples:

@@ -24,8 +24,9 @@ from grandrounds.core.messages import (
     Train,
     Tune,
 )
-from grandrounds.core.weights import Weights, digest, num_bytes
+from grandrounds.core.weights import Weights, digest, num_bytes, unaliased, with_prefix
 from grandrounds.data.profile import has_images, make_profile
+from grandrounds.privacy.guard import GUARD
 from grandrounds.site.evaluation import Evaluator
 from grandrounds.site.local_round import SiteRound
 from grandrounds.site.model_state import SiteModel
@@ -162,6 +163,8 @@ class Site(SiteSetup):
         self.trainer.set_rate(self.learning_rate(request.round))
         local_round = SiteRound(self._site_model, request)
         update = self.method.train(local_round)
+        leaves = replace(local_round.departure(update), simulated=self.ready.simulated)
+        guarded = self.method.guards.protect(leaves)
         reply = Reply(
             site=self.name,
             round=request.round,
@@ -171,9 +174,11 @@ class Site(SiteSetup):
             metrics=update.losses,
             epsilon=local_round.epsilon,
             exhausted=local_round.exhausted,
-            weights=local_round.leaving(update),
+            full=num_bytes(leaves.update) if self.method.guards else 0,
+            weights=unaliased(guarded.update),
         )
-        return self._save_private(reply, local_round.staying(update), {request.keep, request.since})
+        stays = local_round.staying(update) | with_prefix(GUARD, guarded.kept)
+        return self._save_private(reply, unaliased(stays), {request.keep, request.since})
 
     def _save_private(self, reply: Reply, private: Weights, keep: set[int]) -> Promise:
         """Promise a round's reply for when its private state is on the disk."""

@@ -26,6 +26,7 @@ from grandrounds.study.compatibility import (
     rate_problems,
     topology_problems,
 )
+from grandrounds.study.protection import protection_problems
 from grandrounds.study.study import SiteSpec, Study
 from grandrounds.tasks import SupervisedTask, Synthesis
 from grandrounds.tasks.classification import ClassificationTask
@@ -321,6 +322,7 @@ def check_pairs(study: Study) -> None:
         aggregation_problems(method, study.aggregation, sites),
         rate_problems(study, topology, sites),
         cosine_problems(study, method, topology),
+        protection_problems(study, method, topology, statistics=has_running_statistics(study)),
     )
     for sentence in problems:
         raise BadStudy(sentence)

@@ -46,7 +46,10 @@ _OF_OTHERS_TASK: Table = {
     "description": "A task of an installed package, or at an address, module:Class.",
 }
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-FILLED_METHOD = ("averaging",)  # filled in by a run, from the rest of the study: no options
+FILLED_METHOD = (
+    "averaging",
+    "guards",
+)  # filled in by a run, from the rest of the study: no options
 FILLED_TOPOLOGY = ("seed", "server")
 # Each switch can be set alone; together they are the settings of the code released with Dalmaz
 # et al. 2024, with a mapper that works.

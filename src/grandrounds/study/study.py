@@ -12,6 +12,8 @@ from grandrounds.core.device import Machine
 from grandrounds.data.availability import needs
 from grandrounds.data.elements import Elements
 from grandrounds.data.simulation.simulate import Patients, Scanner
+from grandrounds.privacy.composition import guards_of
+from grandrounds.privacy.settings import Exchange, Privacy
 from grandrounds.site.training import Training
 from grandrounds.tasks import AnyTask, Segmentation, SupervisedTask, Synthesis
 from grandrounds.tasks.task import Task
@@ -38,13 +40,6 @@ class Stop:
     patience: int = 0
     validate_every: int = 1
     test: Literal["best", "last"] = "best"
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """What protects an update before it leaves a site; "none" until guards exist."""
-
-    kind: Literal["none"] = "none"
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,7 @@ class Study:
     aggregation: Aggregation = field(default_factory=Aggregation)
     topology: Choice = field(default_factory=lambda: Choice("star"))
     privacy: Privacy = field(default_factory=Privacy)
+    exchange: Exchange | None = None
     stop: Stop = field(default_factory=Stop)
 
     @property
@@ -161,11 +157,13 @@ class Study:
         return self.arm or self.method.kind
 
     def build_method(self) -> Method:
-        """Make the method, which averages as the study says."""
+        """Make the method, which averages as the study says what its guards let pass."""
         options: dict[str, Any] = dict(self.method.options)
         given = {site.name: site.share for site in self.site}
         averaging = Averaging(self.aggregation, given)
-        return method_class(self.method.kind)(**options, averaging=averaging)
+        joins = {site.name: site.first_round for site in self.site if site.name in self.trainers}
+        guards = guards_of(self.privacy, self.exchange or Exchange(), joins)
+        return method_class(self.method.kind)(**options, averaging=averaging, guards=guards)
 
     @property
     def server_rate(self) -> Rate:

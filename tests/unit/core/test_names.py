@@ -51,6 +51,7 @@ from grandrounds.data.simulation.simulate import Patients, Scanner
 from grandrounds.flare.doctor.finding import Finding
 from grandrounds.flare.job import ALLOWED, REGISTRATION, export_job
 from grandrounds.models.layers import Dropout
+from grandrounds.privacy.settings import Exchange, Privacy
 from grandrounds.report.analysis.statistics import PairedDifference, Spread
 from grandrounds.report.tracking.points import Gathering
 from grandrounds.runs.adapt import ADAPTED, ALONE
@@ -65,8 +66,15 @@ from grandrounds.runs.tables import (
 from grandrounds.site.model_state import MEMORY, PERSONAL
 from grandrounds.site.training import Training
 from grandrounds.study.acceptance import Acceptance
-from grandrounds.study.file import fingerprint, parse_study, read_study, read_table, study_schema
-from grandrounds.study.study import Privacy, SiteSpec, Stop, Study
+from grandrounds.study.file import (
+    FILLED_METHOD,
+    fingerprint,
+    parse_study,
+    read_study,
+    read_table,
+    study_schema,
+)
+from grandrounds.study.study import SiteSpec, Stop, Study
 from grandrounds.tasks import TASKS, Classification, Segmentation, Synthesis, Tabular
 from tests.helpers.command import inside
 from tests.helpers.federation import TINY, tiny
@@ -89,7 +97,7 @@ def fields_by_class(*kinds: type) -> dict[str, list[str]]:
 def parameters_of(function: Callable[..., object]) -> dict[str, str]:
     """The parameters of a function, in order, each with its default in Python."""
     parameters = signature(function).parameters.items()
-    return {name: repr(each.default) for name, each in parameters if name != "averaging"}
+    return {name: repr(each.default) for name, each in parameters if name not in FILLED_METHOD}
 
 
 def first_line(function: Callable[..., object]) -> str:
@@ -132,7 +140,7 @@ def test_events_and_their_fields_are_called_as_ever():
 # What was agreed on: the study's SHA-256 is of all names in it, in this order.
 
 OPTIONS = (
-    *(Study, SiteSpec, Stop, Privacy, Training, Aggregation, Elements, Fractions),
+    *(Study, SiteSpec, Stop, Privacy, Exchange, Training, Aggregation, Elements, Fractions),
     *(Scanner, Sequence, Patients, Synthesis, Segmentation, Classification, Tabular),
 )
 
@@ -269,7 +277,7 @@ def test_the_compiled_operator_is_called_as_ever():
 
 SEED_WORDS = {
     *("back", "batches", "classifier", "critic", "example", "first weights", "generator"),
-    *("leader", "network", "order", "partition", "perceptron", "server", "sweep"),
+    *("leader", "network", "noise", "order", "partition", "perceptron", "server", "sweep"),
     *("trained again", "uncertainty", "unet"),
 }
 

@@ -103,7 +103,11 @@ def test_the_fingerprint_survives_writing_and_reading():
             "topology.leader=alder",
             "study: unknown key 'topology.leader'; valid here: require, patience",
         ),
-        ("privacy.epsilon=1", "study: unknown key 'privacy.epsilon'; valid here: kind"),
+        (
+            "privacy.sigma=1",
+            "study: unknown key 'privacy.sigma'; valid here: kind, clip, noise, "
+            "delta, epsilon, secure_sum, on_dropout",
+        ),
         (
             "stop.xyz=1",
             "study: unknown key 'stop.xyz'; valid here: patience, validate_every, test",

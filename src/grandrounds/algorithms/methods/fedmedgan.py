@@ -50,6 +50,7 @@ class FedMedGAN(Method):
             "there is one model",
             "whole network": "a site cannot validate by itself what it trained, as it holds only a "
             "part of it",
+            "own updates": 'with broadcast = "best" one site\'s update is taken as it is',
             "no aggregation": 'with method.broadcast = "best" one site\'s update is taken as it '
             'is. Remove [aggregation], or set method.broadcast = "mean".',
         }

@@ -75,7 +75,12 @@ class FedMRI(Method):
             "goes from site to site",
             "whole network": "its term compares whole encoders, and a site holds only a part of "
             "one",
+            **self._needs_of_others,
         }
+
+    @property
+    def _needs_of_others(self) -> Mapping[Need, str]:
+        return {"own updates": "each site is sent what the others sent"} if self._shows else {}
 
     def prefers(self) -> Mapping[str, str]:
         return {"generator": "unet"}
