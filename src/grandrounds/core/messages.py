@@ -174,7 +174,7 @@ class Reply:
     before guards touched it, 0 where it has none. `score` is the validation score of
     the model that the site just trained, where the method asks for it and the site has such cases.
     `changed` says that the site's data is not what it trained on when it saved the last of its
-    `rounds`. `epsilon` is what the site's part of the run revealed so far, `exhausted` says that the
+    `rounds`. `epsilon` is what the site revealed in the run so far, `exhausted` says that the
     privacy budget of its data allows no further round; without differential privacy there is
     neither. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
     """

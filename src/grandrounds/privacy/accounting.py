@@ -16,6 +16,7 @@ from grandrounds.core.extras import install_command
 Accountant: TypeAlias = Literal["none", "exact", "RDP", "PLD"]
 _ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
 _FINE, _COARSE = 1e-4, 1e-3  # intervals of the discretised privacy loss, which is rounded up
+_MANY = 1000  # steps, over which what is rounded up adds up
 _FINE_UP_TO, _PLD_UP_TO = 5.0, 50.0  # epsilon by RDP; finer numbers beyond it cost many seconds
 
 
@@ -81,7 +82,8 @@ def _bound(merged: tuple[tuple[float, float, int], ...], delta: float) -> Spendi
     by_rdp = _compose(package.rdp.RdpAccountant(_ORDERS), events, delta)
     if by_rdp > _PLD_UP_TO:
         return Spending(by_rdp, delta, "RDP")
-    interval = _FINE if by_rdp <= _FINE_UP_TO else _COARSE
+    many = sum(steps for _, _, steps in merged) > _MANY and by_rdp <= _FINE_UP_TO
+    interval = _FINE if many else _COARSE
     pld = package.pld.PLDAccountant(value_discretization_interval=interval)
     by_pld = _compose(pld, events, delta)
     return Spending(by_pld, delta, "PLD") if by_pld < by_rdp else Spending(by_rdp, delta, "RDP")

@@ -28,7 +28,7 @@ from grandrounds.core.names import POOLED
 from grandrounds.core.weights import Filter, Weights, num_bytes, select
 from grandrounds.models.layer_groups import NamedNetwork
 from grandrounds.privacy.guard import bytes_of, layout_of
-from grandrounds.runs.site_privacy import lots_per_round, simulated_patients
+from grandrounds.runs.site_privacy import lots_per_round, privacy_words, simulated_patients
 from grandrounds.site.cut import case_bytes, cut_model
 from grandrounds.site.training import Training, isolated_rng
 from grandrounds.study.checks import complete, how_often
@@ -270,6 +270,7 @@ def leaving_words(study: Study) -> tuple[str, ...]:
     return (
         f"in each of {study.rounds} rounds, about {mib:,.1f} MiB both ways: the groups {groups}",
         *beside_words(plan),
+        *privacy_words(study),
         *(f"seen by {who}: {what}" for who, what in cost.topology.sees.items()),
         *_cosine_words(plan),
         *_protocol_words(plan),

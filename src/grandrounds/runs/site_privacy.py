@@ -1,7 +1,7 @@
 """What a run will reveal of a site's data is planned, held against limits, and set up here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from grandrounds.algorithms.cyclic import Cyclic
@@ -59,11 +59,60 @@ class PlannedEpsilon:
     limit: float | None = None
 
 
-def planned_epsilons(study: Study, patients: Mapping[str, int]) -> list[PlannedEpsilon]:
-    """Return what the planned run reveals of each of these sites; empty without noise."""
-    delta = delta_of(study)
-    plans = {site: planned_releases(study, site, number) for site, number in patients.items()}
-    return [PlannedEpsilon(site, spending(plan, delta)) for site, plan in plans.items() if plan]
+def planned_epsilon(
+    study: Study, site: str, patients: int, budget: Budget | None = None
+) -> PlannedEpsilon | None:
+    """Return what the planned run reveals of a site with so many training patients.
+
+    None without noise, and for a site that does not train.
+    """
+    plan = planned_releases(study, site, patients)
+    if not plan:
+        return None
+    run = spending(plan, delta_of(study))
+    if budget is None:
+        return PlannedEpsilon(site, run)
+    limit = budget.limit.epsilon if budget.limit else None
+    return PlannedEpsilon(site, run, budget.after(plan, fingerprint(study)), limit)
+
+
+def epsilon_words(found: PlannedEpsilon) -> str:
+    """Say what the planned run reveals of a site, and all runs on its data where that is known."""
+    said = f"'{found.site}': epsilon {in_figures(found.run)} once the run is done"
+    if found.all_runs is None:
+        return said
+    allowed = "no limit in its site file"
+    if found.limit is not None:
+        allowed = f"its site file allows {found.limit:g}"
+    return f"{said}; all runs on its data {in_figures(found.all_runs)}, {allowed}"
+
+
+def in_figures(found: Spending) -> str:
+    """Write an epsilon with its delta, and how it was counted."""
+    if found.epsilon == inf:
+        return "without bound (there is no noise)"
+    how = "exactly" if found.accountant in ("exact", "none") else f"at most, by {found.accountant}"
+    return f"{found.epsilon:.3g} at delta {found.delta:g} ({how})"
+
+
+UNITS = {
+    "client": "of a whole site, towards whoever sees the mean of all sites' updates and no single "
+    "one",
+    "record": "of each patient, with all of its slices, towards whoever sees what leaves the site; "
+    "patients for validation and test are not protected",
+}
+
+
+def privacy_words(study: Study) -> tuple[str, ...]:
+    """Say whom a study's differential privacy protects, and by what; empty without it."""
+    privacy = study.privacy
+    if privacy.kind == "none":
+        return ()
+    whose = "each update" if privacy.kind == "client" else "each patient's gradient in a step"
+    return (
+        f"differential privacy {UNITS[privacy.kind]}: {whose} is clipped to an L2 norm of "
+        f"{privacy.clip:g} and gets noise of {privacy.noise:g} times that",
+    )
 
 
 def simulated_patients(study: Study) -> dict[str, int]:
