@@ -151,8 +151,7 @@ def check(
     from grandrounds.tasks import SupervisedTask
 
     resolved = read_study(study, set or [])
-    plan = plan_run(resolved)
-    cost = estimate(plan)
+    cost = estimate(plan := plan_run(resolved))
     opened = open_named(resolved, site or [])
     summaries = [summary for _, summary in opened]
     surveyed = survey_opened(resolved, site or [], [cohort for cohort, _ in opened])

@@ -117,14 +117,14 @@ class Budget:
                 ),
             )
 
-    def allows(self, cost: GaussianSteps) -> bool:
-        """Tell whether the limit allows one more release."""
-        return self._allows(self.charges(), cost)
+    def allows(self, *costs: GaussianSteps) -> bool:
+        """Tell whether the limit allows these releases, too."""
+        return self._allows(self.charges(), *costs)
 
-    def _allows(self, charges: Sequence[Charge], cost: GaussianSteps) -> bool:
+    def _allows(self, charges: Sequence[Charge], *costs: GaussianSteps) -> bool:
         if self.limit is None:
             return True
-        found = spending([*(each.cost for each in charges), cost], self.delta)
+        found = spending([*(each.cost for each in charges), *costs], self.delta)
         return found.epsilon <= self.limit.epsilon
 
     def charge(self, charge: Charge) -> None:

@@ -88,11 +88,16 @@ class RoundReleases:
 
     @property
     def is_last(self) -> bool:
-        """Tell whether the budget of the data allows no further round like this one."""
-        budget = self.privacy.budget
+        """Tell whether the budget of the data allows no further round like this one.
+
+        A later round that is charged already, as a run that was lost is repeated, is paid for.
+        """
+        budget, study = self.privacy.budget, self.privacy.study
         if not budget:
             return False
-        return not all(budget.allows(each) for each in self.made)
+        if any(each.study == study and each.round > self.round for each in budget.charges()):
+            return False
+        return not budget.allows(*self.made)
 
 
 def spent_before(private: Mapping[str, Tensor]) -> tuple[GaussianSteps, ...]:
