@@ -45,6 +45,13 @@ FURTHER: dict[str, tuple[str, ...]] = {
     ),
     "own negatives": ("method.kind=fedmri", "method.negatives=own"),
     "the best of all": ("method.kind=fedmedgan", "method.broadcast=best"),
+    "8 bits": ("method.kind=fedavg", "exchange.kind=int8"),
+    "the largest moves, with noise, over a swarm": (
+        *("method.kind=fedavg", "topology.kind=swarm", "exchange.kind=topk"),
+        *("exchange.fraction=0.1", "privacy.kind=client", "privacy.clip=1.0"),
+        *("privacy.noise=0.1", "aggregation.shares=uniform"),
+    ),
+    "16 bits beside a set": (*("method.kind=scaffold", "exchange.kind=bf16"),),
     "fp64": ("method.kind=fedavg", "training.precision=fp64"),
     "norms that are reset": ("method.kind=fedbn", "task.norm=batch", "training.norm_buffers=reset"),
 }
@@ -60,6 +67,7 @@ KEPT = (
     "splitfed1",
     "steps in proportion",
     "a quorum",
+    "the largest moves, with noise, over a swarm",
 )
 PATIENT = Timeouts(poll=100.0, silence=600.0)  # one site works at a time: they share a generator
 

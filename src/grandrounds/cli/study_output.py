@@ -81,6 +81,9 @@ def print_study(plan: RunPlan, cost: Estimate) -> None:
     for line in _depth_words(plan, cost):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"a round: {cost.bytes_per_round / MIB:,.1f} MiB over all links")
+    if cost.update != cost.update_full:
+        kib = (size / 2**10 for size in (cost.update, cost.update_full))
+        console.print("a site's update of a round: {:,.0f} KiB; in full {:,.0f} KiB".format(*kib))
     console.print(f"the run: {cost.bytes_per_run / MIB:,.1f} MiB in {cost.rounds} rounds")
     console.print(
         f"memory: about {cost.memory / _GIB:.1f} GiB where one process simulates all sites"

@@ -117,7 +117,10 @@ class WorkSet:
 
 @dataclass(frozen=True)
 class SiteTrained:
-    """A site trained in one round."""
+    """A site trained in one round.
+
+    `bytes_full` are those of its update before guards touched it, 0 where it has none.
+    """
 
     round: int
     site: str
@@ -128,6 +131,7 @@ class SiteTrained:
     bytes_down: int
     losses: Mapping[str, float] = field(default_factory=dict[str, float])
     score: float | None = None  # validation score of the site's model, where the method asks for it
+    bytes_full: int = 0
     epsilon: float | None = None  # of the run so far, where the study has differential privacy
 
 

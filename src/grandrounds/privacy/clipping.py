@@ -37,6 +37,14 @@ class ClipAndNoise:
     def word(self) -> str:
         return 'privacy.kind = "client"'
 
+    def told(self, sites: int) -> str:
+        alone = self.noise / math.sqrt(sites)
+        return (
+            f"privacy: a site's update is clipped to an L2 norm of {self.clip:g}; noise is added, "
+            f"{self.noise:g} times that in the sum of all {sites} sites and {alone:g} times in one "
+            "site's own update; losses, scores and counts have none"
+        )
+
     def needs(self) -> Mapping[Demand, str]:
         single = "its noise is that of a mean of all sites, and here one site's update stands alone"
         return {
@@ -60,7 +68,7 @@ class ClipAndNoise:
         if not self.noise:
             return replace(departure, update=clipped)
         secret = _secret_of(departure)
-        key = noise_key(bytes(secret.tolist()), departure, clipped)
+        key = noise_key(secret.numpy().tobytes(), departure, clipped)
         deviation = self.noise * self.clip / math.sqrt(len(departure.roster))
         update = {
             name: (tensor.double() + deviation * gaussian(key, name, tensor)).to(tensor.dtype)

@@ -19,6 +19,14 @@ _VALUES = ""  # the part of a tensor that leaves under the tensor's own name
 _LEVELS = 127  # of 8 bits with a sign, alike on both sides of zero
 
 
+_FORMS: Mapping[str, str] = {
+    "full": "in full",
+    "bf16": "in 16 bits a number",
+    "int8": "in 8 bits a number, with a scale for each tensor",
+    "topk": "in the {0.fraction:g} of each tensor that moved most",
+}
+
+
 class Codec(Protocol):
     """A form in which a tensor leaves: several tensors by the name of the part, "" the first."""
 
@@ -52,7 +60,8 @@ class Rounded:
         return {_VALUES: (tensor - base).to(self.kind or base.dtype)}
 
     def decode(self, parts: Weights, base: Tensor) -> Tensor:
-        return (base + parts[_VALUES]).to(base.dtype)
+        moved = parts[_VALUES].to(base.dtype)
+        return torch.where(base == 0, moved, base + moved)  # 0.0 + -0.0 would be another zero
 
     def problem(self, parts: Weights, size: Size) -> str:  # noqa: ARG002
         return ""
@@ -146,6 +155,12 @@ class Compression:
                 return Scaled()
             case "topk":
                 return Largest(self.exchange.fraction or 1.0)
+
+    def told(self, sites: int) -> str:  # noqa: ARG002
+        of = "how far it moved" if self.exchange.sends_moves else "its model"
+        form = _FORMS[self.exchange.kind].format(self.exchange)
+        owed = "" if self.exchange.kind == "full" else "; what that takes is added to its next one"
+        return f"exchange: in its update a site sends {of} {form}{owed}"
 
     def needs(self) -> Mapping[Demand, str]:
         needs: dict[Demand, str] = {

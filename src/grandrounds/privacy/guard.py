@@ -71,6 +71,13 @@ class Guard(Protocol):
         """Return what the study file says to have it, such as 'exchange.kind = "int8"'."""
         ...
 
+    def told(self, sites: int) -> str:
+        """Say what it does to an update of one of so many sites, and what that does not protect.
+
+        A site signs this.
+        """
+        ...
+
     def needs(self) -> Mapping[Demand, str]:
         """Return what the rest of the study must offer, each with the reason."""
         ...

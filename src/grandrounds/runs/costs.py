@@ -31,7 +31,7 @@ from grandrounds.privacy.guard import bytes_of, layout_of
 from grandrounds.runs.site_privacy import lots_per_round, privacy_words, simulated_patients
 from grandrounds.site.cut import case_bytes, cut_model
 from grandrounds.site.training import Training, isolated_rng
-from grandrounds.study.checks import complete, how_often
+from grandrounds.study.checks import complete, guard_words, how_often
 from grandrounds.study.study import Choice, SiteSpec, Study
 from grandrounds.tasks import Segmentation, SupervisedTask, Tabular
 from grandrounds.tasks.outside import Outside, without_loss, without_weights
@@ -77,15 +77,18 @@ class RunPlan:
         return trained_groups(self.model, self.task.groups(self.model), self.travels)
 
 
-def saved_bytes(plan: RunPlan) -> int:
-    """Return how many bytes of a site's update the study's guards save, on average over sites.
-
-    Below 0 where they add some.
-    """
-    method, study = plan.method, plan.study
+def update_bytes(plan: RunPlan) -> list[tuple[int, int]]:
+    """Return the bytes of each site's update in a round, without guards and with the study's."""
+    method = plan.method
     shared = select(plan.model.state_dict(), plan.travels)
-    full = [layout_of(method.averaging.of_site(shared, name)) for name in study.trainers]
-    return sum(bytes_of(each) - bytes_of(method.guards.layout(each)) for each in full) // len(full)
+    full = [layout_of(method.averaging.of_site(shared, name)) for name in plan.study.trainers]
+    return [(bytes_of(each), bytes_of(method.guards.layout(each))) for each in full]
+
+
+def saved_bytes(plan: RunPlan) -> int:
+    """Return how many bytes of a site's update guards save, on average over the sites."""
+    by_site = update_bytes(plan)
+    return sum(full - guarded for full, guarded in by_site) // len(by_site)
 
 
 def plan_run(study: Study, **new_sites: tuple[str, ...]) -> RunPlan:
@@ -129,6 +132,7 @@ def _leaves_out(uses: Filter, model: nn.Module, travels: Filter) -> bool:
 class Estimate:
     """The memory of one process that simulates all sites, in bytes, and the traffic of a run.
 
+    `update` and `update_full` are a site's update of a round with the study's guards and without.
     `weights`: the model, its gradients, Adam's moments, the state of the coordinator and of one
     site; `activations`: what autograd saves for one batch, in fp32; an upper bound.
     """
@@ -138,6 +142,8 @@ class Estimate:
     rounds: int
     weights: int
     activations: int
+    update: int
+    update_full: int
 
     @property
     def memory(self) -> int:
@@ -156,12 +162,15 @@ class Estimate:
 def estimate(plan: RunPlan) -> Estimate:
     """Estimate what a study costs from its model, and one batch without data."""
     study = plan.study
+    full, guarded = zip(*update_bytes(plan), strict=True)
     return Estimate(
         policy=plan.policy,
         topology=round_cost(plan, study),
         rounds=study.rounds,
         weights=8 * num_bytes(plan.model.state_dict()),
         activations=_activations(plan),
+        update=sum(guarded) // len(guarded),
+        update_full=sum(full) // len(full),
     )
 
 
@@ -270,6 +279,7 @@ def leaving_words(study: Study) -> tuple[str, ...]:
     return (
         f"in each of {study.rounds} rounds, about {mib:,.1f} MiB both ways: the groups {groups}",
         *beside_words(plan),
+        *guard_words(study),
         *privacy_words(study),
         *(f"seen by {who}: {what}" for who, what in cost.topology.sees.items()),
         *_cosine_words(plan),

@@ -118,6 +118,7 @@ def _trained(request: Train | Backward, reply: Reply) -> Event | None:
         bytes_down=reply.received or num_bytes(request.weights),
         losses=reply.metrics,
         score=reply.score,
+        bytes_full=reply.full,
         epsilon=reply.epsilon,
     )
 

@@ -108,20 +108,13 @@ def privacy_words(study: Study) -> tuple[str, ...]:
     privacy = study.privacy
     if privacy.kind == "none":
         return ()
-    whose = "each update" if privacy.kind == "client" else "each patient's gradient in a step"
+    said = f"differential privacy {UNITS[privacy.kind]}"
+    if privacy.kind == "client":
+        return (said,)  # its guard says the rest
     return (
-        f"differential privacy {UNITS[privacy.kind]}: {whose} is clipped to an L2 norm of "
-        f"{privacy.clip:g} and gets noise of {privacy.noise:g} times that",
+        f"{said}: each patient's gradient in a step is clipped to an L2 norm of {privacy.clip:g} "
+        f"and gets noise of {privacy.noise:g} times that; losses of training stay at the site",
     )
-
-
-def simulated_patients(study: Study) -> dict[str, int]:
-    """Count the training patients of each simulated site that trains, and so of the plan."""
-    return {
-        site.name: site.patients.train
-        for site in study.site
-        if site.data == "simulated" and site.name in study.trainers
-    }
 
 
 def check_planned(study: Study, site: str, patients: int, budget: Budget | None) -> None:

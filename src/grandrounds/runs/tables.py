@@ -78,7 +78,10 @@ def _score_rows(scores: Iterable[CaseScore], label: ScoreLabel) -> list[_Row]:
 
 
 def write_rounds(path: Path, events: Sequence[Event], sites: Sequence[str]) -> None:
-    """Write one row for each round and site: whether it took part, seconds, bytes, losses."""
+    """Write one row for each round and site: whether it took part, seconds, bytes, losses.
+
+    Where guards touch updates, `bytes_full` are those of an update before.
+    """
     trained = {(e.round, e.site): e for e in events if isinstance(e, SiteTrained)}
     absent = absences(events)
     scores = {(e.round, e.site): e for e in events if isinstance(e, SiteValidated) and e.cases}
@@ -90,7 +93,9 @@ def write_rounds(path: Path, events: Sequence[Event], sites: Sequence[str]) -> N
         | ({"validation": repr(scores[place].score)} if place in scores else {})
         for place in product(sorted({round for round, _ in trained}), sites)
     ]
-    _write(path, (*ROUND_COLUMNS, *(f"loss:{name}" for name in losses), "validation"), rows)
+    guarded = ("bytes_full",) if any(e.bytes_full for e in trained.values()) else ()
+    named = (f"loss:{name}" for name in losses)
+    _write(path, (*ROUND_COLUMNS, *named, "validation", *guarded), rows)
 
 
 def _round_row(place: Place, trained: SiteTrained | None) -> dict[str, object]:
@@ -98,6 +103,7 @@ def _round_row(place: Place, trained: SiteTrained | None) -> dict[str, object]:
     row: dict[str, object] = {"round": round, "site": site, "took_part": trained is not None}
     if trained:
         row |= {"seconds": f"{trained.seconds:.4f}"}
+        row |= {"bytes_full": trained.bytes_full} if trained.bytes_full else {}
         row |= {f"loss:{name}": repr(value) for name, value in trained.losses.items()}
     return row
 

@@ -447,11 +447,18 @@ def notes(study: Study) -> tuple[str, ...]:
             f"{how_often(every)}; they stand in the run folder and the report"
         )
     sentences += method.notes(study.training.optimizer)
+    sentences += guard_words(study)
     if counts and study.training.batch_size == 1 and not study.parity:
         sentences.append(
             "batch norm with training.batch_size = 1 acts as instance norm while training"
         )
     return tuple(sentences)
+
+
+def guard_words(study: Study) -> tuple[str, ...]:
+    """Say what the study's guards do to each update before it leaves a site."""
+    guards = study.build_method().guards.steps
+    return tuple(guard.told(len(study.trainers)) for guard in guards)
 
 
 def advice_on_groups(study: Study) -> str:

@@ -91,7 +91,10 @@ def cycles_of(
 
 @dataclass(frozen=True)
 class SiteWork:
-    """One site's training and traffic in one run, over all rounds from the one it `joined` in."""
+    """One site's training and traffic in one run, over all rounds from the one it `joined` in.
+
+    `bytes_full` are those of its updates before guards touched them, 0 where it has none.
+    """
 
     site: str
     rounds: tuple[int, ...]
@@ -101,6 +104,7 @@ class SiteWork:
     bytes_up: int
     bytes_down: int
     joined: int = 1
+    bytes_full: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def _site_work(
         bytes_up=sum(up for up, _ in traffic),
         bytes_down=sum(down for _, down in traffic),
         joined=joined,
+        bytes_full=sum(part.bytes_full for part in parts),
     )
 
 
