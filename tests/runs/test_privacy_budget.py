@@ -12,7 +12,9 @@ from grandrounds.core.events import BudgetReached, Event, RunFinished, SiteTrain
 from grandrounds.core.messages import Reply, Train
 from grandrounds.core.weights import digest
 from grandrounds.privacy.accounting import GaussianSteps, spending
-from grandrounds.privacy.budget import Budget, Charge
+from grandrounds.privacy.budget import Charge, PrivacyBudget
+from grandrounds.report.analysis.facts import read_facts
+from grandrounds.report.page.html import render_page
 from grandrounds.runs.build import build_federation
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.loop import run_study as run
@@ -28,7 +30,7 @@ LOTS = 2  # a round: 7 patients train, in lots of 4
 PLAN = spending([GaussianSteps(8.0, 4 / 7, LOTS * ROUNDS)], 1e-5).epsilon
 
 
-def budget(file: SiteFile) -> Budget:
+def budget(file: SiteFile) -> PrivacyBudget:
     found = budget_in(file)
     assert found is not None
     return found
@@ -139,6 +141,11 @@ def test_a_budget_that_is_reached_in_mid_run_ends_the_training_and_tests_the_mod
     assert isinstance(heard[-1], RunFinished)
     assert (tmp_path / "run" / "scores.csv").exists()
     assert budget(file).spent().epsilon <= PLAN * 1.2 * 1.001
+    page = render_page(read_facts(tmp_path / "run"))
+    assert "The privacy budget of Oak allowed no more than 2 rounds" in page
+    assert [f"<td>{epsilon:.2f}</td>" in page for epsilon in epsilons(tmp_path / "run")] == [
+        True
+    ] * 2
 
 
 def test_a_site_computes_nothing_that_its_budget_does_not_allow(tmp_path: Path):

@@ -65,7 +65,7 @@ class Charge:
 
 
 @dataclass(frozen=True)
-class Budget:
+class PrivacyBudget:
     """The charges of one dataset in a folder of its own, and the limit; None has no limit."""
 
     site: str
@@ -185,7 +185,7 @@ def _flush_names(folder: Path) -> None:
         os.close(descriptor)
 
 
-def budget_of(site: str, data: Path, limit: PrivacyLimit | None) -> Budget:
+def budget_of(site: str, data: Path, limit: PrivacyLimit | None) -> PrivacyBudget:
     """Return the budget of a site's data, in the folder that its site file says."""
     beside = data.absolute().with_name(f"{data.name}.privacy")
-    return Budget(site, limit.folder if limit and limit.folder else beside, limit)
+    return PrivacyBudget(site, limit.folder if limit and limit.folder else beside, limit)

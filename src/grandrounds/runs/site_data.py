@@ -38,7 +38,7 @@ from grandrounds.data.table import (
     table_cohort,
     with_values,
 )
-from grandrounds.privacy.budget import Budget, budget_of
+from grandrounds.privacy.budget import PrivacyBudget, budget_of
 from grandrounds.runs.site_privacy import check_planned
 from grandrounds.site.record_training import PatientLots
 from grandrounds.study.site_file import (
@@ -63,7 +63,7 @@ class SiteData:
     ready: SiteReady
     shows_images: bool
     disclosure: Disclosure
-    budget: Budget | None = None
+    budget: PrivacyBudget | None = None
 
 
 Preparing: TypeAlias = Callable[[str, int, int], None]  # site, patients done, and all of them
@@ -118,7 +118,7 @@ def _open(
     return SiteData(spec.name, (cohort,), ready, shows, disclosure, budget)
 
 
-def budget_in(file: SiteSource | None) -> Budget | None:
+def budget_in(file: SiteSource | None) -> PrivacyBudget | None:
     """Return the privacy budget of a real site's files; data in no file has none."""
     if not isinstance(file, SiteFile):
         return None

@@ -8,7 +8,7 @@ from grandrounds.algorithms.cyclic import Cyclic
 from grandrounds.core.errors import BadStudy
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.privacy.accounting import GaussianSteps, Spending, spending
-from grandrounds.privacy.budget import DELTA, Budget
+from grandrounds.privacy.budget import DELTA, PrivacyBudget
 from grandrounds.privacy.noise import noise_in, simulated_noise
 from grandrounds.site.record_training import lots_per_epoch
 from grandrounds.site.releases import SitePrivacy
@@ -60,7 +60,7 @@ class PlannedEpsilon:
 
 
 def planned_epsilon(
-    study: Study, site: str, patients: int, budget: Budget | None = None
+    study: Study, site: str, patients: int, budget: PrivacyBudget | None = None
 ) -> PlannedEpsilon | None:
     """Return what the planned run reveals of a site with so many training patients.
 
@@ -117,7 +117,16 @@ def privacy_words(study: Study) -> tuple[str, ...]:
     )
 
 
-def check_planned(study: Study, site: str, patients: int, budget: Budget | None) -> None:
+def simulated_patients(study: Study) -> dict[str, int]:
+    """Count the training patients of each simulated site that trains."""
+    return {
+        site.name: site.patients.train
+        for site in study.site
+        if site.data == "simulated" and site.name in study.trainers
+    }
+
+
+def check_planned(study: Study, site: str, patients: int, budget: PrivacyBudget | None) -> None:
     """Refuse a run that would exceed the study's epsilon, or the budget of the site's data.
 
     Raises `BadStudy` and `BadSite`.
@@ -136,7 +145,7 @@ def check_planned(study: Study, site: str, patients: int, budget: Budget | None)
 
 
 def site_privacy(
-    study: Study, site: str, folder: Path, budget: Budget | None, *, simulated: bool
+    study: Study, site: str, folder: Path, budget: PrivacyBudget | None, *, simulated: bool
 ) -> SitePrivacy | None:
     """Return how a site's data is protected in a run in `folder`; None without noise.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grandrounds.core.weights import Weights
 from grandrounds.privacy.accounting import GaussianSteps, spending
-from grandrounds.privacy.budget import Budget, Charge
+from grandrounds.privacy.budget import Charge, PrivacyBudget
 from grandrounds.privacy.noise import NoiseSource
 
 SPENT = "privacy/"  # before the names of what a run revealed so far, in private state
@@ -31,7 +31,7 @@ class SitePrivacy:
     delta: float
     study: str
     source: NoiseSource
-    budget: Budget | None = None
+    budget: PrivacyBudget | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 
 from grandrounds.core.errors import BadSite
 from grandrounds.privacy.accounting import GaussianSteps, spending
-from grandrounds.privacy.budget import Budget, BudgetUsedUp, Charge, PrivacyLimit, budget_of
+from grandrounds.privacy.budget import BudgetUsedUp, Charge, PrivacyBudget, PrivacyLimit, budget_of
 
 STEP = GaussianSteps(10.0)
 CHARGE = Charge("a" * 64, "b" * 64, 1, "c" * 64, 10.0, 1.0, 1)
@@ -18,10 +18,10 @@ def _charge(number: int, study: str = "b" * 64) -> Charge:
     return replace(CHARGE, release=f"{number:064x}", round=number, study=study)
 
 
-def _budget(folder: Path, steps: float = inf) -> Budget:
+def _budget(folder: Path, steps: float = inf) -> PrivacyBudget:
     """A budget for so many steps and half of another."""
     epsilon = spending([GaussianSteps(10.0, 1.0, steps)], 1e-5).epsilon if steps < inf else inf
-    return Budget("alder", folder, PrivacyLimit(epsilon * 1.01, 1e-5))
+    return PrivacyBudget("alder", folder, PrivacyLimit(epsilon * 1.01, 1e-5))
 
 
 def test_a_release_that_is_repeated_counts_once_and_another_one_counts(tmp_path: Path):
