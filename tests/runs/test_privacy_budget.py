@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from grandrounds.core.errors import BadSite, SiteFailed
+from grandrounds.cli.privacy_output import check_all_join, planned_at
+from grandrounds.core.errors import BadSite, BadStudy, SiteFailed
 from grandrounds.core.events import BudgetReached, Event, RunFinished, SiteTrained
 from grandrounds.core.messages import Reply, Train
 from grandrounds.core.weights import digest
+from grandrounds.data.availability import SiteSummary
+from grandrounds.data.cohort import Cohort
 from grandrounds.privacy.accounting import GaussianSteps, spending
 from grandrounds.privacy.budget import Charge, PrivacyBudget
 from grandrounds.report.analysis.facts import read_facts
@@ -18,7 +21,7 @@ from grandrounds.report.page.html import render_page
 from grandrounds.runs.build import build_federation
 from grandrounds.runs.costs import plan_run
 from grandrounds.runs.loop import run_study as run
-from grandrounds.runs.site_data import budget_in, open_sites
+from grandrounds.runs.site_data import budget_in, open_site, open_sites
 from grandrounds.study.site_file import SiteFile
 from grandrounds.study.study import Study
 from tests.helpers.federation import NOBODY, digests
@@ -158,3 +161,19 @@ def test_a_site_computes_nothing_that_its_budget_does_not_allow(tmp_path: Path):
     with pytest.raises(SiteFailed, match="the privacy budget of its data is used up"):
         run(study, tmp_path / "run", files=[file], listeners=[another_run])
     assert len(budget(file).charges()) == 1
+
+
+def test_check_refuses_a_run_that_reveals_more_than_the_site_or_the_study_allows(tmp_path: Path):
+    study, file = one_site(tmp_path, times=0.5)
+    opened = open_study(study, file)
+    with pytest.raises(BadSite, match="its site file allows"):
+        check_all_join(study, opened, [file])
+    [planned] = planned_at(study, [cohort for cohort, _ in opened], [file])
+    assert planned.run.epsilon == pytest.approx(PLAN)
+    bounded = private_lines(*STUDY, "privacy.epsilon=0.01")
+    with pytest.raises(BadStudy, match=r"privacy\.epsilon is 0\.01, and the run would reach"):
+        check_all_join(bounded, open_study(bounded, file), [file])
+
+
+def open_study(study: Study, file: SiteFile) -> list[tuple[Cohort, SiteSummary]]:
+    return [open_site(study, study.site[0], file)]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from math import inf, sqrt
 from typing import Any, Literal, TypeAlias, cast
 
@@ -105,12 +106,11 @@ def _compose(accountant: Any, events: Iterable[Any], delta: float) -> float:
 def _package() -> Any:
     """Return dp-accounting, which has no type stubs. Raises `BadStudy` where it is not there."""
     try:
-        import dp_accounting
-        import dp_accounting.pld
-        import dp_accounting.rdp
+        for part in ("pld", "rdp"):
+            import_module(f"dp_accounting.{part}")
+        return import_module("dp_accounting")
     except ModuleNotFoundError:
         raise BadStudy(
             "differential privacy needs dp-accounting, which counts epsilon; install it: "
             f"{install_command('privacy')}"
         ) from None
-    return dp_accounting

@@ -45,7 +45,8 @@ def summed(gradients: list[list[float]], clip: float) -> torch.Tensor:
     return torch.cat([found.sums["first"], found.sums["second"]])
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
 @given(gradients=GRADIENTS, another=GRADIENTS, clip=st.floats(0.1, 10))
 def test_one_patient_more_moves_the_sum_by_the_clip_at_most(
     gradients: list[list[float]], another: list[list[float]], clip: float
@@ -83,15 +84,15 @@ def test_fewer_patients_than_a_lot_are_all_in_each_one():
 
 
 def test_the_noise_of_a_lot_has_its_deviation_whoever_was_drawn():
-    weight = nn.Parameter(torch.zeros(4000))
+    weight = nn.Parameter(torch.zeros(2000))
     empty = PatientGradients({"weight": weight}, 0.5)
     [(_, noise)] = empty.noisy_mean(4, 3.0, b"key")
     assert float(noise.std()) == pytest.approx(0.5 * 3.0 / 4, rel=0.05)
     full = PatientGradients({"weight": weight}, 0.5)
-    weight.grad = torch.ones(4000)
+    weight.grad = torch.ones(2000)
     full.add()
     [(_, both)] = full.noisy_mean(4, 3.0, b"key")
-    torch.testing.assert_close(both - noise, torch.full((4000,), 0.5 / sqrt(4000) / 4))
+    assert torch.allclose(both - noise, torch.full((2000,), 0.5 / sqrt(2000) / 4), atol=1e-6)
     [(_, other)] = empty.noisy_mean(4, 3.0, b"another key")
     assert not torch.equal(noise, other)
 
