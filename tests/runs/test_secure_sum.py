@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from grandrounds.site.audit import AuditEntry
 from torch import Tensor
 
 from grandrounds.core.errors import SiteFailed
@@ -28,7 +29,6 @@ from grandrounds.privacy.secure_sum.guard import SUM
 from grandrounds.runs.build import Federation
 from grandrounds.runs.loop import run_study as run
 from grandrounds.runs.remote import run_remotely
-from grandrounds.site.audit import AuditEntry
 from grandrounds.study.study import Study
 from tests.helpers.federation import Spy, built, digests, fail_when, stopped, tiny
 from tests.parity.test_guarded import PATIENT, guarded

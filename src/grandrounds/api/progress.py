@@ -22,6 +22,7 @@ from rich.table import Column
 from grandrounds.api.notebook import NotebookProgress
 from grandrounds.core.errors import FailureCard
 from grandrounds.core.events import (
+    BudgetReached,
     Event,
     Failed,
     Interrupted,
@@ -276,12 +277,18 @@ def _doing(event: Event) -> str:
             return f"{event.site} scored after {event.after}"
         case SiteExchanged():
             return f"{event.site}: {event.stage}"
-        case StoppedEarly():
-            return f"stopped early; best round {event.best_round}"
+        case StoppedEarly() | BudgetReached():
+            return _ended_early(event)
         case Failed() | Interrupted():
             return "stopped"
         case _:
             return "starting"
+
+
+def _ended_early(event: StoppedEarly | BudgetReached) -> str:
+    if isinstance(event, BudgetReached):
+        return f"stopped; the privacy budget of {event.site} is reached"
+    return f"stopped early; best round {event.best_round}"
 
 
 def policy_line(event: PolicySet) -> str:

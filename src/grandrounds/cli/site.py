@@ -5,13 +5,19 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grandrounds.cli.app import Json, Set, StudyPath, app
 from grandrounds.cli.federation import DryRun, OlderThan, Runs, clean_kit, need_flare
 from grandrounds.core.errors import BadSite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from grandrounds.core.code import Code
+    from grandrounds.study.study import Study
 
 at_site = typer.Typer(help="What a hospital decides for itself.", no_args_is_help=True)
 app.add_typer(at_site, name="site")
@@ -33,11 +39,12 @@ def accept(
     need_flare()
     from grandrounds.api.progress import plain_console
     from grandrounds.cli.output import print_json
+    from grandrounds.cli.privacy_output import show_own_budget
     from grandrounds.cli.study_output import leaving_as_json, print_code, print_leaving
+    from grandrounds.flare.job import SITE
     from grandrounds.flare.kit import Kit, accept_study, check_kit
     from grandrounds.models.pretrained import look_up_files_in
     from grandrounds.runs.costs import leaving_words
-    from grandrounds.study.file import fingerprint
     from grandrounds.study.installed import look_up
 
     unread, own = look_up(study, set or []), Kit(kit)
@@ -46,15 +53,9 @@ def accept(
         print_code(unread.code)  # before it is imported
     resolved = unread.read()
     check_kit(resolved, own)
+    show_own_budget(resolved, own.local / SITE, quiet=json)
     if dry_run:
-        if json:
-            shown = {"site": own.name, "study": fingerprint(resolved)}
-            code = [asdict(each) for each in unread.code]
-            print_json(shown | {"code": code, "leaves": leaving_as_json(resolved)})
-            return
-        print_leaving(resolved, own.name)
-        words = f"not signed: {fingerprint(resolved)}; leave out --dry-run to accept it"
-        plain_console().print(words, soft_wrap=True)
+        _show_unsigned(resolved, own.name, unread.code, json=json)
         return
     acceptance, path = accept_study(resolved, own, leaving_words(resolved), unread.code)
     if json:
@@ -63,6 +64,22 @@ def accept(
     print_leaving(resolved, acceptance.site)
     signed = f"accepted by '{acceptance.site}': {acceptance.study}\nsigned in {path}"
     plain_console().print(signed, soft_wrap=True)
+
+
+def _show_unsigned(study: "Study", site: str, code: "Sequence[Code]", *, json: bool) -> None:
+    """Show what a site would sign."""
+    from grandrounds.api.progress import plain_console
+    from grandrounds.cli.output import print_json
+    from grandrounds.cli.study_output import leaving_as_json, print_leaving
+    from grandrounds.study.file import fingerprint
+
+    if json:
+        shown = {"site": site, "study": fingerprint(study), "code": [asdict(each) for each in code]}
+        print_json(shown | {"leaves": leaving_as_json(study)})
+        return
+    print_leaving(study, site)
+    words = f"not signed: {fingerprint(study)}; leave out --dry-run to accept it"
+    plain_console().print(words, soft_wrap=True)
 
 
 @at_site.command()

@@ -130,6 +130,12 @@ def check(
 ) -> None:
     """Say what a study means and costs; with --site, whether that site can join. Nothing trains."""
     from grandrounds.cli.output import print_json
+    from grandrounds.cli.privacy_output import (
+        check_all_join,
+        planned_as_json,
+        planned_at,
+        print_planned,
+    )
     from grandrounds.cli.statistics_output import (
         consortium_as_json,
         consortium_of,
@@ -138,29 +144,32 @@ def check(
     )
     from grandrounds.cli.study_output import print_site, print_study, study_as_json
     from grandrounds.runs.costs import estimate, plan_run
-    from grandrounds.runs.site_data import check_joins, open_named
+    from grandrounds.runs.site_data import open_named
     from grandrounds.runs.survey import survey_opened
     from grandrounds.study.file import read_study
+    from grandrounds.study.site_file import read_site
     from grandrounds.tasks import SupervisedTask
 
     resolved = read_study(study, set or [])
-    plan = plan_run(resolved)
-    cost = estimate(plan)
+    cost = estimate(plan := plan_run(resolved))
     opened = open_named(resolved, site or [])
     summaries = [summary for _, summary in opened]
     surveyed = survey_opened(resolved, site or [], [cohort for cohort, _ in opened])
     found = consortium_of(resolved, [each.answer for each in surveyed])
+    files = [read_site(path) for path in site or []]
+    planned = planned_at(resolved, [cohort for cohort, _ in opened], files)
     if json:
         told = {"statistics": consortium_as_json(found)} if surveyed else {}
+        told |= {"epsilon": planned_as_json(planned)} if planned else {}
         print_json(study_as_json(plan, cost, summaries) | told)
     elif not quiet:
         print_study(plan, cost)
         for summary in summaries:
             print_site(summary, items=isinstance(resolved.task, SupervisedTask))
         print_surveyed(surveyed, found)
+        print_planned(resolved, planned)
     write_page(found, page)
-    for cohort, summary in opened:
-        check_joins(resolved, cohort, summary)
+    check_all_join(resolved, opened, files)
 
 
 @app.command()

@@ -132,6 +132,7 @@ class SiteTrained:
     losses: Mapping[str, float] = field(default_factory=dict[str, float])
     score: float | None = None  # validation score of the site's model, where the method asks for it
     bytes_full: int = 0
+    epsilon: float | None = None  # of the run so far, where the study has differential privacy
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,14 @@ class StoppedEarly:
 
 
 @dataclass(frozen=True)
+class BudgetReached:
+    """The privacy budget of this site's data allows no further round, which ends the training."""
+
+    site: str
+    round: int
+
+
+@dataclass(frozen=True)
 class Interrupted:
     """A person stopped the run after this round; it can be resumed."""
 
@@ -305,6 +314,7 @@ Event: TypeAlias = (
     | SiteTuned
     | RoundFinished
     | StoppedEarly
+    | BudgetReached
     | Interrupted
     | Failed
     | SiteTested

@@ -218,7 +218,9 @@ class Reply:
     before guards touched it, 0 where it has none. `score` is the validation score of
     the model that the site just trained, where the method asks for it and the site has such cases.
     `changed` says that the site's data is not what it trained on when it saved the last of its
-    `rounds`. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
+    `rounds`. `epsilon` is what the site revealed in the run so far, `exhausted` says that the
+    privacy budget of its data allows no further round; without differential privacy there is
+    neither. `statistics` answer a `Survey` alone; otherwise they are not in the bytes either.
     `ledger` is where the site's ledger stands after the line of this reply.
     """
 
@@ -240,6 +242,8 @@ class Reply:
     rounds: tuple[int, ...] = ()
     ready: SiteReady | None = None
     changed: bool = False
+    epsilon: float | None = None
+    exhausted: bool = False
     weights: Weights = field(default_factory=dict[str, Tensor])
     statistics: SiteStatistics | None = None
     ledger: LedgerHead | None = None
@@ -261,9 +265,11 @@ def encode(message: Message) -> bytes:
     weights: Weights = getattr(message, "weights", {})
     fields = asdict(replace(message, weights={}) if weights else message)
     fields.pop("weights", None)
-    for name in ("statistics", "ledger"):
+    for name in ("statistics", "ledger", "epsilon"):
         if fields.get(name) is None:
             fields.pop(name, None)
+    if not fields.get("exhausted"):
+        fields.pop("exhausted", None)
     header = {"kind": type(message).__name__, "fields": fields}
     return save(weights, {"message": json.dumps(header)})
 

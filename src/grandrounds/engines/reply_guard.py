@@ -80,6 +80,8 @@ def _wrong_number(reply: Reply) -> str:
     for name, count in counts.items():
         if not 0 <= count <= _MOST * (1000 if name in _BYTES else 1):
             return f"its {name} is {count}"
+    if reply.epsilon is not None and not (isfinite(reply.epsilon) and reply.epsilon >= 0):
+        return f"its epsilon is {reply.epsilon}"
     if not (isfinite(reply.seconds) and reply.seconds >= 0):
         return f"its time is {reply.seconds} s"
     if reply.score is not None and not isfinite(reply.score):

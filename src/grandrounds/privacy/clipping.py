@@ -67,9 +67,7 @@ class ClipAndNoise:
         clipped = self.clipped(departure.update, departure.start)
         if not self.noise:
             return replace(departure, update=clipped)
-        secret = departure.kept.get(_SECRET)
-        if secret is None:
-            secret = _new_secret(departure)
+        secret = _secret_of(departure)
         key = noise_key(secret.numpy().tobytes(), departure, clipped)
         deviation = self.noise * self.clip / math.sqrt(len(departure.roster))
         update = {
@@ -97,6 +95,18 @@ class ClipAndNoise:
 
     def problem(self, weights: Weights, tensors: Layout) -> str:  # noqa: ARG002
         return ""
+
+
+def _secret_of(departure: Departure) -> Tensor:
+    """Return the site's secret: the one of its data, or else the run's own.
+
+    A run of its own secret would send the same update twice with different noise if its folder were
+    lost, and the mean of the two has less.
+    """
+    if departure.secret:
+        return torch.tensor(list(departure.secret), dtype=torch.uint8)
+    kept = departure.kept.get(_SECRET)
+    return _new_secret(departure) if kept is None else kept
 
 
 def _new_secret(departure: Departure) -> Tensor:

@@ -61,8 +61,9 @@ class Departure:
     are the shared tensors from which the site trained. `kept` is what guards kept at the site after
     the round that this one follows, and, once they are done, what they keep for the next; each name
     starts with that of its guard. `seed` is the study's; a `simulated` site draws from it even what
-    must be secret elsewhere, so that its numbers can be computed again. `masking` is what the sites
-    of the round agreed on, where the study masks updates.
+    must be secret elsewhere, so that its numbers can be computed again. `secret` is that of the
+    site's noise, the same in all runs on its data; without it a guard makes one of its own.
+    `masking` is what the sites of the round agreed on, where the study masks updates.
     """
 
     site: str
@@ -75,6 +76,7 @@ class Departure:
     seed: int = 0
     simulated: bool = False
     masking: Masking | None = None
+    secret: bytes = field(default=b"", repr=False)
 
 
 def layout_of(weights: Weights) -> Layout:

@@ -39,6 +39,7 @@ from grandrounds.runs.costs import RunPlan, plan_run, round_cost, workload
 from grandrounds.runs.ledgers import ledgers_here
 from grandrounds.runs.listeners import ReplyListener, SilentListener
 from grandrounds.runs.site_data import SiteData, open_sites, pool_sites
+from grandrounds.runs.site_privacy import site_privacy
 from grandrounds.runs.split_server import SplitServer
 from grandrounds.site.cut import cut_model
 from grandrounds.site.masking import SiteMasking, signer_of_simulation
@@ -102,6 +103,13 @@ class Blueprint:
             protocols=_usual(study, site_data),
             pixel=study.elements.spacing,
             masking=self._masking(site_data.name, RunFolder(folder)),
+            privacy=site_privacy(
+                study,
+                site_data.name,
+                folder,
+                site_data.budget,
+                simulated=site_data.ready.simulated,
+            ),
         )
 
     def _masking(self, site: str, run: RunFolder) -> SiteMasking | None:

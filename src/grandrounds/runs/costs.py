@@ -28,6 +28,7 @@ from grandrounds.core.names import POOLED
 from grandrounds.core.weights import Filter, Weights, num_bytes, select
 from grandrounds.models.layer_groups import NamedNetwork
 from grandrounds.privacy.guard import bytes_of, layout_of
+from grandrounds.runs.site_privacy import lots_per_round, privacy_words, simulated_patients
 from grandrounds.site.cut import case_bytes, cut_model
 from grandrounds.site.training import Training, isolated_rng
 from grandrounds.study.checks import complete, guard_words, how_often
@@ -279,6 +280,7 @@ def leaving_words(study: Study) -> tuple[str, ...]:
         f"in each of {study.rounds} rounds, about {mib:,.1f} MiB both ways: the groups {groups}",
         *beside_words(plan),
         *guard_words(study),
+        *privacy_words(study),
         *(f"seen by {who}: {what}" for who, what in cost.topology.sees.items()),
         *_cosine_words(plan),
         *_protocol_words(plan),
@@ -408,6 +410,8 @@ def planned_steps(study: Study) -> dict[str, int]:
     topology, sites = study.build_topology(), study.trainers
     if isinstance(topology, Cyclic) and topology.turn == "steps":
         return {} if topology.proportional else dict.fromkeys(sites, topology.length)
+    if study.privacy.kind == "record":
+        return {n: lots_per_round(study, count) for n, count in simulated_patients(study).items()}
     examples = _examples(study)
     if study.build_method().sharing().pooled and examples:
         examples = {POOLED: sum(examples.values())}

@@ -129,6 +129,7 @@ def _trained(request: Train | Backward, reply: Reply) -> Event | None:
         losses=reply.metrics,
         score=reply.score,
         bytes_full=reply.full,
+        epsilon=reply.epsilon,
     )
 
 

@@ -17,6 +17,7 @@ from grandrounds.algorithms.topology import Sites
 from grandrounds.core.device import Machine, deterministic, peak_memory
 from grandrounds.core.errors import RunFailed, SiteFailed
 from grandrounds.core.events import (
+    BudgetReached,
     Failed,
     Interrupted,
     Listener,
@@ -143,6 +144,7 @@ class RunLoop:
     tests: bool = True
     reached: int = field(default=0, init=False)
     _watch: NormWatch = field(default_factory=NormWatch, init=False)
+    _exhausted: str = field(default="", init=False)
     _began: float = field(default_factory=time.perf_counter, init=False)
 
     def follow(self) -> State:
@@ -200,6 +202,7 @@ class RunLoop:
         outcome = federation.topology.round(scored_anew(state, study), sites, federation.method)
         self._compare_updates(state, outcome.replies)
         self._judge_updates(state, outcome.replies)
+        self._exhausted = next((reply.site for reply in outcome.replies if reply.exhausted), "")
         state, score = self._validated(with_awaited(outcome.state, study))
         seconds = time.perf_counter() - started
         digest_of_all, best = _digest_of_all(state, outcome.replies), state.best_round
@@ -255,6 +258,9 @@ class RunLoop:
         return state, score
 
     def _is_over(self, state: State) -> bool:
+        if self._exhausted:
+            self.bus.emit(BudgetReached(self._exhausted, state.round))
+            return True
         patience = self.study.stop.patience
         if not patience or state.round - state.best_round < patience:
             return False

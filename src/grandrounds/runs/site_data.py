@@ -38,6 +38,9 @@ from grandrounds.data.table import (
     table_cohort,
     with_values,
 )
+from grandrounds.privacy.budget import PrivacyBudget, budget_of
+from grandrounds.runs.site_privacy import check_planned
+from grandrounds.site.record_training import PatientLots
 from grandrounds.study.site_file import (
     SiteDataset,
     SiteFile,
@@ -53,13 +56,14 @@ from grandrounds.tasks.supervised import BoundTask, Items
 
 @dataclass(frozen=True)
 class SiteData:
-    """One site's prepared data, and the counts of it that may be reported."""
+    """One site's prepared data, the counts of it that may be reported, and its privacy budget."""
 
     name: str
     cohorts: tuple[Cohort, ...]
     ready: SiteReady
     shows_images: bool
     disclosure: Disclosure
+    budget: PrivacyBudget | None = None
 
 
 Preparing: TypeAlias = Callable[[str, int, int], None]  # site, patients done, and all of them
@@ -78,8 +82,8 @@ def open_sites(
 ) -> dict[str, SiteData]:
     """Open every site of the study, or only some, and tell how far that is.
 
-    Raises `BadSite` or `BadImage` where one lacks the common data elements: a run starts only when
-    all have them.
+    Raises `BadSite` or `BadImage` where one lacks the common data elements, or where the run would
+    exceed its privacy budget: a run starts only when all have both.
     """
     by_name = match_site_files(study, files, only)
     specs = [spec for spec in study.site if only is None or spec.name in only]
@@ -91,6 +95,7 @@ def open_sites(
         cohort, summary = opened[spec.name]
         check_elements(summary, elements=study.elements, tasks=spec.tasks)
         check_examples(study, cohort)
+        check_budget(study, cohort, by_name.get(spec.name))
     return {
         spec.name: _open(study, spec, by_name.get(spec.name), *opened[spec.name], notes)
         for spec in specs
@@ -109,7 +114,30 @@ def _open(
     shows = file is None or file.include_images
     reveals = file is not None and file.reveal_failures
     disclosure = Disclosure(spec.name, study.names, reveals)
-    return SiteData(spec.name, (cohort,), _ready(summary, study.names), shows, disclosure)
+    ready, budget = _ready(summary, study.names), budget_in(file)
+    return SiteData(spec.name, (cohort,), ready, shows, disclosure, budget)
+
+
+def budget_in(file: SiteSource | None) -> PrivacyBudget | None:
+    """Return the privacy budget of a real site's files; data in no file has none."""
+    if not isinstance(file, SiteFile):
+        return None
+    return budget_of(file.name, file.data, file.privacy)
+
+
+def check_budget(study: Study, cohort: Cohort, file: SiteSource | None) -> None:
+    """Refuse a run that would exceed the study's epsilon, or the privacy budget of a site's data.
+
+    Raises `BadStudy` and `BadSite`.
+    """
+    if study.privacy.kind != "none" and cohort.site in study.trainers:
+        check_planned(study, cohort.site, training_patients(study, cohort), budget_in(file))
+
+
+def training_patients(study: Study, cohort: Cohort) -> int:
+    """Count the patients on whom a site trains, which are those with an example of its tasks."""
+    examples = study.make_task().training_examples([cohort])
+    return len(PatientLots.of(examples, study.training.batch_size).patients)
 
 
 def check_examples(study: Study, cohort: Cohort) -> None:
@@ -258,10 +286,13 @@ def open_named(study: Study, paths: Sequence[Path]) -> list[tuple[Cohort, SiteSu
     return [(c, replace(s, notes=(*s.notes, *notes.get(s.site, ())))) for c, s in opened]
 
 
-def check_joins(study: Study, cohort: Cohort, summary: SiteSummary) -> None:
+def check_joins(
+    study: Study, cohort: Cohort, summary: SiteSummary, file: SiteSource | None = None
+) -> None:
     """Raise `BadSite` where a run of the study would refuse the site."""
     check_elements(summary, study.elements, study.roster[summary.site])
     check_examples(study, cohort)
+    check_budget(study, cohort, file)
 
 
 def _opened(study: Study, path: Path) -> tuple[Cohort, SiteSummary]:

@@ -59,7 +59,6 @@ def ledger_entry(
     left: Reply | None = None,
     to: Sequence[str] = (),
     receipt: Reply | None = None,
-    epsilon: float | None = None,
     refused: str = "",
     failed: str = "",
 ) -> LedgerEntry:
@@ -91,7 +90,7 @@ def ledger_entry(
         to=tuple(to) if sent else (),
         named=names_and_shapes(sent),
         message=message_digest(receipt or left, "" if receipt else fingerprint),
-        epsilon=epsilon,
+        epsilon=left.epsilon,
     )
 
 

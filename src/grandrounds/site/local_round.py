@@ -14,6 +14,7 @@ from grandrounds.core.weights import (
     OPTIMIZER,
     Filter,
     Weights,
+    digest,
     select,
     unaliased,
     with_prefix,
@@ -27,6 +28,8 @@ from grandrounds.site.model_state import (
     model_tensors,
     optimizer_tensors,
 )
+from grandrounds.site.record_training import RecordLoop
+from grandrounds.site.releases import SPENT, RoundReleases, spent_before
 from grandrounds.site.training import TrainingLoop, TrainingResult, parameter_of
 
 
@@ -42,15 +45,32 @@ class SiteRound:
         self._trained = TrainingResult({}, 0)
         self._untouched = True
         site_model.load_for_training(self._private | self._arrived)
+        self._releases = self._new_releases()
         self._loop = self._new_loop()
 
-    def _new_loop(self) -> TrainingLoop:
+    def _new_releases(self) -> RoundReleases | None:
+        """Begin to count what this round reveals, where the study has differential privacy."""
+        site = self._site_model.site
+        if site.privacy is None:
+            return None
+        start = digest(self._private) + digest(self._arrived)
+        before = spent_before(self._private)
+        releases = RoundReleases(site.privacy, site.data_digest, self.round, start, before)
+        if site.privacy.kind == "client":
+            releases.begin(1, sampling=1.0, model="")
+        return releases
+
+    def _new_loop(self) -> TrainingLoop | RecordLoop:
         """Return a loop over the round's batches, whose order starts anew.
 
         What the task remembers belongs to the first model that a round trains.
         """
         site = self._site_model.site
         task = self._task if self._untouched else site.task
+        releases = self._releases
+        if releases and releases.privacy.kind == "record":
+            trainer = self._site_model.trainer
+            return RecordLoop(trainer, task, site.lots, releases, site.uses)
         return TrainingLoop(self._site_model.trainer, site.batch_source(self._request.round, task))
 
     @property
@@ -131,6 +151,16 @@ class SiteRound:
         moments = site_model.trainer.optimizer_state(site_model.site.uses)
         return Update(site_model.all_weights() | moments, result.losses, result.steps)
 
+    @property
+    def epsilon(self) -> float | None:
+        """Return what the run revealed so far; None where nothing bounds it."""
+        return self._releases.epsilon if self._releases else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Tell whether the privacy budget of the site's data allows no further round."""
+        return bool(self._releases) and self._releases.is_last
+
     def leaving(self, update: Update) -> Weights:
         """Return what leaves the site: of the model what is shared, and the sets that are named.
 
@@ -160,6 +190,7 @@ class SiteRound:
             start=select(self.start, leaving.__contains__),
             kept=without_prefix(GUARD, self._private),
             seed=site.seed,
+            secret=site.privacy.source.secret if site.privacy else b"",
         )
 
     def _check_set(self, name: str, tensors: Weights) -> None:
@@ -184,8 +215,8 @@ class SiteRound:
         stays = select(model_tensors(update.model), lambda name: not travels(name))
         stays |= optimizer_tensors(update.model) | with_prefix(MEMORY, self._task.memory)
         for name, tensors in update.kept.items():
-            if f"{name}/" in (MEMORY, OPTIMIZER, GUARD):
+            if f"{name}/" in (MEMORY, OPTIMIZER, GUARD, SPENT):
                 who = type(self._site_model.site.method).__name__
                 raise BadUpdate(f"{who} would keep a set '{name}', a name of the house's own")
             stays |= with_prefix(f"{name}/", tensors)
-        return unaliased(stays)
+        return unaliased(stays | self._releases.kept if self._releases else stays)

@@ -13,6 +13,8 @@ from grandrounds.core.seeds import seed_for
 from grandrounds.core.weights import Filter, Weights
 from grandrounds.data.cohort import Cohort, SplitName, data_digest
 from grandrounds.site.cut import Cut
+from grandrounds.site.record_training import PatientLots
+from grandrounds.site.releases import SitePrivacy
 from grandrounds.site.training import BatchSource, Trainer, Training
 from grandrounds.tasks.task import Examples, Task
 
@@ -27,7 +29,7 @@ class SiteSetup:
     training; `trainer` holds the model in memory and may be shared with other sites of the same
     process. `cut` says which stages of a split network are the site's. `protocols` (JSON) says how
     the site usually scans, where the network reads that: it is kept beside the model. `pixel` is
-    the size of prepared pixels in mm.
+    the size of prepared pixels in mm. `privacy` says how patients are protected, if they are.
     """
 
     name: str
@@ -46,6 +48,7 @@ class SiteSetup:
     cut: Cut | None = None
     protocols: str = ""
     pixel: tuple[float, float] = (1.0, 1.0)
+    privacy: SitePrivacy | None = None
 
     @cached_property
     def data_digest(self) -> str:
@@ -55,6 +58,11 @@ class SiteSetup:
     @cached_property
     def training_examples(self) -> Examples:
         return self.task.training_examples(self.cohorts)
+
+    @cached_property
+    def lots(self) -> PatientLots:
+        """Return the site's patients, of whom some are drawn for each step of private training."""
+        return PatientLots.of(self.training_examples, self.training.batch_size)
 
     def cases(self, split: SplitName) -> Examples:
         """Return every case of a split."""

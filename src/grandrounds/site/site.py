@@ -188,6 +188,8 @@ class Site(SiteSetup):
             received=received,
             score=update.score,
             metrics=update.losses,
+            epsilon=local_round.epsilon,
+            exhausted=local_round.exhausted,
             full=num_bytes(leaves.update) if self.method.guards else 0,
             weights=unaliased(guarded.update),
         )

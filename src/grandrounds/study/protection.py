@@ -1,6 +1,6 @@
 """These checks find which method, topology and aggregation the guards of a study cannot serve."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from grandrounds.algorithms.aggregation import MEASURED
 from grandrounds.algorithms.method import Method
@@ -9,7 +9,8 @@ from grandrounds.algorithms.star import Star
 from grandrounds.algorithms.swarm import Swarm
 from grandrounds.algorithms.topology import Topology
 from grandrounds.privacy.guard import Demand
-from grandrounds.privacy.settings import Exchange, Privacy
+from grandrounds.privacy.settings import Exchange
+from grandrounds.study.record_privacy import record_problems
 from grandrounds.study.study import Study
 
 _OVER = '{guard} makes no sense over topology "{topology}": {reason}'
@@ -32,9 +33,6 @@ UNSERVED: Mapping[Demand, str] = {  # what is said where a study does not offer 
     "three sites": "{guard} needs three sites or more that train: {reason}",
     "no cosines": "{guard} makes no sense with aggregation.cosines_every: {reason}",
 }
-UNBUILT: Mapping[str, Callable[[Privacy], bool]] = {
-    'privacy.kind = "record"': lambda privacy: privacy.kind == "record",
-}
 
 
 def protection_problems(
@@ -47,9 +45,7 @@ def protection_problems(
     """
     study.privacy.check()
     (study.exchange or Exchange()).check()
-    for word, asked in UNBUILT.items():
-        if asked(study.privacy):
-            yield f"{word} is not built in this version; remove it"
+    yield from record_problems(study, method, topology, statistics=statistics)
     lacks = _lacking(study, method, topology, statistics=statistics)
     for guard in method.guards.steps:
         if not method.sharing().federates:

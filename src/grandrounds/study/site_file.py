@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from grandrounds.core.errors import BadSite, BadStudy
+from grandrounds.core.errors import BadSite, BadStudy, require
 from grandrounds.core.names import check_site_name
 from grandrounds.core.sentence import Reason, phrase
 from grandrounds.data.archive.settings import Archive, placed
 from grandrounds.data.dataset import PatientDataset
 from grandrounds.data.preparation.settings import Preparation
+from grandrounds.privacy.budget import PrivacyLimit
 from grandrounds.study.file import in_words, parse_table, read_toml_text
 from grandrounds.study.study import Study
 
@@ -29,7 +30,8 @@ class SiteFile:
     the site file. `include_images` allows pictures of test cases in the report, `reveal_failures`
     whole messages in failure cards, with paths and names of patients. `tasks` are those of a site
     that is not in the study. `archive` tells from where `grandrounds site ingest` gets volumes, and
-    `prepare` how volumes of another folder become those of `data`.
+    `prepare` how volumes of another folder become those of `data`. `privacy` limits what all runs
+    together may reveal of the data.
     """
 
     name: str
@@ -40,6 +42,7 @@ class SiteFile:
     tasks: tuple[str, ...] = ()
     archive: Archive | None = None
     prepare: Preparation | None = None
+    privacy: PrivacyLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def read_site(path: Path) -> SiteFile:
         check_site_name(site.name)
         folder = path.absolute().parent
         archive = placed(site.archive, folder) if site.archive else None
+        privacy = _limit(site.privacy, folder) if site.privacy else None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSite(
             f"{path}: cannot be read as a site file ({_problem(error)})",
@@ -80,7 +84,20 @@ def read_site(path: Path) -> SiteFile:
     cache = folder / site.cache.expanduser() if site.cache else None
     prepare = _with_source(site.prepare, folder, archive, path) if site.prepare else None
     data = folder / site.data.expanduser()
-    return replace(site, data=data, cache=cache, archive=archive, prepare=prepare)
+    return replace(site, data=data, cache=cache, archive=archive, prepare=prepare, privacy=privacy)
+
+
+def _limit(limit: PrivacyLimit, folder: Path) -> PrivacyLimit:
+    """Return a checked limit, whose folder starts at the site file's. Raises `BadStudy`."""
+    require(
+        limit.epsilon > 0,
+        f"privacy.epsilon is {limit.epsilon:g}; it must be above 0, for example 8",
+    )
+    require(
+        0 < limit.delta < 1,
+        f"privacy.delta is {limit.delta:g}; it must be above 0 and below 1, for example 1e-5",
+    )
+    return replace(limit, folder=limit.folder and folder / limit.folder.expanduser())
 
 
 def _with_source(

@@ -8,6 +8,7 @@ import pytest
 from grandrounds.core.errors import BadFolder, DiskFailed
 from grandrounds.core.events import (
     EVENT_KINDS,
+    BudgetReached,
     Event,
     Failed,
     GroupPolicy,
@@ -48,6 +49,7 @@ EVENTS: list[Event] = [
     SiteMonitored(1, "y", "x", 0.1, 3, 19.5, 40),
     RoundFinished(1, "cd", None, 1, 0.7),
     StoppedEarly(1, 1),
+    BudgetReached("x", 1),
     Interrupted(1),
     Failed("x", 2, "train", "ValueError", "naïve\u2028message", "look again", ("a.py:3 f",)),
     WorkSet(112_366, 139_557_504),

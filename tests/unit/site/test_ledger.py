@@ -75,7 +75,9 @@ def test_a_line_counts_scores_and_holds_none():
 def test_a_line_names_the_guards_and_the_epsilon_of_what_left(tmp_path: Path):
     ledger = Ledger(tmp_path / "ledger.jsonl", guards=("clip",))
     for epsilon in (0.0, 1.5, None):
-        ledger(ledger_entry("server", Train(round=2, since=1), left=REPLY, epsilon=epsilon))
+        ledger(
+            ledger_entry("server", Train(round=2, since=1), left=replace(REPLY, epsilon=epsilon))
+        )
     ledger(ledger_entry("server", ASKED, left=Reply(site="alder", round=2)))
     told = [(entry.guards, entry.epsilon) for entry in entries(ledger.path)]
     assert told == [(("clip",), 0.0), (("clip",), 1.5), (("clip",), None), ((), None)]

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,11 +83,32 @@ def _not_panels(path: Path, error: Exception) -> BadFolder:
 
 
 @dataclass(frozen=True)
+class PrivacyFacts:
+    """What a study says of its differential privacy: whose it is, and how it is reached."""
+
+    kind: str  # "client" or "record"
+    clip: float
+    noise: float
+    delta: float
+
+    @staticmethod
+    def of(table: Mapping[str, Any]) -> "PrivacyFacts | None":
+        """Read a study's table; None where it has no differential privacy."""
+        if table.get("kind", "none") == "none":
+            return None
+        numbers = (float(table.get(key, default)) for key, default in _NUMBERS.items())
+        return PrivacyFacts(str(table["kind"]), *numbers)
+
+
+_NUMBERS = {"clip": 0.0, "noise": 0.0, "delta": 1e-5}
+
+
+@dataclass(frozen=True)
 class StudyFile:
     """The resolved study: its text, and the choices that a report uses.
 
     `sites` are those that train, `held_out` those that are tested only; of both, `simulated` are
-    those without real patients.
+    those without real patients. `privacy` is there where a study has differential privacy.
     """
 
     text: str
@@ -96,6 +118,7 @@ class StudyFile:
     variables: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     simulated: tuple[str, ...] = ()
+    privacy: PrivacyFacts | None = None
 
     @property
     def own_task(self) -> bool:
@@ -316,7 +339,8 @@ def read_study_file(folder: RunFolder) -> StudyFile:
         simulated = tuple(name for name, kind in data.items() if kind == "simulated")
         method, task = str(table["method"]["kind"]), str(table["task"]["kind"])
         variables = tuple(table.get("elements", {}).get("variables", ()))
-        return StudyFile(text, method, task, names, variables, held, simulated)
+        privacy = PrivacyFacts.of(table.get("privacy", {}))
+        return StudyFile(text, method, task, names, variables, held, simulated, privacy)
     except FileNotFoundError:
         raise BadFolder(
             f"{path.parent}: no study.toml and no arms.toml; this is neither a run nor a comparison"

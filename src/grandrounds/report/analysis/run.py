@@ -8,6 +8,7 @@ from typing import TypeAlias, TypeVar
 
 from grandrounds.core.errors import BadFolder
 from grandrounds.core.events import (
+    BudgetReached,
     Event,
     Failed,
     Interrupted,
@@ -182,7 +183,8 @@ class Run:
     """One run of an arm, with one seed.
 
     `unseen` are scores at sites that the model was trained without; `crossed` maps a model's site
-    to the model's scores at every site.
+    to the model's scores at every site. `epsilons` are those of the run by site and round; `budget`
+    is there where a site's privacy budget ended the training.
     """
 
     study: StudyFile
@@ -208,6 +210,8 @@ class Run:
     empty: EmptyCases | None
     scored_rounds: tuple[int, ...]
     panels: tuple[KeptPanel, ...]
+    epsilons: Mapping[str, Curve]
+    budget: BudgetReached | None
     unseen: RunScores
     crossed: Mapping[str, RunScores]
     derived: Derivation | None
@@ -278,6 +282,8 @@ def run_of(folder: RunRecord) -> Run:
         empty=empty_cases(folder.cases),
         scored_rounds=tuple(sorted({case.round for case in folder.cases})),
         panels=folder.panels,
+        epsilons=_epsilons(_of(events, SiteTrained)),
+        budget=next(reversed(_of(events, BudgetReached)), None),
         unseen=_patient_means(folder, folder.unseen, everyone, RunFolder.unseen),
         crossed={
             model: _patient_means(folder, cases, everyone, RunFolder.matrix)
@@ -309,6 +315,14 @@ def _curves(validated: Iterable[SiteValidated]) -> dict[str, Curve]:
     points: dict[str, dict[int, float]] = defaultdict(dict)
     for event in validated:
         points[event.site][event.round] = event.score
+    return {site: tuple(sorted(found.items())) for site, found in points.items()}
+
+
+def _epsilons(trained: Iterable[SiteTrained]) -> dict[str, Curve]:
+    points: dict[str, dict[int, float]] = defaultdict(dict)
+    for event in trained:
+        if event.epsilon is not None:
+            points[event.site][event.round] = event.epsilon
     return {site: tuple(sorted(found.items())) for site, found in points.items()}
 
 

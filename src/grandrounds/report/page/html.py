@@ -17,7 +17,14 @@ from grandrounds.report.page import charts, style, tables
 from grandrounds.report.page.audit import VERDICT_WORDS, Annex, annexes
 from grandrounds.report.page.pictures import PanelRow, choices, panel_rows, panels_of, rule
 from grandrounds.report.page.tables import ArmRow
-from grandrounds.report.prose import cosines, generalisation, sentences, summary, vocabulary
+from grandrounds.report.prose import (
+    cosines,
+    generalisation,
+    privacy,
+    sentences,
+    summary,
+    vocabulary,
+)
 from grandrounds.report.prose.sentences import no_pictures
 from grandrounds.report.prose.vocabulary import wording
 
@@ -90,6 +97,7 @@ def render_page(facts: Facts, *, include_images: bool = False, audits: Sequence[
         standings=tables.standings(facts, metric) if metric else [],
         overview=tables.overview(facts, metric) if metric else [],
         costs=tables.costs(facts),
+        privacy=privacy,
         pulls=compared_updates(facts),
         angles=cosines,
         pull=style.pull,
