@@ -21,8 +21,8 @@ test-all: .venv/dev
 	$(PYTEST) -m "not gpu" --durations=60 --durations-min=1
 
 SEEDS ?= 100
-FROM ?= 40
-nemesis: .venv/dev  # more schedules of faults than the 40 of test-all
+FROM ?= 24
+nemesis: .venv/dev  # more schedules of faults than the 24 of test-all
 	$(BIN)/python -m tests.nemesis --seeds $(SEEDS) --from $(FROM)
 
 quick: .venv/dev

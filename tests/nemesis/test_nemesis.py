@@ -16,7 +16,7 @@ from tests.nemesis.nemesis import Nemesis
 from tests.nemesis.schedule import schedule_of
 from tests.nemesis.story import Story
 
-SEEDS = range(40)
+SEEDS = range(24)
 QUICK = (3,)  # of those that need no NVFlare, for `make test`
 
 
