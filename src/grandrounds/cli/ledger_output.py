@@ -11,13 +11,14 @@ from grandrounds.api.progress import plain_console
 from grandrounds.cli.tables import print_table
 from grandrounds.core.ledger import DELIVER, NOTES, LedgerEntry, LedgerLine, listings
 from grandrounds.report.analysis.ledgers import CheckedLedger, LedgersChecked
+from grandrounds.report.prose.vocabulary import counted
 
 
 def print_ledger(path: Path, lines: Sequence[LedgerLine]) -> None:
     """Print each message of a ledger as a row, then the names of all tensors in it."""
     console = plain_console()
     party = lines[0].entry.who if lines else ""
-    words = f"{path}: ledger of {party or 'an unknown party'}, {len(lines)} lines"
+    words = f"{path}: ledger of {party or 'an unknown party'}, {counted(len(lines), 'line')}"
     console.print(Text(words), soft_wrap=True)
     table = Table(Column("line", justify="right"), "time (UTC)", "asked, round", "what left")
     for line in lines:
@@ -29,7 +30,7 @@ def print_ledger(path: Path, lines: Sequence[LedgerLine]) -> None:
             table.add_row(*(Text(cell) for cell in cells))
     print_table(table, console)
     for digest, named in listings(lines).items():
-        console.print(Text(f"tensors {digest[:12]}: {len(named)} names"), soft_wrap=True)
+        console.print(Text(f"tensors {digest[:12]}: {counted(len(named), 'name')}"), soft_wrap=True)
         for name, shape in named.items():
             console.print(Text(f"    {name}  {shape}"), soft_wrap=True)
     if lines:
@@ -45,12 +46,12 @@ def what_left(entry: LedgerEntry) -> str:
     if entry.tensors:
         names = f" ({entry.listing[:12]})" if entry.listing else ""
         way = " arrived" if entry.asked == DELIVER else ""
-        parts.append(f"{entry.tensors:,} tensors{names}{way}, {entry.bytes:,} bytes")
+        parts.append(f"{counted(entry.tensors, 'tensor')}{names}{way}, {entry.bytes:,} bytes")
     elif entry.bytes:
         parts.append(f"{entry.bytes:,} bytes")
     parts += [f"to {', '.join(entry.to)}"] if entry.to else []
-    parts += [f"{entry.scores:,} scores"] if entry.scores else []
-    parts += [f"{len(entry.metrics)} means"] if entry.metrics else []
+    parts += [counted(entry.scores, "score")] if entry.scores else []
+    parts += [counted(len(entry.metrics), "mean")] if entry.metrics else []
     parts += [f"guards {', '.join(entry.guards)}"] if entry.guards else []
     parts += [f"epsilon {entry.epsilon:.3g}"] if entry.epsilon is not None else []
     return "; ".join(parts) or "counts"

@@ -31,6 +31,7 @@ from grandrounds.core.events import (
     StoppedEarly,
     TopologySet,
     UpdatesCompared,
+    UpdatesJudged,
     WorkSet,
 )
 from grandrounds.core.journal import Journal, finished_rounds, read_journal, without_superseded
@@ -58,6 +59,7 @@ EVENTS: list[Event] = [
     RunFinished(1, 1, "cd", 2.0, 1000),
     RoundLost("x", 2, "damaged"),
     SiteJoined("y", 2),
+    UpdatesJudged(2, {"x": 1.5, "y": 9.0}, {"y": "its update is long"}, ("y",)),
     UpdatesCompared(1, {"mapper": {"x": {"y": -0.25, "z": 0.5}}, "all": {}}),
 ]
 

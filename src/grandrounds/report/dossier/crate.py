@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
+from grandrounds.core.run_folder import RunFolder
 from grandrounds.report.dossier.facts import Dossier
 
 METADATA = "ro-crate-metadata.json"
@@ -98,7 +99,7 @@ def _context(dossier: Dossier) -> list[dict[str, object]]:
             "description": f"Study {study.study}; {dossier.began} to {dossier.ended}.",
             "agent": [{"@id": each["@id"]} for each in sites],
             "instrument": {"@id": "#grandrounds"},
-            "object": {"@id": "study.toml"},
+            "object": {"@id": RunFolder.study},
             "result": {"@id": "departures.csv"},
         },
     ]

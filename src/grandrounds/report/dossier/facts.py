@@ -34,6 +34,9 @@ KINDS: Mapping[str, str] = {
     "tail": "the gradients of a batch at the cut of the network",
     "backward": "the end of a training step; with the last, its part of the model",
     "finish": "that it has written its models to its own disk",
+    "advertisekeys": "public keys for the masks of a round, made for it and signed",
+    "sharekeys": "parts of its mask keys, each encrypted for one other site",
+    "unmask": "parts of keys that take the masks off the sum of all updates",
     "survey": "statistics of its patients, as counts and rounded shares",
 }
 _WORDS = "%d %B %Y, %H:%M UTC"

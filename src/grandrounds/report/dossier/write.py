@@ -24,10 +24,10 @@ _COLUMNS = (
     *("to", "guards", "epsilon", "digest", "listing", "refused", "failed"),
 )
 _RECORDS = {
-    "study.toml": "The study file, as all sites accepted it",
-    "journal.jsonl": "What happened in the run, event by event",
-    "rounds.csv": "Who took part in which round, with seconds and bytes",
-    "digests.csv": "The digest of all weights after each round",
+    RunFolder.study: "The study file, as all sites accepted it",
+    RunFolder.journal: "What happened in the run, event by event",
+    RunFolder.rounds: "Who took part in which round, with seconds and bytes",
+    RunFolder.digests: "The digest of all weights after each round",
 }
 _WHOSE = "Ledger of {name}: each message, chained by SHA-256"
 _ANNEX = "What attacks on the part of {name} found: counts and rates"
