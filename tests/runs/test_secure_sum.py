@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grandrounds.site.audit import AuditEntry
 from torch import Tensor
 
 from grandrounds.core.errors import SiteFailed
 from grandrounds.core.events import RoundFinished
+from grandrounds.core.ledger import LedgerEntry
 from grandrounds.core.messages import (
     AdvertiseKeys,
     Merge,
@@ -100,7 +100,7 @@ def test_sites_elsewhere_compute_the_same_bits_and_show_no_update(
     topology: str, plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Neither the coordinator nor a swarm's leader receives any site's update."""
-    study, log = tiny(*MASKED, f"topology.kind={topology}", sites=3), list[AuditEntry]()
+    study, log = tiny(*MASKED, f"topology.kind={topology}", sites=3), list[LedgerEntry]()
     received, receive = {"coordinator": list[bytes]()}, SiteAgent.receive_update
 
     def delivered(agent: SiteAgent, packed: bytes) -> bytes:
