@@ -228,14 +228,14 @@ class RunLoop:
     def _judge_updates(self, before: State, replies: Sequence[Reply]) -> None:
         """Emit which updates of a round are unusual, and which were not averaged.
 
-        Over other topologies than a star the coordinator has no updates to judge.
+        Over other topologies than a star, and of masked ones, the coordinator has none to judge.
         """
         method, number = self.federation.method, before.round + 1
         if not (isinstance(self.federation.topology, Star) and method.sharing().federates):
             return
-        updates = Updates(method.guards.admit(replies, before), before, method.averaging)
-        if len(updates.replies) < len(replies):  # a guard let their sum through, and no single one
+        if method.guards.masks:  # nobody but a site can read its update
             return
+        updates = Updates(method.guards.admit(replies, before), before, method.averaging)
         norms = update_norms(before.weights, updates.replies) if before.weights else {}
         unusual = self._watch.unusual(norms)
         if unusual or updates.left_out:
