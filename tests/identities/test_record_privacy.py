@@ -44,9 +44,9 @@ def test_all_patients_in_each_lot_without_noise_is_full_batch_training(
 def test_one_patient_without_noise_has_the_bits_of_plain_training(tmp_path: Path):
     # Nothing is added up over patients, so nothing can be added up in another order.
     files = [write_points(tmp_path / "oak", patients=3)]  # of whom one trains
-    split = {"elements": {"split": {"train": 0.34, "validation": 0.33, "test": 0.33}}}
-    found = {}
+    elements = {"split": {"train": 0.34, "validation": 0.33, "test": 0.33}}
+    found: dict[str, str] = {}
     for kind, privacy in (("plain", NONE), ("private", NO_NOISE)):
-        study = private_lines(*FULL_BATCH, privacy=privacy, **split)
+        study = private_lines(*FULL_BATCH, privacy=privacy, elements=elements)
         found[kind] = digest(run_study(study, tmp_path / kind, files=files).weights)
     assert found["plain"] == found["private"]

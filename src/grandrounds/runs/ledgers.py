@@ -19,9 +19,15 @@ def site_ledger(study: Study, folder: Path, site: str, identity: Identity | None
         party=site,
         study=fingerprint(study),
         key=identity.key if identity else None,
-        guards=tuple(guard.word for guard in study.build_method().guards.steps),
+        guards=_protections(study),
         about={"run": folder.name, "version": __version__},
     )
+
+
+def _protections(study: Study) -> tuple[str, ...]:
+    """Return what protects an update of a study; noise on gradients is no guard, and counts."""
+    guards = tuple(guard.word for guard in study.build_method().guards.steps)
+    return ('privacy.kind = "record"', *guards) if study.privacy.kind == "record" else guards
 
 
 def ledgers_here(study: Study, folder: Path, sites: Iterable[str]) -> dict[str, Recorder]:
@@ -41,5 +47,6 @@ def coordinator_ledger(study: Study, folder: Path, identity: Identity | None = N
         study=fingerprint(study),
         key=identity.key if identity else None,
         private=False,
+        guards=_protections(study),
         about={"run": folder.name, "version": __version__} | where,
     )

@@ -109,6 +109,7 @@ def received_entry(sender: str, request: Request, reply: Reply) -> LedgerEntry:
         metrics=tuple(reply.metrics),
         named=names_and_shapes(sent),
         message=head.message if head else message_digest(reply, digest(sent) if sent else ""),
+        epsilon=reply.epsilon,
         head=head,
     )
 

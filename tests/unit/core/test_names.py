@@ -277,8 +277,18 @@ def test_the_compiled_operator_is_called_as_ever():
 # What is drawn: a seed is of the words that it is asked with.
 
 SEED_WORDS = {
-    *("back", "batches", "classifier", "critic", "example", "first weights", "generator"),
-    *("leader", "network", "noise", "order", "partition", "perceptron", "server", "sweep"),
+    *("audit", "back", "batches", "classifier", "critic", "example", "first weights", "generator"),
+    *(
+        "leader",
+        "network",
+        "noise",
+        "noise in place of a trace",
+        "order",
+        "partition",
+        "perceptron",
+        "server",
+        "sweep",
+    ),
     *("trained again", "uncertainty", "unet"),
 }
 

@@ -18,9 +18,9 @@ def _charge(number: int, study: str = "b" * 64) -> Charge:
     return replace(CHARGE, release=f"{number:064x}", round=number, study=study)
 
 
-def _budget(folder: Path, steps: float = inf) -> PrivacyBudget:
+def _budget(folder: Path, steps: int | None = None) -> PrivacyBudget:
     """A budget for so many steps and half of another."""
-    epsilon = spending([GaussianSteps(10.0, 1.0, steps)], 1e-5).epsilon if steps < inf else inf
+    epsilon = spending([GaussianSteps(10.0, 1.0, steps)], 1e-5).epsilon if steps else inf
     return PrivacyBudget("alder", folder, PrivacyLimit(epsilon * 1.01, 1e-5))
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -14,6 +15,7 @@ from grandrounds.core.errors import BadFolder, BadInput
 from grandrounds.core.events import RoundFinished, RunFinished
 from grandrounds.core.journal import read_journal
 from grandrounds.report.cards.write import write_cards
+from grandrounds.report.prose.protection import left_open
 from grandrounds.runs.arms import ArmChoice
 from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import example, read_table
@@ -188,6 +190,20 @@ def test_no_card_names_a_patient_or_a_folder(finished: Path, tmp_path: Path):
         assert str(finished.parent) not in card
         assert "jane-doe" not in card
         assert not [name for name in names if name in card]
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ({"exchange": {"kind": "int8"}}, 'Fewer bits (exchange.kind = "int8") hide nothing.'),
+        ({"privacy": {"kind": "none", "secure_sum": True}}, "could read their sum alone"),
+        ({"privacy": {"kind": "client", "noise": 0.0}}, "or masks (privacy.noise = 0)"),
+        ({"privacy": {"kind": "client", "noise": 0.5}}, "its site's share of the noise alone"),
+        ({"privacy": {"kind": "record", "noise": 2.0}}, "(epsilon up to 3.14 at delta 1e-05)"),
+    ],
+)
+def test_a_card_says_what_protection_leaves_open(study: dict[str, Any], words: str):
+    assert words in left_open(study, 3.14159)
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """A data officer gets one folder that other programs can read, and a page that a person can."""
 
+import csv
 import json
 import warnings
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
+from typing import get_args
 
 import pytest
 from torch import ones
@@ -13,13 +16,21 @@ from grandrounds.core.errors import BadInput
 from grandrounds.core.events import RoundFinished, RunStarted, SiteMissed, SiteTrained
 from grandrounds.core.journal import Journal
 from grandrounds.core.ledger import COORDINATOR, SITES_HERE, LedgerEntry
-from grandrounds.core.messages import Reply, Train
+from grandrounds.core.messages import Reply, Request, Train
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.report.dossier.facts import KINDS
 from grandrounds.report.dossier.write import write_dossier
 from grandrounds.site.ledger import Ledger, ledger_entry, received_entry
 
 SITES = ("alder", "birch")
 STUDY = "5" * 64
+STUDY_FILE = """
+name = "two"
+method = { kind = "fedavg" }
+task = { kind = "synthesis" }
+site = [{ name = "alder", data = "simulated" }, { name = "birch", data = "simulated" }]
+"""
+NOISE = '[privacy]\nkind = "record"\nclip = 1.0\nnoise = 2.0\ndelta = 1e-6\n'
 
 
 def unsigned(certificate: str, signature: str, statement: bytes, moment: float) -> str:
@@ -39,14 +50,15 @@ def run(tmp_path: Path) -> Path:
             started = ("two", "fedavg", 7, 1, SITES, STUDY, "0.1.0", "2.13", "cpu", "float32", 1)
             journal.append(RunStarted(*started))
         asked = Train(round=1, since=0)
-        reply = Reply(site=name, round=1, weights={"<b>w</b>": ones(3)})
-        entry = ledger_entry(COORDINATOR, asked, left=reply, epsilon=1.5 if number else None)
+        spent = 1.5 if number else None
+        reply = Reply(site=name, round=1, epsilon=spent, weights={"<b>w</b>": ones(3)})
+        entry = ledger_entry(COORDINATOR, asked, left=reply)
         central(received_entry(name, asked, replace(reply, ledger=own(entry))))
         journal.append(SiteTrained(1, name, 1.0, 5, 5, 12, 12))
         own(LedgerEntry("unknown", "ask", refused="<script>it is not signed</script>"))
     journal.append(SiteMissed("birch", 1, "train", "TimeoutError", "it was late", ""))
     journal.append(RoundFinished(1, "d", None, 1, 1.0))
-    files.study.write_text('name = "two"\n')
+    files.study.write_text(STUDY_FILE)
     return files.path
 
 
@@ -58,10 +70,29 @@ def test_a_dossier_says_what_left_and_from_whom(run: Path, tmp_path: Path):
     assert birch.sendings[0].guards == ("clip",)
     page = (tmp_path / "dossier" / "index.html").read_text()
     assert "<b>Yes.</b> Every line of every ledger here is as it was written" in page
-    assert "privacy spent: epsilon 1.5" in page
+    assert "had no differential privacy" in page
     assert "not signed" in page
     rows = (tmp_path / "dossier" / "departures.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 + 2 * 2  # the head, the coordinator's lines, two of each site
+
+
+def test_a_dossier_tells_what_noise_bounds_and_where_nothing_does(run: Path, tmp_path: Path):
+    """From a hospital's own ledger, or at the coordinator of a federation from what it received."""
+    RunFolder(run).study.write_text(STUDY_FILE + NOISE)
+    rmtree(RunFolder(run).sites)
+    told = write_dossier(run, tmp_path / "dossier", unsigned)
+    assert [(site.own, site.epsilon) for site in told.sites] == [(False, None), (False, 1.5)]
+    page = (tmp_path / "dossier" / "index.html").read_text()
+    assert "privacy spent: epsilon 1.5 at delta 1e-06" in page
+    assert page.count("no bound on what they reveal") == 1, "alder told none"
+    assert "It protects each training patient with all slices" in page
+    assert "had no differential privacy" not in page
+    rows = csv.DictReader((tmp_path / "dossier" / "departures.csv").read_text().splitlines())
+    assert [row["epsilon"] for row in rows] == ["", "1.5"]
+
+
+def test_every_message_that_a_site_answers_has_a_meaning():
+    assert {kind.__name__.lower() for kind in get_args(Request)} <= set(KINDS)
 
 
 def test_the_page_opens_offline_and_runs_nothing_that_a_stranger_wrote(run: Path, tmp_path: Path):

@@ -8,6 +8,7 @@ from grandrounds.core.files import make_output_folder, write_text
 from grandrounds.core.quoting import Markdown, code_span, for_markdown
 from grandrounds.core.run_folder import ResultFolder
 from grandrounds.report.cards.facts import CardFacts, read_card_facts, totals
+from grandrounds.report.prose.protection import left_open, protections
 from grandrounds.report.prose.vocabulary import join_words
 
 FEW_PATIENTS = 20  # a mean over fewer says little about a hospital
@@ -96,13 +97,10 @@ def _missed(facts: CardFacts) -> str:
 
 
 def _exposed(facts: CardFacts) -> str:
-    travels = sum(work.bytes_up for work in facts.run.work)
-    if not travels or facts.study["privacy"]["kind"] != "none":
+    if not sum(work.bytes_up for work in facts.run.work):
         return ""
-    return (
-        'What left a site was not protected by noise or masks (privacy.kind = "none"); updates '
-        "may tell something about the patients that they were trained on."
-    )
+    told = [epsilon for curve in facts.run.epsilons.values() for _, epsilon in curve]
+    return left_open(facts.study, max(told, default=None))
 
 
 BLANK = "to be completed by the site"
@@ -139,6 +137,7 @@ def render_card(facts: CardFacts, name: str) -> str:
         facts=facts,
         limits=limits(facts),
         totals=totals,
+        protections=protections(facts.study),
         code_span=code_span,
         blank=Markdown(f"*{BLANK}*"),
     )

@@ -20,6 +20,7 @@ from grandrounds.core.events import (
 from grandrounds.core.journal import read_journal, without_superseded
 from grandrounds.core.ledger import DELIVER, LedgerEntry, VerifySignature, listings, read_ledger
 from grandrounds.core.run_folder import RunFolder
+from grandrounds.report.analysis.folder import PrivacyFacts, read_study_file
 from grandrounds.report.analysis.ledgers import LedgersChecked, check_ledgers, ledger_files
 
 KINDS: Mapping[str, str] = {
@@ -33,6 +34,9 @@ KINDS: Mapping[str, str] = {
     "forward": "the activations of a batch at the cut of the network",
     "tail": "the gradients of a batch at the cut of the network",
     "backward": "the end of a training step; with the last, its part of the model",
+    "advertisekeys": "fresh public keys, for the masks of its update",
+    "sharekeys": "parts of its own keys, each sealed for another hospital",
+    "unmask": "the parts of keys that take the masks off the sum of the updates",
     "finish": "that it has written its models to its own disk",
     "advertisekeys": "public keys for the masks of a round, made for it and signed",
     "sharekeys": "parts of its mask keys, each encrypted for one other site",
@@ -94,6 +98,7 @@ class Dossier:
 
     `broken` says what is wrong with the ledgers; `checked` is what their check came to where
     nothing is. `named` maps each tensor that left, under any name, to its types and shapes.
+    `privacy` is there where the study has differential privacy.
     """
 
     run: Path
@@ -109,6 +114,7 @@ class Dossier:
     signed: bool
     simulated: tuple[str, ...]
     ledgers: Mapping[str, Path]
+    privacy: PrivacyFacts | None = None
 
 
 def read_dossier(folder: Path, verify: VerifySignature) -> Dossier:
@@ -143,6 +149,7 @@ def read_dossier(folder: Path, verify: VerifySignature) -> Dossier:
         signed=bool(checked) and any(ledger.signed for ledger in checked.ledgers),
         simulated=tuple(dict.fromkeys(e.site for e in ready if e.simulated)),
         ledgers=files,
+        privacy=read_study_file(RunFolder(folder)).privacy,
     )
 
 

@@ -15,7 +15,7 @@ from grandrounds.core.ledger import NOTES, VerifySignature, read_ledger
 from grandrounds.core.run_folder import RunFolder
 from grandrounds.report.dossier.crate import METADATA, crate_metadata
 from grandrounds.report.dossier.facts import Dossier, read_dossier
-from grandrounds.report.prose import vocabulary
+from grandrounds.report.prose import privacy, vocabulary
 
 DOSSIER_PAGE = "index.html"
 _SUMS = "sha256.txt"
@@ -126,5 +126,6 @@ def render_dossier(dossier: Dossier, files: dict[str, str]) -> str:
         found=dossier,
         files=files,
         words=vocabulary,
+        privacy=privacy,
         audited=any(name.startswith("audit/") for name in files),
     )

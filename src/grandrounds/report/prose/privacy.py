@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from grandrounds.report.analysis.arm import Arm
 from grandrounds.report.analysis.facts import Facts
+from grandrounds.report.analysis.folder import PrivacyFacts
 from grandrounds.report.prose.vocabulary import counted, display_name
 
 _WHOSE = {
@@ -20,10 +21,8 @@ def private_arms(facts: Facts) -> list[Arm]:
     return [arm for arm in facts.arms if arm.study.privacy and arm.runs]
 
 
-def protects(arm: Arm) -> str:
-    """Say whom an arm's differential privacy protects, by what, and whom it does not protect."""
-    found = arm.study.privacy
-    assert found is not None, "only an arm with differential privacy is asked for"
+def protects(found: PrivacyFacts) -> str:
+    """Say whom differential privacy protects, by what, and whom it does not protect."""
     said = (
         f"It protects {_WHOSE[found.kind]}. For that {_CLIPPED[found.kind]} was clipped to "
         f"{found.clip:g} (L2) and got noise of {found.noise:g} times that. Epsilon at delta "

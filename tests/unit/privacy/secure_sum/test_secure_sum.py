@@ -114,8 +114,8 @@ def test_a_weighted_sum_never_overflows(weights, part, signs_alike):
     integers = sum(int(vector.view(np.int32)[0]) for vector in vectors)
     assert abs(integers) < 2**31
     assert sum(int(vector[-1]) for vector in vectors) == total < 2**31
-    both = np.sum(vectors, axis=0, dtype=np.uint32)
-    found, _ = encoding.decode(both, total)
+    both = np.stack(vectors).sum(axis=0, dtype=np.uint32)
+    found, _ = encoding.decode(np.asarray(both, np.uint32), total)
     assert abs(float(found["w"]) - number) <= (len(weights) / 2) * 2**-20 + 1e-6 * abs(number)
 
 
