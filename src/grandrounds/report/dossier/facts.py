@@ -38,9 +38,6 @@ KINDS: Mapping[str, str] = {
     "sharekeys": "parts of its own keys, each sealed for another hospital",
     "unmask": "the parts of keys that take the masks off the sum of the updates",
     "finish": "that it has written its models to its own disk",
-    "advertisekeys": "public keys for the masks of a round, made for it and signed",
-    "sharekeys": "parts of its mask keys, each encrypted for one other site",
-    "unmask": "parts of keys that take the masks off the sum of all updates",
     "survey": "statistics of its patients, as counts and rounded shares",
 }
 _WORDS = "%d %B %Y, %H:%M UTC"
