@@ -39,17 +39,19 @@ def pairs_of_patients() -> Tensor:
     return pairs * 2 - 1
 
 
-def protected(update: Sequence[Tensor], *, clip: float, noise: float) -> list[Tensor]:
+def protected(
+    update: Sequence[Tensor], *, clip: float, noise: float, draw: int
+) -> list[Tensor]:
     """Clip an update to a norm, and add Gaussian noise of `noise` times that to each value."""
     norm = torch.cat([each.flatten() for each in update]).norm()
     scale = min(1.0, clip / float(norm))
-    draw = torch.Generator().manual_seed(1)
+    source = torch.Generator().manual_seed(draw)
     return [
-        scale * each + noise * clip * torch.randn(each.shape, generator=draw) for each in update
+        scale * each + noise * clip * torch.randn(each.shape, generator=source) for each in update
     ]
 
 
-def attack(*, noise: float, patient: int = 0) -> Reconstruction:
+def attack(*, noise: float, patient: int = 0, draw: int = 1) -> Reconstruction:
     """Attack the gradient of one image in a small U-Net of the house, trained by the L1 loss."""
     pairs = pairs_of_patients()
     true, another, others = pairs[patient], pairs[1 - patient], pairs[2:]
@@ -66,7 +68,7 @@ def attack(*, noise: float, patient: int = 0) -> Reconstruction:
 
     sent = gradient(true, 1e-8)
     if noise:
-        sent = protected(sent, clip=1.0, noise=noise)
+        sent = protected(sent, clip=1.0, noise=noise, draw=draw)
     objectives = {
         "": sought(sent),
         "noise": sought(noise_like(sent, 0)),

@@ -1,8 +1,9 @@
-"""Tiny networks that memorised their training patients, and others that never saw them.
+"""Models that memorised their training patients, and others that never saw them.
 
-A model fills in what its source does not tell: it sees a target in 2 x 2 pixels. One trained
-for long on a few patients fills in their details; one trained as long on other patients does
-not. Patients are the simulator's, of 16 x 16 pixels.
+A model fills in what its source does not tell: it sees a target in 2 x 2 pixels, and recalls the
+training images that look alike in these (Nadaraya 1964, Watson 1964). So it is a planted memory and
+not a trained network, which is flagged less often: docs/reference/privacy.md has the numbers. One
+that never saw the patients recalls others. Patients are the simulator's, of 16 x 16 pixels.
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,12 @@ from grandrounds.audit.membership import Fits
 from grandrounds.audit.memorisation import SPACES, CopyTest, copy_test
 from grandrounds.core.roc import auc
 from grandrounds.data.simulation.simulate import simulate_session
-from grandrounds.models.layers import isolated_seed
 from grandrounds.study.file import read_study
 
 ROOT = Path(__file__).parents[2]
 SIDE, SEEN = 16, 2  # pixels of a target, and of what a model sees of it
 PATIENTS = 6  # in each of: training, test, training of a model that never saw them
-STEPS = 250
+WIDTH = 0.005  # of grey, by which a source must differ to recall another image
 
 
 @cache
@@ -48,18 +48,10 @@ def seen(images: Tensor) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(images, SEEN).flatten(1)
 
 
-def trained_on(images: Tensor, seed: int) -> nn.Module:
-    """A perceptron that was trained on these images for long."""
-    with isolated_seed(seed):
-        model = nn.Sequential(nn.Linear(SEEN**2, 64), nn.ReLU(), nn.Linear(64, SIDE**2))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    sources, targets = seen(images), images.flatten(1)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss = (model(sources) - targets).abs().mean()
-        loss.backward()
-        optimizer.step()
-    return model
+def recalled(sources: Tensor, memory: Tensor) -> Tensor:
+    """What a memory of images makes of sources, (B, 1, 16, 16): their mean, the alike foremost."""
+    alike = -torch.cdist(sources, seen(memory)) / WIDTH
+    return torch.tensordot(alike.softmax(1), memory, 1)
 
 
 @dataclass(frozen=True)
@@ -89,10 +81,8 @@ def planted(seed: int, *, saw_them: bool) -> Planted:
     pool = patients_of_a_simulation(8 * PATIENTS)
     order = torch.randperm(len(pool), generator=draw)[: 3 * PATIENTS]
     inside, outside, elsewhere = pool[order].split(PATIENTS)
-    model = trained_on(inside if saw_them else elsewhere, seed)
     images = torch.cat([inside, outside])
-    with torch.no_grad():
-        made = model(seen(images)).unflatten(1, (1, SIDE, SIDE)).clamp(0, 1)
+    made = recalled(seen(images), inside if saw_them else elsewhere)
     return Planted(images, made, np.arange(2 * PATIENTS) < PATIENTS)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,14 +49,15 @@ class ImagePrior:
 
     def image(self, coefficients_K: Tensor) -> Tensor:
         """Return the mixture with these coefficients, (C, H, W)."""
-        return self.mean + torch.tensordot(coefficients_K, self.axes, 1)
+        return self.mean + (coefficients_K[:, None, None, None] * self.axes).sum(0)
 
 
 def image_prior(images_NCHW: Tensor, components: int) -> ImagePrior:
     """Return mean and principal components of other patients' images."""
     mean = images_NCHW.mean(0)
     centred = (images_NCHW - mean).flatten(1)
-    _, lengths, axes = torch.linalg.svd(centred, full_matrices=False)
+    _, found, vectors = np.linalg.svd(centred.numpy(), full_matrices=False)
+    lengths, axes = torch.as_tensor(found), torch.as_tensor(vectors)
     kept = min(components, int((lengths > lengths[0] * 1e-4).sum()))
     scaled = axes[:kept] * lengths[:kept, None] / len(images_NCHW) ** 0.5
     return ImagePrior(mean, scaled.unflatten(1, mean.shape))
@@ -73,15 +75,20 @@ def update_distance(found: Sequence[Tensor | None], observed: Sequence[Tensor]) 
     Tensors that the observed update leaves as they are do not count: a bias before a norm has no
     gradient but rounding errors, whose direction is chance.
     """
-    sizes = [float(other.norm()) / other.numel() ** 0.5 for other in observed]
+    sizes = [float(other.square().mean().sqrt()) for other in observed]
     silent = _SILENT * max(sizes)
     pairs = [
         (one.flatten(), other.flatten())
         for one, other, size in zip(found, observed, sizes, strict=True)
         if one is not None and size > silent
     ]
-    cosines = [torch.dot(one, other) / (one.norm() * other.norm() + _TINY) for one, other in pairs]
+    cosines = [_cosine(one, other) for one, other in pairs]
     return 1 - torch.stack(cosines).mean()
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    squares = torch.dot(one, one) * torch.dot(other, other)
+    return torch.dot(one, other) / squares.clamp_min(_TINY**2).sqrt()
 
 
 def feature_distance(found: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
@@ -106,7 +113,7 @@ def reconstruct(objective: Objective, prior: ImagePrior, search: Search) -> Tens
         images_CHW = prior.image(coefficients_K)
         loss = objective(images_CHW) + search.smoothness * total_variation(images_CHW)
         (coefficients_K.grad,) = torch.autograd.grad(loss, [coefficients_K])
-        optimizer.step()
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         if float(loss.detach()) < lowest:
             best, lowest = images_CHW.detach(), float(loss.detach())
     return best
@@ -118,7 +125,7 @@ def detail(found_CHW: Tensor, true_CHW: Tensor, prior: ImagePrior) -> float:
     It is 1 for the true image and 0 for what knows the patient not at all.
     """
     one, other = (found_CHW - prior.mean).flatten(), (true_CHW - prior.mean).flatten()
-    return float(torch.dot(one, other) / (one.norm() * other.norm() + _TINY))
+    return float(_cosine(one, other))
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,8 @@ class Attackable:
             loss for part, loss in self.task.losses(self.model, batch) if part == GENERATOR_PART
         )
         shared = list(self.shared.values())
-        found = torch.autograd.grad(next(losses), shared, allow_unused=True)
-        pairs = zip(found, shared, strict=True)
-        return [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        found = torch.autograd.grad(next(losses), shared, allow_unused=True, materialize_grads=True)
+        return list(found)
 
     def from_update(self, observed: Sequence[Tensor]) -> Objective:
         """Return how far images' gradients are from the direction of an update."""
@@ -169,7 +168,7 @@ def noise_like(tensors: Sequence[Tensor], seed: int) -> list[Tensor]:
     """Return Gaussian noise of each tensor's own size, which knows no patient."""
     generator = torch.Generator().manual_seed(seed_for(seed, "noise in place of a trace"))
     return [
-        torch.randn(each.shape, generator=generator) * each.norm() / each.numel() ** 0.5
+        torch.randn(each.shape, generator=generator) * each.square().mean().sqrt()
         for each in tensors
     ]
 

@@ -23,7 +23,7 @@ def test_an_unprotected_gradient_of_one_image_shows_the_patient_and_controls_do_
 
 
 @pytest.mark.full
-def test_with_clip_and_noise_the_same_attack_finds_nothing():
+def test_with_clip_and_noise_the_same_attack_stays_below_the_threshold():
     found = attack(noise=0.1)
     assert judge_reconstructions("", [found], ("yes", "no"), ()).verdict == "not found"
 

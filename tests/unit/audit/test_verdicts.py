@@ -24,7 +24,7 @@ def test_twenty_memorising_models_are_flagged_and_twenty_that_never_saw_the_pati
 
 @pytest.mark.slow
 def test_a_planted_model_gets_the_sentences_of_a_leak_and_its_controls_do_not():
-    model, control = planted(3, saw_them=True), planted(3, saw_them=False)
+    model, control = planted(4, saw_them=True), planted(4, saw_them=False)
     copies = judge_copies(model.copies(), {"never saw them": control.copies()}, seed=1)
     assert copies.verdict == "found"
     assert "memorised" in copies.sentence
