@@ -39,9 +39,7 @@ def pairs_of_patients() -> Tensor:
     return pairs * 2 - 1
 
 
-def protected(
-    update: Sequence[Tensor], *, clip: float, noise: float, draw: int
-) -> list[Tensor]:
+def protected(update: Sequence[Tensor], *, clip: float, noise: float, draw: int) -> list[Tensor]:
     """Clip an update to a norm, and add Gaussian noise of `noise` times that to each value."""
     norm = torch.cat([each.flatten() for each in update]).norm()
     scale = min(1.0, clip / float(norm))

@@ -15,7 +15,7 @@ from tests.helpers.inverted_updates import attack
 
 
 @pytest.mark.slow
-def test_an_unprotected_gradient_of_one_image_shows_the_patient_and_controls_do_not():
+def test_the_inversion_of_the_tuned_case_beats_its_controls():
     found = attack(noise=0.0)
     assert found.detail > CLEAR
     assert found.detail > CLEAR_MARGIN + max(found.controls.values())

@@ -14,7 +14,7 @@ NUMBER = 20  # of each kind
 
 
 @pytest.mark.full
-def test_twenty_memorising_models_are_flagged_and_twenty_that_never_saw_the_patients_are_not():
+def test_nineteen_of_twenty_planted_memories_are_flagged_and_at_most_one_of_twenty_others():
     curve = operating_curve(NUMBER)
     assert set(curve["memorised"]) == {"memorisation", "membership"}
     for attack in curve["memorised"]:
