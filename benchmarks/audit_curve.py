@@ -1,8 +1,8 @@
 """How often the audit flags a model that memorised, and one that never saw the patients.
 
-Twenty planted memories, and twenty that hold others (`tests/helpers/planted_models.py`); an attack flags a model where
-its p-value, times the number of its tests, is at most a threshold. The table is written into
-docs/reference/privacy.md, between the marks of this program.
+Twenty planted memories, and twenty that hold others (`tests/helpers/planted_models.py`); an attack
+flags a model where its p-value, times the number of its tests, is at most a threshold. The table is
+written into docs/reference/privacy.md, between the marks of this program.
 
     python benchmarks/audit_curve.py [--number 20] [--json]
 """
