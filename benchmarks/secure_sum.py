@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -150,10 +151,9 @@ def ckks(tenseal: Any, update: Weights, sites: int) -> Cost:
 def ckks_library() -> Any:
     """TenSEAL, or nothing where it is not installed."""
     try:
-        import tenseal
+        return import_module("tenseal")
     except ModuleNotFoundError:
         return None
-    return tenseal
 
 
 def measured(sites: int, mebibytes: float, tenseal: Any) -> dict[str, Cost]:
