@@ -19,6 +19,7 @@ from grandrounds.core.failures import Disclosure
 from grandrounds.core.processes import end_with_parent
 from grandrounds.engines.remote import Timeouts
 from grandrounds.engines.remote_site import SiteAgent
+from grandrounds.runs.ledgers import site_ledger
 from grandrounds.runs.remote import (
     closed_site,
     identity_of,
@@ -103,6 +104,7 @@ def _agent(place: PartyPlace) -> SiteAgent:
         serve_site(study, place.name, (), place.run, place.folder),
         disclosure=Disclosure(place.name, study.names),
         guard=partial(study_guard, study),
+        ledger=site_ledger(study, place.run, place.name, identity),
     )
 
 

@@ -27,6 +27,7 @@ FILES = {
     ".lock",
     "digests.csv",
     "journal.jsonl",
+    "ledger.jsonl",
     "model/last.safetensors",
     "model/shared.safetensors",
     "report.html",
@@ -39,6 +40,7 @@ FILES = {
         f"sites/{name}/{file}"
         for name in NAMES
         for file in (
+            "ledger.jsonl",
             "panels.npz",
             "private-last.safetensors",
             "private.safetensors",

@@ -124,7 +124,7 @@ def table(story: Story, change: Callable[[dict[str, str]], dict[str, str] | None
 
 
 def is_train(line: dict[str, object], number: int) -> bool:
-    return (line["asked"], line["round"]) == ("train", number)
+    return (line["asked"], line.get("round")) == ("train", number)
 
 
 def state_flipped(party: str) -> Change:
