@@ -13,7 +13,7 @@ from grandrounds.flare.job import CONTROLLER, EXECUTOR, export_job, run_name
 from grandrounds.runs.loop import run_study as run
 from grandrounds.study.file import to_toml
 from tests.golden.test_golden import ARMS
-from tests.helpers.federation import digests, rows
+from tests.helpers.federation import digests, rows, tiny
 from tests.helpers.flare_federation import (
     commanded,
     differing,
@@ -86,6 +86,18 @@ def test_a_job_that_we_export_plays_in_nvflares_own_simulator(arm: str, tmp_path
     assert json.loads(done.out) == {"job": str(tmp_path / "job")}
     runs = simulated(tmp_path / "job", study, tmp_path / "played")
     assert_same(arm, runs / run_name(study), tmp_path)
+
+
+@pytest.mark.full
+def test_a_secure_sum_in_nvflares_simulator_has_the_digests_of_this_process(tmp_path: Path):
+    study = tiny("rounds=2", "method.kind=fedavg", "privacy.secure_sum=true", sites=3)
+    export_job(study, tmp_path / "job")
+    runs = simulated(tmp_path / "job", study, tmp_path / "played")
+    run(study, tmp_path / "here")
+    there = runs / run_name(study)
+    assert digests(there) == digests(tmp_path / "here")
+    assert len(set(digests(there))) == 2
+    assert rows(there / "scores.csv") == rows(tmp_path / "here" / "scores.csv")
 
 
 def test_every_topology_is_played_by_the_command():
